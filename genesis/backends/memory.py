@@ -1,0 +1,298 @@
+"""The line in one process: no server, no lease, the same promises.
+
+Everything here happens between two await points of one event loop, so each method is atomic by
+itself and the invariant needs no lock::
+
+    a line never has a free slot and a waiter at the same time        (checked by `_hand_over`)
+
+Every method that frees a slot, adds one or removes the head ends with `_hand_over`, which restores
+it. A waiter that was granted is a holder from that instant, even if its task is just being
+cancelled; that task says `leave`, as every task does, and the slot passes on. So a grant never has
+to look at the state of the task it is for (anyio and trio decide it the same way: "already
+granted? then pass it on").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from genesis.backends.identity import new_instance_id
+from genesis.backends.protocol import (
+    Admission,
+    BackendEvent,
+    Departure,
+    Entry,
+    Grant,
+    LimitDisagreement,
+    Listener,
+    Party,
+    QueueEntry,
+    QueueStats,
+    SlotLost,
+    Snapshot,
+    State,
+    Ticket,
+)
+from genesis.backends.waiting import until_granted
+from genesis.exceptions import BackendUnavailableError, EvictedError
+
+__all__ = ["InMemoryBackend"]
+
+
+class _Passage:
+    """One ticket in the line: a waiter while `token` is 0, then a holder."""
+
+    __slots__ = ("context", "future", "since", "ticket", "token")
+
+    def __init__(self, ticket: Ticket, context: str, since: float) -> None:
+        self.ticket = ticket
+        self.context = context
+        self.since = since  # when it entered; from the grant on, when it was granted
+        self.token = 0
+        self.future: asyncio.Future[Grant] | None = None  # set while a waiter
+
+
+class _Line:
+    """One queue in use; dropped as soon as it is empty."""
+
+    __slots__ = ("holding", "limit", "override", "waiting")
+
+    def __init__(self, override: int | None) -> None:
+        self.limit: int | None = None  # the call sites' number that came last
+        self.override = override
+        # An OrderedDict, because taking the first key of a plain dict again and again is quadratic.
+        self.waiting: OrderedDict[str, _Passage] = OrderedDict()
+        self.holding: dict[str, _Passage] = {}
+
+    @property
+    def effective_limit(self) -> int:
+        if self.override is not None:
+            return self.override
+        return self.limit or 1
+
+
+class InMemoryBackend:
+    """Keeps queues in this process, for one event loop. Nothing survives it.
+
+    Args:
+        clock: monotonic seconds, for ages; injected by tests.
+    """
+
+    name = "memory"
+    heartbeat_interval = 5.0
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.instance_id = new_instance_id()
+        self._clock = clock
+        self._listener: Listener | None = None
+        self._lines: dict[str, _Line] = {}
+        self._overrides: dict[str, int] = {}
+        # One counter for all queues: tokens grow strictly in each of them, although an idle queue
+        # leaves no state behind from which its own counter could go on.
+        self._numbers = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    async def enter(self, entry: Entry) -> Admission:
+        self._check_open("enter")
+        queue_id = entry.queue_id
+        line = self._lines.get(queue_id)
+        if line is None:
+            line = self._open_line(queue_id)
+        if entry.limit is not None and entry.limit != line.limit:
+            self._adopt_limit(queue_id, line, entry.limit)
+        number = next(self._numbers)
+        ticket = Ticket(queue_id, entry.item_id, f"{self.instance_id}:{number}")
+        if not line.waiting and len(line.holding) < line.effective_limit:
+            passage = _Passage(ticket, entry.context, self._clock())
+            passage.token = number
+            line.holding[ticket.id] = passage
+            return Admission(ticket, Grant(number), 0, 0)
+        if entry.only_if_free:
+            depth = len(line.waiting)
+            self._drop_if_idle(queue_id, line)
+            return Admission(ticket, None, 0, depth)
+        passage = _Passage(ticket, entry.context, self._clock())
+        passage.future = asyncio.get_running_loop().create_future()
+        line.waiting[ticket.id] = passage
+        depth = len(line.waiting)
+        return Admission(ticket, None, depth, depth)
+
+    async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
+        line = self._lines.get(ticket.queue_id)
+        passage = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
+        if not passage:
+            raise EvictedError(ticket.queue_id, ticket.item_id)
+        if passage.future is None:
+            return Grant(passage.token)
+        return await until_granted(passage.future, timeout)
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        line = self._lines.get(ticket.queue_id)
+        if line is None:
+            return Departure(None)
+        was: State
+        if line.holding.pop(ticket.id, None) is not None:
+            was = "holding"
+        elif line.waiting.pop(ticket.id, None) is not None:
+            was = "waiting"
+        else:
+            return Departure(None)
+        granted: tuple[Party, ...] = ()
+        if line.waiting:
+            granted = self._hand_over(line, Party(ticket.item_id, self.instance_id, context))
+        self._drop_if_idle(ticket.queue_id, line)
+        return Departure(was, granted)
+
+    def lapsed(self, ticket: Ticket) -> bool:  # noqa: ARG002
+        return False  # without a lease nothing lapses; an eviction is reported as an event
+
+    async def set_limit(self, queue_id: str, limit: int | None) -> None:
+        self._check_open("set_limit")
+        if limit is None:
+            self._overrides.pop(queue_id, None)
+        else:
+            self._overrides[queue_id] = limit
+        line = self._lines.get(queue_id)
+        if line is not None:
+            line.override = limit
+            self._hand_over(line, None)
+
+    async def stats(self, queue_id: str) -> QueueStats:
+        self._check_open("stats")
+        line = self._lines.get(queue_id)
+        if line is None:
+            return QueueStats(0, 0, self._overrides.get(queue_id, 1), 0.0)
+        return self._stats(line)
+
+    async def position(self, queue_id: str, item_id: str) -> int | None:
+        self._check_open("position")
+        line = self._lines.get(queue_id)
+        for place, passage in enumerate(line.waiting.values() if line else (), 1):
+            if passage.ticket.item_id == item_id:
+                return place
+        return None
+
+    async def entries(self, queue_id: str) -> list[QueueEntry]:
+        self._check_open("entries")
+        line = self._lines.get(queue_id)
+        if line is None:
+            return []
+        now = self._clock()
+        found = [self._describe(passage, now, None) for passage in line.holding.values()]
+        for place, passage in enumerate(line.waiting.values(), 1):
+            found.append(self._describe(passage, now, place))
+        return found
+
+    async def evict(self, queue_id: str, item_id: str) -> int:
+        self._check_open("evict")
+        line = self._lines.get(queue_id)
+        if line is None:
+            return 0
+        waiters = [p for p in line.waiting.values() if p.ticket.item_id == item_id]
+        holders = [p for p in line.holding.values() if p.ticket.item_id == item_id]
+        for passage in waiters:
+            del line.waiting[passage.ticket.id]
+            if passage.future is not None and not passage.future.done():
+                passage.future.set_exception(EvictedError(queue_id, item_id))
+        for passage in holders:
+            del line.holding[passage.ticket.id]
+            self._emit(SlotLost(passage.ticket, "evicted"))
+        self._hand_over(line, None)
+        self._drop_if_idle(queue_id, line)
+        return len(waiters) + len(holders)
+
+    async def ping(self) -> None:
+        self._check_open("ping")
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            for passage in line.waiting.values():
+                if passage.future is not None and not passage.future.done():
+                    passage.future.set_exception(self._closed_error("wait"))
+            for passage in line.holding.values():
+                self._emit(SlotLost(passage.ticket, "closed"))
+
+    def _open_line(self, queue_id: str) -> _Line:
+        line = self._lines[queue_id] = _Line(self._overrides.get(queue_id))
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:
+            self._loop = loop
+            self._timer = loop.call_later(self.heartbeat_interval, self._report)
+        return line
+
+    def _drop_if_idle(self, queue_id: str, line: _Line) -> None:
+        if not line.holding and not line.waiting:
+            self._lines.pop(queue_id, None)
+
+    def _adopt_limit(self, queue_id: str, line: _Line, limit: int) -> None:
+        previous, line.limit = line.limit, limit
+        if previous is not None:
+            self._emit(LimitDisagreement(queue_id, previous, limit))
+        # Before the newcomer is looked at: a raised limit belongs to those who already wait.
+        self._hand_over(line, None)
+
+    def _hand_over(self, line: _Line, released_by: Party | None) -> tuple[Party, ...]:
+        """Grant free slots to the heads of the line, in order."""
+        granted: tuple[Party, ...] = ()
+        limit = line.effective_limit
+        while line.waiting and len(line.holding) < limit:
+            key, passage = line.waiting.popitem(last=False)
+            line.holding[key] = passage
+            passage.token = next(self._numbers)
+            passage.since = self._clock()
+            future, passage.future = passage.future, None
+            if future is not None and not future.done():
+                future.set_result(Grant(passage.token, released_by))
+            granted += (Party(passage.ticket.item_id, self.instance_id, passage.context),)
+        return granted
+
+    def _stats(self, line: _Line) -> QueueStats:
+        oldest = 0.0
+        if line.waiting:
+            oldest = self._clock() - next(iter(line.waiting.values())).since
+        return QueueStats(len(line.waiting), len(line.holding), line.effective_limit, oldest)
+
+    def _describe(self, passage: _Passage, now: float, place: int | None) -> QueueEntry:
+        return QueueEntry(
+            item_id=passage.ticket.item_id,
+            instance_id=self.instance_id,
+            state="holding" if place is None else "waiting",
+            age=now - passage.since,
+            position=place,
+            fencing_token=passage.token if place is None else None,
+        )
+
+    def _report(self) -> None:
+        """Report every line in use, as a shared backend does with its heartbeat."""
+        self._timer = None
+        for queue_id, line in self._lines.items():
+            self._emit(Snapshot(queue_id, self._stats(line)))
+        if self._lines:
+            assert self._loop is not None
+            self._timer = self._loop.call_later(self.heartbeat_interval, self._report)
+
+    def _emit(self, event: BackendEvent) -> None:
+        if self._listener is not None:
+            self._listener(event)
+
+    def _check_open(self, operation: str) -> None:
+        if self._closed:
+            raise self._closed_error(operation)
+
+    def _closed_error(self, operation: str) -> BackendUnavailableError:
+        return BackendUnavailableError(self.name, operation, "it was closed")

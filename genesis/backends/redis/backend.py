@@ -1,0 +1,459 @@
+"""`RedisBackend`: the protocol over Redis, with the promises of a shared line.
+
+What is said to Redis is said synchronously, before the first await, and in order (see `link`); what
+comes back is taken in by callbacks of the reading loop (see `ledger`), whether or not the task that
+asked still waits. So there is no await point at which a cancellation could lose anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from genesis.backends.identity import new_instance_id
+from genesis.backends.protocol import (
+    Admission,
+    BackendEvent,
+    Departure,
+    Disrupted,
+    Entry,
+    Grant,
+    LimitDisagreement,
+    Listener,
+    Party,
+    QueueEntry,
+    QueueStats,
+    Recovered,
+    State,
+    Ticket,
+)
+from genesis.backends.redis.heartbeat import Heart
+from genesis.backends.redis.keys import channel_prefix, queue_keys
+from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage, instance_of, parse_blob
+from genesis.backends.redis.link import Link, Unreachable
+from genesis.backends.redis.scripts import load
+from genesis.backends.redis.subscriber import Subscriber
+from genesis.backends.waiting import until_granted
+from genesis.exceptions import BackendUnavailableError, EvictedError
+
+__all__ = ["RedisBackend"]
+
+_ENTRIES_PAGE = 1000
+
+
+class RedisBackend:
+    """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
+
+    One connection for commands, one for wake-ups, one heartbeat, however many calls wait. The
+    connections are made with the first operation, in the event loop that runs then; from there on
+    the object belongs to that loop.
+
+    Args:
+        url: as redis-py takes it (`redis://`, `rediss://` for TLS, `unix://`; user, password and
+            database in it).
+        key_prefix: put before every key and channel. Instances share queues if they share it.
+        lease: seconds after which a dead instance's waiters and holders are taken back. All
+            instances should name the same. It is renewed every third of it.
+        operation_timeout: seconds after which an operation without an answer raises
+            `BackendUnavailableError`; a third of the lease by default.
+
+    Raises:
+        ValueError: a malformed url, or a lease or timeout that is not positive.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379",
+        key_prefix: str = "genesis:queue:",
+        *,
+        lease: float = 15.0,
+        operation_timeout: float | None = None,
+    ) -> None:
+        if not lease > 0:
+            raise ValueError(f"lease must be more than 0 seconds, got {lease!r}")
+        timeout = lease / 3 if operation_timeout is None else operation_timeout
+        if not timeout > 0:
+            raise ValueError(f"operation_timeout must be more than 0 seconds, got {timeout!r}")
+        self.instance_id = new_instance_id()
+        self.heartbeat_interval = lease / 3
+        self._lease = lease
+        self._timeout = timeout
+        self._key_prefix = key_prefix
+        self._channels = channel_prefix(key_prefix)
+        self._constants = (str(round(lease * 1e6)).encode(), self._channels)
+        # RESP2, so that a message looks the same with and without hiredis; no timeout and no retry
+        # of redis-py's own: whether and what to say again only the link can know.
+        self._pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            socket_timeout=None,
+            socket_connect_timeout=timeout,
+            socket_keepalive=True,
+            health_check_interval=0,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._listener: Listener | None = None
+        self._serials = itertools.count(1)
+        self._session: _Session | None = None
+        self._closed = False
+        self._down: dict[str, float] = {}  # which connection is down, and since when
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    async def enter(self, entry: Entry) -> Admission:
+        session = self._join("enter")
+        line = session.ledger.open(entry.queue_id)
+        ticket = Ticket(entry.queue_id, entry.item_id, f"{self.instance_id}:{next(self._serials)}")
+        passage = Passage(ticket, line, entry.context)
+        session.ledger.add(passage)
+        if entry.limit is not None:
+            line.limit = b"%d" % entry.limit
+        arguments = (
+            ticket.id.encode(),
+            passage.blob,
+            b"" if entry.limit is None else line.limit,
+            b"free" if entry.only_if_free else b"",
+            line.epoch,
+            *self._constants,
+        )
+        command = session.link.call(
+            load("enter"),
+            line.keys,
+            arguments,
+            again=(b"1",),
+            on_answer=partial(self._entered, session, passage, session.loop.time()),
+        )
+        try:
+            reply = await command.reply
+        except BaseException as error:
+            session.ledger.remove(passage)
+            if session.link.abandon(command):
+                self._say_leave(session, line, ticket.id, passage.blob)
+            session.ledger.drop_if_idle(line)
+            if isinstance(error, Unreachable):
+                raise self._unavailable("enter", error, entry.queue_id, entry.item_id) from error
+            raise
+        state, _, position, depth, *_ = reply
+        if state == b"refused":
+            return Admission(ticket, None, 0, depth)
+        if passage.stage is Stage.HOLDING and state == b"granted":
+            return Admission(ticket, Grant(passage.number), 0, depth)
+        return Admission(ticket, None, max(1, position), depth)
+
+    def _entered(self, session: _Session, passage: Passage, sent: float, reply: Any) -> None:
+        if isinstance(reply, Unreachable):
+            return
+        state, number, _, _, epoch, previous, look, granted, reclaimed = reply
+        line, ledger = passage.line, session.ledger
+        ledger.absorb(line.queue_id, granted, reclaimed)
+        if previous:
+            self._emit(LimitDisagreement(line.queue_id, int(previous), int(line.limit or 1)))
+        if ledger.find(passage.ticket.id) is None:
+            return  # its task has left already
+        if state == b"refused":
+            ledger.remove(passage)
+            ledger.drop_if_idle(line)
+            return
+        ledger.renewed(line, sent)
+        if line.epoch not in (b"", epoch):
+            session.heart.schedule(line, 0.0)  # data was lost; the beat will see the old epoch
+        elif state != b"gone":
+            line.epoch = epoch
+        ledger.admitted(passage, state, int(number))
+        session.heart.schedule(line, look / 1e6 if look >= 0 else self._lease / 3)
+
+    async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
+        session = self._session
+        passage = session.ledger.find(ticket.id) if session is not None else None
+        if passage is None or passage.future is None:
+            if self._closed:
+                raise self._unavailable("wait", "it was closed", ticket.queue_id, ticket.item_id)
+            raise EvictedError(ticket.queue_id, ticket.item_id)
+        return await until_granted(passage.future, timeout)
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        session = self._session
+        passage = session.ledger.find(ticket.id) if session is not None else None
+        if session is None or passage is None:
+            return Departure(None)
+        session.ledger.remove(passage)
+        blob = f"{context} {ticket.item_id}".encode()
+        released_by = Party(ticket.item_id, self.instance_id, context)
+        command = self._say_leave(session, passage.line, ticket.id, blob, released_by)
+        if not session.link.up:
+            return Departure(None)  # it will be said; there is nothing to wait for
+        try:
+            was, granted, _ = await command.reply
+        except Unreachable:
+            return Departure(None)
+        state: State | None = None
+        if was:
+            state = "holding" if was == b"holding" else "waiting"
+        return Departure(state, tuple(_party(row) for row in granted))
+
+    def _say_leave(
+        self,
+        session: _Session,
+        line: Line,
+        ticket_id: str,
+        blob: bytes,
+        released_by: Party | None = None,
+    ) -> Any:
+        line.unanswered += 1
+        return session.link.call(
+            load("leave"),
+            line.keys,
+            (ticket_id.encode(), blob, *self._constants),
+            on_answer=partial(self._left, session, line, released_by),
+            lasting=True,
+        )
+
+    def _left(self, session: _Session, line: Line, released_by: Party | None, reply: Any) -> None:
+        line.unanswered -= 1
+        if isinstance(reply, Unreachable):
+            # Refused, not lost: Redis is out of memory, or does not allow it. The beat tries again.
+            line.suspect = True
+            session.heart.schedule(line, self._lease / 3)
+            return
+        _, granted, reclaimed = reply
+        session.ledger.absorb(line.queue_id, granted, reclaimed, released_by)
+        session.ledger.drop_if_idle(line)
+
+    def lapsed(self, ticket: Ticket) -> bool:
+        session = self._session
+        passage = session.ledger.find(ticket.id) if session is not None else None
+        if session is None or passage is None:
+            return False
+        if session.loop.time() >= passage.line.fence:
+            session.ledger.lapse(passage.line)
+        return passage.lost
+
+    async def set_limit(self, queue_id: str, limit: int | None) -> None:
+        value = b"" if limit is None else b"%d" % limit
+        _, granted, reclaimed = await self._ask("limit", queue_id, (value, *self._constants))
+        self._join("limit").ledger.absorb(queue_id, granted, reclaimed)
+
+    async def stats(self, queue_id: str) -> QueueStats:
+        waiting, in_use, limit, oldest = await self._ask("stats", queue_id, ())
+        return QueueStats(waiting, in_use, limit, oldest / 1e6)
+
+    async def position(self, queue_id: str, item_id: str) -> int | None:
+        place = 0
+        async for _, _, _, found in self._pages(queue_id, b"waiting"):
+            place += 1
+            if found == item_id:
+                return place
+        return None
+
+    async def entries(self, queue_id: str) -> list[QueueEntry]:
+        found = []
+        async for ticket_id, number, age, item_id in self._pages(queue_id, b"holding"):
+            owner = instance_of(ticket_id)
+            found.append(QueueEntry(item_id, owner, "holding", age, None, number))
+        place = 0
+        async for ticket_id, _, age, item_id in self._pages(queue_id, b"waiting"):
+            place += 1
+            owner = instance_of(ticket_id)
+            found.append(QueueEntry(item_id, owner, "waiting", age, place, None))
+        return found
+
+    async def evict(self, queue_id: str, item_id: str) -> int:
+        evicted = 0
+        # Waiters first: a slot that an evicted holder frees must not go to one of them.
+        for state in (b"waiting", b"holding"):
+            tickets = [
+                ticket_id
+                async for ticket_id, _, _, found in self._pages(queue_id, state)
+                if found == item_id
+            ]
+            for ticket_id in tickets:
+                arguments = (ticket_id.encode(), *self._constants)
+                was, granted, reclaimed = await self._ask("evict", queue_id, arguments)
+                evicted += bool(was)
+                self._join("evict").ledger.absorb(queue_id, granted, reclaimed)
+        return evicted
+
+    async def ping(self) -> None:
+        await self._ask("stats", "ping", ())
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        session, self._session = self._session, None
+        if session is None:
+            return
+        session.heart.stop()
+        for line in list(session.ledger.lines.values()):
+            for passage in list(line.passages.values()):
+                self._close_passage(session, passage)
+        if session.link.up:
+            await session.link.drain(self._timeout)
+        await session.subscriber.close()
+        await session.link.close()
+        await self._pool.disconnect()
+
+    async def __aenter__(self) -> RedisBackend:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _close_passage(self, session: _Session, passage: Passage) -> None:
+        ticket = passage.ticket
+        if passage.stage is Stage.HOLDING:
+            session.ledger.lose(passage, "closed")
+        elif passage.future is not None and not passage.future.done():
+            passage.future.set_exception(
+                self._unavailable("wait", "it was closed", ticket.queue_id, ticket.item_id)
+            )
+        session.ledger.remove(passage)
+        self._say_leave(session, passage.line, ticket.id, passage.blob)
+
+    def _join(self, operation: str) -> _Session:
+        """The running session, or a new one in the running loop."""
+        if self._closed:
+            raise self._unavailable(operation, "it was closed")
+        loop = asyncio.get_running_loop()
+        if self._session is None:
+            self._session = _Session(self, loop)
+        elif self._session.loop is not loop:
+            raise RuntimeError(
+                "this RedisBackend is in use in another event loop; make one for each loop"
+            )
+        return self._session
+
+    async def _ask(self, script: str, queue_id: str, arguments: Sequence[bytes]) -> Any:
+        session = self._join(script)
+        keys = queue_keys(self._key_prefix, queue_id)
+        command = session.link.call(load(script), keys, arguments)
+        try:
+            return await command.reply
+        except Unreachable as error:
+            raise self._unavailable(script, error, queue_id) from error
+
+    async def _pages(self, queue_id: str, state: bytes) -> AsyncIterator[tuple[str, int, float, str]]:
+        """All of one state in order: ticket, number, seconds since, item_id."""
+        after = b"0"
+        while True:
+            arguments = (state, after, b"%d" % _ENTRIES_PAGE)
+            rows = await self._ask("entries", queue_id, arguments)
+            for raw, number, since, blob in rows:
+                _, item_id = parse_blob(blob)
+                yield raw.decode(), int(number), since / 1e6, item_id
+            if len(rows) < _ENTRIES_PAGE:
+                return
+            after = rows[-1][1]
+
+    def _on_message(self, session: _Session, message: bytes) -> None:
+        kind, _, rest = message.partition(b" ")
+        if kind == b"granted":
+            ticket_id, token, origin = rest.split(b" ", 2)
+            passage = session.ledger.find(ticket_id.decode())
+            if passage is not None:
+                session.ledger.grant(passage, int(token), _leaver(origin))
+        elif kind == b"evicted":
+            passage = session.ledger.find(rest.decode())
+            if passage is not None:
+                session.ledger.ended(passage, "evicted")
+
+    def _on_link_up(self, session: _Session) -> None:
+        self._on_up(session, "link")
+        session.heart.beat_all()
+
+    def _on_subscribed(self, session: _Session) -> None:
+        self._on_up(session, "subscriber")
+        session.heart.beat_all_waiting()
+
+    def _on_up(self, session: _Session, part: str) -> None:
+        since = self._down.pop(part, None)
+        if since is not None and not self._down:
+            self._emit(Recovered(session.loop.time() - since))
+
+    def _on_down(self, session: _Session, part: str, reason: str, detail: str) -> None:
+        if part not in self._down:  # one event an outage, however often it is tried meanwhile
+            self._down[part] = session.loop.time()
+            self._emit(Disrupted(reason, detail))
+
+    def _emit(self, event: BackendEvent) -> None:
+        if self._listener is not None:
+            self._listener(event)
+
+    def _unavailable(
+        self, operation: str, cause: object, queue_id: str = "", item_id: str = ""
+    ) -> BackendUnavailableError:
+        about = f"queue {queue_id!r}: " if queue_id else ""
+        about += f"item {item_id!r}: " if item_id else ""
+        return BackendUnavailableError(self.name, operation, str(cause), about=about)
+
+
+class _Session:
+    """What runs while the backend is in use: two connections, one timer."""
+
+    __slots__ = ("heart", "ledger", "link", "loop", "subscriber")
+
+    def __init__(self, backend: RedisBackend, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.ledger = Ledger(
+            backend._key_prefix,
+            backend._lease,
+            loop.time,
+            lambda line: self.heart.schedule(line, 0.0),
+            backend._emit,
+        )
+        self.link = Link(
+            backend._pool,
+            backend._timeout,
+            partial(backend._on_link_up, self),
+            partial(backend._on_down, self, "link"),
+        )
+        self.heart = Heart(
+            self.link,
+            self.ledger,
+            backend.instance_id,
+            backend._lease,
+            backend._constants,
+            lambda line, ticket_id: backend._say_leave(self, line, ticket_id, b" "),
+            backend._emit,
+        )
+        self.subscriber = Subscriber(
+            backend._pool,
+            backend._channels + backend.instance_id.encode(),
+            backend._timeout,
+            backend.heartbeat_interval,
+            partial(backend._on_message, self),
+            partial(backend._on_subscribed, self),
+            partial(backend._on_down, self, "subscriber"),
+        )
+
+
+def _leaver(origin: bytes) -> Party | None:
+    """Whose departure made room, as a wake-up message tells it; nobody's if a slot was free."""
+    if not origin:
+        return None
+    ticket_id, _, blob = origin.partition(b" ")
+    context, item_id = parse_blob(blob)
+    return Party(item_id, instance_of(ticket_id.decode()), context)
+
+
+def _party(row: tuple[bytes, bytes, bytes]) -> Party:
+    ticket_id, _, blob = row
+    context, item_id = parse_blob(blob)
+    return Party(item_id, instance_of(ticket_id.decode()), context)

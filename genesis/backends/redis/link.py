@@ -1,0 +1,353 @@
+"""One ordered connection for all commands of an instance.
+
+Commands of one turn of the event loop travel together, replies come back in the same order, and no
+command waits for the reply to another. One connection instead of a pool is not thrift: it is what
+makes the rest simple. Redis carries out what an instance says in the order in which it was said, so
+
+- two tasks that enter one after the other stand in line in that order;
+- a `leave` said by a task that was cancelled while its `enter` was on its way comes after it;
+- a heartbeat's list of tickets is true at the moment at which Redis reads it.
+
+States: *down* -> *up* -> *down* ... -> *closed*. On the way down the outcome of every command without
+a reply is unknown. All of them can be said again, so they are, in their old order, on the next
+connection, unless whoever asked has given up meanwhile. A lasting command (`leave`) never expires;
+the others fail `timeout` seconds after they were said, however often the connection was tried
+meanwhile. A connection that owes a reply for that long is given up as dead, which is how a half-open
+one is found. A Redis that has forgotten its scripts is left and joined again, too: joining loads them,
+and the order needs no rule of its own.
+
+A command whose bytes sit in a connection that was given up may still arrive later, after the `leave`
+that followed it on the new one. Nothing here can prevent that; the heartbeat finds such a ticket and
+takes it out (the surplus in heartbeat.lua).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+from genesis.backends.redis.scripts import SCRIPT_NAMES, Script, load
+
+__all__ = ["Command", "Link", "Unreachable", "backoff", "new_connection", "reason_of"]
+
+_BATCH_MOST = 512  # commands written at once, so that replies are read meanwhile
+_ELSEWHERE = (
+    redis_errors.NoScriptError,
+    redis_errors.ReadOnlyError,
+    redis_errors.BusyLoadingError,
+    redis_errors.MasterDownError,
+)
+
+
+class Unreachable(Exception):  # noqa: N818 - a state of affairs, raised inside only
+    """A command was not answered in time, or was refused by the server."""
+
+
+class Command:
+    """A script call on its way.
+
+    `on_answer` is called with Redis' answer, or with the `Unreachable` that ends the command, from
+    the reading loop and in the order of the answers, whoever still awaits it. `reply` is for the
+    caller alone: it resolves with the same, or, for a lasting command, with `Unreachable` as soon as
+    the connection breaks, although the command will be said again.
+
+    `again` is appended to the arguments whenever the command is said once more. `sent` means that
+    its bytes may have reached Redis, on whichever connection.
+    """
+
+    __slots__ = (
+        "again",
+        "arguments",
+        "expires",
+        "keys",
+        "on_answer",
+        "reply",
+        "script",
+        "sent",
+        "written",
+    )
+
+    def __init__(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[bytes],
+        again: tuple[bytes, ...],
+        on_answer: Callable[[Any], None] | None,
+        reply: asyncio.Future[Any],
+        expires: float,
+    ) -> None:
+        self.script = script
+        self.keys = keys
+        self.arguments = arguments
+        self.again = again
+        self.on_answer = on_answer
+        self.reply = reply
+        self.expires = expires  # the loop's clock; infinity for a lasting command
+        self.sent = False
+        self.written = 0.0  # the loop's clock, on the connection in use
+
+    @property
+    def wanted(self) -> bool:
+        return self.expires == math.inf or not self.reply.done()
+
+    def words(self) -> tuple[Any, ...]:
+        again = self.again if self.sent else ()
+        script = self.script
+        return ("EVALSHA", script.sha, len(self.keys), *self.keys, *self.arguments, *again)
+
+
+class Link:
+    """See the module's text. Belongs to the event loop in which it is made.
+
+    Args:
+        pool: makes connections; none is taken from it or given back to it.
+        timeout: seconds after which a command without an answer fails.
+        on_up: called each time the connection stands.
+        on_down: called with a reason and a detail each time it broke or could not be made.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        timeout: float,
+        on_up: Callable[[], None],
+        on_down: Callable[[str, str], None],
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._on_up = on_up
+        self._on_down = on_down
+        self._loop = asyncio.get_running_loop()
+        self._outbox: deque[Command] = deque()  # said, not written on this connection
+        self._in_flight: deque[Command] = deque()  # written; replies come in this order
+        self._something_to_write = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._dead: asyncio.Future[None] | None = None  # resolved by the watchdog, while up
+        self.why_down = "not connected yet"
+        self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
+
+    @property
+    def up(self) -> bool:
+        return self._dead is not None
+
+    def call(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[bytes],
+        *,
+        again: tuple[bytes, ...] = (),
+        on_answer: Callable[[Any], None] | None = None,
+        lasting: bool = False,
+    ) -> Command:
+        """Say a command. Its place in the order is taken before this returns.
+
+        Args:
+            again: appended to the arguments if it has to be said once more.
+            on_answer: see `Command`.
+            lasting: never expires; said until Redis has answered.
+        """
+        expires = math.inf if lasting else self._loop.time() + self._timeout
+        reply = self._loop.create_future()
+        command = Command(script, keys, arguments, again, on_answer, reply, expires)
+        self._outbox.append(command)
+        self._drained.clear()
+        self._something_to_write.set()
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(self._timeout, self._watch)
+        return command
+
+    def abandon(self, command: Command) -> bool:
+        """Nobody wants this command any more: returns whether Redis may carry it out all the same."""
+        command.reply.cancel()
+        if command in self._outbox:  # not said yet, or to be said again
+            self._outbox.remove(command)
+        return command.sent
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until all that was said is answered, `timeout` seconds at most."""
+        waiting = asyncio.ensure_future(self._drained.wait())
+        await asyncio.wait({waiting}, timeout=timeout)
+        waiting.cancel()
+
+    async def close(self) -> None:
+        """Stop at once; commands without an answer fail."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self.why_down = "the backend was closed"
+        for command in (*self._in_flight, *self._outbox):
+            _end(command, Unreachable(self.why_down))
+        self._in_flight.clear()
+        self._outbox.clear()
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            connection = new_connection(self._pool)
+            try:
+                await self._open(connection)
+                failures = 0
+                await self._converse(connection)
+            except Exception as error:  # whatever it is, it must not end the link in silence
+                self.why_down = f"{type(error).__name__}: {error}"
+                self._on_down(reason_of(error), self.why_down)
+            finally:
+                self._dead = None
+                self._take_back()
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(backoff(failures))
+            failures += 1
+
+    async def _open(self, connection: AbstractConnection) -> None:
+        try:
+            await asyncio.wait_for(self._join(connection), self._timeout)
+        except asyncio.TimeoutError:
+            raise redis_errors.TimeoutError(f"no connection within {self._timeout:g} s") from None
+
+    async def _join(self, connection: AbstractConnection) -> None:
+        await connection.connect()  # type: ignore[no-untyped-call]
+        scripts = [("SCRIPT", "LOAD", load(name).source) for name in SCRIPT_NAMES]
+        await connection.send_packed_command(connection.pack_commands(scripts), check_health=False)
+        for _ in scripts:
+            await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+
+    async def _converse(self, connection: AbstractConnection) -> None:
+        """Write and read until one of the two breaks, or the watchdog gives the connection up."""
+        self._dead = self._loop.create_future()
+        self._on_up()
+        reader = self._loop.create_task(self._read(connection), name="genesis-redis-reader")
+        writer = self._loop.create_task(self._write(connection), name="genesis-redis-writer")
+        try:
+            await asyncio.wait({reader, writer, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+            if self._dead.done():
+                raise redis_errors.TimeoutError(f"no reply within {self._timeout:g} s")
+        finally:
+            reader.cancel()
+            writer.cancel()
+            broken = await asyncio.gather(reader, writer, return_exceptions=True)
+        for error in broken:
+            if isinstance(error, Exception):
+                raise error
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        while True:
+            try:
+                reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            except _ELSEWHERE:
+                raise  # the command stays in flight, and is said again to whoever can carry it out
+            except redis_errors.ResponseError as error:
+                _end(self._in_flight.popleft(), Unreachable(f"{type(error).__name__}: {error}"))
+            else:
+                _end(self._in_flight.popleft(), reply)
+            if not self._in_flight and not self._outbox:
+                self._drained.set()
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        while True:
+            while self._outbox:
+                batch = [self._outbox.popleft() for _ in range(min(_BATCH_MOST, len(self._outbox)))]
+                words = [command.words() for command in batch]
+                # In flight before the bytes leave: a reply can never find its command missing, and
+                # after a write that fails half way all of them are said again.
+                now = self._loop.time()
+                for command in batch:
+                    command.sent = True
+                    command.written = now
+                self._in_flight.extend(batch)
+                packed = connection.pack_commands(words)
+                await connection.send_packed_command(packed, check_health=False)
+            self._something_to_write.clear()
+            await self._something_to_write.wait()
+
+    def _take_back(self) -> None:
+        """Put what has no reply in front of what was not yet said, in the old order."""
+        for command in reversed(self._in_flight):
+            if command.wanted:
+                self._outbox.appendleft(command)
+        self._in_flight.clear()
+        for command in self._outbox:
+            if command.expires == math.inf:
+                _resolve(command.reply, Unreachable(self.why_down))
+        if not self._outbox:
+            self._drained.set()
+
+    def _watch(self) -> None:
+        self._watchdog = None
+        now = self._loop.time()
+        late = [command for command in self._outbox if command.expires <= now]
+        if late:
+            self._outbox = deque(command for command in self._outbox if command.expires > now)
+        if self._in_flight and now - self._in_flight[0].written >= self._timeout:
+            late += [command for command in self._in_flight if command.expires <= now]
+            if self._dead is not None and not self._dead.done():
+                self._dead.set_result(None)
+        for command in late:
+            why = "it did not answer" if self.up else f"it is out of reach ({self.why_down})"
+            _end(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
+        if self._in_flight or self._outbox:
+            self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
+        else:
+            self._drained.set()
+
+
+def _end(command: Command, answer: Any) -> None:
+    # The answer is absorbed before its caller runs: between the two, a wake-up message may come.
+    if command.on_answer is not None:
+        on_answer, command.on_answer = command.on_answer, None
+        on_answer(answer)
+    _resolve(command.reply, answer)
+
+
+def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
+    if reply.done():
+        return
+    if isinstance(answer, Unreachable):
+        reply.set_exception(answer)
+        reply.exception()  # a caller that is gone need not be told
+    else:
+        reply.set_result(answer)
+
+
+# The first that fits: some of redis-py's errors are kinds of others further down.
+_REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((redis_errors.AuthenticationError, redis_errors.AuthorizationError), "denied"),
+    ((redis_errors.NoPermissionError,), "denied"),
+    ((redis_errors.NoScriptError,), "scripts_lost"),
+    ((redis_errors.ReadOnlyError, redis_errors.MasterDownError), "read_only"),
+    ((redis_errors.BusyLoadingError,), "loading"),
+    ((redis_errors.TimeoutError, TimeoutError, asyncio.TimeoutError), "timeout"),
+    ((redis_errors.ResponseError,), "refused"),
+    ((redis_errors.ConnectionError, OSError), "connection"),
+)
+
+
+def new_connection(pool: ConnectionPool) -> AbstractConnection:
+    """A connection of the pool's kind that the pool does not count."""
+    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    return connection
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next try: doubling from 20 ms to 1 s, half of it random."""
+    most = min(1.0, 0.02 * 2.0 ** min(failures, 10))
+    return random.uniform(most / 2, most)
+
+
+def reason_of(error: BaseException) -> str:
+    """A connection error as one of a few words, fit for a label."""
+    for kinds, reason in _REASONS:
+        if isinstance(error, kinds):
+            return reason
+    return "other"

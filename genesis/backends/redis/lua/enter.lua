@@ -1,0 +1,108 @@
+-- Take a free slot, or the last place in the line.
+--
+-- KEYS   see line.lua
+-- ARGV   1 ticket   2 "<context> <item_id>"   3 the call site's limit, '' for none
+--        4 'free' to be refused rather than wait, or ''
+--        5 the epoch that the instance knows if it has other tickets here, or ''
+--        6 lease (us)   7 prefix of the wake-up channels   8 '1' if this is sent again
+-- Reply  {state, number, position, depth, epoch, previous limit or '', us until this instance should
+--        look again or -1, granted, reclaimed}
+--        state is granted | waiting | refused | gone; number is the fencing token or the place
+--
+-- Races  Sent again after its reply was lost: the ticket is found and its state told once more; if it
+--        was evicted meanwhile, it stays so. A newcomer never overtakes: it gets a slot only if
+--        nobody waits, after the free slots went to those who do. The instance knew another epoch:
+--        data was lost, so nothing is granted before everybody has registered again.
+
+local ticket, blob, wanted, only_if_free = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == 'free'
+local known, lease, channel = ARGV[5], tonumber(ARGV[6]), ARGV[7]
+local ttl = seconds_to_live(lease)
+local instance = instance_of(ticket)
+local mine = BASE .. 'at:' .. instance
+local previous = ''
+
+local function depth()
+  return redis.call('ZCARD', WAITING)
+end
+
+local function next_look()
+  local first = redis.call('ZRANGE', LEASES, 0, 0, 'WITHSCORES')[2]
+  local due = first and tonumber(first) or NOW + lease
+  if NOW < window then
+    due = math.min(due, window)
+  end
+  return math.max(0, due - NOW)
+end
+
+local function reply(state, number, position, waiters, look)
+  return {state, text(number), position, waiters, epoch, previous, look, granted, reclaimed}
+end
+
+if ARGV[8] == '1' then
+  local number = redis.call('ZSCORE', HOLDING, ticket)
+  if number then
+    return reply('granted', tonumber(number), 0, depth(), -1)
+  end
+  number = redis.call('ZSCORE', WAITING, ticket)
+  if number then
+    return reply('waiting', tonumber(number), redis.call('ZRANK', WAITING, ticket) + 1, depth(), next_look())
+  end
+  if redis.call('HEXISTS', BASE .. 'gone', ticket) == 1 then
+    epoch = epoch or ''
+    return reply('gone', 0, 0, depth(), -1)
+  end
+end
+
+if not epoch then
+  epoch = text(NOW)
+  redis.call('HSET', META, 'epoch', epoch)
+  keep_meta(ttl)
+end
+if known ~= '' and known ~= epoch then
+  recover(lease / 3)
+end
+
+if wanted ~= '' and wanted ~= meta[3] then
+  redis.call('HSET', META, 'limit', wanted)
+  previous = meta[3] or ''
+  if not overridden then
+    limit = tonumber(wanted)
+  end
+end
+
+local waiters = depth()
+local holders = redis.call('ZCARD', HOLDING)
+if waiters > 0 or holders >= limit or NOW < window then
+  reap_lapsed(ttl)
+  grant(channel, '', ttl)
+  waiters = depth()
+  holders = redis.call('ZCARD', HOLDING)
+end
+
+local free = waiters == 0 and holders < limit and NOW >= window
+if not free and only_if_free then
+  settle()
+  return reply('refused', 0, 0, waiters, -1)
+end
+
+redis.call('HSET', mine, ticket, blob)
+if redis.call('ZADD', LEASES, text(NOW + lease), instance) == 1 then
+  redis.call('EXPIRE', mine, ttl)
+  redis.call('EXPIRE', LEASES, ttl)
+end
+local number = next_number()
+redis.call('HSET', META, 'last', text(number))
+if free then
+  redis.call('ZADD', HOLDING, text(number), ticket)
+  if holders == 0 then
+    redis.call('EXPIRE', HOLDING, ttl)
+    keep_meta(ttl)
+  end
+  return reply('granted', number, 0, 0, -1)
+end
+redis.call('ZADD', WAITING, text(number), ticket)
+if waiters == 0 then
+  redis.call('EXPIRE', WAITING, ttl)
+  keep_meta(ttl)
+end
+return reply('waiting', number, waiters + 1, waiters + 1, next_look())

@@ -1,0 +1,28 @@
+-- Override the limit of a queue, or end the override.
+--
+-- KEYS   see line.lua
+-- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
+-- Reply  {the limit in force, granted, reclaimed}
+--
+-- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
+--        lowered one takes nothing from holders: nobody is granted until enough of them have left.
+--        Two set_limit at once: the one that Redis carries out last is in force everywhere.
+
+local ttl = seconds_to_live(tonumber(ARGV[2]))
+if ARGV[1] == '' then
+  redis.call('HDEL', META, 'override', 'override_at')
+  overridden = false
+  limit = tonumber(meta[3] or 1)
+else
+  if not epoch then
+    redis.call('HSET', META, 'epoch', text(NOW))
+  end
+  redis.call('HSET', META, 'override', ARGV[1], 'override_at', text(NOW))
+  overridden = ARGV[1]
+  limit = tonumber(ARGV[1])
+end
+keep_meta(ttl)
+reap_lapsed(ttl)
+grant(ARGV[3], '', ttl)
+settle()
+return {limit, granted, reclaimed}

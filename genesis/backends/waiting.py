@@ -1,0 +1,33 @@
+"""How a task waits for its grant: a future that a hand-off resolves, and at most one timer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from genesis.backends.protocol import Grant
+
+__all__ = ["until_granted"]
+
+
+async def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Grant:
+    """Await `future`, at most `timeout` seconds.
+
+    A plain timer instead of `asyncio.wait_for`, which before Python 3.12 ran the wait in a task of
+    its own and could lose a result that arrived together with a cancellation. Here nothing can be
+    lost: the future is only a wake-up, and the caller says `leave` however the wait ends.
+
+    Raises:
+        TimeoutError: the timer came first.
+    """
+    if timeout is None:
+        return await future
+    timer = future.get_loop().call_later(timeout, _expire, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _expire(future: asyncio.Future[Grant]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())

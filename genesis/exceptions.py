@@ -1,0 +1,93 @@
+"""Every error that genesis raises on purpose, all under `GenesisError`.
+
+Each message names the queue, the item, the cause and the way out, because it is often the only
+thing an operator sees.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendUnavailableError",
+    "EvictedError",
+    "GenesisError",
+    "LimitMismatchError",
+    "QueueTimeoutError",
+    "SlotLostError",
+]
+
+
+class GenesisError(Exception):
+    """The root of genesis' errors."""
+
+
+class QueueTimeoutError(GenesisError, TimeoutError):
+    """The item was not granted a slot within its `timeout`; it has left the line."""
+
+    def __init__(self, queue_id: str, item_id: str, timeout: float) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        self.timeout = timeout
+        cause = (
+            "no slot was free when it asked, and timeout=0 does not wait"
+            if timeout == 0
+            else f"no slot came free for it within {timeout:g} s"
+        )
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} has left the line: {cause}. "
+            "Raise the timeout, raise the limit (max_concurrent or set_limit), or shorten the holds."
+        )
+
+
+class LimitMismatchError(GenesisError, ValueError):
+    """Two call sites of one `Queue` named different limits for a queue that is in use."""
+
+    def __init__(self, queue_id: str, item_id: str, current: int, requested: int) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        self.current = current
+        self.requested = requested
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} asked for max_concurrent={requested}, but calls "
+            f"that are in this queue asked for max_concurrent={current}; nothing was enqueued. Give "
+            "one number at every call site, leave it out (None), or change the limit with set_limit()."
+        )
+
+
+class BackendUnavailableError(GenesisError, ConnectionError):
+    """The backend could not be reached in time, refused the operation, or was closed."""
+
+    def __init__(self, backend: str, operation: str, cause: str, *, about: str = "") -> None:
+        self.backend = backend
+        self.operation = operation
+        self.cause = cause
+        super().__init__(
+            f"{about}the {backend} backend did not carry out {operation!r}: {cause}. What the call "
+            "held or waited for is given back when the backend is reached, or when the lease lapses. "
+            "Check that the server is up and reachable, then try again."
+        )
+
+
+class SlotLostError(GenesisError):
+    """The slot is not the holder's any more: its lease lapsed or it was evicted."""
+
+    def __init__(self, queue_id: str, item_id: str, fencing_token: int) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        self.fencing_token = fencing_token
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} has lost its slot (fencing token {fencing_token}): "
+            "its lease lapsed without a heartbeat, or it was evicted, and another may hold the slot. "
+            "Stop the work, or let its target refuse the old fencing token."
+        )
+
+
+class EvictedError(GenesisError):
+    """The item was taken out of the line by `Queue.evict`."""
+
+    def __init__(self, queue_id: str, item_id: str) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} was evicted while it waited. "
+            "Enter again for a new place at the end of the line."
+        )

@@ -1,0 +1,300 @@
+"""The observing layer: a `QueueBackend` around any other, through which every operation passes.
+
+It is complete by construction. mypy refuses it if an operation of the protocol is missing or has
+another signature; `_check_complete` refuses to import it if one is inherited instead of wrapped; and a
+test sends each operation through. It changes nothing: what the inner backend returns or raises is what
+the caller gets, and a sink that fails is counted and let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable
+from typing import Any, TypeVar, get_args
+
+from opentelemetry.trace import SpanKind
+
+from genesis.backends.protocol import (
+    Admission,
+    BackendEvent,
+    Departure,
+    Disrupted,
+    Entry,
+    Grant,
+    Heartbeat,
+    LimitDisagreement,
+    Listener,
+    QueueBackend,
+    QueueEntry,
+    QueueStats,
+    Reclaimed,
+    Recovered,
+    SlotLost,
+    Snapshot,
+    Ticket,
+)
+from genesis.exceptions import BackendUnavailableError, EvictedError
+from genesis.observability import names
+from genesis.observability.journey import Journey
+from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
+from genesis.observability.metrics import STALE_HEARTBEATS, QueueSeries
+from genesis.observability.telemetry import Telemetry
+from genesis.observability.traces import Tracing, fail
+
+__all__ = ["ObservedBackend"]
+
+T = TypeVar("T")
+
+
+class ObservedBackend:
+    """Observes `inner`, whatever it is.
+
+    Args:
+        inner: carries out the operations.
+        telemetry: where to report to.
+        version: of this library, for the build info and the tracer.
+    """
+
+    def __init__(self, inner: QueueBackend, telemetry: Telemetry, version: str) -> None:
+        self._inner = inner
+        self._telemetry = telemetry
+        self._clock = telemetry.clock
+        self._name = inner.name
+        self._instance_id = inner.instance_id
+        self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
+        self._listener: Listener | None = None
+        self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
+        try:
+            telemetry.instruments.build_info.labels(version, inner.name).set(1)
+        except Exception:
+            telemetry.failed("metrics")
+        inner.listen(self._on_event)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def instance_id(self) -> str:
+        return self._instance_id
+
+    @property
+    def heartbeat_interval(self) -> float:
+        return self._inner.heartbeat_interval
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    async def enter(self, entry: Entry) -> Admission:
+        journey = Journey(
+            self._telemetry, self._tracing, self._instance_id, self._series(entry.queue_id), entry
+        )
+        if context := journey.context:
+            entry = entry._replace(context=context)
+        try:
+            admission = await self._observe("enter", self._inner.enter(entry))
+        except BaseException as error:
+            journey.not_granted(_wait_outcome(error), error)
+            raise
+        journey.enqueued(admission)
+        if admission.grant is not None:
+            admission = admission._replace(grant=journey.granted(admission.grant, at_once=True))
+            self._journeys[admission.ticket.id] = journey
+        elif admission.position:
+            self._journeys[admission.ticket.id] = journey
+        else:
+            journey.not_granted("timeout", None)
+        return admission
+
+    async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
+        journey = self._journeys.get(ticket.id)
+        try:
+            grant = await self._observe("wait", self._inner.wait(ticket, timeout))
+        except BaseException as error:
+            if journey is not None:
+                journey.not_granted(_wait_outcome(error), error)
+            raise
+        return grant if journey is None else journey.granted(grant, at_once=False)
+
+    async def leave(
+        self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
+    ) -> Departure:
+        """As the protocol's `leave`; `error` is what the body raised, if it did."""
+        journey = self._journeys.pop(ticket.id, None)
+        if journey is None or not journey.holding:
+            if journey is not None:
+                journey.not_granted("cancelled", None)  # it never got as far as `wait`
+            return await self._observe("leave", self._inner.leave(ticket, context))
+        span = journey.leaving(error)
+        departure = None
+        failure: BaseException | None = None
+        try:
+            leave = self._inner.leave(ticket, context or journey.hold_context)
+            departure = await self._observe("leave", leave)
+            return departure
+        except BaseException as raised:
+            failure = raised
+            raise
+        finally:
+            journey.released(span, departure, failure)
+
+    def lapsed(self, ticket: Ticket) -> bool:
+        return self._inner.lapsed(ticket)
+
+    async def set_limit(self, queue_id: str, limit: int | None) -> None:
+        await self._inspect("set_limit", queue_id, "", self._inner.set_limit(queue_id, limit))
+        self._log(INFO, "limit_changed", queue_id=queue_id, limit=limit)
+
+    async def stats(self, queue_id: str) -> QueueStats:
+        return await self._inspect("stats", queue_id, "", self._inner.stats(queue_id))
+
+    async def position(self, queue_id: str, item_id: str) -> int | None:
+        found = self._inner.position(queue_id, item_id)
+        return await self._inspect("position", queue_id, item_id, found)
+
+    async def entries(self, queue_id: str) -> list[QueueEntry]:
+        return await self._inspect("entries", queue_id, "", self._inner.entries(queue_id))
+
+    async def evict(self, queue_id: str, item_id: str) -> int:
+        count = await self._inspect("evict", queue_id, item_id, self._inner.evict(queue_id, item_id))
+        self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
+        return count
+
+    async def ping(self) -> None:
+        await self._inspect("ping", "", "", self._inner.ping())
+
+    async def close(self) -> None:
+        await self._inspect("close", "", "", self._inner.close())
+        self._log(DEBUG, "closed")
+
+    async def _observe(self, operation: names.Operation, call: Awaitable[T]) -> T:
+        """The one place through which every operation passes: time it, and note how it ended."""
+        began = self._clock()
+        outcome: names.OperationOutcome = "ok"
+        try:
+            return await call
+        except BaseException as error:
+            outcome = _operation_outcome(error)
+            raise
+        finally:
+            self._count_operation(operation, outcome, self._clock() - began)
+
+    async def _inspect(
+        self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
+    ) -> T:
+        """An operation that is not a step of a passage: one CLIENT span, one log event."""
+        span = None
+        try:
+            span = self._tracing.start(operation, queue_id, item_id, SpanKind.CLIENT)
+        except Exception:
+            self._telemetry.failed("traces")
+        failure: BaseException | None = None
+        try:
+            return await self._observe(operation, call)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            try:
+                if span is not None:
+                    if failure is not None and not isinstance(failure, asyncio.CancelledError):
+                        fail(span, failure)
+                    span.end()
+            except Exception:
+                self._telemetry.failed("traces")
+            outcome = "ok" if failure is None else _operation_outcome(failure)
+            self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
+
+    def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+        try:
+            instruments = self._telemetry.instruments
+            instruments.operation_child(self._name, operation, outcome).observe(max(0.0, seconds))
+        except Exception:
+            self._telemetry.failed("metrics")
+
+    def _series(self, queue_id: str) -> QueueSeries | None:
+        try:
+            return self._telemetry.instruments.join(self._telemetry.label(queue_id))
+        except Exception:
+            self._telemetry.failed("metrics")
+            return None
+
+    def _on_event(self, event: BackendEvent) -> None:
+        try:
+            self._report(event)
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self._listener is not None:
+            self._listener(event)
+
+    def _report(self, event: BackendEvent) -> None:
+        instruments = self._telemetry.instruments
+        if isinstance(event, Heartbeat):
+            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+        elif isinstance(event, Snapshot):
+            lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
+            series = instruments.join(self._telemetry.label(event.queue_id))
+            series.leave()
+            instruments.shared.report(event.queue_id, self._name, series.label, event.stats, lifetime)
+        elif isinstance(event, SlotLost):
+            journey = self._journeys.get(event.ticket.id)
+            if journey is not None:
+                journey.slot_lost(event.reason)
+        elif isinstance(event, Reclaimed):
+            self._log(WARNING, "reclaimed", **event._asdict())
+            series = instruments.join(self._telemetry.label(event.queue_id))
+            instruments.reclaimed.labels(series.label, event.state).inc()
+            series.leave()
+        elif isinstance(event, LimitDisagreement):
+            self._log(WARNING, "limit_changed", **event._asdict())
+            series = instruments.join(self._telemetry.label(event.queue_id))
+            instruments.disagreements.labels(series.label).inc()
+            series.leave()
+        elif isinstance(event, Disrupted):
+            self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
+            instruments.disruptions.labels(self._name, event.reason).inc()
+        elif isinstance(event, Recovered):
+            self._log(INFO, "backend_recovered", outage=event.outage)
+
+    def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
+        try:
+            if self._telemetry.log.enabled(level):
+                fields.setdefault("instance_id", self._instance_id)
+                self._telemetry.log.write(level, event, backend=self._name, **fields)
+        except Exception:
+            self._telemetry.failed("logs")
+
+
+def _wait_outcome(error: BaseException) -> names.WaitOutcome:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(error, EvictedError):
+        return "evicted"
+    if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
+        return "timeout"
+    return "error" if isinstance(error, Exception) else "cancelled"
+
+
+def _operation_outcome(error: BaseException) -> names.OperationOutcome:
+    if isinstance(error, BackendUnavailableError):
+        return "unavailable"
+    outcome = _wait_outcome(error)
+    return "error" if outcome == "granted" else outcome
+
+
+def _check_complete() -> None:
+    operations = {
+        name for name, member in vars(QueueBackend).items() if inspect.iscoroutinefunction(member)
+    }
+    wrapped = {
+        name for name, member in vars(ObservedBackend).items() if inspect.iscoroutinefunction(member)
+    }
+    if missing := operations - wrapped:
+        raise TypeError(f"the observing layer does not wrap: {', '.join(sorted(missing))}")
+    if unnamed := operations ^ set(get_args(names.Operation)):
+        raise TypeError(f"names.Operation and the protocol differ in: {', '.join(sorted(unnamed))}")
+
+
+_check_complete()
+_complete: type[QueueBackend] = ObservedBackend

@@ -1,0 +1,71 @@
+"""`Telemetry`: where a `Queue` reports to, and what happens when that fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry.trace import TracerProvider
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from genesis.observability import names
+from genesis.observability.logs import Log
+from genesis.observability.metrics import WAIT_BUCKETS, Instruments, instruments_of
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry:
+    """The sinks of the observing layer. Every argument is optional; one object may serve many queues.
+
+    Args:
+        registry: of prometheus_client; the process' default one if None.
+        tracer_provider: of OpenTelemetry; the process' global one if None.
+        logger: a stdlib logger, or a structlog one; the stdlib logger `genesis` if None.
+        queue_label: gives the `queue` label of a queue_id, for applications with many short-lived
+            queues. Labels are bounded in any case: 100 at a time, then `_other`.
+        wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry on a
+            registry decides.
+        clock: monotonic seconds; injected by tests.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry | None = None,
+        tracer_provider: TracerProvider | None = None,
+        logger: Any = None,
+        queue_label: Callable[[str], str] | None = None,
+        wait_buckets: Sequence[float] = WAIT_BUCKETS,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.registry = REGISTRY if registry is None else registry
+        self.tracer_provider = tracer_provider
+        self.clock = clock
+        self.log = Log(logger)
+        self._queue_label = queue_label
+        self._wait_buckets = wait_buckets
+        self._instruments: Instruments | None = None
+
+    @property
+    def instruments(self) -> Instruments:
+        if self._instruments is None:
+            self._instruments = instruments_of(self.registry, self._wait_buckets, self.clock)
+        return self._instruments
+
+    def label(self, queue_id: str) -> str:
+        if self._queue_label is None:
+            return queue_id
+        try:
+            return str(self._queue_label(queue_id))
+        except Exception:
+            self.failed("label")
+            return names.OTHER_QUEUES
+
+    def failed(self, sink: names.Sink) -> None:
+        """A sink raised: count it, and let the call go on. If even counting fails, it is let go."""
+        try:
+            self.instruments.telemetry_errors.labels(sink).inc()
+        except Exception:
+            return

@@ -1,0 +1,319 @@
+"""`Queue`: the library's face."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from types import TracebackType
+
+from genesis.backends.memory import InMemoryBackend
+from genesis.backends.protocol import (
+    BackendEvent,
+    Entry,
+    QueueBackend,
+    QueueEntry,
+    QueueStats,
+    SlotLost,
+)
+from genesis.exceptions import LimitMismatchError, QueueTimeoutError
+from genesis.observability.layer import ObservedBackend
+from genesis.observability.telemetry import Telemetry
+from genesis.queue.arguments import check_id, check_limit, check_timeout
+from genesis.queue.slot import Slot
+from genesis.version import VERSION
+
+__all__ = ["Queue", "QueueSemaphore", "SlotRequest"]
+
+
+class _Agreement:
+    """The limit that this `Queue`'s calls in one queue agree on, and how many they are."""
+
+    __slots__ = ("calls", "limit")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.limit: int | None = None
+
+
+class Queue:
+    """A fair waiting line with a limit on how many hold a slot at once.
+
+    Slots of a queue are granted strictly in the order of entering, over all instances that share the
+    backend. Cancelling a task at any point, before, during or after its grant, leaks nothing and
+    strands nobody.
+
+    Args:
+        backend: where the lines are kept; a new `InMemoryBackend` if None. A backend belongs to one
+            Queue, which closes it.
+        telemetry: where to report to; the process' default registry, tracer provider and logger if
+            None. Whatever the backend is, every operation on it is observed.
+    """
+
+    def __init__(
+        self, backend: QueueBackend | None = None, *, telemetry: Telemetry | None = None
+    ) -> None:
+        inner = InMemoryBackend() if backend is None else backend
+        self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
+        self._backend.listen(self._on_event)
+        self._agreements: dict[str, _Agreement] = {}  # of queues with calls of this object only
+        self._slots: dict[str, Slot] = {}  # held now, by ticket
+
+    @property
+    def instance_id(self) -> str:
+        """Which instance this is, in entries, spans and log events."""
+        return self._backend.instance_id
+
+    def slot(
+        self,
+        queue_id: str,
+        *,
+        item_id: str | None = None,
+        max_concurrent: int | None = None,
+        timeout: float | None = None,
+    ) -> SlotRequest:
+        """Wait for a slot on entering the `async with` block, give it back on leaving it.
+
+        Args:
+            queue_id: names the line; any non-empty str.
+            item_id: names the call in metrics' exemplars, traces, logs and introspection; a new UUID
+                if None. Two waiters may bear the same.
+            max_concurrent: the queue's limit, at least 1. None takes the limit it has, or 1.
+            timeout: seconds to wait at most; None waits as long as it takes, 0 takes a slot only if it
+                is free now.
+
+        Raises:
+            TypeError, ValueError: at once, for a bad argument.
+            LimitMismatchError: on entering; this Queue has calls in that queue with another limit.
+            QueueTimeoutError: on entering; no slot in time.
+            EvictedError: on entering; somebody evicted the waiter.
+            BackendUnavailableError: on entering; the backend cannot be reached. Leaving never raises
+                it: what is given back is owed until the backend is reached, or its lease lapses.
+        """
+        check_id("queue_id", queue_id)
+        if item_id is None:
+            item_id = str(uuid.uuid4())
+        else:
+            check_id("item_id", item_id)
+        check_limit("max_concurrent", queue_id, max_concurrent, least=1)
+        check_timeout(queue_id, timeout)
+        return SlotRequest(self, queue_id, item_id, max_concurrent, timeout)
+
+    def semaphore(
+        self, queue_id: str, max_concurrent: int | None = None, timeout: float | None = None
+    ) -> QueueSemaphore:
+        """A reusable handle on a queue, for any number of tasks at once.
+
+        Args and raises: as `slot`.
+        """
+        check_id("queue_id", queue_id)
+        check_limit("max_concurrent", queue_id, max_concurrent, least=1)
+        check_timeout(queue_id, timeout)
+        return QueueSemaphore(self, queue_id, max_concurrent, timeout)
+
+    async def set_limit(self, queue_id: str, limit: int | None) -> None:
+        """Override the limit of a queue at every call site, live, on all instances.
+
+        Raising it grants slots to waiters at once; lowering it takes effect as holders leave.
+
+        Args:
+            queue_id: the queue's.
+            limit: 0 pauses the queue; None ends the override.
+        """
+        check_id("queue_id", queue_id)
+        check_limit("limit", queue_id, limit, least=0)
+        await self._backend.set_limit(queue_id, limit)
+
+    async def stats(self, queue_id: str) -> QueueStats:
+        """Waiting, in use, limit and the oldest wait in seconds, over all instances."""
+        check_id("queue_id", queue_id)
+        return await self._backend.stats(queue_id)
+
+    async def position(self, queue_id: str, item_id: str) -> int | None:
+        """The item's place in the line: 1 is next, None if it does not wait."""
+        check_id("queue_id", queue_id)
+        check_id("item_id", item_id)
+        return await self._backend.position(queue_id, item_id)
+
+    async def entries(self, queue_id: str) -> list[QueueEntry]:
+        """Who holds, in the order of the grants, and then who waits, in the order of the line."""
+        check_id("queue_id", queue_id)
+        return await self._backend.entries(queue_id)
+
+    async def evict(self, queue_id: str, item_id: str) -> int:
+        """Take every ticket of an item out of the queue, on whichever instance it is.
+
+        A waiter gets `EvictedError`; a holder's slot is taken back and its `slot.lost` turns true.
+
+        Returns:
+            How many tickets there were; 0 if the item was not in the queue.
+        """
+        check_id("queue_id", queue_id)
+        check_id("item_id", item_id)
+        return await self._backend.evict(queue_id, item_id)
+
+    async def ping(self) -> None:
+        """Return if the backend answers; raise `BackendUnavailableError` if not. For readiness."""
+        await self._backend.ping()
+
+    async def close(self) -> None:
+        """Give back all that this Queue has and close the backend; waiters get an error."""
+        await self._backend.close()
+
+    async def __aenter__(self) -> Queue:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _acquire(
+        self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
+    ) -> Slot:
+        self._agree(queue_id, item_id, limit)
+        try:
+            slot = await self._wait_in_line(queue_id, item_id, limit, timeout)
+        except BaseException:
+            self._disagree(queue_id)
+            raise
+        self._slots[slot.ticket.id] = slot
+        return slot
+
+    async def _wait_in_line(
+        self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
+    ) -> Slot:
+        backend = self._backend
+        admission = await backend.enter(Entry(queue_id, item_id, limit, timeout == 0))
+        grant, ticket = admission.grant, admission.ticket
+        if grant is None:
+            if admission.position == 0:
+                raise QueueTimeoutError(queue_id, item_id, 0)
+            try:
+                grant = await backend.wait(ticket, timeout)
+            except BaseException as error:
+                # Whatever ended the wait, and whatever the ticket has got by now: it is given back
+                # before the error is passed on. The backend acts before it first suspends, so a
+                # second cancellation here cuts off only the waiting for its answer.
+                await backend.leave(ticket)
+                if isinstance(error, TimeoutError) and timeout is not None:
+                    raise QueueTimeoutError(queue_id, item_id, timeout) from None
+                raise
+        return Slot(ticket, grant, backend.lapsed)
+
+    async def _release(self, slot: Slot, error: BaseException | None) -> None:
+        self._slots.pop(slot.ticket.id, None)
+        self._disagree(slot.queue_id)
+        await self._backend.leave(slot.ticket, error=error)
+
+    def _agree(self, queue_id: str, item_id: str, limit: int | None) -> None:
+        agreement = self._agreements.get(queue_id)
+        if agreement is None:
+            agreement = self._agreements[queue_id] = _Agreement()
+        elif limit is not None and agreement.limit not in (None, limit):
+            assert agreement.limit is not None
+            raise LimitMismatchError(queue_id, item_id, agreement.limit, limit)
+        if limit is not None:
+            agreement.limit = limit
+        agreement.calls += 1
+
+    def _disagree(self, queue_id: str) -> None:
+        """One call fewer is in the queue; without any, its limit is forgotten."""
+        agreement = self._agreements[queue_id]
+        agreement.calls -= 1
+        if not agreement.calls:
+            del self._agreements[queue_id]
+
+    def _on_event(self, event: BackendEvent) -> None:
+        if isinstance(event, SlotLost):
+            slot = self._slots.get(event.ticket.id)
+            if slot is not None:
+                slot.mark_lost()
+
+
+class SlotRequest:
+    """What `Queue.slot` returns: enter it with `async with`, once."""
+
+    __slots__ = ("_arguments", "_queue", "_slot")
+
+    def __init__(
+        self,
+        queue: Queue,
+        queue_id: str,
+        item_id: str,
+        max_concurrent: int | None,
+        timeout: float | None,
+    ) -> None:
+        self._queue = queue
+        self._arguments = (queue_id, item_id, max_concurrent, timeout)
+        self._slot: Slot | None = None
+
+    async def __aenter__(self) -> Slot:
+        if self._slot is not None:
+            raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
+        self._slot = await self._queue._acquire(*self._arguments)
+        return self._slot
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            await self._queue._release(slot, _failure(error))
+
+
+class QueueSemaphore:
+    """What `Queue.semaphore` returns: enter it as often as you like, from as many tasks at once."""
+
+    __slots__ = ("_held", "_queue", "max_concurrent", "queue_id", "timeout")
+
+    def __init__(
+        self, queue: Queue, queue_id: str, max_concurrent: int | None, timeout: float | None
+    ) -> None:
+        self._queue = queue
+        self.queue_id = queue_id
+        self.max_concurrent = max_concurrent
+        self.timeout = timeout
+        # The slots held through this handle, by the task that entered, the last one last.
+        self._held: dict[asyncio.Task[object] | None, list[Slot]] = {}
+
+    def __call__(self, item_id: str | None = None) -> SlotRequest:
+        """A slot for a named item: `async with sem(item_id=...) as slot`."""
+        return self._queue.slot(
+            self.queue_id,
+            item_id=item_id,
+            max_concurrent=self.max_concurrent,
+            timeout=self.timeout,
+        )
+
+    async def __aenter__(self) -> Slot:
+        item_id = str(uuid.uuid4())
+        slot = await self._queue._acquire(self.queue_id, item_id, self.max_concurrent, self.timeout)
+        self._held.setdefault(asyncio.current_task(), []).append(slot)
+        return slot
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task = asyncio.current_task()
+        if task not in self._held:
+            # Left in another task than entered. Slots without a name are alike: give one back.
+            task = next(iter(self._held))
+        slots = self._held[task]
+        slot = slots.pop()
+        if not slots:
+            del self._held[task]
+        await self._queue._release(slot, _failure(error))
+
+
+def _failure(error: BaseException | None) -> BaseException | None:
+    """What a body raised, if it is a failure: a call that is cancelled was not one."""
+    return None if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else error

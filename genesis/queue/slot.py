@@ -1,0 +1,58 @@
+"""A held slot, as the body of `async with` sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from genesis.backends.protocol import Grant, Ticket
+from genesis.exceptions import SlotLostError
+
+__all__ = ["Slot"]
+
+
+class Slot:
+    """A slot of a queue, held until the `async with` block is left.
+
+    Attributes:
+        queue_id: the queue's.
+        item_id: the item's.
+        waited: seconds from entering to the grant; exactly 0.0 if the slot was free.
+        fencing_token: grows strictly with every grant of the queue. Give it to whatever the body
+            changes, and let that refuse a smaller one than it has seen (Kleppmann, "How to do
+            distributed locking", 2016).
+    """
+
+    __slots__ = ("_lapsed", "_lost", "fencing_token", "item_id", "queue_id", "ticket", "waited")
+
+    def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
+        self.queue_id = ticket.queue_id
+        self.item_id = ticket.item_id
+        self.waited = grant.waited
+        self.fencing_token = grant.fencing_token
+        self.ticket = ticket
+        self._lapsed = lapsed
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the slot is not this holder's any more; once true, it stays true.
+
+        True as soon as the lease has run out by this process' own reckoning, which is never later
+        than Redis', or the holder was evicted, or the queue was closed.
+        """
+        if not self._lost and self._lapsed(self.ticket):
+            self._lost = True
+        return self._lost
+
+    def ensure_held(self) -> None:
+        """Raise `SlotLostError` if the slot is lost; call it before what must not happen twice."""
+        if self.lost:
+            raise SlotLostError(self.queue_id, self.item_id, self.fencing_token)
+
+    def mark_lost(self) -> None:
+        """For the queue: the backend has reported the loss."""
+        self._lost = True
+
+    def __repr__(self) -> str:
+        lost = ", lost" if self._lost else ""
+        return f"<Slot {self.fencing_token} of {self.queue_id!r} held by {self.item_id!r}{lost}>"

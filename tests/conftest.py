@@ -1,0 +1,170 @@
+"""Fixtures: backends bare and observed, instances, private redis servers, a look for leaks."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue
+from genesis.backends.protocol import Departure, QueueBackend, Ticket
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, RedisBackend
+from tests.redis_server import RedisServer
+from tests.waiting import wait_until
+
+LEASE = 2.0  # seconds; short, so that tests of dead instances take seconds
+
+MakeQueue = Callable[..., Queue]
+
+
+class WithoutLayer:
+    """A backend as `Queue` calls it, with nothing in between: the contract must hold bare, too."""
+
+    def __init__(self, inner: QueueBackend) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def leave(
+        self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
+    ) -> Departure:
+        return await self.inner.leave(ticket, context)
+
+
+class BareQueue(Queue):
+    def __init__(self, backend: QueueBackend) -> None:
+        super().__init__(backend, telemetry=Telemetry(registry=CollectorRegistry()))
+        self._backend = WithoutLayer(backend)  # type: ignore[assignment]
+        backend.listen(self._on_event)
+
+
+class Spans(InMemorySpanExporter):
+    """The spans that have ended, easily asked."""
+
+    def named(self, name: str) -> list[Any]:
+        return [span for span in self.get_finished_spans() if span.name.split(" ")[0] == name]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def spans() -> Spans:
+    return Spans()
+
+
+@pytest.fixture
+def telemetry(registry: CollectorRegistry, spans: Spans) -> Telemetry:
+    """Sinks of this test's own: a registry, a tracer that keeps every span, a logger."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    logger = logging.getLogger("genesis.tests")
+    logger.setLevel(logging.DEBUG)
+    return Telemetry(registry=registry, tracer_provider=provider, logger=logger)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> Iterator[RedisServer]:
+    """The session's server, emptied; for tests that leave it running."""
+    shared_redis.client.flushall()
+    shared_redis.client.config_resetstat()
+    yield shared_redis
+    left = shared_redis.keys_without_expiry()
+    # set_limit's override is the one thing that may stay: meta, with an override in it.
+    left = [
+        key
+        for key in left
+        if not (key.endswith(":meta") and shared_redis.client.hexists(key, "override"))
+    ]
+    assert not left, f"keys without an expiry were left behind: {left}"
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server of this test's own, to kill, pause and restart."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def backend_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["bare", "observed"])
+def layer(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def make_queue(
+    request: pytest.FixtureRequest, backend_kind: str, layer: str, telemetry: Telemetry
+) -> AsyncIterator[MakeQueue]:
+    """Makes a Queue over the backend and layer of this run; several share one line, if over Redis."""
+    made: list[Queue] = []
+    url = request.getfixturevalue("redis_server").url if backend_kind == "redis" else ""
+
+    def make(**options: Any) -> Queue:
+        backend: QueueBackend
+        if backend_kind == "memory":
+            backend = InMemoryBackend()
+        else:
+            backend = RedisBackend(url, **{"lease": LEASE, **options})
+        queue = BareQueue(backend) if layer == "bare" else Queue(backend, telemetry=telemetry)
+        made.append(queue)
+        return queue
+
+    yield make
+    for queue in made:
+        await assert_nothing_kept(queue)
+        await queue.close()
+
+
+@pytest.fixture
+def queue(make_queue: MakeQueue) -> Queue:
+    return make_queue()
+
+
+async def assert_nothing_kept(queue: Queue) -> None:
+    """Once all calls have ended, no object may still know of one."""
+    await wait_until(lambda: not state_of(queue), f"no state is left, but there is {state_of(queue)}")
+
+
+def state_of(queue: Queue) -> dict[str, Any]:
+    """What `queue`, its layer and its backend keep of calls, by name; empty when nobody is there."""
+    state: dict[str, Any] = {"agreements": queue._agreements, "slots": queue._slots}
+    layer: Any = queue._backend
+    inner = layer._inner if hasattr(layer, "_inner") else layer.inner
+    state["journeys"] = getattr(layer, "_journeys", {})
+    if isinstance(inner, InMemoryBackend):
+        state["lines"] = inner._lines
+    elif isinstance(inner, RedisBackend) and inner._session is not None:
+        state["lines"] = inner._session.ledger.lines
+        state["passages"] = inner._session.ledger._passages
+    return {name: value for name, value in state.items() if value}
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage() -> Iterator[None]:
+    """A warning about something never awaited or closed belongs to the test that caused it."""
+    yield
+    gc.collect()

@@ -1,0 +1,38 @@
+"""Wait for a described condition, never for a length of time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+__all__ = ["quiesce", "wait_until"]
+
+
+async def wait_until(
+    condition: Callable[[], Any] | Callable[[], Awaitable[Any]],
+    description: str,
+    timeout: float = 20.0,
+) -> float:
+    """Return once `condition` holds, with the seconds it took; fail with `description` if not."""
+    began = time.monotonic()
+    pause = 0.001
+    while True:
+        holds = condition()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        took = time.monotonic() - began
+        if holds:
+            return took
+        if took > timeout:
+            raise AssertionError(f"after {timeout:g} s still not: {description}")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+async def quiesce(turns: int = 20) -> None:
+    """Let every task that can run, run, for some turns of the event loop; no time passes."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
