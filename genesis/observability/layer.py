@@ -38,7 +38,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import STALE_HEARTBEATS, QueueSeries
+from genesis.observability.metrics import STALE_HEARTBEATS
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -87,10 +87,8 @@ class ObservedBackend:
         self._listener = listener
 
     async def enter(self, entry: Entry) -> Admission:
-        journey = Journey(
-            self._telemetry, self._tracing, self._instance_id, self._series(entry.queue_id), entry
-        )
-        if context := journey.context:
+        journey = Journey(self._telemetry, self._tracing, self._instance_id, entry)
+        if context := journey.carried_context():
             entry = entry._replace(context=context)
         try:
             admission = await self._observe("enter", self._inner.enter(entry))
@@ -99,7 +97,7 @@ class ObservedBackend:
             raise
         journey.enqueued(admission)
         if admission.grant is not None:
-            admission = admission._replace(grant=journey.granted(admission.grant, at_once=True))
+            journey.granted(admission.grant, at_once=True)
             self._journeys[admission.ticket.id] = journey
         elif admission.position:
             self._journeys[admission.ticket.id] = journey
@@ -130,7 +128,7 @@ class ObservedBackend:
         departure = None
         failure: BaseException | None = None
         try:
-            leave = self._inner.leave(ticket, context or journey.hold_context)
+            leave = self._inner.leave(ticket, context or journey.held_context())
             departure = await self._observe("leave", leave)
             return departure
         except BaseException as raised:
@@ -213,13 +211,6 @@ class ObservedBackend:
         except Exception:
             self._telemetry.failed("metrics")
 
-    def _series(self, queue_id: str) -> QueueSeries | None:
-        try:
-            return self._telemetry.instruments.join(self._telemetry.label(queue_id))
-        except Exception:
-            self._telemetry.failed("metrics")
-            return None
-
     def _on_event(self, event: BackendEvent) -> None:
         try:
             self._report(event)
@@ -234,23 +225,19 @@ class ObservedBackend:
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
         elif isinstance(event, Snapshot):
             lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
-            series = instruments.join(self._telemetry.label(event.queue_id))
-            series.leave()
-            instruments.shared.report(event.queue_id, self._name, series.label, event.stats, lifetime)
+            label = self._telemetry.series(event.queue_id).label
+            instruments.shared.report(event.queue_id, self._name, label, event.stats, lifetime)
         elif isinstance(event, SlotLost):
             journey = self._journeys.get(event.ticket.id)
             if journey is not None:
                 journey.slot_lost(event.reason)
         elif isinstance(event, Reclaimed):
             self._log(WARNING, "reclaimed", **event._asdict())
-            series = instruments.join(self._telemetry.label(event.queue_id))
-            instruments.reclaimed.labels(series.label, event.state).inc()
-            series.leave()
+            label = self._telemetry.series(event.queue_id).label
+            instruments.reclaimed.labels(label, event.state).inc()
         elif isinstance(event, LimitDisagreement):
             self._log(WARNING, "limit_changed", **event._asdict())
-            series = instruments.join(self._telemetry.label(event.queue_id))
-            instruments.disagreements.labels(series.label).inc()
-            series.leave()
+            instruments.disagreements.labels(self._telemetry.series(event.queue_id).label).inc()
         elif isinstance(event, Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
             instruments.disruptions.labels(self._name, event.reason).inc()

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from genesis.observability import names
 from genesis.observability.logs import Log
-from genesis.observability.metrics import WAIT_BUCKETS, Instruments, instruments_of
+from genesis.observability.metrics import WAIT_BUCKETS, Instruments, QueueSeries, instruments_of
 
 __all__ = ["Telemetry"]
 
@@ -54,14 +54,16 @@ class Telemetry:
             self._instruments = instruments_of(self.registry, self._wait_buckets, self.clock)
         return self._instruments
 
-    def label(self, queue_id: str) -> str:
-        if self._queue_label is None:
-            return queue_id
-        try:
-            return str(self._queue_label(queue_id))
-        except Exception:
-            self.failed("label")
-            return names.OTHER_QUEUES
+    def series(self, queue_id: str) -> QueueSeries:
+        """The metrics of a queue, under its label."""
+        label = queue_id
+        if self._queue_label is not None:
+            try:
+                label = str(self._queue_label(queue_id))
+            except Exception:
+                self.failed("label")
+                label = names.OTHER_QUEUES
+        return self.instruments.series(label)
 
     def failed(self, sink: names.Sink) -> None:
         """A sink raised: count it, and let the call go on. If even counting fails, it is let go."""

@@ -332,7 +332,7 @@ class RedisBackend:
         if self._closed:
             raise self._unavailable(operation, "it was closed")
         loop = asyncio.get_running_loop()
-        if self._session is None:
+        if self._session is None or self._session.loop.is_closed():
             self._session = _Session(self, loop)
         elif self._session.loop is not loop:
             raise RuntimeError(

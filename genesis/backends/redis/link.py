@@ -132,6 +132,8 @@ class Link:
         self._drained = asyncio.Event()
         self._drained.set()
         self._watchdog: asyncio.TimerHandle | None = None
+        self._overdue: Command | None = None  # the oldest in flight, when the watchdog last looked
+        self._closed = False
         self._dead: asyncio.Future[None] | None = None  # resolved by the watchdog, while up
         self.why_down = "not connected yet"
         self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
@@ -160,6 +162,9 @@ class Link:
         expires = math.inf if lasting else self._loop.time() + self._timeout
         reply = self._loop.create_future()
         command = Command(script, keys, arguments, again, on_answer, reply, expires)
+        if self._closed:
+            _end(command, Unreachable(self.why_down))
+            return command
         self._outbox.append(command)
         self._drained.clear()
         self._something_to_write.set()
@@ -181,7 +186,8 @@ class Link:
         waiting.cancel()
 
     async def close(self) -> None:
-        """Stop at once; commands without an answer fail."""
+        """Stop at once; commands without an answer, and all that are said later, fail."""
+        self._closed = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         if self._watchdog is not None:
@@ -286,13 +292,20 @@ class Link:
     def _watch(self) -> None:
         self._watchdog = None
         now = self._loop.time()
-        late = [command for command in self._outbox if command.expires <= now]
-        if late:
+        late: list[Command] = []
+        if not self.up:
+            late += [command for command in self._outbox if command.expires <= now]
             self._outbox = deque(command for command in self._outbox if command.expires > now)
-        if self._in_flight and now - self._in_flight[0].written >= self._timeout:
+        oldest = self._in_flight[0] if self._in_flight else None
+        if oldest is None or now - oldest.written < self._timeout:
+            self._overdue = None
+        elif oldest is not self._overdue:
+            # Not at first sight: if it was this process that stood still, the reply lies in the
+            # socket, and the reader comes to it before the next look.
+            self._overdue = oldest
+        elif self._dead is not None and not self._dead.done():
             late += [command for command in self._in_flight if command.expires <= now]
-            if self._dead is not None and not self._dead.done():
-                self._dead.set_result(None)
+            self._dead.set_result(None)
         for command in late:
             why = "it did not answer" if self.up else f"it is out of reach ({self.why_down})"
             _end(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
@@ -306,8 +319,12 @@ def _end(command: Command, answer: Any) -> None:
     # The answer is absorbed before its caller runs: between the two, a wake-up message may come.
     if command.on_answer is not None:
         on_answer, command.on_answer = command.on_answer, None
-        on_answer(answer)
-    _resolve(command.reply, answer)
+        try:
+            on_answer(answer)
+        finally:  # a bug in there must not keep the caller waiting for ever
+            _resolve(command.reply, answer)
+    else:
+        _resolve(command.reply, answer)
 
 
 def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
