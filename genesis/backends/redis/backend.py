@@ -242,12 +242,12 @@ class RedisBackend:
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
-        _, granted, reclaimed = await self._ask("limit", queue_id, (value, *self._constants))
+        granted, reclaimed = await self._ask("limit", queue_id, (value, *self._constants))
         self._join("limit").ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
         waiting, in_use, limit, oldest = await self._ask("stats", queue_id, ())
-        return QueueStats(waiting, in_use, limit, oldest / 1e6)
+        return QueueStats(waiting, in_use, int(limit), oldest / 1e6)
 
     async def position(self, queue_id: str, item_id: str) -> int | None:
         place = 0

@@ -187,7 +187,7 @@ class Heart:
             line.suspect = bool(strangers)
         waiting, in_use, limit, oldest, override, override_at = shared
         line.override = (override, override_at)
-        stats = QueueStats(waiting, in_use, limit, oldest / 1e6)
+        stats = QueueStats(waiting, in_use, int(limit), oldest / 1e6)
         self._emit(Snapshot(line.queue_id, stats))
         self._look_again(line, look)
         self._ledger.drop_if_idle(line)

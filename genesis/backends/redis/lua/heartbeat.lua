@@ -104,7 +104,7 @@ end
 local head = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
 local oldest = head and math.max(0, NOW - tonumber(head)) or 0
 local shared = {
-  redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), limit, oldest,
+  redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), limit_text, oldest,
   overridden or '', redis.call('HGET', META, 'override_at') or '',
 }
 return {epoch or '', look, shared, missed, ended, unknown, surplus, granted, reclaimed}

@@ -2,7 +2,7 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
--- Reply  {the limit in force, granted, reclaimed}
+-- Reply  {granted, reclaimed}
 --
 -- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
 --        lowered one takes nothing from holders: nobody is granted until enough of them have left.
@@ -25,4 +25,4 @@ keep_meta(ttl)
 reap_lapsed(ttl)
 grant(ARGV[3], '', ttl)
 settle()
-return {limit, granted, reclaimed}
+return {granted, reclaimed}

@@ -36,7 +36,8 @@ local NOW = time[1] * 1000000 + time[2]
 local meta = redis.call('HMGET', META, 'epoch', 'last', 'limit', 'override', 'until')
 local epoch = meta[1]
 local last = tonumber(meta[2] or 0)
-local limit = tonumber(meta[4] or meta[3] or 1)
+local limit = tonumber(meta[4] or meta[3] or 1) -- to compare with
+local limit_text = meta[4] or meta[3] or '1' -- to tell: a Lua number ends at 2^53
 local overridden = meta[4]
 local window = tonumber(meta[5] or 0)
 

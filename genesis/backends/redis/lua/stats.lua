@@ -5,4 +5,4 @@
 
 local head = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
 local oldest = head and math.max(0, NOW - tonumber(head)) or 0
-return {redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), limit, oldest}
+return {redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), limit_text, oldest}

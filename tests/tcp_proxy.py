@@ -1,0 +1,173 @@
+"""A TCP proxy between the library and Redis that loses, holds and delays what passes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+
+__all__ = ["Relay", "TcpProxy"]
+
+
+class Relay:
+    """One proxied connection.
+
+    Attributes:
+        subscriber: it has said SUBSCRIBE, so it is the connection of the wake-ups.
+        heard: all that the client has said so far.
+        answers: how many bytes the server has answered, whether or not anybody hears them.
+    """
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+        self._held = asyncio.Event()  # set while bytes to the server may pass
+        self._held.set()
+        self._up: asyncio.Queue[bytes] = asyncio.Queue()
+        self.heard = b""
+        self.answers = 0
+        self.subscriber = False
+        self.deaf = False  # replies are thrown away
+        self._client: asyncio.StreamWriter | None = None
+        self._server: asyncio.StreamWriter | None = None
+
+    def hold(self) -> None:
+        """Keep what the client says from the server, even after the client has gone."""
+        self._held.clear()
+
+    def release(self) -> None:
+        """Deliver what was held, late as it is."""
+        self._held.set()
+
+    def cut(self) -> None:
+        """Break it, on both sides; bytes that are held stay held, and can still be released."""
+        if self._client is not None:
+            self._client.close()
+        if self._held.is_set() and self._server is not None:
+            self._server.close()
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._client = writer
+        from_server, self._server = await asyncio.open_connection("127.0.0.1", self._proxy.target)
+        tasks = [
+            asyncio.create_task(self._hear(reader)),
+            asyncio.create_task(self._deliver(self._server)),
+            asyncio.create_task(self._answer(from_server, writer)),
+        ]
+        try:
+            # Ends when the server has hung up, by itself or after the client's last word.
+            await tasks[2]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in (writer, self._server):
+                end.close()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                self.heard += data
+                if b"SUBSCRIBE" in data:
+                    self.subscriber = True
+                    if self._proxy.mute:
+                        self.hold()
+                self._up.put_nowait(data)
+        self._up.put_nowait(b"")
+
+    async def _deliver(self, server: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await self._up.get():
+                await asyncio.sleep(self._proxy.delay)
+                await self._held.wait()
+                server.write(data)
+                await server.drain()
+            server.write_eof()
+
+    async def _answer(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await server.read(65536):
+                self.answers += len(data)
+                await asyncio.sleep(self._proxy.delay)
+                if not self.deaf and not client.is_closing():
+                    client.write(data)
+                    await client.drain()
+
+
+class TcpProxy:
+    """Stands in front of the server on `target`, on a port of its own.
+
+    Attributes:
+        delay: seconds that every chunk takes, each way.
+        mute: subscribers are held.
+        refusing: new connections are closed at once.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.delay = 0.0
+        self.mute = False
+        self.refusing = False
+        self.relays: list[Relay] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def commands(self) -> Relay:
+        """The connection for commands that was made last."""
+        return next(relay for relay in reversed(self.relays) if not relay.subscriber)
+
+    @property
+    def subscriber(self) -> Relay:
+        """The connection for wake-ups that was made last."""
+        return next(relay for relay in reversed(self.relays) if relay.subscriber)
+
+    def cut(self) -> None:
+        """Break every connection that there is."""
+        for relay in self.relays:
+            relay.cut()
+
+    def release(self) -> None:
+        """Deliver all that is held."""
+        for relay in self.relays:
+            relay.release()
+
+    async def __aenter__(self) -> TcpProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            writer.transport.abort()
+            return
+        relay = Relay(self)
+        self.relays.append(relay)
+        task = asyncio.create_task(self._run(relay, reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(
+        self, relay: Relay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                await relay.run(reader, writer)
+        finally:
+            writer.close()

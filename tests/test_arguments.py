@@ -1,0 +1,226 @@
+"""Bad arguments are refused at once, with an error that says which, and nothing is enqueued."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue
+from genesis.exceptions import GenesisError
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, RedisBackend
+from tests.conftest import state_of
+
+NAN = float("nan")
+
+BAD_IDS: list[tuple[Any, type[Exception]]] = [
+    ("", ValueError),
+    ("\ud800", ValueError),
+    ("call \udcff", ValueError),
+    ("x" * 16_385, ValueError),
+    ("ж" * 8_193, ValueError),
+    (None, TypeError),
+    (b"sales", TypeError),
+    (7, TypeError),
+    (0, TypeError),
+    (False, TypeError),
+    (["sales"], TypeError),
+]
+BAD_ITEM_IDS = [(value, error) for value, error in BAD_IDS if value is not None]  # None: a UUID
+BAD_LIMITS: list[tuple[Any, type[Exception]]] = [
+    (0, ValueError),
+    (-1, ValueError),
+    (True, TypeError),
+    (False, TypeError),
+    (1.0, TypeError),
+    (NAN, TypeError),
+    ("2", TypeError),
+    ([2], TypeError),
+]
+BAD_OVERRIDES = [(value, error) for value, error in BAD_LIMITS if value != 0 or value is False]
+BAD_TIMEOUTS: list[tuple[Any, type[Exception]]] = [
+    (-1, ValueError),
+    (-0.001, ValueError),
+    (float("-inf"), ValueError),
+    (NAN, ValueError),
+    (True, TypeError),
+    (False, TypeError),
+    ("30", TypeError),
+    (b"30", TypeError),
+    ([1], TypeError),
+]
+
+
+def named(value: object) -> str:
+    return ascii(value)[:24]
+
+
+class Enqueues(InMemoryBackend):
+    """A backend on which a bad argument must never arrive."""
+
+    def __getattribute__(self, name: str) -> Any:
+        member = super().__getattribute__(name)
+        if inspect.iscoroutinefunction(member) and name not in ("close", "stats"):
+            pytest.fail(f"{name} reached the backend")
+        return member
+
+
+@pytest.fixture
+async def queue() -> AsyncIterator[Queue]:
+    """A queue that insists at its end that nothing has arrived."""
+    registry = CollectorRegistry()
+    async with Queue(Enqueues(), telemetry=Telemetry(registry)) as queue:
+        yield queue
+        assert not state_of(queue)
+        names = {sample.name for metric in registry.collect() for sample in metric.samples}
+        assert "genesis_backend_operation_seconds_count" not in names
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_IDS, ids=named)
+async def test_a_bad_queue_id_is_refused(
+    queue: Queue, value: Any, error: type[Exception]
+) -> None:
+    """slot() and semaphore() raise when they are called, not when they are entered; the rest too."""
+    calls: list[Callable[[], Any]] = [lambda: queue.slot(value), lambda: queue.semaphore(value)]
+    for call in calls:
+        with pytest.raises(error, match="queue_id"):
+            call()
+    for ask in (
+        queue.stats(value),
+        queue.entries(value),
+        queue.set_limit(value, 1),
+        queue.set_limit(value, None),
+        queue.position(value, "item"),
+        queue.evict(value, "item"),
+    ):
+        with pytest.raises(error, match="queue_id"):
+            await ask
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_ITEM_IDS, ids=named)
+async def test_a_bad_item_id_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
+    """The item's name is checked in slots, in slots of a semaphore, and in questions."""
+    with pytest.raises(error, match="item_id"):
+        queue.slot("sales", item_id=value)
+    semaphore = queue.semaphore("sales")
+    with pytest.raises(error, match="item_id"):
+        semaphore(item_id=value)
+    for ask in (queue.position("sales", value), queue.evict("sales", value)):
+        with pytest.raises(error, match="item_id"):
+            await ask
+
+
+async def test_questions_about_no_item_are_refused(queue: Queue) -> None:
+    """Only a new slot may go without an item_id."""
+    nobody: Any = None
+    for ask in (queue.position("sales", nobody), queue.evict("sales", nobody)):
+        with pytest.raises(TypeError, match="item_id"):
+            await ask
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_LIMITS, ids=named)
+async def test_a_bad_limit_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
+    """max_concurrent is an int of at least 1, or None; the message names the queue."""
+    with pytest.raises(error, match=r"'sales'.*max_concurrent"):
+        queue.slot("sales", max_concurrent=value)
+    with pytest.raises(error, match=r"'sales'.*max_concurrent"):
+        queue.semaphore("sales", value)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_OVERRIDES, ids=named)
+async def test_a_bad_override_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
+    """set_limit takes 0, but nothing below, and nothing that is not an int."""
+    with pytest.raises(error, match=r"'sales'.*limit"):
+        await queue.set_limit("sales", value)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_TIMEOUTS, ids=named)
+async def test_a_bad_timeout_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
+    """A timeout is a number of seconds, 0 or more, or None; the message names the queue."""
+    with pytest.raises(error, match=r"'sales'.*timeout"):
+        queue.slot("sales", timeout=value)
+    with pytest.raises(error, match=r"'sales'.*timeout"):
+        queue.semaphore("sales", timeout=value)
+
+
+async def test_a_timeout_beyond_all_floats_is_refused(queue: Queue) -> None:
+    """An int that no clock can add to its time is a ValueError like any other bad timeout."""
+    with pytest.raises(ValueError, match=r"'sales'.*timeout"):
+        queue.slot("sales", timeout=10**400)
+
+
+@pytest.mark.parametrize("arguments", [(), ("sales", "item"), ("sales", "item", 1, 2.0)])
+def test_only_the_queue_id_of_a_slot_is_positional(arguments: tuple[Any, ...]) -> None:
+    """slot("sales", "item") is refused rather than guessed at."""
+    slot: Any = Queue(telemetry=Telemetry(CollectorRegistry())).slot
+    with pytest.raises(TypeError):
+        slot(*arguments)
+
+
+async def test_the_borders_are_accepted() -> None:
+    """The largest id, the smallest limit, timeout 0 and 0.0 and -0.0 and a pause are good arguments."""
+    async with Queue(telemetry=Telemetry(CollectorRegistry())) as queue:
+        for timeout in (0, 0.0, -0.0, 1e-9, 10**9, float("inf"), None):
+            async with queue.slot(
+                "x" * 16_384, item_id="ж" * 8_192, max_concurrent=1, timeout=timeout
+            ) as slot:
+                assert slot.item_id == "ж" * 8_192
+        await queue.set_limit("sales", 0)
+        assert (await queue.stats("sales")).limit == 0
+
+
+@pytest.mark.parametrize(
+    "lease", [0, 0.0, -1, NAN, float("inf"), "15", None, True, [1]], ids=named
+)
+def test_a_bad_lease_is_refused(lease: Any) -> None:
+    """A lease is a positive, finite number of seconds; RedisBackend says so when it is made."""
+    with pytest.raises((ValueError, TypeError), match="lease"):
+        RedisBackend(lease=lease)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, NAN, "15", True, [1]], ids=named)
+def test_a_bad_operation_timeout_is_refused(timeout: Any) -> None:
+    """An operation_timeout is a positive number of seconds, or None."""
+    with pytest.raises((ValueError, TypeError), match="operation_timeout"):
+        RedisBackend(operation_timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "localhost:6379", "http://localhost", "redis://h:port", None, 6379, b"x"]
+)
+def test_a_bad_url_is_refused(url: Any) -> None:
+    """A url that redis-py cannot take is refused when the backend is made, not when it is used."""
+    with pytest.raises((ValueError, TypeError)):
+        RedisBackend(url)
+
+
+@pytest.mark.parametrize("prefix", [None, 7, b"genesis:", "\ud800"], ids=named)
+def test_a_bad_key_prefix_is_refused(prefix: Any) -> None:
+    """A key_prefix is a str that Redis can be told."""
+    with pytest.raises((ValueError, TypeError)):
+        RedisBackend(key_prefix=prefix)
+
+
+def test_options_of_the_redis_backend_are_keyword_only() -> None:
+    """Beyond url and key_prefix nothing is positional, so that options can be added."""
+    make: Any = RedisBackend
+    with pytest.raises(TypeError):
+        make("redis://localhost", "genesis:", 15.0)
+
+
+@pytest.mark.parametrize("backend", ["redis://localhost", 7, InMemoryBackend])
+def test_what_is_not_a_backend_is_refused(backend: Any) -> None:
+    """Queue("redis://...") is a likely mistake; the error says what a Queue takes."""
+    with pytest.raises(TypeError, match="backend"):
+        Queue(backend, telemetry=Telemetry(CollectorRegistry()))
+
+
+def test_argument_errors_are_not_genesis_errors(queue: Queue) -> None:
+    """`except GenesisError` handles what happens to calls, and does not hide a programming mistake."""
+    with pytest.raises(ValueError) as caught:
+        queue.slot("")
+    assert not isinstance(caught.value, GenesisError)

@@ -1,0 +1,433 @@
+"""A stateful property test: any sequence of operations, compared with a small model of the line.
+
+The model knows nothing of tasks, messages or scripts: a list of waiters, a dict of holders, two
+numbers. After every step the queue must tell the same as the model, the bodies must have begun in the
+model's order, and the tokens must have grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue, QueueTimeoutError
+from genesis.exceptions import EvictedError, LimitMismatchError
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, RedisBackend
+from genesis.queue.slot import Slot
+from tests.conftest import assert_nothing_kept, state_of
+from tests.redis_server import RedisServer
+from tests.waiting import wait_until
+
+QUEUE_ID = "line"
+ITEMS = st.sampled_from(["ann", "bob", "cy"])  # few, so that items have several tickets
+LIMITS = st.sampled_from([None, None, 1, 2, 3])
+PICKS = st.integers(0, 1000)
+
+
+@dataclass(eq=False)
+class Call:
+    """One task, and its ticket in the model: `number` is its place in the order of entering."""
+
+    number: int
+    item_id: str
+    limit: int | None
+    instance: int
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    slot: Slot | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.item_id}{self.number}"
+
+
+class Model:
+    """What the line must be."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Call] = []
+        self.holding: list[Call] = []
+        self.override: int | None = None
+        self.named: int | None = None  # the call sites' number that came last
+        self.grants: list[Call] = []
+
+    @property
+    def limit(self) -> int:
+        return self.override if self.override is not None else self.named or 1
+
+    def enter(self, call: Call) -> None:
+        if call.limit is not None:
+            self.named = call.limit
+        self._grant()
+        self.waiting.append(call)
+        self._grant()
+
+    def would_refuse(self, limit: int | None) -> bool:
+        """Whether timeout=0 finds no slot, after the newcomer's number has come into force."""
+        if self.override is not None:
+            number = self.override
+        else:
+            number = limit or self.named or 1
+        return len(self.holding) + len(self.waiting) >= number
+
+    def refuse(self, limit: int | None) -> None:
+        if limit is not None:
+            self.named = limit
+        self._grant()
+        self._forget()
+
+    def remove(self, *calls: Call) -> None:
+        for call in calls:
+            if call in self.waiting:
+                self.waiting.remove(call)
+        for call in calls:
+            if call in self.holding:
+                self.holding.remove(call)
+        self._grant()
+        self._forget()
+
+    def set_limit(self, limit: int | None) -> None:
+        self.override = limit
+        self._grant()
+
+    def _grant(self) -> None:
+        while self.waiting and len(self.holding) < self.limit:
+            call = self.waiting.pop(0)
+            self.holding.append(call)
+            self.grants.append(call)
+
+    def _forget(self) -> None:
+        if not self.waiting and not self.holding:
+            self.named = None
+
+
+class Line(RuleBasedStateMachine):
+    """Drives one or more Queues that share a line, and the model beside them."""
+
+    def __init__(self, make: Callable[[], list[Queue]]) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.queues = make()
+        self.model = Model()
+        self.numbers = itertools.count()
+        self.entered: list[Call] = []
+        self.last_token = 0
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        self.run(self.finish())
+        self.loop.close()
+
+    async def finish(self) -> None:
+        """Everybody leaves; nothing may be left in any process, and the full limit is there."""
+        try:
+            await self.queues[0].set_limit(QUEUE_ID, None)
+            self.model.set_limit(None)
+            while self.model.holding:
+                call = self.model.holding[0]
+                self.model.remove(call)
+                await self.leave(call)
+                await self.agree()
+            for queue in self.queues:
+                await assert_nothing_kept(queue)
+                assert await queue.stats(QUEUE_ID) == (0, 0, 1, 0.0)
+                async with queue.slot(QUEUE_ID, timeout=0):
+                    pass
+        finally:
+            for queue in self.queues:
+                await queue.close()
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+    # -- calls --------------------------------------------------------------------------------------
+
+    def start(self, item_id: str, limit: int | None, instance: int, timeout: float | None) -> Call:
+        call = Call(next(self.numbers), item_id, limit, instance)
+        call.task = self.loop.create_task(self.body(call, timeout))
+        return call
+
+    async def body(self, call: Call, timeout: float | None) -> None:
+        request = self.queues[call.instance].slot(
+            QUEUE_ID, item_id=call.item_id, max_concurrent=call.limit, timeout=timeout
+        )
+        async with request as call.slot:
+            self.entered.append(call)
+            assert call.slot.fencing_token > self.last_token
+            self.last_token = call.slot.fencing_token
+            await call.go.wait()
+
+    async def leave(self, call: Call) -> None:
+        assert call.task is not None
+        call.go.set()
+        await call.task
+
+    def agreed(self, instance: int) -> int | None:
+        """The number that the calls of one Queue agree on."""
+        agreement = self.queues[instance]._agreements.get(QUEUE_ID)
+        return agreement.limit if agreement is not None else None
+
+    async def agree(self) -> None:
+        """The queue is, or at once becomes, what the model is."""
+        model = self.model
+        await wait_until(
+            lambda: len(self.entered) >= len(model.grants) and all(c.slot for c in model.holding),
+            f"{model.grants} are granted, not {self.entered}",
+        )
+        assert self.entered == model.grants
+        for queue in self.queues:
+            stats = await queue.stats(QUEUE_ID)
+            assert stats[:3] == (len(model.waiting), len(model.holding), model.limit)
+            assert (stats.oldest_wait > 0) <= bool(model.waiting)
+        queue = self.queues[-1]
+        entries = await queue.entries(QUEUE_ID)
+        expected = [(c.item_id, "holding", None) for c in model.holding]
+        expected += [(c.item_id, "waiting", n) for n, c in enumerate(model.waiting, 1)]
+        assert [(e.item_id, e.state, e.position) for e in entries] == expected
+        for entry, call in zip(entries, model.holding, strict=False):
+            assert call.slot is not None
+            assert entry.fencing_token == call.slot.fencing_token
+            assert not call.slot.lost
+        for item_id in ("ann", "bob", "cy"):
+            names = [c.item_id for c in model.waiting]
+            place = names.index(item_id) + 1 if item_id in names else None
+            assert await queue.position(QUEUE_ID, item_id) == place
+
+    # -- rules --------------------------------------------------------------------------------------
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
+    def enter(self, item_id: str, limit: int | None, pick: int) -> None:
+        """A call enters, and is granted or waits; one that disagrees on the limit does neither."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            agreed = self.agreed(instance)
+            call = self.start(item_id, limit, instance, 3600)
+            assert call.task is not None
+            if limit is not None and agreed not in (None, limit):
+                await asyncio.wait({call.task})
+                assert isinstance(call.task.exception(), LimitMismatchError)
+            else:
+                self.model.enter(call)
+                await self.in_line()
+
+        self.run(work())
+
+    async def in_line(self) -> None:
+        """Wait until the shared line has as many calls as the model."""
+        expected = len(self.model.waiting) + len(self.model.holding)
+
+        async def all_there() -> bool:
+            stats = await self.queues[0].stats(QUEUE_ID)
+            return stats.waiting + stats.in_use == expected
+
+        await wait_until(all_there, f"{expected} calls are in the line")
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
+    def enter_only_if_free(self, item_id: str, limit: int | None, pick: int) -> None:
+        """timeout=0 is granted exactly if a slot is free for a newcomer."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            if limit is not None and self.agreed(instance) not in (None, limit):
+                return
+            refused = self.model.would_refuse(limit)
+            call = self.start(item_id, limit, instance, 0)
+            assert call.task is not None
+            if refused:
+                self.model.refuse(limit)
+                await asyncio.wait({call.task})
+                assert isinstance(call.task.exception(), QueueTimeoutError)
+            else:
+                self.model.enter(call)
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(pick=PICKS, by_timer=st.booleans())
+    def abandon(self, pick: int, by_timer: bool) -> None:
+        """A waiter anywhere in the line is cancelled, or its timer fires."""
+
+        async def work() -> None:
+            call = self.model.waiting[pick % len(self.model.waiting)]
+            assert call.task is not None
+            self.end_wait(call, by_timer)
+            self.model.remove(call)
+            await asyncio.wait({call.task})
+            if by_timer:
+                assert isinstance(call.task.exception(), QueueTimeoutError)
+            else:
+                assert call.task.cancelled()
+
+        self.run(work())
+
+    def end_wait(self, call: Call, by_timer: bool) -> None:
+        task: Any = call.task
+        if by_timer:
+            task._fut_waiter.set_exception(TimeoutError())  # what the timer does
+        else:
+            task.cancel()
+
+    @precondition(lambda self: self.model.holding)
+    @rule(pick=PICKS, cancelled=st.booleans())
+    def release(self, pick: int, cancelled: bool) -> None:
+        """A body ends or is cancelled."""
+
+        async def work() -> None:
+            call = self.model.holding[pick % len(self.model.holding)]
+            assert call.task is not None
+            self.model.remove(call)
+            if cancelled:
+                call.task.cancel()
+                await asyncio.wait({call.task})
+                assert call.task.cancelled()
+            else:
+                await self.leave(call)
+
+        self.run(work())
+
+    @rule(item_id=ITEMS, pick=PICKS)
+    def evict(self, item_id: str, pick: int) -> None:
+        """Every ticket of an item goes: waiters get an error, holders are told and leave."""
+
+        async def work() -> None:
+            waiters = [c for c in self.model.waiting if c.item_id == item_id]
+            holders = [c for c in self.model.holding if c.item_id == item_id]
+            queue = self.queues[pick % len(self.queues)]
+            assert await queue.evict(QUEUE_ID, item_id) == len(waiters) + len(holders)
+            self.model.remove(*waiters, *holders)
+            for call in waiters:
+                assert call.task is not None
+                await asyncio.wait({call.task})
+                assert isinstance(call.task.exception(), EvictedError)
+            for call in holders:
+                slot = call.slot
+                assert slot is not None
+                await wait_until(lambda slot=slot: slot.lost, f"{call} knows")  # type: ignore[misc]
+                await self.leave(call)
+
+        self.run(work())
+
+    @rule(limit=st.sampled_from([None, None, 0, 1, 2, 4]), pick=PICKS)
+    def set_limit(self, limit: int | None, pick: int) -> None:
+        """The limit is overridden, or the override ends; waiters are granted at once."""
+        self.run(self.queues[pick % len(self.queues)].set_limit(QUEUE_ID, limit))
+        self.model.set_limit(limit)
+
+    @precondition(lambda self: len(self.queues) == 1 and self.model.holding)
+    @rule(choices=st.lists(st.tuples(st.sampled_from("enter release cancel expire".split()), PICKS)))
+    def burst(self, choices: list[tuple[str, int]]) -> None:
+        """Many things in one turn of the loop have the effect that they have one after the other."""
+
+        async def work() -> None:
+            present = self.model.waiting + self.model.holding
+            ended: list[Call] = []
+            for what, pick in choices:
+                if what == "enter":
+                    call = self.start("ann", None, 0, 3600)
+                    self.model.enter(call)
+                    continue
+                left = [c for c in present if c not in ended and (c.slot is None) == (what != "release")]
+                if not left:
+                    continue
+                call = left[pick % len(left)]
+                ended.append(call)
+                if what == "release":
+                    call.go.set()
+                else:
+                    self.end_wait(call, what == "expire")
+                    # It may be granted meanwhile: its body must not begin all the same.
+                    self.model.grants = [c for c in self.model.grants if c is not call]
+                self.model.remove(call)
+            abandoned = {c for c in ended if c.slot is None}
+            self.model.grants = [c for c in self.model.grants if c not in abandoned]
+            await asyncio.wait({c.task for c in ended if c.task} or {asyncio.ensure_future(self.none())})
+            await self.in_line()
+
+        self.run(work())
+
+    async def none(self) -> None:
+        return None
+
+    @invariant()
+    def agrees(self) -> None:
+        self.run(self.agree())
+
+
+def check(make: Callable[[], list[Queue]], examples: int) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Line(make),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=True,  # the same examples in every run
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def telemetry() -> Telemetry:
+    return Telemetry(CollectorRegistry())
+
+
+def test_any_sequence_of_operations_in_memory_is_as_the_model_says() -> None:
+    """One process: enter, abandon, release, evict, set_limit, alone and many in one turn."""
+    check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], examples=120)
+
+
+def test_any_sequence_of_operations_over_redis_is_as_the_model_says(redis_server: RedisServer) -> None:
+    """The same over Redis with one instance."""
+    prefixes = itertools.count()
+
+    def make() -> list[Queue]:
+        backend = RedisBackend(redis_server.url, f"one:{next(prefixes)}:", lease=60.0)
+        return [Queue(backend, telemetry=telemetry())]
+
+    check(make, examples=40)
+
+
+def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
+    redis_server: RedisServer,
+) -> None:
+    """Two instances that share a line, and may disagree on its limit: the number that came last wins."""
+    prefixes = itertools.count()
+
+    def make() -> list[Queue]:
+        prefix = f"two:{next(prefixes)}:"
+        return [
+            Queue(RedisBackend(redis_server.url, prefix, lease=60.0), telemetry=telemetry())
+            for _ in range(2)
+        ]
+
+    check(make, examples=40)
+
+
+def test_the_machine_has_the_state_it_should_watch() -> None:
+    """Guards the test itself: `state_of` sees a call that is there."""
+
+    async def work() -> None:
+        async with Queue(telemetry=telemetry()) as queue:
+            async with queue.slot(QUEUE_ID):
+                assert set(state_of(queue)) >= {"agreements", "slots", "journeys", "lines"}
+            assert not state_of(queue)
+
+    asyncio.run(work())
