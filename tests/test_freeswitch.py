@@ -17,6 +17,7 @@ from examples.freeswitch_outbound import (
     MOST_BODY,
     MOST_HEADER,
     CallEndedError,
+    EslConnection,
     EslError,
     Frame,
     Settings,
@@ -38,7 +39,7 @@ SETTINGS = Settings(
     agent="user/1000",
     reply_seconds=5.0,
     sorry_seconds=5.0,
-    linger_seconds=0.5,
+    linger_seconds=60.0,  # so that whatever waits for it fails
     break_seconds=0.5,
 )
 
@@ -219,8 +220,9 @@ async def test_frames_are_taken_apart() -> None:
 )
 async def test_a_malformed_frame_is_an_error(data: bytes) -> None:
     """Neither a header without a name nor a length that lies is waited for or believed."""
-    with pytest.raises(EslError):
+    with pytest.raises(EslError) as raised:
         await read_frame(fed(data + b"x" * 20))
+    assert raised.type is EslError  # and not the connection's end, which is one, too
 
 
 async def test_a_cut_at_any_byte_is_the_end() -> None:
@@ -230,6 +232,33 @@ async def test_a_cut_at_any_byte_is_the_end() -> None:
     for length in range(len(whole)):
         with pytest.raises(CallEndedError):
             await read_frame(fed(whole[:length]))
+
+
+async def test_replies_are_matched_by_order() -> None:
+    """Each reply goes to its command, with events in between, and one that nobody awaited, too."""
+    peers: asyncio.Queue[Peer] = asyncio.Queue()
+    server = await asyncio.start_server(
+        lambda reader, writer: peers.put_nowait(Peer("u", reader, writer)), "127.0.0.1", 0
+    )
+    ours = await asyncio.open_connection(*server.sockets[0].getsockname())
+    connection = EslConnection(*ours, reply_seconds=5.0)
+    reading = asyncio.ensure_future(connection.read())
+    peer = await peers.get()
+    said = [connection.say(f"api echo {number}") for number in range(4)]
+    for number in range(4):
+        assert await peer.hear() == f"api echo {number}\n\n"
+        peer.say(event("HEARTBEAT", "u"))
+        peer.say(b"Content-Type: api/response\nContent-Length: 1\n\n%d" % number)
+    assert (await connection.answered(said[3])).body == b"3"
+    assert [one.reply.result().body for one in said] == [b"0", b"1", b"2", b"3"]
+    with pytest.raises(EslError, match="line break"):
+        connection.say("api echo", "x\n\nexit")
+    peer.cut()
+    await reading
+    with pytest.raises(CallEndedError):
+        await connection.answered(connection.say("api echo late"))
+    await connection.close()
+    server.close()
 
 
 # Recorded sessions ----------------------------------------------------------------------------------
@@ -509,7 +538,10 @@ async def test_the_agents_channel_is_not_the_callers(call: Call, waiting_line: Q
     peer.say(b"Content-Type: log/data\nContent-Length: 3\n\nabc")
     peer.say(event("CUSTOM", "caller", body="x\n\ny"))
     peer.complete("something else")
+    peer.complete("bridge")  # taken in after all of these, and answered: the call still goes on
+    assert "execute-app-name: hangup" in await peer.hear()
     await stand(waiting_line, waiting=0, in_use=1)
+    peer.say(reply())
     peer.hang_up()
     await peer.closed()
 

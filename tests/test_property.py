@@ -24,12 +24,11 @@ from hypothesis.stateful import (
 )
 from prometheus_client import CollectorRegistry
 
-from genesis import Queue, QueueTimeoutError
-from genesis.exceptions import EvictedError, LimitMismatchError
+from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from genesis.queue.slot import Slot
-from tests.conftest import assert_nothing_kept, state_of
+from tests.conftest import state_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -37,6 +36,7 @@ QUEUE_ID = "line"
 ITEMS = st.sampled_from(["ann", "bob", "cy"])  # few, so that items have several tickets
 LIMITS = st.sampled_from([None, None, 1, 2, 3])
 PICKS = st.integers(0, 1000)
+PATIENCE = 3.0  # seconds; short, because a failing example is shrunk in many runs
 
 
 @dataclass(eq=False)
@@ -131,31 +131,34 @@ class Line(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.finish())
-        self.loop.close()
+        try:
+            self.run(self.finish())
+        finally:
+            self.run(self.close())
+            self.loop.close()
 
     async def finish(self) -> None:
         """Everybody leaves; nothing may be left in any process, and the full limit is there."""
-        try:
-            await self.queues[0].set_limit(QUEUE_ID, None)
-            self.model.set_limit(None)
-            while self.model.holding:
-                call = self.model.holding[0]
-                self.model.remove(call)
-                await self.leave(call)
-                await self.agree()
-            for queue in self.queues:
-                await assert_nothing_kept(queue)
-                assert await queue.stats(QUEUE_ID) == (0, 0, 1, 0.0)
-                async with queue.slot(QUEUE_ID, timeout=0):
-                    pass
-        finally:
-            for queue in self.queues:
-                await queue.close()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
+        await self.queues[0].set_limit(QUEUE_ID, None)
+        self.model.set_limit(None)
+        while self.model.holding:
+            call = self.model.holding[0]
+            self.model.remove(call)
+            await self.leave(call)
+            await self.agree()
+        for queue in self.queues:
+            await wait_until(lambda: not any(map(state_of, self.queues)), "no state is left", PATIENCE)
+            assert await queue.stats(QUEUE_ID) == (0, 0, 1, 0.0)
+            async with queue.slot(QUEUE_ID, timeout=0):
+                pass
+
+    async def close(self) -> None:
+        for queue in self.queues:
+            await queue.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()  # of an example that failed
+        await asyncio.gather(*rest, return_exceptions=True)
 
     # -- calls --------------------------------------------------------------------------------------
 
@@ -177,7 +180,16 @@ class Line(RuleBasedStateMachine):
     async def leave(self, call: Call) -> None:
         assert call.task is not None
         call.go.set()
-        await call.task
+        await self.ended(call, "release")
+
+    async def ended(self, call: Call, how: str) -> None:
+        """Wait until the call has ended, and insist on how: as a rule is called, or an error."""
+        task = call.task
+        assert task is not None
+        await wait_until(task.done, f"{call} has ended", PATIENCE)
+        error = None if task.cancelled() else task.exception()
+        ended = "cancel" if task.cancelled() else type(error).__name__ if error else "release"
+        assert ended == {"expire": "QueueTimeoutError"}.get(how, how)
 
     def agreed(self, instance: int) -> int | None:
         """The number that the calls of one Queue agree on."""
@@ -190,6 +202,7 @@ class Line(RuleBasedStateMachine):
         await wait_until(
             lambda: len(self.entered) >= len(model.grants) and all(c.slot for c in model.holding),
             f"{model.grants} are granted, not {self.entered}",
+            PATIENCE,
         )
         assert self.entered == model.grants
         for queue in self.queues:
@@ -220,10 +233,8 @@ class Line(RuleBasedStateMachine):
             instance = pick % len(self.queues)
             agreed = self.agreed(instance)
             call = self.start(item_id, limit, instance, 3600)
-            assert call.task is not None
             if limit is not None and agreed not in (None, limit):
-                await asyncio.wait({call.task})
-                assert isinstance(call.task.exception(), LimitMismatchError)
+                await self.ended(call, "LimitMismatchError")
             else:
                 self.model.enter(call)
                 await self.in_line()
@@ -238,7 +249,7 @@ class Line(RuleBasedStateMachine):
             stats = await self.queues[0].stats(QUEUE_ID)
             return stats.waiting + stats.in_use == expected
 
-        await wait_until(all_there, f"{expected} calls are in the line")
+        await wait_until(all_there, f"{expected} calls are in the line", PATIENCE)
 
     @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
     def enter_only_if_free(self, item_id: str, limit: int | None, pick: int) -> None:
@@ -250,11 +261,9 @@ class Line(RuleBasedStateMachine):
                 return
             refused = self.model.would_refuse(limit)
             call = self.start(item_id, limit, instance, 0)
-            assert call.task is not None
             if refused:
                 self.model.refuse(limit)
-                await asyncio.wait({call.task})
-                assert isinstance(call.task.exception(), QueueTimeoutError)
+                await self.ended(call, "expire")
             else:
                 self.model.enter(call)
 
@@ -267,14 +276,9 @@ class Line(RuleBasedStateMachine):
 
         async def work() -> None:
             call = self.model.waiting[pick % len(self.model.waiting)]
-            assert call.task is not None
             self.end_wait(call, by_timer)
             self.model.remove(call)
-            await asyncio.wait({call.task})
-            if by_timer:
-                assert isinstance(call.task.exception(), QueueTimeoutError)
-            else:
-                assert call.task.cancelled()
+            await self.ended(call, "expire" if by_timer else "cancel")
 
         self.run(work())
 
@@ -296,8 +300,7 @@ class Line(RuleBasedStateMachine):
             self.model.remove(call)
             if cancelled:
                 call.task.cancel()
-                await asyncio.wait({call.task})
-                assert call.task.cancelled()
+                await self.ended(call, "cancel")
             else:
                 await self.leave(call)
 
@@ -314,13 +317,11 @@ class Line(RuleBasedStateMachine):
             assert await queue.evict(QUEUE_ID, item_id) == len(waiters) + len(holders)
             self.model.remove(*waiters, *holders)
             for call in waiters:
-                assert call.task is not None
-                await asyncio.wait({call.task})
-                assert isinstance(call.task.exception(), EvictedError)
+                await self.ended(call, "EvictedError")
             for call in holders:
                 slot = call.slot
                 assert slot is not None
-                await wait_until(lambda slot=slot: slot.lost, f"{call} knows")  # type: ignore[misc]
+                await wait_until(lambda slot=slot: slot.lost, f"{call} knows", PATIENCE)  # type: ignore[misc]
                 await self.leave(call)
 
         self.run(work())
@@ -338,33 +339,28 @@ class Line(RuleBasedStateMachine):
 
         async def work() -> None:
             present = self.model.waiting + self.model.holding
-            ended: list[Call] = []
+            endings: dict[Call, str] = {}
             for what, pick in choices:
                 if what == "enter":
-                    call = self.start("ann", None, 0, 3600)
-                    self.model.enter(call)
+                    self.model.enter(self.start("ann", None, 0, 3600))
                     continue
-                left = [c for c in present if c not in ended and (c.slot is None) == (what != "release")]
+                left = [c for c in present if c not in endings and (c.slot is None) != (what == "release")]
                 if not left:
                     continue
                 call = left[pick % len(left)]
-                ended.append(call)
+                endings[call] = what
                 if what == "release":
                     call.go.set()
                 else:
                     self.end_wait(call, what == "expire")
-                    # It may be granted meanwhile: its body must not begin all the same.
-                    self.model.grants = [c for c in self.model.grants if c is not call]
                 self.model.remove(call)
-            abandoned = {c for c in ended if c.slot is None}
-            self.model.grants = [c for c in self.model.grants if c not in abandoned]
-            await asyncio.wait({c.task for c in ended if c.task} or {asyncio.ensure_future(self.none())})
+            for call, what in endings.items():
+                await self.ended(call, what)
+            # Who was granted a slot in this turn, and was abandoned in it, has not begun its body.
+            self.model.grants = [c for c in self.model.grants if endings.get(c, "release") == "release"]
             await self.in_line()
 
         self.run(work())
-
-    async def none(self) -> None:
-        return None
 
     @invariant()
     def agrees(self) -> None:

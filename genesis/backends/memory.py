@@ -153,7 +153,7 @@ class InMemoryBackend:
         return Departure(was, granted)
 
     def lapsed(self, ticket: Ticket) -> bool:
-        # Nothing lapses without a lease; but who was evicted, or whose backend was closed, holds no more.
+        # Nothing lapses without a lease; but an eviction, or closing, takes the slot.
         line = self._lines.get(ticket.queue_id)
         return line is None or ticket.id not in line.holding
 

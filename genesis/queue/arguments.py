@@ -40,14 +40,19 @@ def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
         raise ValueError(f"queue {queue_id!r}: {name} must be at least {least}, got {value}")
 
 
-def check_timeout(queue_id: str, value: object) -> None:
-    """Raise unless `value` is None or a number of seconds, 0 or more."""
+def check_timeout(queue_id: str, value: object) -> float | None:
+    """Raise unless `value` is None or a number of seconds, 0 or more; infinity is None."""
     if value is None:
-        return
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"queue {queue_id!r}: timeout must be seconds or None, "
             f"got {type(value).__name__}: {value!r}"
         )
-    if math.isnan(value) or value < 0:
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise ValueError(f"queue {queue_id!r}: timeout is too large for a clock") from None
+    if not seconds >= 0:  # NaN is not
         raise ValueError(f"queue {queue_id!r}: timeout must be 0 or more seconds, got {value}")
+    return None if seconds == math.inf else seconds

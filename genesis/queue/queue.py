@@ -95,7 +95,7 @@ class Queue:
         else:
             check_id("item_id", item_id)
         check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        check_timeout(queue_id, timeout)
+        timeout = check_timeout(queue_id, timeout)
         return SlotRequest(self, queue_id, item_id, max_concurrent, timeout)
 
     def semaphore(
@@ -107,7 +107,7 @@ class Queue:
         """
         check_id("queue_id", queue_id)
         check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        check_timeout(queue_id, timeout)
+        timeout = check_timeout(queue_id, timeout)
         return QueueSemaphore(self, queue_id, max_concurrent, timeout)
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:

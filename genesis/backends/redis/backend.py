@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -66,7 +67,7 @@ class RedisBackend:
             `BackendUnavailableError`; a third of the lease by default.
 
     Raises:
-        ValueError: a malformed url, or a lease or timeout that is not positive.
+        ValueError, TypeError: a malformed url, or a lease or timeout that is no positive number.
     """
 
     name = "redis"
@@ -79,11 +80,11 @@ class RedisBackend:
         lease: float = 15.0,
         operation_timeout: float | None = None,
     ) -> None:
-        if not lease > 0:
-            raise ValueError(f"lease must be more than 0 seconds, got {lease!r}")
+        _check_seconds("lease", lease)
         timeout = lease / 3 if operation_timeout is None else operation_timeout
-        if not timeout > 0:
-            raise ValueError(f"operation_timeout must be more than 0 seconds, got {timeout!r}")
+        _check_seconds("operation_timeout", timeout)
+        if not isinstance(key_prefix, str):
+            raise TypeError(f"key_prefix must be a str, got {key_prefix!r}")
         self.instance_id = new_instance_id()
         self.heartbeat_interval = lease / 3
         self._lease = lease
@@ -442,6 +443,13 @@ class _Session:
             partial(backend._on_subscribed, self),
             partial(backend._on_down, self, "subscriber"),
         )
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be seconds, got {type(value).__name__}: {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be more than 0 seconds, and finite, got {value!r}")
 
 
 def _leaver(origin: bytes) -> Party | None:

@@ -8,9 +8,11 @@ tickets), and its reply mends everything that can go wrong between two processes
     Redis shows                    the ledger has   cause                          what is done
     -----------------------------  ---------------  -----------------------------  -------------------
     granted                        waiting          the message was lost           take the grant
-    ended (evicted, reaped)        any              the message was lost, a pause  tell its task
+    evicted                        any              the message was lost           tell its task
+    reaped                         holding          stopped for longer than the lease  tell its task
     nothing, the epoch is new      any              Redis lost its data            register again
     nothing, the epoch is the old  waiting          reaped in a pause              register again
+    reaped, after a grant          waiting          stopped before it knew of it   register again
     nothing, the epoch is the old  holding          a stale replica was promoted   register again ...
                                    ... past fence   reaped in a long pause         ... unless lost
     a ticket                       nothing          a command arrived late         leave
@@ -33,7 +35,7 @@ from genesis.backends.protocol import (
     Snapshot,
 )
 from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage
-from genesis.backends.redis.link import Link, Unreachable
+from genesis.backends.redis.link import Link, Refused, Unreachable
 from genesis.backends.redis.scripts import load
 from genesis.exceptions import BackendUnavailableError
 
@@ -108,7 +110,9 @@ class Heart:
             if now < line.due:
                 continue
             if line.beating:
-                line.due = now + self._lease / 3  # still unanswered: the link will decide
+                # Unanswered: the link will decide. What was asked for meanwhile comes after it.
+                line.pressed = True
+                line.due = now + self._lease / 3
             else:
                 self._beat(line)
         lines = self._ledger.lines.values()
@@ -121,7 +125,7 @@ class Heart:
 
     def _past_fence(self, line: Line) -> None:
         self._ledger.lapse(line)
-        if self._link.up:
+        if self._link.up and not line.refused:
             return  # only this process was late; the beat will tell what became of the waiters
         for passage in line.passages.values():
             if passage.stage is Stage.WAITING and passage.future and not passage.future.done():
@@ -132,8 +136,8 @@ class Heart:
         return BackendUnavailableError(
             "redis",
             "wait",
-            f"it has been out of reach for longer than the lease of {self._lease:g} s "
-            f"({self._link.why_down}), so the place in line is lost",
+            f"it has renewed nothing for longer than the lease of {self._lease:g} s "
+            f"({passage.line.refused or self._link.why_down}), so the place in line is lost",
             about=f"queue {ticket.queue_id!r}: item {ticket.item_id!r}: ",
         )
 
@@ -171,8 +175,10 @@ class Heart:
             line.beating = False
             self._emit(Heartbeat(self._loop.time() - sent, "error" if failed else "ok"))
         if failed:
+            self._note_refusal(line, reply)
             self._wake_at(line.due)
             return
+        line.refused = ""
         epoch, look, shared, missed, ended, unknown, surplus, granted, reclaimed = reply
         if renewed:
             self._ledger.renewed(line, sent)
@@ -189,8 +195,15 @@ class Heart:
         line.override = (override, override_at)
         stats = QueueStats(waiting, in_use, int(limit), oldest / 1e6)
         self._emit(Snapshot(line.queue_id, stats))
-        self._look_again(line, look)
+        self._look_again(line, 0 if last and line.pressed else look)
+        line.pressed = line.pressed and not last
         self._ledger.drop_if_idle(line)
+
+    def _note_refusal(self, line: Line, reply: Unreachable) -> None:
+        if isinstance(reply, Refused):
+            if not line.refused:
+                self._emit(Disrupted("refused", f"queue {line.queue_id!r}: heartbeat: {reply}"))
+            line.refused = str(reply)
 
     def _absorb_corrections(self, missed: Any, ended: Any) -> None:
         for raw, token in missed:

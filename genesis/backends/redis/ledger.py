@@ -70,7 +70,9 @@ class Line:
         "limit",
         "override",
         "passages",
+        "pressed",
         "queue_id",
+        "refused",
         "suspect",
         "unanswered",
     )
@@ -85,6 +87,8 @@ class Line:
         self.fence = fence  # seconds of the loop's clock
         self.due = due  # of the next heartbeat
         self.beating = False  # a heartbeat is on its way
+        self.pressed = False  # another was asked for meanwhile
+        self.refused = ""  # why the server refused the last heartbeat
         self.unanswered = 0  # leaves without an answer
         self.suspect = False  # Redis may have something here that this ledger has not
 

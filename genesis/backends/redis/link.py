@@ -16,9 +16,10 @@ meanwhile. A connection that owes a reply for that long is given up as dead, whi
 one is found. A Redis that has forgotten its scripts is left and joined again, too: joining loads them,
 and the order needs no rule of its own.
 
-A command whose bytes sit in a connection that was given up may still arrive later, after the `leave`
-that followed it on the new one. Nothing here can prevent that; the heartbeat finds such a ticket and
-takes it out (the surplus in heartbeat.lua).
+A command whose bytes sit in a connection that was given up may still arrive later. Nothing here can
+prevent that. Every script finds by the ticket that it was carried out already, and changes nothing; an
+`enter` that comes after its ticket's `leave` makes a ticket that nobody has, and the heartbeat finds
+that and takes it out (the surplus in heartbeat.lua).
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
 from genesis.backends.redis.scripts import SCRIPT_NAMES, Script, load
 
-__all__ = ["Command", "Link", "Unreachable", "backoff", "new_connection", "reason_of"]
+__all__ = [
+    "Command",
+    "Link",
+    "Refused",
+    "Unreachable",
+    "backoff",
+    "end",
+    "new_connection",
+    "reason_of",
+]
 
 _BATCH_MOST = 512  # commands written at once, so that replies are read meanwhile
 _ELSEWHERE = (
@@ -48,6 +58,10 @@ _ELSEWHERE = (
 
 class Unreachable(Exception):  # noqa: N818 - a state of affairs, raised inside only
     """A command was not answered in time, or was refused by the server."""
+
+
+class Refused(Unreachable):
+    """The server answered, and would not carry the command out."""
 
 
 class Command:
@@ -134,6 +148,7 @@ class Link:
         self._watchdog: asyncio.TimerHandle | None = None
         self._overdue: Command | None = None  # the oldest in flight, when the watchdog last looked
         self._closed = False
+        self._failures = 0  # connections in a row on which nothing was answered
         self._dead: asyncio.Future[None] | None = None  # resolved by the watchdog, while up
         self.why_down = "not connected yet"
         self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
@@ -188,8 +203,7 @@ class Link:
     async def close(self) -> None:
         """Stop at once; commands without an answer, and all that are said later, fail."""
         self._closed = True
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         if self._watchdog is not None:
             self._watchdog.cancel()
         self.why_down = "the backend was closed"
@@ -199,12 +213,10 @@ class Link:
         self._outbox.clear()
 
     async def _run(self) -> None:
-        failures = 0
         while True:
             connection = new_connection(self._pool)
             try:
                 await self._open(connection)
-                failures = 0
                 await self._converse(connection)
             except Exception as error:  # whatever it is, it must not end the link in silence
                 self.why_down = f"{type(error).__name__}: {error}"
@@ -213,8 +225,8 @@ class Link:
                 self._dead = None
                 self._take_back()
                 await connection.disconnect(nowait=True)
-            await asyncio.sleep(backoff(failures))
-            failures += 1
+            await asyncio.sleep(backoff(self._failures))
+            self._failures += 1
 
     async def _open(self, connection: AbstractConnection) -> None:
         try:
@@ -254,8 +266,11 @@ class Link:
             except _ELSEWHERE:
                 raise  # the command stays in flight, and is said again to whoever can carry it out
             except redis_errors.ResponseError as error:
-                _end(self._in_flight.popleft(), Unreachable(f"{type(error).__name__}: {error}"))
+                if _is_elsewhere(error):
+                    raise redis_errors.ReadOnlyError(str(error)) from error
+                _end(self._in_flight.popleft(), Refused(f"{type(error).__name__}: {error}"))
             else:
+                self._failures = 0
                 _end(self._in_flight.popleft(), reply)
             if not self._in_flight and not self._outbox:
                 self._drained.set()
@@ -315,6 +330,11 @@ class Link:
             self._drained.set()
 
 
+def _is_elsewhere(error: Exception) -> bool:
+    """Before 7.0, Redis wraps what a command inside a script was refused with."""
+    return any(word in str(error) for word in ("-READONLY", "-MASTERDOWN", "-LOADING"))
+
+
 def _end(command: Command, answer: Any) -> None:
     # The answer is absorbed before its caller runs: between the two, a wake-up message may come.
     if command.on_answer is not None:
@@ -354,6 +374,17 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
     """A connection of the pool's kind that the pool does not count."""
     connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
     return connection
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended.
+
+    Once is not enough: before Python 3.12, `asyncio.wait_for` swallows a cancellation that comes in the
+    turn in which what it waits for is done.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.05)
 
 
 def backoff(failures: int) -> float:

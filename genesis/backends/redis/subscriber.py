@@ -9,7 +9,7 @@ from collections.abc import Callable
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from genesis.backends.redis.link import backoff, new_connection, reason_of
+from genesis.backends.redis.link import backoff, end, new_connection, reason_of
 
 __all__ = ["Subscriber"]
 
@@ -54,8 +54,7 @@ class Subscriber:
         )
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def _run(self) -> None:
         failures = 0

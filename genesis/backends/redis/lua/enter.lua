@@ -9,8 +9,9 @@
 --        look again or -1, granted, reclaimed}
 --        state is granted | waiting | refused | gone; number is the fencing token or the place
 --
--- Races  Sent again after its reply was lost: the ticket is found and its state told once more; if it
---        was evicted meanwhile, it stays so. A newcomer never overtakes: it gets a slot only if
+-- Races  Sent again after its reply was lost, or arriving a second time, late, from a connection that
+--        was given up: the ticket is found and its state told once more; if it was evicted
+--        meanwhile, it stays so. A newcomer never overtakes: it gets a slot only if
 --        nobody waits, after the free slots went to those who do. The instance knew another epoch:
 --        data was lost, so nothing is granted before everybody has registered again.
 
@@ -38,7 +39,8 @@ local function reply(state, number, position, waiters, look)
   return {state, text(number), position, waiters, epoch, previous, look, granted, reclaimed}
 end
 
-if ARGV[8] == '1' then
+local again = redis.call('HEXISTS', mine, ticket) == 1
+if again or ARGV[8] == '1' then
   local number = redis.call('ZSCORE', HOLDING, ticket)
   if number then
     return reply('granted', tonumber(number), 0, depth(), -1)
@@ -59,7 +61,7 @@ if not epoch then
   keep_meta(ttl)
 end
 if known ~= '' and known ~= epoch then
-  recover(lease / 3)
+  recover(lease)
 end
 
 if wanted ~= '' and wanted ~= meta[3] then

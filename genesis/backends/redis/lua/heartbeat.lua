@@ -9,7 +9,7 @@
 --        {waiting, in use, limit, us for which the head has waited, override or '', override_at or ''},
 --        {{ticket, number}, ...}     believed waiting, but granted: the message was lost
 --        {{ticket, reason}, ...}     ended without it: evicted, or reaped while it was paused
---        {ticket, ...}               unknown here: data was lost, or a paused instance's waiter was reaped
+--        {ticket, ...}               unknown here: data was lost, or a stopped instance's waiter was reaped
 --        {ticket, ...}               all that it has here, if it counts otherwise; else empty
 --        granted, reclaimed}
 --
@@ -31,31 +31,46 @@ if #ARGV > 6 then
     redis.call('HSET', META, 'epoch', epoch)
   end
   if known ~= '' and known ~= epoch then
-    recover(interval)
+    recover(lease)
   end
-  redis.call('ZADD', LEASES, text(NOW + lease), instance)
-  redis.call('EXPIRE', mine, ttl)
-  redis.call('EXPIRE', WAITING, ttl)
-  redis.call('EXPIRE', HOLDING, ttl)
-  redis.call('EXPIRE', LEASES, ttl)
+  -- EXPIRE before ZADD: out of memory, Redis refuses a command that grows only as the first write of
+  -- a script, and a lease must be renewed even then.
+  for _, key in ipairs({LEASES, WAITING, HOLDING, mine}) do
+    redis.call('EXPIRE', key, ttl)
+  end
   keep_meta(ttl)
+  redis.call('ZADD', LEASES, text(NOW + lease), instance)
+  redis.call('EXPIRE', LEASES, ttl)
 end
 
-for i = 7, #ARGV do
-  local ticket = ARGV[i]
-  local believed_waiting = i - 6 <= waiters
-  if not redis.call('ZSCORE', believed_waiting and WAITING or HOLDING, ticket) then
-    local number = believed_waiting and redis.call('ZSCORE', HOLDING, ticket)
-    local reason = not number and redis.call('HGET', BASE .. 'gone', ticket)
+-- Compares one state of the page with its set, in one call.
+local function compare(first, final, set)
+  if final < first then
+    return
+  end
+  local scores = redis.call('ZMSCORE', set, unpack(ARGV, first, final))
+  -- If the instance's own book is short, Redis has dropped it: those are unknown as well.
+  local short = redis.call('HLEN', mine) < #ARGV - 6
+  for i = first, final do
+    local ticket = ARGV[i]
+    local number = set == WAITING and not scores[i - first + 1] and redis.call('ZSCORE', HOLDING, ticket)
     if number then
       missed[#missed + 1] = {ticket, text(tonumber(number))}
-    elseif reason then
-      ended[#ended + 1] = {ticket, reason}
-    else
+    elseif not scores[i - first + 1] then
+      local reason = redis.call('HGET', BASE .. 'gone', ticket)
+      if reason and not (set == WAITING and reason == 'reaped') then
+        ended[#ended + 1] = {ticket, reason}
+      else
+        unknown[#unknown + 1] = ticket
+      end
+    elseif short and redis.call('HEXISTS', mine, ticket) == 0 then
       unknown[#unknown + 1] = ticket
     end
   end
 end
+
+compare(7, 6 + waiters, WAITING)
+compare(7 + waiters, #ARGV, HOLDING)
 
 if total ~= '' then
   if redis.call('HLEN', mine) ~= tonumber(total) - #unknown - #ended then
@@ -72,7 +87,7 @@ reap_lapsed(ttl)
 -- waits and holds. It can differ only if Redis dropped single keys (a maxmemory policy that evicts);
 -- a ticket that no instance answers for would then keep its slot for good.
 local audited = tonumber(redis.call('HGET', META, 'audited') or 0)
-if epoch and NOW - audited >= interval and NOW >= window then
+if epoch and #unknown == 0 and NOW - audited >= interval and NOW >= window then
   redis.call('HSET', META, 'audited', text(NOW))
   local theirs = 0
   for _, other in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
@@ -90,7 +105,10 @@ if epoch and NOW - audited >= interval and NOW >= window then
   end
 end
 
-grant(channel, '', ttl)
+-- A holder that is unknown here still holds: its slot is not free, and restore.lua comes next.
+if #unknown == 0 then
+  grant(channel, '', ttl)
+end
 settle()
 
 local look = interval

@@ -118,12 +118,14 @@ local function reap_lapsed(ttl)
   end
 end
 
--- After a loss of data, holds all grants back for one heartbeat interval, so that every living
--- instance has registered again what it has before the first grant is made: that is what keeps the
--- order and, from then on, the limit. Begun once an epoch, by the first who knew the old one.
-local function recover(interval)
+-- After a loss of data, holds all grants back for half a lease, so that every living instance has
+-- registered again what it has before the first grant is made: that is what keeps the order and, from
+-- then on, the limit. An instance that beat just before the loss beats again a third of the lease
+-- later; the rest, a sixth, is for its two round trips and for a loop that lags. Begun once an epoch,
+-- by the first who knew the old one.
+local function recover(lease)
   if window == 0 then
-    window = NOW + interval
+    window = NOW + lease / 2
     redis.call('HSET', META, 'until', text(window))
   end
 end

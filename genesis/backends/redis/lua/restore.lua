@@ -22,7 +22,7 @@ if not epoch then
   redis.call('HSET', META, 'epoch', epoch)
 end
 if known ~= epoch then
-  recover(lease / 3)
+  recover(lease)
 end
 if ARGV[5] ~= '' and not meta[3] then
   redis.call('HSET', META, 'limit', ARGV[5])
@@ -30,7 +30,8 @@ if ARGV[5] ~= '' and not meta[3] then
     limit = tonumber(ARGV[5])
   end
 end
-if ARGV[6] ~= '' and not overridden then
+local set_at = tonumber(redis.call('HGET', META, 'override_at') or 0)
+if ARGV[6] ~= '' and tonumber(ARGV[7]) > set_at then
   redis.call('HSET', META, 'override', ARGV[6], 'override_at', ARGV[7])
   overridden = ARGV[6]
   limit = tonumber(ARGV[6])
@@ -40,9 +41,15 @@ for i = 8, #ARGV, 4 do
   local ticket, state, number, blob = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
   local reason = redis.call('HGET', BASE .. 'gone', ticket)
   local held = redis.call('ZSCORE', HOLDING, ticket)
+  if reason == 'reaped' and state == 'waiting' then
+    -- it was granted while its instance was stopped, and never knew: it still waits
+    redis.call('HDEL', BASE .. 'gone', ticket)
+    reason = false
+  end
   if reason then
     ended[#ended + 1] = {ticket, reason}
   elseif held then
+    redis.call('HSET', mine, ticket, blob)
     missed[#missed + 1] = {ticket, text(tonumber(held))}
   else
     redis.call('HSET', mine, ticket, blob)
