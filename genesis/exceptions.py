@@ -56,14 +56,26 @@ class LimitMismatchError(GenesisError, ValueError):
 class BackendUnavailableError(GenesisError, ConnectionError):
     """The backend could not be reached in time, refused the operation, or was closed."""
 
-    def __init__(self, backend: str, operation: str, cause: str, *, about: str = "") -> None:
+    CLOSED = "it was closed"
+
+    def __init__(
+        self, backend: str, operation: str, cause: str, queue_id: str = "", item_id: str = ""
+    ) -> None:
         self.backend = backend
         self.operation = operation
         self.cause = cause
+        self.queue_id = queue_id
+        self.item_id = item_id
+        about = f"queue {queue_id!r}: " if queue_id else ""
+        about += f"item {item_id!r}: " if item_id else ""
+        cure = (
+            "Make a new Queue; this one has given back all that it had."
+            if cause == self.CLOSED
+            else "What the call held or waited for is given back when the backend is reached, or when "
+            "the lease lapses. Check that the server is up and reachable, then try again."
+        )
         super().__init__(
-            f"{about}the {backend} backend did not carry out {operation!r}: {cause}. What the call "
-            "held or waited for is given back when the backend is reached, or when the lease lapses. "
-            "Check that the server is up and reachable, then try again."
+            f"{about}the {backend} backend did not carry out {operation!r}: {cause}. {cure}"
         )
 
 

@@ -102,8 +102,8 @@ class InMemoryBackend:
         self._listener = listener
 
     async def enter(self, entry: Entry) -> Admission:
-        self._check_open("enter")
         queue_id = entry.queue_id
+        self._check_open("enter", queue_id, entry.item_id)
         line = self._lines.get(queue_id)
         if line is None:
             line = self._open_line(queue_id)
@@ -130,6 +130,7 @@ class InMemoryBackend:
         line = self._lines.get(ticket.queue_id)
         passage = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
         if not passage:
+            self._check_open("wait", *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
         if passage.future is None:
             return Grant(passage.token)
@@ -158,7 +159,7 @@ class InMemoryBackend:
         return line is None or ticket.id not in line.holding
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        self._check_open("set_limit")
+        self._check_open("set_limit", queue_id)
         if limit is None:
             self._overrides.pop(queue_id, None)
         else:
@@ -169,14 +170,14 @@ class InMemoryBackend:
             self._hand_over(line, None)
 
     async def stats(self, queue_id: str) -> QueueStats:
-        self._check_open("stats")
+        self._check_open("stats", queue_id)
         line = self._lines.get(queue_id)
         if line is None:
             return QueueStats(0, 0, self._overrides.get(queue_id, 1), 0.0)
         return self._stats(line)
 
     async def position(self, queue_id: str, item_id: str) -> int | None:
-        self._check_open("position")
+        self._check_open("position", queue_id)
         line = self._lines.get(queue_id)
         for place, passage in enumerate(line.waiting.values() if line else (), 1):
             if passage.ticket.item_id == item_id:
@@ -184,7 +185,7 @@ class InMemoryBackend:
         return None
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        self._check_open("entries")
+        self._check_open("entries", queue_id)
         line = self._lines.get(queue_id)
         if line is None:
             return []
@@ -195,7 +196,7 @@ class InMemoryBackend:
         return found
 
     async def evict(self, queue_id: str, item_id: str) -> int:
-        self._check_open("evict")
+        self._check_open("evict", queue_id)
         line = self._lines.get(queue_id)
         if line is None:
             return 0
@@ -225,7 +226,7 @@ class InMemoryBackend:
         for line in lines.values():
             for passage in line.waiting.values():
                 if passage.future is not None and not passage.future.done():
-                    passage.future.set_exception(self._closed_error("wait"))
+                    passage.future.set_exception(self._closed_error("wait", *passage.ticket[:2]))
             for passage in line.holding.values():
                 self._emit(SlotLost(passage.ticket, "closed"))
 
@@ -292,9 +293,10 @@ class InMemoryBackend:
         if self._listener is not None:
             self._listener(event)
 
-    def _check_open(self, operation: str) -> None:
+    def _check_open(self, operation: str, queue_id: str = "", item_id: str = "") -> None:
         if self._closed:
-            raise self._closed_error(operation)
+            raise self._closed_error(operation, queue_id, item_id)
 
-    def _closed_error(self, operation: str) -> BackendUnavailableError:
-        return BackendUnavailableError(self.name, operation, "it was closed")
+    def _closed_error(self, operation: str, queue_id: str, item_id: str) -> BackendUnavailableError:
+        closed = BackendUnavailableError.CLOSED
+        return BackendUnavailableError(self.name, operation, closed, queue_id, item_id)

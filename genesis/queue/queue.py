@@ -53,6 +53,11 @@ class Queue:
         self, backend: QueueBackend | None = None, *, telemetry: Telemetry | None = None
     ) -> None:
         inner = InMemoryBackend() if backend is None else backend
+        if isinstance(inner, type) or not isinstance(inner, QueueBackend):
+            raise TypeError(
+                f"backend must be a QueueBackend, as InMemoryBackend() or RedisBackend(url=...), "
+                f"got {type(inner).__name__}"
+            )
         self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
         self._backend.listen(self._on_event)
         self._agreements: dict[str, _Agreement] = {}  # of queues with calls of this object only
@@ -237,7 +242,7 @@ class Queue:
 class SlotRequest:
     """What `Queue.slot` returns: enter it with `async with`, once."""
 
-    __slots__ = ("_arguments", "_queue", "_slot")
+    __slots__ = ("_arguments", "_queue", "_slot", "_used")
 
     def __init__(
         self,
@@ -250,10 +255,12 @@ class SlotRequest:
         self._queue = queue
         self._arguments = (queue_id, item_id, max_concurrent, timeout)
         self._slot: Slot | None = None
+        self._used = False
 
     async def __aenter__(self) -> Slot:
-        if self._slot is not None:
+        if self._used:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
+        self._used = True
         self._slot = await self._queue._acquire(*self._arguments)
         return self._slot
 

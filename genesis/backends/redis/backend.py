@@ -83,8 +83,8 @@ class RedisBackend:
         _check_seconds("lease", lease)
         timeout = lease / 3 if operation_timeout is None else operation_timeout
         _check_seconds("operation_timeout", timeout)
-        if not isinstance(key_prefix, str):
-            raise TypeError(f"key_prefix must be a str, got {key_prefix!r}")
+        if not isinstance(url, str) or not isinstance(key_prefix, str):
+            raise TypeError("url and key_prefix must be str")  # not shown: a url may bear a password
         self.instance_id = new_instance_id()
         self.heartbeat_interval = lease / 3
         self._lease = lease
@@ -114,7 +114,7 @@ class RedisBackend:
         self._listener = listener
 
     async def enter(self, entry: Entry) -> Admission:
-        session = self._join("enter")
+        session = self._join("enter", entry.queue_id, entry.item_id)
         line = session.ledger.open(entry.queue_id)
         ticket = Ticket(entry.queue_id, entry.item_id, f"{self.instance_id}:{next(self._serials)}")
         passage = Passage(ticket, line, entry.context)
@@ -180,7 +180,7 @@ class RedisBackend:
         passage = session.ledger.find(ticket.id) if session is not None else None
         if passage is None or passage.future is None:
             if self._closed:
-                raise self._unavailable("wait", "it was closed", ticket.queue_id, ticket.item_id)
+                raise self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
         return await until_granted(passage.future, timeout)
 
@@ -243,16 +243,17 @@ class RedisBackend:
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
-        granted, reclaimed = await self._ask("limit", queue_id, (value, *self._constants))
-        self._join("limit").ledger.absorb(queue_id, granted, reclaimed)
+        arguments = (value, *self._constants)
+        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments)
+        self._join("set_limit", queue_id).ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
-        waiting, in_use, limit, oldest = await self._ask("stats", queue_id, ())
+        waiting, in_use, limit, oldest = await self._ask("stats", "stats", queue_id)
         return QueueStats(waiting, in_use, int(limit), oldest / 1e6)
 
     async def position(self, queue_id: str, item_id: str) -> int | None:
         place = 0
-        async for _, _, _, found in self._pages(queue_id, b"waiting"):
+        async for _, _, _, found in self._pages("position", queue_id, b"waiting"):
             place += 1
             if found == item_id:
                 return place
@@ -260,11 +261,11 @@ class RedisBackend:
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         found = []
-        async for ticket_id, number, age, item_id in self._pages(queue_id, b"holding"):
+        async for ticket_id, number, age, item_id in self._pages("entries", queue_id, b"holding"):
             owner = instance_of(ticket_id)
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
         place = 0
-        async for ticket_id, _, age, item_id in self._pages(queue_id, b"waiting"):
+        async for ticket_id, _, age, item_id in self._pages("entries", queue_id, b"waiting"):
             place += 1
             owner = instance_of(ticket_id)
             found.append(QueueEntry(item_id, owner, "waiting", age, place, None))
@@ -276,18 +277,18 @@ class RedisBackend:
         for state in (b"waiting", b"holding"):
             tickets = [
                 ticket_id
-                async for ticket_id, _, _, found in self._pages(queue_id, state)
+                async for ticket_id, _, _, found in self._pages("evict", queue_id, state)
                 if found == item_id
             ]
             for ticket_id in tickets:
                 arguments = (ticket_id.encode(), *self._constants)
-                was, granted, reclaimed = await self._ask("evict", queue_id, arguments)
+                was, granted, reclaimed = await self._ask("evict", "evict", queue_id, arguments)
                 evicted += bool(was)
-                self._join("evict").ledger.absorb(queue_id, granted, reclaimed)
+                self._join("evict", queue_id).ledger.absorb(queue_id, granted, reclaimed)
         return evicted
 
     async def ping(self) -> None:
-        await self._ask("stats", "ping", ())
+        await self._ask("ping", "stats", "ping")
 
     async def close(self) -> None:
         if self._closed:
@@ -323,15 +324,15 @@ class RedisBackend:
             session.ledger.lose(passage, "closed")
         elif passage.future is not None and not passage.future.done():
             passage.future.set_exception(
-                self._unavailable("wait", "it was closed", ticket.queue_id, ticket.item_id)
+                self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
             )
         session.ledger.remove(passage)
         self._say_leave(session, passage.line, ticket.id, passage.blob)
 
-    def _join(self, operation: str) -> _Session:
+    def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> _Session:
         """The running session, or a new one in the running loop."""
         if self._closed:
-            raise self._unavailable(operation, "it was closed")
+            raise self._unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.loop.is_closed():
             self._session = _Session(self, loop)
@@ -341,21 +342,25 @@ class RedisBackend:
             )
         return self._session
 
-    async def _ask(self, script: str, queue_id: str, arguments: Sequence[bytes]) -> Any:
-        session = self._join(script)
+    async def _ask(
+        self, operation: str, script: str, queue_id: str, arguments: Sequence[bytes] = ()
+    ) -> Any:
+        session = self._join(operation, queue_id)
         keys = queue_keys(self._key_prefix, queue_id)
         command = session.link.call(load(script), keys, arguments)
         try:
             return await command.reply
         except Unreachable as error:
-            raise self._unavailable(script, error, queue_id) from error
+            raise self._unavailable(operation, error, queue_id) from error
 
-    async def _pages(self, queue_id: str, state: bytes) -> AsyncIterator[tuple[str, int, float, str]]:
+    async def _pages(
+        self, operation: str, queue_id: str, state: bytes
+    ) -> AsyncIterator[tuple[str, int, float, str]]:
         """All of one state in order: ticket, number, seconds since, item_id."""
         after = b"0"
         while True:
             arguments = (state, after, b"%d" % _ENTRIES_PAGE)
-            rows = await self._ask("entries", queue_id, arguments)
+            rows = await self._ask(operation, "entries", queue_id, arguments)
             for raw, number, since, blob in rows:
                 _, item_id = parse_blob(blob)
                 yield raw.decode(), int(number), since / 1e6, item_id
@@ -400,9 +405,7 @@ class RedisBackend:
     def _unavailable(
         self, operation: str, cause: object, queue_id: str = "", item_id: str = ""
     ) -> BackendUnavailableError:
-        about = f"queue {queue_id!r}: " if queue_id else ""
-        about += f"item {item_id!r}: " if item_id else ""
-        return BackendUnavailableError(self.name, operation, str(cause), about=about)
+        return BackendUnavailableError(self.name, operation, str(cause), queue_id, item_id)
 
 
 class _Session:

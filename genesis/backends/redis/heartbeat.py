@@ -138,7 +138,8 @@ class Heart:
             "wait",
             f"it has renewed nothing for longer than the lease of {self._lease:g} s "
             f"({passage.line.refused or self._link.why_down}), so the place in line is lost",
-            about=f"queue {ticket.queue_id!r}: item {ticket.item_id!r}: ",
+            ticket.queue_id,
+            ticket.item_id,
         )
 
     def _beat(self, line: Line) -> None:

@@ -192,6 +192,7 @@ class Link:
         command.reply.cancel()
         if command in self._outbox:  # not said yet, or to be said again
             self._outbox.remove(command)
+            self._note_if_drained()
         return command.sent
 
     async def drain(self, timeout: float) -> None:
@@ -272,8 +273,7 @@ class Link:
             else:
                 self._failures = 0
                 _end(self._in_flight.popleft(), reply)
-            if not self._in_flight and not self._outbox:
-                self._drained.set()
+            self._note_if_drained()
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
@@ -301,8 +301,7 @@ class Link:
         for command in self._outbox:
             if command.expires == math.inf:
                 _resolve(command.reply, Unreachable(self.why_down))
-        if not self._outbox:
-            self._drained.set()
+        self._note_if_drained()
 
     def _watch(self) -> None:
         self._watchdog = None
@@ -326,7 +325,10 @@ class Link:
             _end(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
         if self._in_flight or self._outbox:
             self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
-        else:
+        self._note_if_drained()
+
+    def _note_if_drained(self) -> None:
+        if not self._in_flight and not self._outbox:
             self._drained.set()
 
 
