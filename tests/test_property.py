@@ -1,8 +1,8 @@
 """A stateful property test: any sequence of operations, compared with a small model of the line.
 
 The model knows nothing of tasks, messages or scripts: a list of waiters, a dict of holders, two
-numbers. After every step the queue must tell the same as the model, the bodies must have begun in the
-model's order, and the tokens must have grown.
+numbers. After every step the queue must tell the same as the model, and the grants must have been made in
+the model's order, as their tokens tell it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -125,7 +125,6 @@ class Line(RuleBasedStateMachine):
         self.model = Model()
         self.numbers = itertools.count()
         self.entered: list[Call] = []
-        self.last_token = 0
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -173,8 +172,6 @@ class Line(RuleBasedStateMachine):
         )
         async with request as call.slot:
             self.entered.append(call)
-            assert call.slot.fencing_token > self.last_token
-            self.last_token = call.slot.fencing_token
             await call.go.wait()
 
     async def leave(self, call: Call) -> None:
@@ -204,7 +201,12 @@ class Line(RuleBasedStateMachine):
             f"{model.grants} are granted, not {self.entered}",
             PATIENCE,
         )
-        assert self.entered == model.grants
+        # Bodies of grants that were made in one turn may begin in any order; the tokens tell the order.
+        tokens = [c.slot.fencing_token for c in model.grants if c.slot]
+        assert tokens == sorted(set(tokens))
+        assert sorted(self.entered, key=lambda c: c.number) == sorted(
+            model.grants, key=lambda c: c.number
+        )
         for queue in self.queues:
             stats = await queue.stats(QUEUE_ID)
             assert stats[:3] == (len(model.waiting), len(model.holding), model.limit)
@@ -376,6 +378,7 @@ def check(make: Callable[[], list[Queue]], examples: int) -> None:
             deadline=None,
             derandomize=True,  # the same examples in every run
             database=None,
+            phases=[Phase.generate],  # shrinking takes minutes, and 25 steps are read without
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -53,7 +53,7 @@ class Queue:
         self, backend: QueueBackend | None = None, *, telemetry: Telemetry | None = None
     ) -> None:
         inner = InMemoryBackend() if backend is None else backend
-        if isinstance(inner, type) or not isinstance(inner, QueueBackend):
+        if isinstance(inner, type) or not hasattr(inner, "listen"):
             raise TypeError(
                 f"backend must be a QueueBackend, as InMemoryBackend() or RedisBackend(url=...), "
                 f"got {type(inner).__name__}"

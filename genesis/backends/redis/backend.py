@@ -236,7 +236,7 @@ class RedisBackend:
         session = self._session
         passage = session.ledger.find(ticket.id) if session is not None else None
         if session is None or passage is None:
-            return False
+            return self._closed
         if session.loop.time() >= passage.line.fence:
             session.ledger.lapse(passage.line)
         return passage.lost

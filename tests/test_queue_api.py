@@ -1,0 +1,353 @@
+"""The public surface: what programs outside rely on by name, default and behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+import genesis
+import genesis.exceptions
+import genesis.queue
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import Admission, Departure, Entry, Grant, Ticket
+from genesis.exceptions import (
+    BackendUnavailableError,
+    EvictedError,
+    GenesisError,
+    LimitMismatchError,
+    SlotLostError,
+)
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, QueueBackend, RedisBackend
+from tests.conftest import state_of
+from tests.waiting import quiesce, wait_until
+
+
+@pytest.fixture
+async def queue(telemetry: Telemetry) -> AsyncIterator[Queue]:
+    async with Queue(telemetry=telemetry) as queue:
+        yield queue
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+    """Name -> (default, keyword-only), without self."""
+    found = inspect.signature(function).parameters.values()
+    return {
+        p.name: (p.default, p.kind is p.KEYWORD_ONLY) for p in found if p.name != "self"
+    }
+
+
+def run_python(program: str) -> None:
+    """Run `program` in a process of its own, which must end well and print nothing."""
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_names_that_programs_import_are_there() -> None:
+    """`genesis`, `genesis.queue` and `genesis.exceptions` offer what design.md section 2 names."""
+    assert {"Queue", "QueueTimeoutError"} <= set(genesis.__all__)
+    assert {"InMemoryBackend", "QueueBackend", "RedisBackend"} <= set(genesis.queue.__all__)
+    assert genesis.QueueTimeoutError is genesis.exceptions.QueueTimeoutError
+
+
+def test_the_signatures_are_the_promised_ones() -> None:
+    """Names, defaults and keyword-only markers of the public calls."""
+    required = inspect.Parameter.empty
+    assert parameters(Queue) == {"backend": (None, False), "telemetry": (None, True)}
+    assert parameters(Queue.slot) == {
+        "queue_id": (required, False),
+        "item_id": (None, True),
+        "max_concurrent": (None, True),
+        "timeout": (None, True),
+    }
+    assert parameters(Queue.semaphore) == {
+        "queue_id": (required, False),
+        "max_concurrent": (None, False),
+        "timeout": (None, False),
+    }
+    redis = parameters(RedisBackend)
+    assert redis["url"] == ("redis://localhost:6379", False)
+    assert redis["key_prefix"] == ("genesis:queue:", False)
+    assert redis["lease"] == (15.0, True)
+    assert all(only for name, (_, only) in redis.items() if name not in ("url", "key_prefix"))
+    assert all(default is not required for default, _ in parameters(InMemoryBackend).values())
+
+
+def test_the_errors_are_what_programs_catch() -> None:
+    """All under GenesisError, and each also of the built-in kind that a handler may name."""
+    kinds: dict[type[Exception], type[Exception]] = {
+        QueueTimeoutError: TimeoutError,
+        LimitMismatchError: ValueError,
+        BackendUnavailableError: ConnectionError,
+        SlotLostError: GenesisError,
+        EvictedError: GenesisError,
+    }
+    for error, kind in kinds.items():
+        assert issubclass(error, GenesisError)
+        assert issubclass(error, kind)
+    assert not issubclass(BackendUnavailableError, TimeoutError)
+
+
+def test_import_creates_and_prints_nothing() -> None:
+    """Importing registers no metric, configures no logging, starts no thread and says nothing."""
+    run_python(
+        """
+        import logging, threading, genesis, genesis.queue
+        from prometheus_client import REGISTRY
+        assert not [m for m in REGISTRY.collect() if m.name.startswith("genesis")]
+        assert threading.active_count() == 1
+        assert not logging.getLogger().handlers and not logging.getLogger("genesis").handlers
+        """
+    )
+
+
+async def test_both_backends_are_backends() -> None:
+    """The protocol can be asked for at run time, and both satisfy it."""
+    assert isinstance(InMemoryBackend(), QueueBackend)
+    assert isinstance(RedisBackend(), QueueBackend)
+    assert not isinstance(object(), QueueBackend)
+
+
+def test_a_queue_without_arguments_works_and_reports_to_the_process_defaults() -> None:
+    """Queue() needs nothing; its metrics are in prometheus_client's default registry."""
+    run_python(
+        """
+        import asyncio, genesis, prometheus_client
+
+        async def main():
+            async with genesis.Queue() as queue, queue.slot("sales"):
+                assert (await queue.stats("sales")).in_use == 1
+
+        asyncio.run(main())
+        labels = {"queue": "sales", "outcome": "granted"}
+        count = prometheus_client.REGISTRY.get_sample_value("genesis_queue_wait_seconds_count", labels)
+        assert count == 1, count
+        """
+    )
+
+
+async def test_a_slot_without_item_id_has_a_uuid(queue: Queue) -> None:
+    """Each slot, and each use of a semaphore, gets an item_id of its own."""
+    seen = set()
+    semaphore = queue.semaphore("sales", 9)
+    for request in (queue.slot("sales"), queue.slot("sales"), semaphore, semaphore, semaphore()):
+        async with request as slot:
+            seen.add(uuid.UUID(slot.item_id))
+    assert len(seen) == 5
+
+
+async def test_a_slot_tells_what_it_is(queue: Queue) -> None:
+    """queue_id, item_id, waited, fencing_token and lost, and a repr for logs."""
+    async with queue.slot("sales", item_id="call-1") as slot:
+        assert (slot.queue_id, slot.item_id, slot.waited, slot.lost) == ("sales", "call-1", 0.0, False)
+        assert isinstance(slot.fencing_token, int)
+        slot.ensure_held()
+        assert "'sales'" in repr(slot)
+        assert "'call-1'" in repr(slot)
+        assert "lost" not in repr(slot)
+        await queue.evict("sales", "call-1")
+        assert "lost" in repr(slot)
+
+
+async def test_a_slot_that_was_given_back_in_time_was_not_lost(queue: Queue) -> None:
+    """After the block, slot.lost tells what was true inside it."""
+    async with queue.slot("sales", item_id="kept") as kept:
+        pass
+    async with queue.slot("sales", item_id="taken") as taken:
+        await queue.evict("sales", "taken")
+    await queue.close()
+    assert not kept.lost
+    assert taken.lost
+
+
+async def test_a_slot_request_does_nothing_until_it_is_entered(queue: Queue) -> None:
+    """queue.slot() only describes; a request that is thrown away leaves no place in line."""
+    queue.slot("sales", max_concurrent=4)
+    queue.semaphore("sales", 4)
+    assert await queue.stats("sales") == (0, 0, 1, 0.0)
+    assert not state_of(queue)
+
+
+@pytest.mark.parametrize("when", ["while held", "while it waits", "after it was left"])
+async def test_a_slot_request_is_entered_once(queue: Queue, when: str) -> None:
+    """A request entered again raises, whatever became of it first, and no slot leaks."""
+    request = queue.slot("sales", max_concurrent=2)
+    if when == "after it was left":
+        async with request:
+            pass
+        with pytest.raises(RuntimeError, match="once"):
+            await request.__aenter__()
+    elif when == "while held":
+        async with request:
+            with pytest.raises(RuntimeError, match="once"):
+                await request.__aenter__()
+    else:
+        await queue.set_limit("sales", 0)
+        first = asyncio.create_task(request.__aenter__())
+        await quiesce()
+        with pytest.raises(RuntimeError, match="once"):
+            await asyncio.wait_for(request.__aenter__(), 1)
+        await queue.set_limit("sales", None)
+        await first
+        await request.__aexit__(None, None, None)
+    assert (await queue.stats("sales"))[:2] == (0, 0)
+
+
+async def test_a_request_whose_wait_failed_can_be_left_without_harm(queue: Queue) -> None:
+    """__aexit__ after a failed __aenter__ gives back nothing that is another's."""
+    async with queue.slot("sales"):
+        request = queue.slot("sales", timeout=0)
+        with pytest.raises(QueueTimeoutError):
+            await request.__aenter__()
+        await request.__aexit__(None, None, None)
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+
+
+async def test_a_semaphore_may_be_left_in_another_task_than_entered(queue: Queue) -> None:
+    """As frameworks do that run a resource's exit in a task of its own: the slot is given back."""
+    semaphore = queue.semaphore("sales", 1)
+    await asyncio.create_task(semaphore.__aenter__())
+    assert (await queue.stats("sales"))[:2] == (0, 1)
+    await asyncio.create_task(semaphore.__aexit__(None, None, None))
+    assert (await queue.stats("sales"))[:2] == (0, 0)
+    assert not state_of(queue)
+
+
+async def test_a_slot_may_be_left_in_another_task_than_entered(
+    queue: Queue, registry: CollectorRegistry
+) -> None:
+    """The same for slot(); nothing that the layer keeps in the first task's context gets in the way."""
+    request = queue.slot("sales")
+    await asyncio.create_task(request.__aenter__())
+    await asyncio.create_task(request.__aexit__(None, None, None))
+    assert not state_of(queue)
+    assert registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "traces"}) is None
+
+
+async def test_wait_for_around_a_slot_leaks_nothing(queue: Queue) -> None:
+    """asyncio.wait_for, which cancels from outside, is as good as timeout=."""
+
+    async def call() -> None:
+        async with queue.slot("sales"):
+            pytest.fail("two in a queue with limit 1")
+
+    async with queue.slot("sales"):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(call(), 0.01)
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+    assert not state_of(queue)
+
+
+async def test_a_timeout_error_of_the_body_stays_the_bodys(queue: Queue) -> None:
+    """A TimeoutError raised inside the block is not taken for the queue's."""
+    with pytest.raises(TimeoutError) as caught:
+        async with queue.slot("sales", timeout=5):
+            raise TimeoutError("the body's own")
+    assert not isinstance(caught.value, QueueTimeoutError)
+
+
+async def test_instances_have_different_names() -> None:
+    """instance_id tells two Queues of one process apart, and the entries bear it."""
+    first, second = (Queue(telemetry=Telemetry(CollectorRegistry())) for _ in range(2))
+    assert first.instance_id != second.instance_id
+    async with first.slot("sales"):
+        (entry,) = await first.entries("sales")
+    assert entry.instance_id == first.instance_id
+
+
+class Own(InMemoryBackend):
+    """A user's backend: what it is told is noted, and it may fail on demand."""
+
+    name = "own"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.failure: Exception | None = None
+
+    async def enter(self, entry: Entry) -> Admission:
+        self.told.append("enter")
+        if self.failure is not None:
+            raise self.failure
+        return await super().enter(entry)
+
+    async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
+        self.told.append("wait")
+        return await super().wait(ticket, timeout)
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        self.told.append("leave")
+        return await super().leave(ticket, context)
+
+
+async def test_a_users_own_backend_is_used_and_observed(
+    telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    """Any QueueBackend will do, and its operations bear its name in the metrics."""
+    backend = Own()
+    async with Queue(backend, telemetry=telemetry) as queue:
+        async with queue.slot("sales"):
+            waiter = asyncio.create_task(queue.slot("sales").__aenter__())
+            await wait_until(lambda: "wait" in backend.told, "it waits")
+            waiter.cancel()
+            await asyncio.wait({waiter})
+    assert backend.told == ["enter", "enter", "wait", "leave", "leave"]
+    labels = {"backend": "own", "operation": "enter", "outcome": "ok"}
+    assert registry.get_sample_value("genesis_backend_operation_seconds_count", labels) == 2
+
+
+async def test_an_error_of_a_users_backend_reaches_the_call_as_it_is(
+    telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    """It is counted, and nothing of the failed call is left."""
+    backend = Own()
+    backend.failure = ZeroDivisionError("its own")
+    async with Queue(backend, telemetry=telemetry) as queue:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with queue.slot("sales", max_concurrent=3):
+                pytest.fail("entered")
+        assert caught.value is backend.failure
+        assert not state_of(queue)
+        backend.failure = None
+        async with queue.slot("sales", max_concurrent=4):
+            pass
+    labels = {"backend": "own", "operation": "enter", "outcome": "error"}
+    assert registry.get_sample_value("genesis_backend_operation_seconds_count", labels) == 1
+
+
+async def test_every_message_names_the_queue_the_item_the_cause_and_the_way_out() -> None:
+    """What an operator sees is enough to act on."""
+    errors: list[tuple[Exception, tuple[str, ...]]] = [
+        (QueueTimeoutError("sales", "call-1", 30.0), ("30 s", "Raise the timeout")),
+        (QueueTimeoutError("sales", "call-1", 0), ("timeout=0", "Raise the")),
+        (LimitMismatchError("sales", "call-1", 2, 3), ("max_concurrent=2", "=3", "set_limit")),
+        (SlotLostError("sales", "call-1", 42), ("42", "Stop the work")),
+        (EvictedError("sales", "call-1"), ("evicted", "Enter again")),
+    ]
+    for error, parts in errors:
+        for part in ("'sales'", "'call-1'", *parts):
+            assert part in str(error)
+
+
+async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:
+    """A RedisBackend belongs to the loop of its first use; another one gets a clear error."""
+    backend = RedisBackend("redis://127.0.0.1:1", lease=0.3)
+    with pytest.raises(BackendUnavailableError):
+        await backend.ping()
+
+    def elsewhere() -> None:
+        asyncio.run(backend.ping())
+
+    with pytest.raises(RuntimeError, match="event loop"):
+        await asyncio.to_thread(elsewhere)
+    await backend.close()
