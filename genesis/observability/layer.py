@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Awaitable
 from typing import Any, TypeVar, get_args
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
 
 from genesis.backends.protocol import (
     Admission,
@@ -64,7 +64,12 @@ class ObservedBackend:
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
         self._listener: Listener | None = None
-        self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
+        try:
+            self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
+        except Exception:
+            telemetry.failed("traces")
+            none = NoOpTracerProvider()
+            self._tracing = Tracing(none, version, inner.name, inner.instance_id)
         try:
             telemetry.instruments.build_info.labels(version, inner.name).set(1)
         except Exception:
@@ -95,14 +100,13 @@ class ObservedBackend:
         except BaseException as error:
             journey.not_granted(_wait_outcome(error), error)
             raise
+        if admission.grant is None and not admission.position:
+            journey.not_granted("timeout", None)  # refused: it was never in the line
+            return admission
         journey.enqueued(admission)
         if admission.grant is not None:
             journey.granted(admission.grant, at_once=True)
-            self._journeys[admission.ticket.id] = journey
-        elif admission.position:
-            self._journeys[admission.ticket.id] = journey
-        else:
-            journey.not_granted("timeout", None)
+        self._journeys[admission.ticket.id] = journey
         return admission
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
@@ -156,7 +160,8 @@ class ObservedBackend:
 
     async def evict(self, queue_id: str, item_id: str) -> int:
         count = await self._inspect("evict", queue_id, item_id, self._inner.evict(queue_id, item_id))
-        self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
+        if count:
+            self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
         return count
 
     async def ping(self) -> None:
@@ -212,37 +217,46 @@ class ObservedBackend:
             self._telemetry.failed("metrics")
 
     def _on_event(self, event: BackendEvent) -> None:
+        self._log_event(event)
         try:
-            self._report(event)
+            self._count_event(event)
         except Exception:
             self._telemetry.failed("metrics")
         if self._listener is not None:
             self._listener(event)
 
-    def _report(self, event: BackendEvent) -> None:
-        instruments = self._telemetry.instruments
-        if isinstance(event, Heartbeat):
-            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-        elif isinstance(event, Snapshot):
-            lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
-            label = self._telemetry.series(event.queue_id).label
-            instruments.shared.report(event.queue_id, self._name, label, event.stats, lifetime)
-        elif isinstance(event, SlotLost):
+    def _log_event(self, event: BackendEvent) -> None:
+        if isinstance(event, SlotLost):
             journey = self._journeys.get(event.ticket.id)
             if journey is not None:
                 journey.slot_lost(event.reason)
         elif isinstance(event, Reclaimed):
             self._log(WARNING, "reclaimed", **event._asdict())
-            label = self._telemetry.series(event.queue_id).label
-            instruments.reclaimed.labels(label, event.state).inc()
         elif isinstance(event, LimitDisagreement):
             self._log(WARNING, "limit_changed", **event._asdict())
-            instruments.disagreements.labels(self._telemetry.series(event.queue_id).label).inc()
         elif isinstance(event, Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-            instruments.disruptions.labels(self._name, event.reason).inc()
         elif isinstance(event, Recovered):
             self._log(INFO, "backend_recovered", outage=event.outage)
+
+    def _count_event(self, event: BackendEvent) -> None:
+        telemetry = self._telemetry
+        if isinstance(event, Heartbeat):
+            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+        elif isinstance(event, Snapshot):
+            label = telemetry.series(event.queue_id).label
+            lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
+            telemetry.instruments.shared.report(
+                event.queue_id, self._name, label, event.stats, lifetime
+            )
+        elif isinstance(event, Reclaimed):
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.reclaimed.labels(label, event.state).inc()
+        elif isinstance(event, LimitDisagreement):
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.disagreements.labels(label).inc()
+        elif isinstance(event, Disrupted):
+            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
         try:

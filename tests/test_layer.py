@@ -1,0 +1,878 @@
+"""The observing layer: complete, truthful, and never in the way of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import CollectorRegistry
+
+import genesis
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import (
+    Admission,
+    Disrupted,
+    Entry,
+    Heartbeat,
+    LimitDisagreement,
+    QueueBackend,
+    Reclaimed,
+    Recovered,
+)
+from genesis.exceptions import BackendUnavailableError, EvictedError
+from genesis.observability import Telemetry, layer, metrics, names
+from genesis.observability.layer import ObservedBackend
+from genesis.queue import InMemoryBackend
+from tests.conftest import Spans, state_of
+from tests.waiting import quiesce, wait_until
+
+WAIT_OUTCOMES = get_args(names.WaitOutcome)
+
+
+@pytest.fixture
+def inner() -> InMemoryBackend:
+    return InMemoryBackend()
+
+
+@pytest.fixture
+def observed(inner: InMemoryBackend, telemetry: Telemetry) -> ObservedBackend:
+    return ObservedBackend(inner, telemetry, "1.2.3")
+
+
+@pytest.fixture
+def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The names of the log events so far."""
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    return lambda: [record.__dict__["event"] for record in caplog.records if "event" in record.__dict__]
+
+
+def operations(registry: CollectorRegistry, operation: str, outcome: str = "ok") -> float | None:
+    labels = {"backend": "memory", "operation": operation, "outcome": outcome}
+    return registry.get_sample_value("genesis_backend_operation_seconds_count", labels)
+
+
+def waits(registry: CollectorRegistry, queue: str = "sales") -> dict[str, float]:
+    """Wait observations by outcome, those that are not 0."""
+    name = "genesis_queue_wait_seconds_count"
+    found = {o: registry.get_sample_value(name, {"queue": queue, "outcome": o}) for o in WAIT_OUTCOMES}
+    return {outcome: count for outcome, count in found.items() if count}
+
+
+def holds(registry: CollectorRegistry, queue: str = "sales") -> dict[str, float]:
+    name = "genesis_queue_hold_seconds_count"
+    outcomes = get_args(names.HoldOutcome)
+    found = {o: registry.get_sample_value(name, {"queue": queue, "outcome": o}) for o in outcomes}
+    return {outcome: count for outcome, count in found.items() if count}
+
+
+def gauges(registry: CollectorRegistry, queue: str = "sales") -> tuple[float | None, float | None]:
+    labels = {"queue": queue}
+    return (
+        registry.get_sample_value("genesis_queue_waiting", labels),
+        registry.get_sample_value("genesis_queue_holding", labels),
+    )
+
+
+def of(span: Any) -> dict[str, Any]:
+    """The span's attributes."""
+    return dict(span.attributes)
+
+
+def errors(registry: CollectorRegistry, sink: str) -> float:
+    return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": sink}) or 0
+
+
+# --- complete --------------------------------------------------------------------------------------
+
+
+async def enter(
+    backend: QueueBackend, item_id: str = "call-1", *, only_if_free: bool = False
+) -> Admission:
+    return await backend.enter(Entry("sales", item_id, 1, only_if_free))
+
+
+async def send_wait(backend: QueueBackend) -> None:
+    holder, waiter = await enter(backend, "holder"), await enter(backend)
+    waiting = asyncio.create_task(backend.wait(waiter.ticket, 60))
+    await quiesce()
+    await backend.set_limit("sales", 2)
+    await waiting
+    for admission in (holder, waiter):
+        await backend.leave(admission.ticket)
+
+
+async def send_leave(backend: QueueBackend) -> None:
+    await backend.leave((await enter(backend)).ticket)
+
+
+# operation -> what sends it through once, the span and the log event that tell of it
+SENT: dict[str, tuple[Callable[[QueueBackend], Any], str, str]] = {
+    "enter": (enter, "enqueue sales", "enqueued"),
+    "wait": (send_wait, "wait sales", "granted"),
+    "leave": (send_leave, "release sales", "released"),
+    "set_limit": (lambda b: b.set_limit("sales", 3), "set_limit sales", "limit_changed"),
+    "stats": (lambda b: b.stats("sales"), "stats sales", "inspected"),
+    "position": (lambda b: b.position("sales", "call-1"), "position sales", "inspected"),
+    "entries": (lambda b: b.entries("sales"), "entries sales", "inspected"),
+    "evict": (lambda b: b.evict("sales", "call-1"), "evict sales", "evicted"),
+    "ping": (lambda b: b.ping(), "ping", "inspected"),
+    "close": (lambda b: b.close(), "close", "closed"),
+}
+
+
+def test_every_operation_of_the_protocol_is_sent_below() -> None:
+    """The table of the next test leaves out no operation of the protocol."""
+    protocol = {n for n, member in vars(QueueBackend).items() if inspect.iscoroutinefunction(member)}
+    assert set(SENT) == protocol == set(get_args(names.Operation))
+
+
+@pytest.mark.parametrize("operation", get_args(names.Operation))
+async def test_each_operation_has_its_sample_its_span_and_its_log_event(
+    observed: ObservedBackend,
+    registry: CollectorRegistry,
+    spans: Spans,
+    events: Callable[[], list[str]],
+    operation: str,
+) -> None:
+    """One sample in the operation histogram, with outcome ok; one span; one event."""
+    send, span, event = SENT[operation]
+    await send(observed)
+    assert operations(registry, operation) == 1
+    assert [found.name.strip() for found in spans.get_finished_spans()].count(span) == 1
+    assert event in events()
+
+
+@pytest.mark.parametrize(
+    "operation", sorted(set(get_args(names.Operation)) - {"leave", "close", "wait"})
+)
+async def test_each_operation_that_fails_is_counted_as_unavailable(
+    observed: ObservedBackend, registry: CollectorRegistry, spans: Spans, operation: str
+) -> None:
+    """The error passes through; the sample and the span tell of it."""
+    await observed.close()
+    with pytest.raises(BackendUnavailableError):
+        await SENT[operation][0](observed)
+    assert operations(registry, operation, "unavailable") == 1
+    assert operations(registry, operation) is None
+    failed = [s for s in spans.get_finished_spans() if s.status.status_code is StatusCode.ERROR]
+    assert failed
+    assert {of(s)["error.type"] for s in failed} == {"BackendUnavailableError"}
+
+
+async def test_the_outcomes_of_a_wait_are_told_apart(
+    observed: ObservedBackend, registry: CollectorRegistry
+) -> None:
+    """timeout, cancelled, evicted, unavailable and ok each count as what they are."""
+    await enter(observed, "holder")
+    with pytest.raises(TimeoutError):
+        await observed.wait((await enter(observed)).ticket, 0.001)
+    cancelled = asyncio.create_task(observed.wait((await enter(observed)).ticket, None))
+    await quiesce()
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    assert cancelled.cancelled()
+    evicted = asyncio.create_task(observed.wait((await enter(observed, "victim")).ticket, None))
+    closed = asyncio.create_task(observed.wait((await enter(observed, "late")).ticket, None))
+    await quiesce()
+    await observed.evict("sales", "victim")
+    await observed.close()
+    with pytest.raises(EvictedError):
+        await evicted
+    with pytest.raises(BackendUnavailableError):
+        await closed
+    for outcome in ("timeout", "cancelled", "evicted", "unavailable"):
+        assert operations(registry, "wait", outcome) == 1, outcome
+
+
+async def test_what_a_backend_reports_is_counted_and_logged(
+    observed: ObservedBackend,
+    inner: InMemoryBackend,
+    registry: CollectorRegistry,
+    events: Callable[[], list[str]],
+) -> None:
+    """Heartbeats, reclaims, disagreements and disruptions have their metric and their event."""
+    heard: list[Any] = []
+    observed.listen(heard.append)
+    told = [
+        Heartbeat(0.01, "ok"),
+        Reclaimed("sales", "call-1", "dead-1", "holding"),
+        LimitDisagreement("sales", 2, 3),
+        Disrupted("connection", "refused"),
+        Recovered(1.5),
+    ]
+    for event in told:
+        inner._emit(event)  # type: ignore[arg-type]
+    assert heard == told
+    assert operations(registry, "heartbeat") == 1
+    value = registry.get_sample_value
+    assert value("genesis_queue_reclaimed_total", {"queue": "sales", "state": "holding"}) == 1
+    assert value("genesis_queue_limit_disagreements_total", {"queue": "sales"}) == 1
+    reason = {"backend": "memory", "reason": "connection"}
+    assert value("genesis_backend_disruptions_total", reason) == 1
+    assert events() == ["reclaimed", "limit_changed", "backend_unavailable", "backend_recovered"]
+    assert value("genesis_build_info", {"version": "1.2.3", "backend": "memory"}) == 1
+
+
+def import_layer_again() -> None:
+    """Run the module once more under another name, as an import would."""
+    spec = importlib.util.spec_from_file_location("layer_again", layer.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+async def pause(self: Any, queue_id: str) -> None:
+    """An operation that the layer does not know."""
+
+
+def test_a_layer_that_misses_an_operation_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A protocol with one operation more, and the import fails with the operation's name."""
+    import_layer_again()
+    monkeypatch.setattr(QueueBackend, "pause", pause, raising=False)
+    with pytest.raises(TypeError, match=r"does not wrap: pause"):
+        import_layer_again()
+
+
+def test_a_wrapper_that_was_removed_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check looks at the layer's own methods, one by one."""
+    for operation in get_args(names.Operation):
+        with monkeypatch.context() as patch:
+            patch.delattr(ObservedBackend, operation)
+            with pytest.raises(TypeError, match=f"does not wrap: {operation}"):
+                layer._check_complete()
+
+
+def test_an_operation_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrapped, but unknown to names.Operation, and so to the dashboards: refused as well."""
+    monkeypatch.setattr(QueueBackend, "pause", pause, raising=False)
+    monkeypatch.setattr(ObservedBackend, "pause", pause, raising=False)
+    with pytest.raises(TypeError, match=r"differ in: pause"):
+        layer._check_complete()
+
+
+@pytest.mark.slow
+def test_mypy_refuses_a_layer_that_misses_an_operation(tmp_path: Path) -> None:
+    """In a copy whose protocol has one operation more, mypy --strict objects to the layer."""
+    package = tmp_path / "genesis"
+    shutil.copytree(Path(genesis.__file__).parent, package)
+    protocol = package / "backends" / "protocol.py"
+    assert check_types(tmp_path) == (0, [])  # the copy as it is
+    text = protocol.read_text()
+    anchor = "    async def ping(self) -> None:\n"
+    assert text.count(anchor) == 1
+    more = "    async def pause(self, queue_id: str) -> None:\n        raise NotImplementedError\n\n"
+    protocol.write_text(text.replace(anchor, more + anchor))
+    status, objections = check_types(tmp_path)
+    assert status == 1
+    assert [line for line in objections if "layer.py" in line and "ObservedBackend" in line]
+
+
+def check_types(folder: Path) -> tuple[int, list[str]]:
+    """mypy --strict on the observing layer of the package in `folder`: exit status, errors."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache")]
+    command += ["--config-file", "", "-m", "genesis.observability.layer"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
+    return done.returncode, [line for line in done.stdout.splitlines() if ": error:" in line]
+
+
+# --- metrics ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue(telemetry: Telemetry) -> Iterator[Queue]:
+    queue = Queue(telemetry=telemetry)
+    yield queue
+    assert not state_of(queue)
+
+
+async def end_as(queue: Queue, outcome: str) -> None:
+    """One call in the line `sales`, whose wait ends in the given way."""
+
+    async def call(timeout: float | None = None) -> None:
+        async with queue.slot("sales", item_id="secret-item", max_concurrent=1, timeout=timeout):
+            pass
+
+    if outcome == "granted":
+        await call()
+        return
+    await queue.set_limit("sales", 0)
+    task = asyncio.create_task(call(0.001 if outcome == "timeout" else None))
+    if outcome == "refused":
+        task.cancel()
+        await asyncio.wait({task})
+        task = asyncio.create_task(call(0))
+    elif outcome != "timeout":
+        await wait_until(lambda: queue.position("sales", "secret-item"), "it waits")
+    if outcome == "cancelled":
+        task.cancel()
+    elif outcome == "evicted":
+        await queue.evict("sales", "secret-item")
+    elif outcome == "error":
+        await queue.close()
+    await asyncio.wait({task})
+    kinds = {"evicted": EvictedError, "error": BackendUnavailableError}
+    if outcome == "cancelled":
+        assert task.cancelled()
+    else:
+        assert isinstance(task.exception(), kinds.get(outcome, QueueTimeoutError))
+    if outcome != "error":
+        await queue.set_limit("sales", None)
+
+
+@pytest.mark.parametrize("outcome", [*WAIT_OUTCOMES, "refused"])
+async def test_each_item_has_exactly_one_wait_observation(
+    queue: Queue, registry: CollectorRegistry, outcome: str
+) -> None:
+    """However the wait ends, it is observed once, with its outcome, and the gauges are back at 0."""
+    await end_as(queue, outcome)
+    assert waits(registry) == {"timeout" if outcome == "refused" else outcome: 1}
+    assert holds(registry) == ({"released": 1} if outcome == "granted" else {})
+    assert gauges(registry) == (0, 0)
+    assert registry.get_sample_value("genesis_queue_position_at_enqueue_count", {"queue": "sales"}) == 1
+
+
+async def test_a_wait_cancelled_after_its_grant_is_observed_once(
+    queue: Queue, registry: CollectorRegistry
+) -> None:
+    """Granted by the backend, cancelled before it woke: one observation, cancelled, and no hold."""
+
+    async def call() -> None:
+        async with queue.slot("sales"):
+            pytest.fail("was cancelled before")
+
+    async with queue.slot("sales"):
+        task = asyncio.create_task(call())
+        await quiesce()
+    task.cancel()  # the slot is its by now
+    await asyncio.wait({task})
+    assert waits(registry) == {"granted": 1, "cancelled": 1}
+    assert holds(registry) == {"released": 1}
+    assert gauges(registry) == (0, 0)
+
+
+async def test_an_error_while_entering_is_observed_once(
+    inner: InMemoryBackend, telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    """The backend fails before there is a ticket: one wait observation, error."""
+    queue = Queue(inner, telemetry=telemetry)
+    await queue.close()
+    with pytest.raises(BackendUnavailableError):
+        async with queue.slot("sales"):
+            pytest.fail("entered")
+    assert waits(registry) == {"error": 1}
+    assert gauges(registry) == (0, 0)
+
+
+async def test_an_immediate_grant_observes_exactly_zero(
+    queue: Queue, registry: CollectorRegistry
+) -> None:
+    """The bucket of 0 counts the calls that did not wait, as the service level needs it."""
+    for _ in range(3):
+        async with queue.slot("sales") as slot:
+            assert slot.waited == 0.0
+    labels = {"queue": "sales", "outcome": "granted"}
+    assert registry.get_sample_value("genesis_queue_wait_seconds_sum", labels) == 0
+    bucket = registry.get_sample_value("genesis_queue_wait_seconds_bucket", {**labels, "le": "0.0"})
+    assert bucket == 3
+
+
+async def test_a_wait_observes_what_the_slot_tells(registry: CollectorRegistry, spans: Spans) -> None:
+    """slot.waited, the histogram and the held time are measured on the telemetry's clock."""
+    now = 100.0
+    queue = Queue(telemetry=Telemetry(registry, clock=lambda: now))
+    waited = []
+
+    async def call() -> None:
+        async with queue.slot("sales") as slot:
+            waited.append(slot.waited)
+
+    async with queue.slot("sales"):
+        task = asyncio.create_task(call())
+        await quiesce()
+        now += 7
+    now += 0.5
+    await task
+    await queue.close()
+    assert waited == [7.5]
+    labels = {"queue": "sales", "outcome": "granted"}
+    assert registry.get_sample_value("genesis_queue_wait_seconds_sum", labels) == 7.5
+    held = {"queue": "sales", "outcome": "released"}
+    assert registry.get_sample_value("genesis_queue_hold_seconds_sum", held) == 7.0
+
+
+async def test_the_gauges_follow_the_calls(queue: Queue, registry: CollectorRegistry) -> None:
+    """genesis_queue_waiting and _holding go up and down with the calls of this process."""
+    leave = asyncio.Event()
+
+    async def call() -> None:
+        async with queue.slot("sales", max_concurrent=2):
+            await leave.wait()
+
+    tasks = [asyncio.create_task(call()) for _ in range(5)]
+    await quiesce()
+    assert gauges(registry) == (3, 2)
+    tasks[4].cancel()
+    tasks[0].cancel()
+    await quiesce()
+    assert gauges(registry) == (1, 2)
+    leave.set()
+    await asyncio.wait(tasks)
+    assert gauges(registry) == (0, 0)
+    assert waits(registry) == {"granted": 4, "cancelled": 1}
+
+
+@pytest.mark.parametrize("outcome", get_args(names.HoldOutcome))
+async def test_each_hold_is_observed_once_with_its_outcome(
+    queue: Queue, registry: CollectorRegistry, spans: Spans, outcome: str
+) -> None:
+    """released, error, lost and evicted, in the histogram and on the hold span."""
+    try:
+        async with queue.slot("sales", item_id="call-1"):
+            if outcome == "error":
+                raise ZeroDivisionError("the body's own")
+            if outcome == "evicted":
+                await queue.evict("sales", "call-1")
+            if outcome == "lost":
+                await queue.close()
+    except ZeroDivisionError:
+        pass
+    assert holds(registry) == {outcome: 1}
+    (hold,) = spans.named("hold")
+    assert of(hold)["genesis.outcome"] == outcome
+    assert (hold.status.status_code is StatusCode.ERROR) == (outcome != "released")
+    assert gauges(registry) == (0, 0)
+
+
+async def test_a_cancelled_body_is_a_release(queue: Queue, registry: CollectorRegistry) -> None:
+    """Cancelling a call that talks is how it ends, not a failure."""
+
+    async def call() -> None:
+        async with queue.slot("sales"):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(call())
+    await quiesce()
+    task.cancel()
+    await asyncio.wait({task})
+    assert holds(registry) == {"released": 1}
+
+
+async def test_the_item_id_is_never_a_label(telemetry: Telemetry, registry: CollectorRegistry) -> None:
+    """Nor in an exemplar, which bears trace_id and span_id alone."""
+    exemplars = 0
+    for outcome in WAIT_OUTCOMES:
+        await end_as(Queue(telemetry=telemetry), outcome)
+    for metric in registry.collect():
+        for sample in metric.samples:
+            assert "secret-item" not in sample.name
+            assert not any("secret-item" in value for value in sample.labels.values())
+            assert not any("item" in label for label in sample.labels)
+            if sample.exemplar is not None:
+                exemplars += 1
+                assert set(sample.exemplar.labels) == {"trace_id", "span_id"}
+    assert exemplars
+
+
+async def test_two_queues_and_a_reload_share_a_registry(registry: CollectorRegistry) -> None:
+    """No "Duplicated timeseries", however often instruments are asked for, and all count together."""
+    queues = [Queue(telemetry=Telemetry(registry)) for _ in range(2)]
+    for queue in queues:
+        async with queue.slot("sales"):
+            pass
+    assert waits(registry) == {"granted": 2}
+    spec = importlib.util.spec_from_file_location("metrics_again", metrics.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kept = module.instruments_of(registry, metrics.WAIT_BUCKETS, lambda: 0.0)
+    assert kept is Telemetry(registry).instruments
+
+
+# --- traces ----------------------------------------------------------------------------------------
+
+
+async def test_the_spans_of_a_call_that_waited(
+    queue: Queue, telemetry: Telemetry, spans: Spans, inner: InMemoryBackend
+) -> None:
+    """acquire > enqueue, wait; hold > the body's own; release: all in the caller's trace."""
+    assert telemetry.tracer_provider is not None
+    tracer = telemetry.tracer_provider.get_tracer("the caller's")
+
+    async def call() -> None:
+        with tracer.start_as_current_span("call", context=Context()):
+            async with queue.slot("sales", item_id="waiter"):
+                with tracer.start_as_current_span("talk"):
+                    pass
+            with tracer.start_as_current_span("after"):
+                pass
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+        assert [of(s)["genesis.item_id"] for s in spans.named("enqueue")] == ["holder", "waiter"]
+        assert len(spans.named("wait")) == 0  # it still waits, and is visible already
+    await task
+    mine = {
+        s.name.split(" ")[0]: s
+        for s in spans.get_finished_spans()
+        if s.name in ("call", "talk", "after") or of(s)["genesis.item_id"] == "waiter"
+    }
+    call_span = mine["call"]
+    assert {s.context.trace_id for s in mine.values()} == {call_span.context.trace_id}
+    parents = {name: s.parent.span_id if s.parent else None for name, s in mine.items()}
+    ids = {name: s.context.span_id for name, s in mine.items()}
+    assert parents == {
+        "call": None,
+        "acquire": ids["call"],
+        "enqueue": ids["acquire"],
+        "wait": ids["acquire"],
+        "hold": ids["call"],
+        "talk": ids["hold"],
+        "release": ids["call"],
+        "after": ids["call"],
+    }
+    kinds = {name: mine[name].kind for name in ("acquire", "enqueue", "wait", "hold", "release")}
+    assert kinds == {
+        "acquire": SpanKind.INTERNAL,
+        "enqueue": SpanKind.PRODUCER,
+        "wait": SpanKind.INTERNAL,
+        "hold": SpanKind.CONSUMER,
+        "release": SpanKind.CLIENT,
+    }
+    for name in kinds:
+        span = mine[name]
+        assert span.name == f"{name} sales"
+        assert of(span)["genesis.item_id"] == "waiter"
+        assert of(span)["genesis.queue_id"] == "sales"
+        assert of(span)["genesis.instance_id"] == queue.instance_id
+        assert of(span)["genesis.backend"] == "memory"
+        assert span.status.status_code is not StatusCode.ERROR
+    for name in ("enqueue", "hold", "release"):
+        assert of(mine[name])["messaging.message.id"] == "waiter"
+        assert of(mine[name])["messaging.destination.name"] == "sales"
+    assert of(mine["enqueue"])["genesis.position"] == 1
+    assert of(mine["enqueue"])["genesis.depth"] == 1
+    assert of(mine["wait"])["genesis.outcome"] == "granted"
+    assert of(mine["wait"])["genesis.waited_seconds"] > 0
+    assert of(mine["hold"])["genesis.outcome"] == "released"
+    assert of(mine["hold"])["genesis.fencing_token"] > 0
+
+
+async def test_hand_offs_are_linked_both_ways(queue: Queue, spans: Spans) -> None:
+    """The waiter's wait links the hold that made room; the holder's release links the waiter."""
+
+    async def call() -> None:
+        async with queue.slot("sales", item_id="waiter"):
+            pass
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+    await task
+    (wait,) = spans.named("wait")
+    (released_by,) = wait.links
+    hold = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "holder")
+    assert released_by.context.span_id == hold.context.span_id
+    assert released_by.attributes["genesis.link"] == "released_by"
+    assert released_by.attributes["genesis.item_id"] == "holder"
+    release = next(s for s in spans.named("release") if of(s)["genesis.item_id"] == "holder")
+    (granted_to,) = release.links
+    assert granted_to.attributes["genesis.link"] == "granted_to"
+    assert granted_to.attributes["genesis.item_id"] == "waiter"
+    assert granted_to.context.trace_id == wait.context.trace_id
+
+
+@pytest.mark.parametrize("outcome", WAIT_OUTCOMES)
+async def test_no_span_is_left_open(
+    queue: Queue, spans: Spans, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """However a wait ends, as many spans end as began, and the caller's context is its own again."""
+    started = 0
+    original = queue._backend._tracing._tracer.start_span
+
+    def start_span(*args: Any, **options: Any) -> Any:
+        nonlocal started
+        started += 1
+        return original(*args, **options)
+
+    monkeypatch.setattr(queue._backend._tracing._tracer, "start_span", start_span)
+    await end_as(queue, outcome)
+    assert len(spans.get_finished_spans()) == started > 0
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    (acquire,) = spans.named("acquire")
+    assert of(acquire)["genesis.outcome"] == outcome
+    failed = outcome in ("timeout", "evicted", "error")
+    assert (acquire.status.status_code is StatusCode.ERROR) == failed
+    assert ("error.type" in of(acquire)) == failed
+
+
+# --- logs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", WAIT_OUTCOMES)
+async def test_each_ending_has_its_event_with_its_fields(
+    queue: Queue, caplog: pytest.LogCaptureFixture, outcome: str
+) -> None:
+    """enqueued, then granted, timeout, cancelled, evicted or error, with ids, trace and the wait."""
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    await end_as(queue, outcome)
+    records = [r.__dict__ for r in caplog.records]
+    mine = [r for r in records if r.get("item_id") == "secret-item" and "trace_id" in r]
+    last = "released" if outcome == "granted" else outcome
+    expected = ["enqueued", "granted", "released"] if outcome == "granted" else ["enqueued", last]
+    assert [r["event"] for r in mine] == expected
+    for record in mine:
+        assert record["queue_id"] == "sales"
+        assert record["instance_id"] == queue.instance_id
+        assert len(record["trace_id"]) == 32
+        assert len(record["span_id"]) == 16
+    assert mine[1]["waited"] >= 0
+
+
+async def test_a_refused_call_is_not_told_as_enqueued(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """timeout=0 without a free slot never stood in line: `timeout`, and no `enqueued` before it."""
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", item_id="refused", timeout=0):
+                pytest.fail("two in a queue with limit 1")
+    told = [r.__dict__["event"] for r in caplog.records if r.__dict__.get("item_id") == "refused"]
+    assert told == ["timeout"]
+
+
+async def test_evicting_nobody_is_not_told_as_evicted(
+    queue: Queue, events: Callable[[], list[str]]
+) -> None:
+    """An eviction that found nobody is an inspection, not an `evicted`."""
+    assert await queue.evict("sales", "stranger") == 0
+    assert "evicted" not in events()
+
+
+# --- sinks that fail -------------------------------------------------------------------------------
+
+
+class SickError(Exception):
+    """What a failing sink raises."""
+
+
+def fail(*args: Any, **options: Any) -> Any:
+    raise SickError
+
+
+class SickThing:
+    """Whatever is asked of it, it raises when called."""
+
+    def __getattr__(self, name: str) -> Any:
+        return fail
+
+
+class SickProvider:
+    """A tracer provider whose tracer raises."""
+
+    def get_tracer(self, *args: Any, **options: Any) -> Any:
+        return SickThing()
+
+
+class SickProviderOutright:
+    """A tracer provider that does not even give a tracer."""
+
+    get_tracer = fail
+
+
+class SickSpanProvider:
+    """A tracer provider whose spans raise at every call."""
+
+    def get_tracer(self, *args: Any, **options: Any) -> Any:
+        return self
+
+    def start_span(self, *args: Any, **options: Any) -> Any:
+        return SickThing()
+
+
+class SickProcessor(SpanProcessor):
+    on_start = fail
+    on_end = fail
+
+
+class SickRegistry(CollectorRegistry):
+    register = fail
+
+
+class SickHandler(logging.Handler):
+    emit = fail
+
+
+def sick_processor_provider() -> TracerProvider:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SickProcessor())
+    return provider
+
+
+def sick_logger() -> logging.Logger:
+    logger = logging.Logger("sick", logging.DEBUG)
+    logger.addHandler(SickHandler())
+    return logger
+
+
+def sick_level_logger() -> logging.Logger:
+    logger = logging.Logger("sick", logging.DEBUG)
+    logger.isEnabledFor = fail  # type: ignore[method-assign]
+    return logger
+
+
+def sick_metrics(registry: CollectorRegistry) -> Telemetry:
+    """Its instruments raise, but for the counter of such failures."""
+    telemetry = Telemetry(registry)
+    counter = telemetry.instruments.telemetry_errors
+
+    class SickInstruments(SickThing):
+        telemetry_errors = counter
+
+    telemetry._instruments = SickInstruments()  # type: ignore[assignment]
+    return telemetry
+
+
+SICK: dict[str, tuple[str, Callable[[CollectorRegistry], Telemetry]]] = {
+    "instruments": ("metrics", sick_metrics),
+    "registry": ("", lambda _: Telemetry(SickRegistry())),
+    "provider": ("traces", lambda r: Telemetry(r, SickProviderOutright())),  # type: ignore[arg-type]
+    "tracer": ("traces", lambda r: Telemetry(r, SickProvider())),  # type: ignore[arg-type]
+    "span": ("traces", lambda r: Telemetry(r, SickSpanProvider())),  # type: ignore[arg-type]
+    "processor": ("traces", lambda r: Telemetry(r, sick_processor_provider())),
+    "logger": ("logs", lambda r: Telemetry(r, logger=sick_logger())),
+    "level": ("logs", lambda r: Telemetry(r, logger=sick_level_logger())),
+    "structlog": ("logs", lambda r: Telemetry(r, logger=SickThing())),
+    "label": ("label", lambda r: Telemetry(r, queue_label=fail)),
+}
+
+
+async def use_everything(queue: Queue) -> None:
+    """Every operation and every ending, with the results that they have without telemetry."""
+    heir_entered = asyncio.Event()
+
+    async def wait(item_id: str, timeout: float | None = None) -> str:
+        async with queue.slot("sales", item_id=item_id, timeout=timeout):
+            heir_entered.set()
+        return item_id
+
+    async with queue.slot("sales", item_id="holder", max_concurrent=1) as slot:
+        assert slot.fencing_token
+        waiters = {name: asyncio.create_task(wait(name)) for name in ("gone", "victim", "heir")}
+        await quiesce()
+        assert (await queue.stats("sales"))[:3] == (3, 1, 1)
+        assert await queue.position("sales", "victim") == 2
+        assert len(await queue.entries("sales")) == 4
+        waiters["gone"].cancel()
+        assert await queue.evict("sales", "victim") == 1
+        for timeout in (0, 0.001):
+            with pytest.raises(QueueTimeoutError):
+                await wait("late", timeout)
+        with pytest.raises(EvictedError):
+            await waiters["victim"]
+        await asyncio.wait({waiters["gone"]})
+        assert waiters["gone"].cancelled()
+        assert not heir_entered.is_set()
+        await queue.set_limit("sales", 2)
+        assert await waiters["heir"] == "heir"
+        await queue.set_limit("sales", None)
+        assert await queue.evict("sales", "holder") == 1
+        assert slot.lost
+    with pytest.raises(ZeroDivisionError):
+        async with queue.slot("sales"):
+            raise ZeroDivisionError
+    await queue.ping()
+    assert not state_of(queue)
+    waiter = asyncio.create_task(wait("last"))
+    await queue.set_limit("sales", 0)
+    await quiesce()
+    await queue.close()
+    with pytest.raises(BackendUnavailableError):
+        await waiter
+    assert not state_of(queue)
+
+
+@pytest.mark.parametrize("sick", SICK)
+async def test_a_failing_sink_never_reaches_a_call(registry: CollectorRegistry, sick: str) -> None:
+    """Whatever a sink raises, calls go as they go without it, and the failure is counted."""
+    sink, make = SICK[sick]
+    await use_everything(Queue(telemetry=make(registry)))
+    if sink:
+        assert errors(registry, sink) > 0
+    others = {"metrics", "traces", "logs", "label"} - {sink}
+    assert [other for other in others if errors(registry, other)] == []
+
+
+@pytest.mark.parametrize(
+    "sick", ["provider", "tracer", "span", "processor", "logger", "level", "structlog"]
+)
+async def test_a_failing_tracer_or_logger_keeps_no_metric_back(
+    registry: CollectorRegistry, sick: str
+) -> None:
+    """The sinks are independent of each other: every call is counted all the same."""
+    await use_everything(Queue(telemetry=SICK[sick][1](registry)))
+    assert waits(registry) == {"granted": 3, "cancelled": 1, "evicted": 1, "timeout": 2, "error": 1}
+    assert holds(registry) == {"released": 1, "evicted": 1, "error": 1}
+    assert gauges(registry) == (0, 0)
+
+
+@pytest.mark.parametrize("sick", ["registry", "instruments", "provider", "tracer", "span", "processor"])
+async def test_a_failing_registry_or_tracer_keeps_no_log_event_back(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, sick: str
+) -> None:
+    """A lost slot, above all, is told in the log even if no metric can be counted."""
+    telemetry = SICK[sick][1](registry)
+    telemetry.log = Telemetry(CollectorRegistry(), logger=logging.getLogger("genesis.tests")).log
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    await use_everything(Queue(telemetry=telemetry))
+    records = [r.__dict__ for r in caplog.records if "event" in r.__dict__]
+    assert {"timeout", "cancelled", "evicted", "limit_changed", "error"} <= {
+        r["event"] for r in records
+    }
+    holder = [r for r in records if r.get("item_id") == "holder"]
+    assert {"enqueued", "granted", "released"} <= {r["event"] for r in holder}
+    # That the holder has lost its slot, apart from that somebody asked for its eviction.
+    assert [r["event"] for r in holder if "reason" in r] == ["evicted"]
+
+
+def test_it_works_without_an_sdk() -> None:
+    """With nothing of OpenTelemetry but its API, calls are counted, and there is nothing to trace."""
+    program = """
+import asyncio, sys
+sys.modules["opentelemetry.sdk"] = None
+import genesis
+from genesis.observability import Telemetry
+from prometheus_client import CollectorRegistry
+registry = CollectorRegistry()
+
+async def main():
+    async with genesis.Queue(telemetry=Telemetry(registry)) as queue:
+        async with queue.slot("sales"):
+            other = asyncio.create_task(queue.slot("sales").__aenter__())
+            await asyncio.sleep(0)
+        await other
+
+asyncio.run(main())
+count = registry.get_sample_value(
+    "genesis_queue_wait_seconds_count", {"queue": "sales", "outcome": "granted"}
+)
+assert count == 2, count
+assert not registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "traces"})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
