@@ -81,9 +81,7 @@ async def queue() -> AsyncIterator[Queue]:
 
 
 @pytest.mark.parametrize(("value", "error"), BAD_IDS, ids=named)
-async def test_a_bad_queue_id_is_refused(
-    queue: Queue, value: Any, error: type[Exception]
-) -> None:
+async def test_a_bad_queue_id_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
     """slot() and semaphore() raise when they are called, not when they are entered; the rest too."""
     calls: list[Callable[[], Any]] = [lambda: queue.slot(value), lambda: queue.semaphore(value)]
     for call in calls:
@@ -173,9 +171,7 @@ async def test_the_borders_are_accepted() -> None:
         assert (await queue.stats("sales")).limit == 0
 
 
-@pytest.mark.parametrize(
-    "lease", [0, 0.0, -1, NAN, float("inf"), "15", None, True, [1]], ids=named
-)
+@pytest.mark.parametrize("lease", [0, 0.0, -1, NAN, float("inf"), "15", None, True, [1]], ids=named)
 def test_a_bad_lease_is_refused(lease: Any) -> None:
     """A lease is a positive, finite number of seconds; RedisBackend says so when it is made."""
     with pytest.raises((ValueError, TypeError), match="lease"):

@@ -1,8 +1,8 @@
 """A stateful property test: any sequence of operations, compared with a small model of the line.
 
 The model knows nothing of tasks, messages or scripts: a list of waiters, a dict of holders, two
-numbers. After every step the queue must tell the same as the model, and the grants must have been made in
-the model's order, as their tokens tell it.
+numbers. After every step the queue must tell the same as the model, and the grants must have been made
+in the model's order, as their tokens tell it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.waiting import wait_until
 QUEUE_ID = "line"
 ITEMS = st.sampled_from(["ann", "bob", "cy"])  # few, so that items have several tickets
 LIMITS = st.sampled_from([None, None, 1, 2, 3])
+ACTIONS = st.sampled_from(["enter", "release", "cancel", "expire"])
 PICKS = st.integers(0, 1000)
 PATIENCE = 3.0  # seconds; short, because a failing example is shrunk in many runs
 
@@ -78,10 +79,7 @@ class Model:
 
     def would_refuse(self, limit: int | None) -> bool:
         """Whether timeout=0 finds no slot, after the newcomer's number has come into force."""
-        if self.override is not None:
-            number = self.override
-        else:
-            number = limit or self.named or 1
+        number = self.override if self.override is not None else limit or self.named or 1
         return len(self.holding) + len(self.waiting) >= number
 
     def refuse(self, limit: int | None) -> None:
@@ -213,7 +211,7 @@ class Line(RuleBasedStateMachine):
             assert (stats.oldest_wait > 0) <= bool(model.waiting)
         queue = self.queues[-1]
         entries = await queue.entries(QUEUE_ID)
-        expected = [(c.item_id, "holding", None) for c in model.holding]
+        expected: list[Any] = [(c.item_id, "holding", None) for c in model.holding]
         expected += [(c.item_id, "waiting", n) for n, c in enumerate(model.waiting, 1)]
         assert [(e.item_id, e.state, e.position) for e in entries] == expected
         for entry, call in zip(entries, model.holding, strict=False):
@@ -323,7 +321,7 @@ class Line(RuleBasedStateMachine):
             for call in holders:
                 slot = call.slot
                 assert slot is not None
-                await wait_until(lambda slot=slot: slot.lost, f"{call} knows", PATIENCE)  # type: ignore[misc]
+                await wait_until(lambda slot=slot: slot.lost, f"{call} knows", PATIENCE)
                 await self.leave(call)
 
         self.run(work())
@@ -335,7 +333,7 @@ class Line(RuleBasedStateMachine):
         self.model.set_limit(limit)
 
     @precondition(lambda self: len(self.queues) == 1 and self.model.holding)
-    @rule(choices=st.lists(st.tuples(st.sampled_from("enter release cancel expire".split()), PICKS)))
+    @rule(choices=st.lists(st.tuples(ACTIONS, PICKS)))
     def burst(self, choices: list[tuple[str, int]]) -> None:
         """Many things in one turn of the loop have the effect that they have one after the other."""
 
@@ -346,7 +344,9 @@ class Line(RuleBasedStateMachine):
                 if what == "enter":
                     self.model.enter(self.start("ann", None, 0, 3600))
                     continue
-                left = [c for c in present if c not in endings and (c.slot is None) != (what == "release")]
+                left = [
+                    c for c in present if c not in endings and (c.slot is None) != (what == "release")
+                ]
                 if not left:
                     continue
                 call = left[pick % len(left)]
@@ -370,8 +370,8 @@ class Line(RuleBasedStateMachine):
 
 
 def check(make: Callable[[], list[Queue]], examples: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Line(make),
+    run_state_machine_as_test(
+        lambda: Line(make),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,
@@ -407,7 +407,7 @@ def test_any_sequence_of_operations_over_redis_is_as_the_model_says(redis_server
 def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
     redis_server: RedisServer,
 ) -> None:
-    """Two instances that share a line, and may disagree on its limit: the number that came last wins."""
+    """Two instances share a line, and may disagree on its limit: the number that came last wins."""
     prefixes = itertools.count()
 
     def make() -> list[Queue]:

@@ -41,9 +41,7 @@ async def queue(telemetry: Telemetry) -> AsyncIterator[Queue]:
 def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Name -> (default, keyword-only), without self."""
     found = inspect.signature(function).parameters.values()
-    return {
-        p.name: (p.default, p.kind is p.KEYWORD_ONLY) for p in found if p.name != "self"
-    }
+    return {p.name: (p.default, p.kind is p.KEYWORD_ONLY) for p in found if p.name != "self"}
 
 
 def run_python(program: str) -> None:
@@ -295,12 +293,11 @@ async def test_a_users_own_backend_is_used_and_observed(
 ) -> None:
     """Any QueueBackend will do, and its operations bear its name in the metrics."""
     backend = Own()
-    async with Queue(backend, telemetry=telemetry) as queue:
-        async with queue.slot("sales"):
-            waiter = asyncio.create_task(queue.slot("sales").__aenter__())
-            await wait_until(lambda: "wait" in backend.told, "it waits")
-            waiter.cancel()
-            await asyncio.wait({waiter})
+    async with Queue(backend, telemetry=telemetry) as queue, queue.slot("sales"):
+        waiter = asyncio.create_task(queue.slot("sales").__aenter__())
+        await wait_until(lambda: "wait" in backend.told, "it waits")
+        waiter.cancel()
+        await asyncio.wait({waiter})
     assert backend.told == ["enter", "enter", "wait", "leave", "leave"]
     labels = {"backend": "own", "operation": "enter", "outcome": "ok"}
     assert registry.get_sample_value("genesis_backend_operation_seconds_count", labels) == 2

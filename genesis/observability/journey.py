@@ -35,6 +35,7 @@ class Journey:
     __slots__ = (
         "_began",
         "_entry",
+        "_info",
         "_instance_id",
         "_lost",
         "_series",
@@ -54,6 +55,11 @@ class Journey:
         self._began = telemetry.clock()  # of the wait, then of the hold
         self._trail: Trail | None = None
         self._series: QueueSeries | None = None
+        self._info = False  # whether events of level INFO are wanted; asked once a passage
+        try:
+            self._info = telemetry.log.enabled(INFO)
+        except Exception:
+            telemetry.failed("logs")
         try:
             self._trail = tracing.trail(entry, self._began)
         except Exception:
@@ -84,7 +90,8 @@ class Journey:
                 self._trail.enqueued(admission)
         except Exception:
             self._telemetry.failed("traces")
-        self._log(INFO, "enqueued", position=admission.position, depth=admission.depth)
+        if self._info:
+            self._log(INFO, "enqueued", position=admission.position, depth=admission.depth)
 
     def granted(self, grant: Grant, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
@@ -99,7 +106,8 @@ class Journey:
                 self._trail.begin_hold(grant)
         except Exception:
             self._telemetry.failed("traces")
-        self._log(INFO, "granted", waited=grant.waited, fencing_token=grant.fencing_token)
+        if self._info:
+            self._log(INFO, "granted", waited=grant.waited, fencing_token=grant.fencing_token)
         return grant
 
     def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
@@ -130,10 +138,12 @@ class Journey:
         try:
             if self._series is not None:
                 self._series.move(0, -1)
-                self._series.hold(outcome).observe(held, self._exemplar())
+                exemplar = None if self._trail is None else _exemplar(self._trail)
+                self._series.hold(outcome).observe(held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
-        self._log(INFO, "released", outcome=outcome, held=held)
+        if self._info:
+            self._log(INFO, "released", outcome=outcome, held=held)
         try:
             return None if self._trail is None else self._trail.end_hold(outcome, error)
         except Exception:
@@ -162,7 +172,8 @@ class Journey:
         try:
             if self._series is not None:
                 self._series.move(-1, 1 if outcome == "granted" else 0)
-                self._series.wait(outcome).observe(waited, self._exemplar())
+                exemplar = None if self._trail is None else _exemplar(self._trail)
+                self._series.wait(outcome).observe(waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         try:
@@ -170,14 +181,6 @@ class Journey:
                 self._trail.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
-
-    def _exemplar(self) -> dict[str, str] | None:
-        if self._trail is None:
-            return None
-        context = self._trail.context
-        if not context.is_valid or not context.trace_flags.sampled:
-            return None
-        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def _text(self, context: Callable[[], str]) -> str:
         try:
@@ -205,3 +208,10 @@ class Journey:
             )
         except Exception:
             telemetry.failed("logs")
+
+
+def _exemplar(trail: Trail) -> dict[str, str] | None:
+    context = trail.context
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
