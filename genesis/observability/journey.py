@@ -38,6 +38,7 @@ class Journey:
         "_info",
         "_instance_id",
         "_lost",
+        "_recorded",
         "_series",
         "_telemetry",
         "_trail",
@@ -60,8 +61,11 @@ class Journey:
             self._info = telemetry.log.enabled(INFO)
         except Exception:
             telemetry.failed("logs")
+        self._recorded: Trail | None = None  # the trail, if its spans go anywhere
         try:
             self._trail = tracing.trail(entry, self._began)
+            if self._trail is not None and self._trail.recorded:
+                self._recorded = self._trail
         except Exception:
             telemetry.failed("traces")
         try:
@@ -72,11 +76,11 @@ class Journey:
 
     def carried_context(self) -> str:
         """What travels with the ticket, for the link of whoever will grant it."""
-        return "" if self._trail is None else self._text(self._trail.carried)
+        return "" if self._recorded is None else self._text(self._recorded.carried)
 
     def held_context(self) -> str:
         """What is told to whoever gets the slot after this hold."""
-        return "" if self._trail is None else self._text(self._trail.held)
+        return "" if self._recorded is None else self._text(self._recorded.held)
 
     def enqueued(self, admission: Admission) -> None:
         """The backend has answered: granted, waiting or refused."""
@@ -86,8 +90,8 @@ class Journey:
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._trail is not None:
-                self._trail.enqueued(admission)
+            if self._recorded is not None:
+                self._recorded.enqueued(admission)
         except Exception:
             self._telemetry.failed("traces")
         if self._info:
@@ -138,7 +142,7 @@ class Journey:
         try:
             if self._series is not None:
                 self._series.move(0, -1)
-                exemplar = None if self._trail is None else _exemplar(self._trail)
+                exemplar = None if self._recorded is None else _exemplar(self._recorded)
                 self._series.hold(outcome).observe(held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
@@ -172,13 +176,13 @@ class Journey:
         try:
             if self._series is not None:
                 self._series.move(-1, 1 if outcome == "granted" else 0)
-                exemplar = None if self._trail is None else _exemplar(self._trail)
+                exemplar = None if self._recorded is None else _exemplar(self._recorded)
                 self._series.wait(outcome).observe(waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._trail is not None:
-                self._trail.end_wait(waited, outcome, error, released_by)
+            if self._recorded is not None:
+                self._recorded.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
 

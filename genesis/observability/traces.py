@@ -101,6 +101,10 @@ class Trail:
             self._enqueue = self._span(names.SPAN_ENQUEUE, SpanKind.PRODUCER, within)
 
     @property
+    def recorded(self) -> bool:
+        return self._enqueue is not None
+
+    @property
     def context(self) -> SpanContext:
         """Of the innermost span of the passage, for exemplars and log events."""
         return (self._hold or self._acquire).get_span_context()
@@ -117,8 +121,9 @@ class Trail:
     def enqueued(self, admission: Admission) -> None:
         if self._enqueue is None:
             return
-        self._enqueue.set_attribute(names.AT_POSITION, admission.position)
-        self._enqueue.set_attribute(names.AT_DEPTH, admission.depth)
+        self._enqueue.set_attributes(
+            {names.AT_POSITION: admission.position, names.AT_DEPTH: admission.depth}
+        )
         self._enqueue.end()
         if admission.position:
             within = trace.set_span_in_context(self._acquire, self._parent)
@@ -131,8 +136,6 @@ class Trail:
         error: BaseException | None,
         released_by: Party | None,
     ) -> None:
-        if not self._acquire.is_recording():
-            return
         if self._enqueue is not None and self._enqueue.is_recording():
             self._enqueue.end()  # entering failed before it was answered
         if self._wait is not None and released_by is not None:
@@ -140,8 +143,7 @@ class Trail:
         for span in (self._wait, self._acquire):
             if span is None:
                 continue
-            span.set_attribute(names.OUTCOME, outcome)
-            span.set_attribute(names.WAITED_SECONDS, waited)
+            span.set_attributes({names.OUTCOME: outcome, names.WAITED_SECONDS: waited})
             if outcome not in ("granted", "cancelled"):
                 fail(span, outcome if error is None else error)
             span.end()
@@ -153,8 +155,9 @@ class Trail:
             self._token = otel_context.attach(self._parent)
             return
         self._hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent)
-        self._hold.set_attribute(names.FENCING_TOKEN, grant.fencing_token)
-        self._hold.set_attribute(names.WAITED_SECONDS, grant.waited)
+        self._hold.set_attributes(
+            {names.FENCING_TOKEN: grant.fencing_token, names.WAITED_SECONDS: grant.waited}
+        )
         within = trace.set_span_in_context(self._hold, otel_context.get_current())
         self._token = otel_context.attach(within)
 
