@@ -18,6 +18,7 @@ from genesis.backends.protocol import Departure, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
+from tests.sick import all_sick
 from tests.waiting import wait_until
 
 LEASE = 2.0  # seconds; short, so that tests of dead instances take seconds
@@ -110,8 +111,9 @@ def backend_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["bare", "observed"])
+@pytest.fixture(params=["bare", "observed", "failing"])
 def layer(request: pytest.FixtureRequest) -> str:
+    """No layer, the layer, or the layer on sinks that raise on every call."""
     return str(request.param)
 
 
@@ -121,6 +123,7 @@ async def make_queue(
 ) -> AsyncIterator[MakeQueue]:
     """Makes a Queue over the backend and layer of this run; several share one line, if over Redis."""
     made: list[Queue] = []
+    failures = CollectorRegistry()
     url = request.getfixturevalue("redis_server").url if backend_kind == "redis" else ""
 
     def make(**options: Any) -> Queue:
@@ -129,7 +132,11 @@ async def make_queue(
             backend = InMemoryBackend()
         else:
             backend = RedisBackend(url, **{"lease": LEASE, **options})
-        queue = BareQueue(backend) if layer == "bare" else Queue(backend, telemetry=telemetry)
+        if layer == "bare":
+            queue: Queue = BareQueue(backend)
+        else:
+            sinks = telemetry if layer == "observed" else all_sick(failures)
+            queue = Queue(backend, telemetry=sinks)
         made.append(queue)
         return queue
 
@@ -137,6 +144,10 @@ async def make_queue(
     for queue in made:
         await assert_nothing_kept(queue)
         await queue.close()
+    if layer == "failing" and made:
+        for sink in ("metrics", "traces", "logs"):
+            count = failures.get_sample_value("genesis_telemetry_errors_total", {"sink": sink})
+            assert count, f"no failure of {sink} was counted"
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from typing import Any, get_args
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
@@ -37,6 +36,7 @@ from genesis.observability import Telemetry, layer, metrics, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
+from tests.sick import SICK
 from tests.waiting import quiesce, wait_until
 
 WAIT_OUTCOMES = get_args(names.WaitOutcome)
@@ -668,101 +668,6 @@ async def test_evicting_nobody_is_not_told_as_evicted(
 
 
 # --- sinks that fail -------------------------------------------------------------------------------
-
-
-class SickError(Exception):
-    """What a failing sink raises."""
-
-
-def fail(*args: Any, **options: Any) -> Any:
-    raise SickError
-
-
-class SickThing:
-    """Whatever is asked of it, it raises when called."""
-
-    def __getattr__(self, name: str) -> Any:
-        return fail
-
-
-class SickProvider:
-    """A tracer provider whose tracer raises."""
-
-    def get_tracer(self, *args: Any, **options: Any) -> Any:
-        return SickThing()
-
-
-class SickProviderOutright:
-    """A tracer provider that does not even give a tracer."""
-
-    get_tracer = fail
-
-
-class SickSpanProvider:
-    """A tracer provider whose spans raise at every call."""
-
-    def get_tracer(self, *args: Any, **options: Any) -> Any:
-        return self
-
-    def start_span(self, *args: Any, **options: Any) -> Any:
-        return SickThing()
-
-
-class SickProcessor(SpanProcessor):
-    on_start = fail
-    on_end = fail
-
-
-class SickRegistry(CollectorRegistry):
-    register = fail
-
-
-class SickHandler(logging.Handler):
-    emit = fail
-
-
-def sick_processor_provider() -> TracerProvider:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SickProcessor())
-    return provider
-
-
-def sick_logger() -> logging.Logger:
-    logger = logging.Logger("sick", logging.DEBUG)
-    logger.addHandler(SickHandler())
-    return logger
-
-
-def sick_level_logger() -> logging.Logger:
-    logger = logging.Logger("sick", logging.DEBUG)
-    logger.isEnabledFor = fail  # type: ignore[method-assign]
-    return logger
-
-
-def sick_metrics(registry: CollectorRegistry) -> Telemetry:
-    """Its instruments raise, but for the counter of such failures."""
-    telemetry = Telemetry(registry)
-    counter = telemetry.instruments.telemetry_errors
-
-    class SickInstruments(SickThing):
-        telemetry_errors = counter
-
-    telemetry._instruments = SickInstruments()  # type: ignore[assignment]
-    return telemetry
-
-
-SICK: dict[str, tuple[str, Callable[[CollectorRegistry], Telemetry]]] = {
-    "instruments": ("metrics", sick_metrics),
-    "registry": ("", lambda _: Telemetry(SickRegistry())),
-    "provider": ("traces", lambda r: Telemetry(r, SickProviderOutright())),  # type: ignore[arg-type]
-    "tracer": ("traces", lambda r: Telemetry(r, SickProvider())),  # type: ignore[arg-type]
-    "span": ("traces", lambda r: Telemetry(r, SickSpanProvider())),  # type: ignore[arg-type]
-    "processor": ("traces", lambda r: Telemetry(r, sick_processor_provider())),
-    "logger": ("logs", lambda r: Telemetry(r, logger=sick_logger())),
-    "level": ("logs", lambda r: Telemetry(r, logger=sick_level_logger())),
-    "structlog": ("logs", lambda r: Telemetry(r, logger=SickThing())),
-    "label": ("label", lambda r: Telemetry(r, queue_label=fail)),
-}
 
 
 async def use_everything(queue: Queue) -> None:

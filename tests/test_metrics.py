@@ -1,0 +1,176 @@
+"""What is exposed: bounded, finite, fresh, and true in multiprocess mode, too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from genesis import Queue
+from genesis.backends.protocol import QueueStats
+from genesis.observability import Telemetry, names
+from genesis.observability.metrics import IDLE_SECONDS, MOST_QUEUES, SharedGauges
+from genesis.queue import InMemoryBackend
+from tests.waiting import quiesce
+
+MOST_SERIES = 10_000
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def series(registry: CollectorRegistry) -> list[str]:
+    return [line for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+
+
+async def test_ten_thousand_items_in_five_hundred_queues_leave_the_series_bounded(
+    registry: CollectorRegistry,
+) -> None:
+    """Neither many item_ids nor many queue_ids make many series: 100 labels, then `_other`."""
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+        for number in range(10_000):
+            async with queue.slot(f"queue-{number % 500}", item_id=f"item-{number}"):
+                pass
+        exposed = series(registry)
+        labels = {line.split('queue="')[1].split('"')[0] for line in exposed if 'queue="' in line}
+    assert len(labels) == MOST_QUEUES + 1
+    assert names.OTHER_QUEUES in labels
+    assert not [line for line in exposed if "item-" in line]
+    print(f"{len(exposed)} series")
+    assert len(exposed) < MOST_SERIES
+    count = f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="{names.OTHER_QUEUES}"}}'
+    assert [float(line.split()[-1]) for line in exposed if line.startswith(count)] == [8_000.0]
+
+
+async def test_a_wait_of_45_minutes_lands_in_a_finite_bucket(registry: CollectorRegistry) -> None:
+    """The buckets reach an hour: 2,700 s are above 1,800 and not above 3,600."""
+    clock = Clock()
+    backend = InMemoryBackend(clock=clock)
+    async with Queue(backend, telemetry=Telemetry(registry, clock=clock)) as queue:
+
+        async def call() -> float:
+            async with queue.slot("sales") as slot:
+                return slot.waited
+
+        async with queue.slot("sales"):
+            waiter = asyncio.create_task(call())
+            await quiesce()
+            clock.now += 2_700
+            assert (await queue.stats("sales")).oldest_wait == 2_700
+        assert await waiter == 2_700
+
+    def at_most(bound: str) -> float | None:
+        labels = {"queue": "sales", "outcome": "granted", "le": bound}
+        return registry.get_sample_value(f"{names.WAIT_SECONDS}_bucket", labels)
+
+    assert (at_most("0.0"), at_most("1800.0"), at_most("3600.0")) == (1, 1, 2)
+
+
+async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorRegistry) -> None:
+    """They outlast the call, for the scrapes to come, and go when nobody came for long."""
+    clock = Clock()
+    async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
+        async with queue.slot("sales"):
+            pass
+        assert any('queue="sales"' in line for line in series(registry))
+        clock.now += IDLE_SECONDS / 2
+        assert any('queue="sales"' in line for line in series(registry))
+        clock.now += IDLE_SECONDS
+        series(registry)  # the scrape that finds it idle
+        assert not any('queue="sales"' in line for line in series(registry))
+
+
+async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
+    """However long a call lasts, its gauge stays, and its end is counted where its beginning was."""
+    clock = Clock()
+    async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
+        async with queue.slot("sales"):
+            series(registry)
+            clock.now += 10 * IDLE_SECONDS
+            series(registry)
+            assert registry.get_sample_value(names.HOLDING, {"queue": "sales"}) == 1
+        assert registry.get_sample_value(names.HOLDING, {"queue": "sales"}) == 0
+
+
+def test_a_stale_shared_gauge_is_gone() -> None:
+    """A snapshot is shown for its lifetime and not a moment longer."""
+    clock = Clock()
+    gauges = SharedGauges(clock, lambda: None)
+    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), lifetime=15)
+
+    def shown() -> dict[str, Any]:
+        return {s.name: s.value for family in gauges.collect() for s in family.samples}
+
+    assert shown() == {names.DEPTH: 3, names.IN_USE: 1, names.LIMIT: 2, names.OLDEST_WAIT: 4.5}
+    clock.now += 15
+    assert shown()
+    clock.now += 0.1
+    assert shown() == {}
+
+
+async def test_exemplars_are_served_in_openmetrics(
+    registry: CollectorRegistry, telemetry: Telemetry
+) -> None:
+    """Wait and hold carry the trace and span of the call that was counted last."""
+    async with Queue(telemetry=telemetry) as queue, queue.slot("sales"):
+        pass
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call]
+    for name in (names.WAIT_SECONDS, names.HOLD_SECONDS):
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}_bucket")]
+        assert any("# {" in line and "trace_id=" in line and "span_id=" in line for line in lines)
+
+
+def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorRegistry) -> None:
+    """A second Queue, and a second Telemetry, never raise "Duplicated timeseries"."""
+    Queue(telemetry=Telemetry(registry))
+    Queue(telemetry=Telemetry(registry))
+    assert registry.get_sample_value(names.BUILD_INFO, {"version": "x", "backend": "memory"}) is None
+    assert any(line.startswith(names.BUILD_INFO) for line in series(registry))
+
+
+MULTIPROCESS = """
+import asyncio
+from genesis import Queue
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+async def main():
+    async with Queue() as queue, queue.slot("sales"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        print(generate_latest(registry).decode())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_multiprocess_mode_adds_the_processes_up(tmp_path: Path, processes: int) -> None:
+    """Histograms of all processes are added; the gauges are those of the living."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _ in range(processes):
+        done = subprocess.run(
+            [sys.executable, "-c", MULTIPROCESS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    lines = done.stdout.splitlines()
+    assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} {processes}.0' in lines
+    assert any(line.startswith(f'{names.HOLDING}{{queue="sales"}}') for line in lines)
