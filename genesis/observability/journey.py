@@ -126,7 +126,9 @@ class Journey:
         self._log(level, event, waited=waited, **cause)
 
     def slot_lost(self, reason: str) -> None:
-        """The slot is gone while its body runs."""
+        """The slot is gone while its body runs. Only the first word of it counts."""
+        if self._lost is not None:
+            return
         if reason == "evicted":
             self._lost = "evicted"
             self._log(WARNING, "evicted", reason=reason)

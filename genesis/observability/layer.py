@@ -142,7 +142,10 @@ class ObservedBackend:
             journey.released(span, departure, failure)
 
     def lapsed(self, ticket: Ticket) -> bool:
-        return self._inner.lapsed(ticket)
+        lapsed = self._inner.lapsed(ticket)
+        if lapsed and (journey := self._journeys.get(ticket.id)) is not None:
+            journey.slot_lost("lapsed")  # a backend that emits no event is not silent either
+        return lapsed
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         await self._inspect("set_limit", queue_id, "", self._inner.set_limit(queue_id, limit))
