@@ -1,4 +1,4 @@
-"""The promises, over {memory, redis} x {bare, observed}.
+"""The promises, over {memory, redis} x {bare, observed, failing sinks}.
 
 Themes: order, limit, ending, tokens, evicting, asking, semaphores, agreement, ids, closing.
 """
@@ -20,7 +20,7 @@ import pytest
 
 from genesis import Queue, QueueTimeoutError
 from genesis.backends import memory, waiting
-from genesis.backends.protocol import Grant
+from genesis.backends.protocol import Entry, Grant
 from genesis.backends.redis import backend as redis_backend
 from genesis.exceptions import (
     BackendUnavailableError,
@@ -177,6 +177,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     monkeypatch.setattr(memory, "until_granted", seen.until_granted)
     monkeypatch.setattr(redis_backend, "until_granted", seen.until_granted)
     return seen
+
+
+@pytest.fixture
+def queue(make_queue: MakeQueue) -> Queue:
+    """With a lease so long that no heartbeat can put right what a test shall find wrong."""
+    return make_queue(lease=60.0)
 
 
 @pytest.fixture
@@ -479,8 +485,9 @@ async def test_the_first_number_after_calls_without_one_lets_waiters_in(floor: F
     """Calls without a number wait at limit 1 until a call names a larger one; they go first."""
     a, b = await floor.line_up("a", "b", limit=None)
     c = floor.call("c", limit=2)
-    await floor.until_entered("a", "b")
     await wait_until(lambda: floor.queue.position("sales", "c"), "c waits")
+    assert (await floor.queue.stats("sales"))[:3] == (1, 2, 2)
+    await floor.until_entered("a", "b")
     for call in (a, b, c):
         await call.gone()
 
@@ -682,6 +689,23 @@ async def test_a_second_cancellation_changes_nothing(
     assert await floor.standing() == (0, 1)
     await heir.gone()
     await assert_free(floor.queue, "sales", 1)
+
+
+async def test_leave_gives_back_whatever_there_is_and_only_once(queue: Queue) -> None:
+    """leave(), in each state of a ticket, tells what it had; the second time it has nothing."""
+    backend = queue._backend
+    holder = await backend.enter(Entry("sales", "holder"))
+    gone = await backend.enter(Entry("sales", "gone"))
+    heir = await backend.enter(Entry("sales", "heir"))
+    assert [holder.position, gone.position, heir.position] == [0, 1, 2]
+    assert await backend.leave(gone.ticket) == ("waiting", ())
+    assert await backend.leave(gone.ticket) == (None, ())
+    departure = await backend.leave(holder.ticket)
+    assert departure.was == "holding"
+    assert [party.item_id for party in departure.granted_to] == ["heir"]
+    assert await backend.leave(holder.ticket) == (None, ())
+    assert (await queue.stats("sales"))[:2] == (0, 1)
+    assert (await backend.leave(heir.ticket)).was == "holding"
 
 
 async def test_a_body_that_raises_gives_its_slot_back_and_keeps_its_error(floor: Floor) -> None:

@@ -1184,3 +1184,47 @@ async def test_a_denied_login_is_named_without_the_password(house: House, wrong:
     while chain is not None:
         assert "hunter2" not in str(chain)
         chain = chain.__cause__
+
+
+async def test_a_repeated_set_limit_does_not_undo_a_newer_one(own_redis: RedisServer) -> None:
+    """Its reply lost, an instance says set_limit again; what another has set meanwhile stays."""
+    async with TcpProxy(own_redis.port) as proxy, AsyncExitStack() as stack:
+        one = await stack.enter_async_context(
+            Queue(RedisBackend(proxy.url), telemetry=Telemetry(CollectorRegistry()))
+        )
+        two = await stack.enter_async_context(
+            Queue(RedisBackend(own_redis.url), telemetry=Telemetry(CollectorRegistry()))
+        )
+        await one.ping()
+        proxy.commands.deaf = True
+        setting = asyncio.create_task(one.set_limit("line", 5))
+
+        async def is_five() -> bool:
+            return (await two.stats("line")).limit == 5
+
+        await wait_until(is_five, "the first set_limit was carried out")
+        await two.set_limit("line", 7)
+        proxy.commands.cut()
+        await setting
+        assert (await two.stats("line")).limit == 7
+        await two.set_limit("line", None)
+
+
+@pytest.mark.slow
+async def test_a_look_at_a_queue_of_the_dead_shows_nobody(own_redis: RedisServer) -> None:
+    """The only instance in a queue is killed: a lease later, stats and entries are empty for others."""
+    async with (
+        Worker(own_redis.url, LEASE, "line") as worker,
+        Queue(
+            RedisBackend(own_redis.url, lease=LEASE), telemetry=Telemetry(CollectorRegistry())
+        ) as other,
+    ):
+        worker.enter("dead", limit=1)
+        await worker.event("granted", "dead")
+        assert (await other.stats("line")).in_use == 1
+        worker.kill()
+
+        async def nobody() -> bool:
+            return (await other.stats("line"))[:2] == (0, 0) and not await other.entries("line")
+
+        await wait_until(nobody, "nobody is shown any more", LEASE + 1.5)

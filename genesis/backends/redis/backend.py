@@ -243,11 +243,13 @@ class RedisBackend:
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
-        arguments = (value, *self._constants)
-        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments)
+        call = f"{self.instance_id}:{next(self._serials)}".encode()
+        arguments = (value, *self._constants, call)
+        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments, again=(b"1",))
         self._join("set_limit", queue_id).ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
+        self._say_reap("stats", queue_id)
         waiting, in_use, limit, oldest = await self._ask("stats", "stats", queue_id)
         return QueueStats(waiting, in_use, int(limit), oldest / 1e6)
 
@@ -343,11 +345,16 @@ class RedisBackend:
         return self._session
 
     async def _ask(
-        self, operation: str, script: str, queue_id: str, arguments: Sequence[bytes] = ()
+        self,
+        operation: str,
+        script: str,
+        queue_id: str,
+        arguments: Sequence[bytes] = (),
+        again: tuple[bytes, ...] = (),
     ) -> Any:
         session = self._join(operation, queue_id)
         keys = queue_keys(self._key_prefix, queue_id)
-        command = session.link.call(load(script), keys, arguments)
+        command = session.link.call(load(script), keys, arguments, again=again)
         try:
             return await command.reply
         except Unreachable as error:
@@ -357,6 +364,7 @@ class RedisBackend:
         self, operation: str, queue_id: str, state: bytes
     ) -> AsyncIterator[tuple[str, int, float, str]]:
         """All of one state in order: ticket, number, seconds since, item_id."""
+        self._say_reap(operation, queue_id)
         after = b"0"
         while True:
             arguments = (state, after, b"%d" % _ENTRIES_PAGE)
@@ -367,6 +375,17 @@ class RedisBackend:
             if len(rows) < _ENTRIES_PAGE:
                 return
             after = rows[-1][1]
+
+    def _say_reap(self, operation: str, queue_id: str) -> None:
+        """Before a look at the queue: it travels with it, and comes first."""
+        session = self._join(operation, queue_id)
+
+        def absorb(reply: Any) -> None:
+            if not isinstance(reply, Unreachable):
+                session.ledger.absorb(queue_id, *reply)
+
+        keys = queue_keys(self._key_prefix, queue_id)
+        session.link.call(load("reap"), keys, self._constants, on_answer=absorb)
 
     def _on_message(self, session: _Session, message: bytes) -> None:
         kind, _, rest = message.partition(b" ")

@@ -16,6 +16,7 @@ SCRIPT_NAMES = (
     "heartbeat",
     "leave",
     "limit",
+    "reap",
     "restore",
     "stats",
 )

@@ -2,13 +2,21 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
+--        4 a name of this very call   5 '1' if this is sent again
 -- Reply  {granted, reclaimed}
 --
 -- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
 --        lowered one takes nothing from holders: nobody is granted until enough of them have left.
---        Two set_limit at once: the one that Redis carries out last is in force everywhere.
+--        Two set_limit at once: the one that Redis carries out last is in force everywhere. Sent
+--        again after its reply was lost: changes nothing, as somebody may have set another since.
 
 local ttl = seconds_to_live(tonumber(ARGV[2]))
+if ARGV[5] == '1' and redis.call('HEXISTS', BASE .. 'gone', ARGV[4]) == 1 then
+  return {granted, reclaimed}
+end
+if ARGV[4] then
+  leave_word(ARGV[4], 'done', ttl)
+end
 if ARGV[1] == '' then
   redis.call('HDEL', META, 'override', 'override_at')
   overridden = false

@@ -12,7 +12,8 @@
 --   4 leases   zset  instance -> Redis time (us) at which its lease lapses
 -- and two that are derived from KEYS[1], under the same tag
 --   at:<instance>    hash  ticket -> "<context> <item_id>"; all that the instance has in this queue
---   gone             hash  ticket -> "reaped" | "evicted": for its owner, until it says leave
+--   gone             hash  ticket -> "reaped" | "evicted": for its owner, until it says leave;
+--                          and the names of set_limit calls -> "done"
 --
 -- Invariants after every script
 --   a ticket in waiting or in holding is in exactly one of them, and in at:<its instance>
