@@ -7,6 +7,7 @@ lost replies and late commands; cancellation; several instances; a server that r
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -1228,3 +1229,42 @@ async def test_a_look_at_a_queue_of_the_dead_shows_nobody(own_redis: RedisServer
             return (await other.stats("line"))[:2] == (0, 0) and not await other.entries("line")
 
         await wait_until(nobody, "nobody is shown any more", LEASE + 1.5)
+
+
+async def test_a_close_that_is_cancelled_still_closes(own_redis: RedisServer) -> None:
+    """Cut off half way, with Redis standing still, close goes on; a second one waits for its end."""
+    queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=Telemetry(CollectorRegistry()))
+    before = asyncio.all_tasks()
+    async with queue.slot("line"):
+        own_redis.pause()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(queue.close(), 0.05)
+        own_redis.resume()
+        await queue.close()
+    await wait_until(lambda: asyncio.all_tasks() == before, "no task is left")
+
+
+async def test_a_waiter_that_leaves_as_it_is_told_of_the_end_leaves_no_warning(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closed and cancelled in one turn: nobody is left to ask the future for its error."""
+    queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=Telemetry(CollectorRegistry()))
+
+    async def call() -> None:
+        async with queue.slot("line", max_concurrent=1):
+            await asyncio.Event().wait()
+
+    calls = [asyncio.create_task(call()) for _ in range(5)]
+
+    async def four_wait() -> bool:
+        return (await queue.stats("line")).waiting == 4
+
+    await wait_until(four_wait, "four wait")
+    closing = asyncio.create_task(queue.close())
+    await asyncio.sleep(0)
+    for task in calls:
+        task.cancel()
+    await asyncio.gather(closing, *calls, return_exceptions=True)
+    del calls, task
+    gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
@@ -25,3 +28,14 @@ async def test_a_loss_that_only_the_slot_notices_is_counted(registry: CollectorR
         assert slot.lost
     labels = {"queue": "sales", "outcome": "lost"}
     assert registry.get_sample_value(f"{names.HOLD_SECONDS}_count", labels) == 1
+
+
+async def test_a_body_left_in_another_task_tells_no_error_of_its_context(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The context of the span belongs to the task that entered; another leaves it alone."""
+    async with Queue(telemetry=telemetry) as queue:
+        request = queue.slot("sales")
+        await request.__aenter__()
+        await asyncio.create_task(request.__aexit__(None, None, None))
+    assert "Failed to detach" not in caplog.text

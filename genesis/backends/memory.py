@@ -37,7 +37,7 @@ from genesis.backends.protocol import (
     State,
     Ticket,
 )
-from genesis.backends.waiting import until_granted
+from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
 __all__ = ["InMemoryBackend"]
@@ -204,8 +204,8 @@ class InMemoryBackend:
         holders = [p for p in line.holding.values() if p.ticket.item_id == item_id]
         for passage in waiters:
             del line.waiting[passage.ticket.id]
-            if passage.future is not None and not passage.future.done():
-                passage.future.set_exception(EvictedError(queue_id, item_id))
+            if passage.future is not None:
+                fail(passage.future, EvictedError(queue_id, item_id))
         for passage in holders:
             del line.holding[passage.ticket.id]
             self._emit(SlotLost(passage.ticket, "evicted"))
@@ -225,8 +225,8 @@ class InMemoryBackend:
         lines, self._lines = self._lines, {}
         for line in lines.values():
             for passage in line.waiting.values():
-                if passage.future is not None and not passage.future.done():
-                    passage.future.set_exception(self._closed_error("wait", *passage.ticket[:2]))
+                if passage.future is not None:
+                    fail(passage.future, self._closed_error("wait", *passage.ticket[:2]))
             for passage in line.holding.values():
                 self._emit(SlotLost(passage.ticket, "closed"))
 

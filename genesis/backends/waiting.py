@@ -6,7 +6,7 @@ import asyncio
 
 from genesis.backends.protocol import Grant
 
-__all__ = ["until_granted"]
+__all__ = ["fail", "until_granted"]
 
 
 async def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Grant:
@@ -28,6 +28,12 @@ async def until_granted(future: asyncio.Future[Grant], timeout: float | None) ->
         timer.cancel()
 
 
-def _expire(future: asyncio.Future[Grant]) -> None:
+def fail(future: asyncio.Future[Grant], error: Exception) -> None:
+    """End the wait with an error, unless it has ended."""
     if not future.done():
-        future.set_exception(TimeoutError())
+        future.set_exception(error)
+        future.exception()  # its task may be on its way out, and never ask
+
+
+def _expire(future: asyncio.Future[Grant]) -> None:
+    fail(future, TimeoutError())

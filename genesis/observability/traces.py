@@ -7,6 +7,7 @@ made: they would not be recorded either, and each would cost as much as the line
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -81,7 +82,17 @@ class Tracing:
 class Trail:
     """The spans of one passage. Its methods may raise what the tracer raises."""
 
-    __slots__ = ("_acquire", "_enqueue", "_entry", "_hold", "_parent", "_token", "_tracing", "_wait")
+    __slots__ = (
+        "_acquire",
+        "_enqueue",
+        "_entry",
+        "_hold",
+        "_parent",
+        "_task",
+        "_token",
+        "_tracing",
+        "_wait",
+    )
 
     def __init__(self, tracing: Tracing, entry: Entry) -> None:
         self._tracing = tracing
@@ -94,6 +105,7 @@ class Trail:
         self._wait: Span | None = None
         self._hold: Span | None = None
         self._token: Any = None
+        self._task: asyncio.Task[Any] | None = None  # in whose context the token is good
         if not trace.get_current_span(self._parent).get_span_context().is_valid:
             self._parent = trace.set_span_in_context(self._acquire, self._parent)
         if self._acquire.is_recording():
@@ -152,25 +164,19 @@ class Trail:
         """Start `hold` and make it the current span of the caller's body."""
         if self._enqueue is None:
             # Not recorded. The body's own spans must not be either, if the decision was made here.
-            self._token = otel_context.attach(self._parent)
+            self._attach(self._parent)
             return
         self._hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent)
         self._hold.set_attributes(
             {names.FENCING_TOKEN: grant.fencing_token, names.WAITED_SECONDS: grant.waited}
         )
-        within = trace.set_span_in_context(self._hold, otel_context.get_current())
-        self._token = otel_context.attach(within)
+        self._attach(trace.set_span_in_context(self._hold, otel_context.get_current()))
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> Span | None:
         """End `hold`, leave its context, and start `release`, which the caller ends."""
-        token, self._token = self._token, None
+        self._detach()
         if self._hold is None:
-            if token is not None and otel_context.get_current() == self._parent:
-                otel_context.detach(token)
             return None
-        # A body that is left in another task than it was entered in has no token to give back there.
-        if token is not None and trace.get_current_span() is self._hold:
-            otel_context.detach(token)
         self._hold.set_attribute(names.OUTCOME, outcome)
         if outcome != "released":
             fail(self._hold, outcome if error is None else error)
@@ -184,6 +190,17 @@ class Trail:
         if error is not None:
             fail(span, error)
         span.end()
+
+    def _attach(self, context: Context) -> None:
+        self._task = asyncio.current_task()
+        self._token = otel_context.attach(context)
+
+    def _detach(self) -> None:
+        """Leave the context; a body left in another task than it was entered in has none to leave."""
+        token, self._token = self._token, None
+        if token is not None and asyncio.current_task() is self._task:
+            otel_context.detach(token)
+        self._task = None
 
     def _span(self, name: str, kind: SpanKind, parent: Context) -> Span:
         return self._tracing.start(name, self._entry.queue_id, self._entry.item_id, kind, parent)

@@ -7,6 +7,7 @@ import math
 __all__ = ["MOST_ID_BYTES", "check_id", "check_limit", "check_timeout"]
 
 MOST_ID_BYTES = 16_384
+MOST_SLOTS = 2**63 - 1
 
 
 def check_id(name: str, value: object) -> None:
@@ -36,6 +37,8 @@ def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
         raise TypeError(
             f"queue {queue_id!r}: {name} must be an int or None, got {type(value).__name__}: {value!r}"
         )
+    if value > MOST_SLOTS:
+        raise ValueError(f"queue {queue_id!r}: {name} must be below 2**63")
     if value < least:
         raise ValueError(f"queue {queue_id!r}: {name} must be at least {least}, got {value}")
 

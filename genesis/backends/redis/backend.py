@@ -42,7 +42,7 @@ from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage, instance
 from genesis.backends.redis.link import Link, Unreachable
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.subscriber import Subscriber
-from genesis.backends.waiting import until_granted
+from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
 __all__ = ["RedisBackend"]
@@ -108,6 +108,7 @@ class RedisBackend:
         self._serials = itertools.count(1)
         self._session: _Session | None = None
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._down: dict[str, float] = {}  # which connection is down, and since when
 
     def listen(self, listener: Listener) -> None:
@@ -293,12 +294,17 @@ class RedisBackend:
         await self._ask("ping", "stats", "ping")
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        session, self._session = self._session, None
-        if session is None:
-            return
+        # In a task of its own, which every call of close awaits: a close that is cancelled half way
+        # must not leave connections and tasks behind that nobody can end any more.
+        if self._closing is None:
+            self._closed = True
+            session, self._session = self._session, None
+            if session is None:
+                return
+            self._closing = asyncio.create_task(self._shut_down(session))
+        await asyncio.shield(self._closing)
+
+    async def _shut_down(self, session: _Session) -> None:
         session.heart.stop()
         for line in list(session.ledger.lines.values()):
             for passage in list(line.passages.values()):
@@ -324,10 +330,9 @@ class RedisBackend:
         ticket = passage.ticket
         if passage.stage is Stage.HOLDING:
             session.ledger.lose(passage, "closed")
-        elif passage.future is not None and not passage.future.done():
-            passage.future.set_exception(
-                self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
-            )
+        elif passage.future is not None:
+            closed = self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
+            fail(passage.future, closed)
         session.ledger.remove(passage)
         self._say_leave(session, passage.line, ticket.id, passage.blob)
 

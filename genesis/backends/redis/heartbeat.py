@@ -37,6 +37,7 @@ from genesis.backends.protocol import (
 from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage
 from genesis.backends.redis.link import Link, Refused, Unreachable
 from genesis.backends.redis.scripts import load
+from genesis.backends.waiting import fail
 from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["Heart"]
@@ -73,6 +74,7 @@ class Heart:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     def schedule(self, line: Line, delay: float) -> None:
         """Beat `line` in `delay` seconds, or when it is due if that is sooner."""
@@ -91,10 +93,13 @@ class Heart:
             self.schedule(line, 0.0)
 
     def stop(self) -> None:
+        self._stopped = True  # answers that still come must not set the timer again
         if self._timer is not None:
             self._timer.cancel()
 
     def _wake_at(self, when: float) -> None:
+        if self._stopped:
+            return
         if self._timer is not None:
             if self._timer.when() <= when and not self._timer.cancelled():
                 return
@@ -128,8 +133,8 @@ class Heart:
         if self._link.up and not line.refused:
             return  # only this process was late; the beat will tell what became of the waiters
         for passage in line.passages.values():
-            if passage.stage is Stage.WAITING and passage.future and not passage.future.done():
-                passage.future.set_exception(self._given_up(passage))
+            if passage.stage is Stage.WAITING and passage.future is not None:
+                fail(passage.future, self._given_up(passage))
 
     def _given_up(self, passage: Passage) -> BackendUnavailableError:
         ticket = passage.ticket

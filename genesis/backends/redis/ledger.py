@@ -27,6 +27,7 @@ from typing import Literal
 
 from genesis.backends.protocol import BackendEvent, Grant, Party, Reclaimed, SlotLost, State, Ticket
 from genesis.backends.redis.keys import queue_keys
+from genesis.backends.waiting import fail
 from genesis.exceptions import EvictedError
 
 __all__ = ["Ledger", "Line", "Passage", "Stage", "parse_blob"]
@@ -193,9 +194,9 @@ class Ledger:
         """Somebody else ended the passage. Its task will say `leave`, which tidies up."""
         if passage.stage is Stage.HOLDING:
             self.lose(passage, reason)
-        elif passage.future is not None and not passage.future.done():
+        elif passage.future is not None:
             ticket = passage.ticket
-            passage.future.set_exception(EvictedError(ticket.queue_id, ticket.item_id))
+            fail(passage.future, EvictedError(ticket.queue_id, ticket.item_id))
         passage.stage = Stage.GONE
 
     def absorb(
