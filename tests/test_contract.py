@@ -182,7 +182,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 @pytest.fixture
 def queue(make_queue: MakeQueue) -> Queue:
     """With a lease so long that no heartbeat can put right what a test shall find wrong."""
-    return make_queue(lease=60.0)
+    return make_queue(lease=300.0, operation_timeout=10.0)
 
 
 @pytest.fixture
@@ -485,9 +485,9 @@ async def test_the_first_number_after_calls_without_one_lets_waiters_in(floor: F
     """Calls without a number wait at limit 1 until a call names a larger one; they go first."""
     a, b = await floor.line_up("a", "b", limit=None)
     c = floor.call("c", limit=2)
+    await floor.until_entered("a", "b")
     await wait_until(lambda: floor.queue.position("sales", "c"), "c waits")
     assert (await floor.queue.stats("sales"))[:3] == (1, 2, 2)
-    await floor.until_entered("a", "b")
     for call in (a, b, c):
         await call.gone()
 

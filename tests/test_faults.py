@@ -7,7 +7,6 @@ lost replies and late commands; cancellation; several instances; a server that r
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -1242,29 +1241,3 @@ async def test_a_close_that_is_cancelled_still_closes(own_redis: RedisServer) ->
         own_redis.resume()
         await queue.close()
     await wait_until(lambda: asyncio.all_tasks() == before, "no task is left")
-
-
-async def test_a_waiter_that_leaves_as_it_is_told_of_the_end_leaves_no_warning(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Closed and cancelled in one turn: nobody is left to ask the future for its error."""
-    queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=Telemetry(CollectorRegistry()))
-
-    async def call() -> None:
-        async with queue.slot("line", max_concurrent=1):
-            await asyncio.Event().wait()
-
-    calls = [asyncio.create_task(call()) for _ in range(5)]
-
-    async def four_wait() -> bool:
-        return (await queue.stats("line")).waiting == 4
-
-    await wait_until(four_wait, "four wait")
-    closing = asyncio.create_task(queue.close())
-    await asyncio.sleep(0)
-    for task in calls:
-        task.cancel()
-    await asyncio.gather(closing, *calls, return_exceptions=True)
-    del calls, task
-    gc.collect()
-    assert "never retrieved" not in caplog.text

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,6 +27,9 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
+from genesis.backends import memory, waiting
+from genesis.backends.protocol import Grant
+from genesis.backends.redis import backend as redis_backend
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from genesis.queue.slot import Slot
@@ -38,6 +43,10 @@ LIMITS = st.sampled_from([None, None, 1, 2, 3])
 ACTIONS = st.sampled_from(["enter", "release", "cancel", "expire"])
 PICKS = st.integers(0, 1000)
 PATIENCE = 3.0  # seconds; short, because a failing example is shrunk in many runs
+
+
+class Tasks(weakref.WeakSet[Any]):
+    """A set that keeps no task alive."""
 
 
 @dataclass(eq=False)
@@ -116,8 +125,9 @@ class Model:
 class Line(RuleBasedStateMachine):
     """Drives one or more Queues that share a line, and the model beside them."""
 
-    def __init__(self, make: Callable[[], list[Queue]]) -> None:
+    def __init__(self, make: Callable[[], list[Queue]], in_wait: Tasks) -> None:
         super().__init__()
+        self.in_wait = in_wait
         self.loop = asyncio.new_event_loop()
         self.queues = make()
         self.model = Model()
@@ -237,19 +247,17 @@ class Line(RuleBasedStateMachine):
                 await self.ended(call, "LimitMismatchError")
             else:
                 self.model.enter(call)
-                await self.in_line()
+                await self.in_line(call)
 
         self.run(work())
 
-    async def in_line(self) -> None:
-        """Wait until the shared line has as many calls as the model."""
-        expected = len(self.model.waiting) + len(self.model.holding)
+    async def in_line(self, *calls: Call) -> None:
+        """Wait until all of these wait or hold, without a look at the queue, which might mend it."""
 
-        async def all_there() -> bool:
-            stats = await self.queues[0].stats(QUEUE_ID)
-            return stats.waiting + stats.in_use == expected
+        def there(call: Call) -> bool:
+            return call.slot is not None or call.task in self.in_wait
 
-        await wait_until(all_there, f"{expected} calls are in the line", PATIENCE)
+        await wait_until(lambda: all(map(there, calls)), f"{calls} are in the line", PATIENCE)
 
     @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
     def enter_only_if_free(self, item_id: str, limit: int | None, pick: int) -> None:
@@ -340,9 +348,11 @@ class Line(RuleBasedStateMachine):
         async def work() -> None:
             present = self.model.waiting + self.model.holding
             endings: dict[Call, str] = {}
+            started: list[Call] = []
             for what, pick in choices:
                 if what == "enter":
-                    self.model.enter(self.start("ann", None, 0, 3600))
+                    started.append(self.start("ann", None, 0, 3600))
+                    self.model.enter(started[-1])
                     continue
                 left = [
                     c for c in present if c not in endings and (c.slot is None) != (what == "release")
@@ -360,7 +370,7 @@ class Line(RuleBasedStateMachine):
                 await self.ended(call, what)
             # Who was granted a slot in this turn, and was abandoned in it, has not begun its body.
             self.model.grants = [c for c in self.model.grants if endings.get(c, "release") == "release"]
-            await self.in_line()
+            await self.in_line(*started)
 
         self.run(work())
 
@@ -369,9 +379,9 @@ class Line(RuleBasedStateMachine):
         self.run(self.agree())
 
 
-def check(make: Callable[[], list[Queue]], examples: int) -> None:
+def check(make: Callable[[], list[Queue]], in_wait: Tasks, examples: int) -> None:
     run_state_machine_as_test(
-        lambda: Line(make),  # type: ignore[arg-type]
+        lambda: Line(make, in_wait),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,
@@ -384,16 +394,32 @@ def check(make: Callable[[], list[Queue]], examples: int) -> None:
     )
 
 
+@pytest.fixture
+def in_wait(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    """The tasks that have begun to wait for their grant."""
+    tasks = Tasks()
+
+    async def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Grant:
+        tasks.add(asyncio.current_task())
+        return await waiting.until_granted(future, timeout)
+
+    monkeypatch.setattr(memory, "until_granted", until_granted)
+    monkeypatch.setattr(redis_backend, "until_granted", until_granted)
+    return tasks
+
+
 def telemetry() -> Telemetry:
     return Telemetry(CollectorRegistry())
 
 
-def test_any_sequence_of_operations_in_memory_is_as_the_model_says() -> None:
+def test_any_sequence_of_operations_in_memory_is_as_the_model_says(in_wait: Tasks) -> None:
     """One process: enter, abandon, release, evict, set_limit, alone and many in one turn."""
-    check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], examples=120)
+    check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], in_wait, examples=120)
 
 
-def test_any_sequence_of_operations_over_redis_is_as_the_model_says(redis_server: RedisServer) -> None:
+def test_any_sequence_of_operations_over_redis_is_as_the_model_says(
+    redis_server: RedisServer, in_wait: Tasks
+) -> None:
     """The same over Redis with one instance."""
     prefixes = itertools.count()
 
@@ -401,11 +427,11 @@ def test_any_sequence_of_operations_over_redis_is_as_the_model_says(redis_server
         backend = RedisBackend(redis_server.url, f"one:{next(prefixes)}:", lease=60.0)
         return [Queue(backend, telemetry=telemetry())]
 
-    check(make, examples=40)
+    check(make, in_wait, examples=40)
 
 
 def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
-    redis_server: RedisServer,
+    redis_server: RedisServer, in_wait: Tasks
 ) -> None:
     """Two instances share a line, and may disagree on its limit: the number that came last wins."""
     prefixes = itertools.count()
@@ -417,7 +443,7 @@ def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
             for _ in range(2)
         ]
 
-    check(make, examples=40)
+    check(make, in_wait, examples=40)
 
 
 def test_the_machine_has_the_state_it_should_watch() -> None:
