@@ -76,7 +76,10 @@ async def hand_on_three_calls(site: Site) -> None:
         await worker.event("granted", item)
         worker.tell("leave", item=item)
         await worker.event("left", item)
-    await wait_until(lambda: site.otlp.of("third", "release"), "the last span has arrived")
+    # Each instance exports on its own; `acquire` of a call arrives long after its `enqueue`.
+    for item in ("first", "chosen", "third"):
+        for name in ("acquire", "hold", "release"):
+            await wait_until(lambda i=item, n=name: site.otlp.of(i, n), f"{name} of {item} has arrived")
 
 
 async def test_traces_exemplars_and_logs_tell_one_story_of_a_call(
