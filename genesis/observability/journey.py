@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry.trace import Span
-
 from genesis.backends.protocol import Admission, Departure, Entry, Grant, Party
 from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
@@ -136,34 +134,32 @@ class Journey:
             self._lost = "lost"
             self._log(ERROR, "lost", reason=reason)
 
-    def leaving(self, error: BaseException | None) -> Span | None:
-        """The body has ended; returns the `release` span, to be ended by `released`."""
+    def leaving(self, error: BaseException | None) -> None:
+        """The body has ended; `released` follows."""
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = max(0.0, self._telemetry.clock() - self._began)
         self.holding = False
         try:
             if self._series is not None:
                 self._series.move(0, -1)
-                exemplar = None if self._recorded is None else _exemplar(self._recorded)
+                exemplar = None if self._recorded is None else self._recorded.exemplar()
                 self._series.hold(outcome).observe(held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:
             self._log(INFO, "released", outcome=outcome, held=held)
         try:
-            return None if self._trail is None else self._trail.end_hold(outcome, error)
+            if self._trail is not None:
+                self._trail.end_hold(outcome, error)
         except Exception:
             self._telemetry.failed("traces")
-            return None
 
-    def released(
-        self, span: Span | None, departure: Departure | None, error: BaseException | None
-    ) -> None:
+    def released(self, departure: Departure | None, error: BaseException | None) -> None:
         """The backend has taken the slot back, or the attempt failed."""
-        if span is None:
-            return
         try:
-            Trail.end_release(span, () if departure is None else departure.granted_to, error)
+            if self._recorded is not None:
+                granted_to = () if departure is None else departure.granted_to
+                self._recorded.end_release(granted_to, error)
         except Exception:
             self._telemetry.failed("traces")
 
@@ -178,7 +174,7 @@ class Journey:
         try:
             if self._series is not None:
                 self._series.move(-1, 1 if outcome == "granted" else 0)
-                exemplar = None if self._recorded is None else _exemplar(self._recorded)
+                exemplar = None if self._recorded is None else self._recorded.exemplar()
                 self._series.wait(outcome).observe(waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
@@ -200,10 +196,8 @@ class Journey:
         try:
             if not telemetry.log.enabled(level):
                 return
-            context = None if self._trail is None else self._trail.context
-            if context is not None and context.is_valid:
-                fields["trace_id"] = f"{context.trace_id:032x}"
-                fields["span_id"] = f"{context.span_id:016x}"
+            if self._trail is not None and (ids := self._trail.ids()) is not None:
+                fields.update(ids)
             telemetry.log.write(
                 level,
                 event,
@@ -214,10 +208,3 @@ class Journey:
             )
         except Exception:
             telemetry.failed("logs")
-
-
-def _exemplar(trail: Trail) -> dict[str, str] | None:
-    context = trail.context
-    if not context.is_valid or not context.trace_flags.sampled:
-        return None
-    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}

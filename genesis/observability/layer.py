@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Awaitable
 from typing import Any, TypeVar, get_args
 
-from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from opentelemetry.trace import NoOpTracerProvider
 
 from genesis.backends.protocol import (
     Admission,
@@ -128,7 +128,7 @@ class ObservedBackend:
             if journey is not None:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
             return await self._observe("leave", self._inner.leave(ticket, context))
-        span = journey.leaving(error)
+        journey.leaving(error)
         departure = None
         failure: BaseException | None = None
         try:
@@ -139,7 +139,7 @@ class ObservedBackend:
             failure = raised
             raise
         finally:
-            journey.released(span, departure, failure)
+            journey.released(departure, failure)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -192,7 +192,7 @@ class ObservedBackend:
         """An operation that is not a step of a passage: one CLIENT span, one log event."""
         span = None
         try:
-            span = self._tracing.start(operation, queue_id, item_id, SpanKind.CLIENT)
+            span = self._tracing.inspection(operation, queue_id, item_id)
         except Exception:
             self._telemetry.failed("traces")
         failure: BaseException | None = None
