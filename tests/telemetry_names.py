@@ -131,7 +131,7 @@ def panels(dashboard: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def panel_expressions(dashboard: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every PromQL expression of a dashboard, with the title of its panel or the name of its variable."""
+    """Every PromQL expression of a dashboard, with the title of its panel."""
     for panel in panels(dashboard):
         for target in panel.get("targets", []):
             kind = (target.get("datasource") or panel.get("datasource") or {}).get("type", "prometheus")
