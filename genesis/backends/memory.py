@@ -103,7 +103,8 @@ class InMemoryBackend:
 
     async def enter(self, entry: Entry) -> Admission:
         queue_id = entry.queue_id
-        self._check_open("enter", queue_id, entry.item_id)
+        if self._closed:
+            raise self._closed_error("enter", queue_id, entry.item_id)
         line = self._lines.get(queue_id)
         if line is None:
             line = self._open_line(queue_id)
@@ -147,11 +148,12 @@ class InMemoryBackend:
             was = "waiting"
         else:
             return Departure(None)
-        granted: tuple[Party, ...] = ()
         if line.waiting:
             granted = self._hand_over(line, Party(ticket.item_id, self.instance_id, context))
-        self._drop_if_idle(ticket.queue_id, line)
-        return Departure(was, granted)
+            return Departure(was, granted)
+        if not line.holding:
+            del self._lines[ticket.queue_id]
+        return Departure(was)
 
     def lapsed(self, ticket: Ticket) -> bool:
         # Nothing lapses without a lease; but an eviction, or closing, takes the slot.

@@ -68,7 +68,7 @@ class Journey:
             telemetry.failed("traces")
         try:
             self._series = telemetry.series(entry.queue_id)
-            self._series.move(1, 0)
+            self._series.entered()
         except Exception:
             telemetry.failed("metrics")
 
@@ -99,7 +99,8 @@ class Journey:
         """The slot is held from here on; returns the grant with its wait."""
         now = self._telemetry.clock()
         if not at_once:
-            grant = grant._replace(waited=max(0.0, now - self._began))
+            waited = max(0.0, now - self._began)
+            grant = Grant(grant.fencing_token, grant.released_by, waited)
         self._end_wait(grant.waited, "granted", None, grant.released_by)
         self._began = now
         self.holding = True
@@ -141,9 +142,8 @@ class Journey:
         self.holding = False
         try:
             if self._series is not None:
-                self._series.move(0, -1)
-                exemplar = None if self._recorded is None else self._recorded.exemplar()
-                self._series.hold(outcome).observe(held, exemplar)
+                exemplar = None if self._recorded is None else self._exemplar(self._recorded)
+                self._series.hold_ended(outcome, held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:
@@ -173,9 +173,8 @@ class Journey:
         self.waiting = False
         try:
             if self._series is not None:
-                self._series.move(-1, 1 if outcome == "granted" else 0)
-                exemplar = None if self._recorded is None else self._recorded.exemplar()
-                self._series.wait(outcome).observe(waited, exemplar)
+                exemplar = None if self._recorded is None else self._exemplar(self._recorded)
+                self._series.wait_ended(outcome, waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         try:
@@ -183,6 +182,13 @@ class Journey:
                 self._recorded.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
+
+    def _exemplar(self, trail: Trail) -> dict[str, str] | None:
+        try:
+            return trail.exemplar()
+        except Exception:
+            self._telemetry.failed("traces")
+            return None
 
     def _text(self, context: Callable[[], str]) -> str:
         try:

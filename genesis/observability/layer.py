@@ -63,6 +63,7 @@ class ObservedBackend:
         self._name = inner.name
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
+        self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -96,12 +97,15 @@ class ObservedBackend:
     async def enter(self, entry: Entry) -> Admission:
         journey = Journey(self._telemetry, self._tracing, self._instance_id, entry)
         if context := journey.carried_context():
-            entry = entry._replace(context=context)
+            entry = Entry(entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context)
+        began = self._clock()
         try:
-            admission = await self._observe("enter", self._inner.enter(entry))
+            admission = await self._inner.enter(entry)
         except BaseException as error:
+            self._ended("enter", began, error)
             journey.not_granted(_wait_outcome(error), error)
             raise
+        self._ended("enter", began)
         if admission.grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
@@ -113,12 +117,15 @@ class ObservedBackend:
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         journey = self._journeys.get(ticket.id)
+        began = self._clock()
         try:
-            grant = await self._observe("wait", self._inner.wait(ticket, timeout))
+            grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
+            self._ended("wait", began, error)
             if journey is not None:
                 journey.not_granted(_wait_outcome(error), error)
             raise
+        self._ended("wait", began)
         return grant if journey is None else journey.granted(grant, at_once=False)
 
     async def leave(
@@ -126,22 +133,24 @@ class ObservedBackend:
     ) -> Departure:
         """As the protocol's `leave`; `error` is what the body raised, if it did."""
         journey = self._journeys.pop(ticket.id, None)
-        if journey is None or not journey.holding:
-            if journey is not None:
+        if journey is not None:
+            if journey.holding:
+                journey.leaving(error)
+                context = context or journey.held_context()
+            else:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
-            return await self._observe("leave", self._inner.leave(ticket, context))
-        journey.leaving(error)
-        departure = None
-        failure: BaseException | None = None
+        began = self._clock()
         try:
-            leave = self._inner.leave(ticket, context or journey.held_context())
-            departure = await self._observe("leave", leave)
-            return departure
-        except BaseException as raised:
-            failure = raised
+            departure = await self._inner.leave(ticket, context)
+        except BaseException as failure:
+            self._ended("leave", began, failure)
+            if journey is not None:
+                journey.released(None, failure)
             raise
-        finally:
-            journey.released(departure, failure)
+        self._ended("leave", began)
+        if journey is not None:
+            journey.released(departure, None)
+        return departure
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -176,18 +185,6 @@ class ObservedBackend:
         await self._inspect("close", "", "", self._inner.close())
         self._log(DEBUG, "closed")
 
-    async def _observe(self, operation: names.Operation, call: Awaitable[T]) -> T:
-        """The one place through which every operation passes: time it, and note how it ended."""
-        began = self._clock()
-        outcome: names.OperationOutcome = "ok"
-        try:
-            return await call
-        except BaseException as error:
-            outcome = _operation_outcome(error)
-            raise
-        finally:
-            self._count_operation(operation, outcome, self._clock() - began)
-
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
     ) -> T:
@@ -198,12 +195,14 @@ class ObservedBackend:
         except Exception:
             self._telemetry.failed("traces")
         failure: BaseException | None = None
+        began = self._clock()
         try:
-            return await self._observe(operation, call)
+            return await call
         except BaseException as error:
             failure = error
             raise
         finally:
+            self._ended(operation, began, failure)
             try:
                 if span is not None:
                     if failure is not None and not isinstance(failure, asyncio.CancelledError):
@@ -214,10 +213,21 @@ class ObservedBackend:
             outcome = "ok" if failure is None else _operation_outcome(failure)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
+    def _ended(
+        self, operation: names.Operation, began: float, error: BaseException | None = None
+    ) -> None:
+        """Every operation ends here. Not a coroutine around it: that would cost each resumption."""
+        outcome = "ok" if error is None else _operation_outcome(error)
+        self._count_operation(operation, outcome, self._clock() - began)
+
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
         try:
-            instruments = self._telemetry.instruments
-            instruments.operation_child(self._name, operation, outcome).observe(max(0.0, seconds))
+            key = (operation, outcome)
+            child = self._operations.get(key)
+            if child is None:
+                histogram = self._telemetry.instruments.operation
+                child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+            child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")
 

@@ -166,26 +166,37 @@ class QueueSeries:
             instruments.reclaimed.labels(label, state)
         instruments.disagreements.labels(label)
 
-    def move(self, waiting: int, holding: int) -> None:
-        """So many more, or fewer, wait and hold."""
-        self.waiting += waiting
-        self.holding += holding
+    def entered(self) -> None:
+        """One more waits."""
+        self.waiting += 1
         self.idle_since = None
         if self._gauges is not None:
-            self._gauges[0].inc(waiting)
-            self._gauges[1].inc(holding)
+            self._gauges[0].inc()
 
-    def wait(self, outcome: str) -> Any:
+    def wait_ended(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits; if it was granted, one more holds."""
+        self.waiting -= 1
+        self.idle_since = None
+        if outcome == "granted":
+            self.holding += 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+            self._gauges[1].inc(outcome == "granted")
         child = self._wait.get(outcome)
         if child is None:
             child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
-        return child
+        child.observe(waited, exemplar)
 
-    def hold(self, outcome: str) -> Any:
+    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer holds."""
+        self.holding -= 1
+        self.idle_since = None
+        if self._gauges is not None:
+            self._gauges[1].dec()
         child = self._hold.get(outcome)
         if child is None:
             child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
-        return child
+        child.observe(held, exemplar)
 
 
 class SharedGauges(Collector):
@@ -284,7 +295,6 @@ class Instruments:
         self.shared = SharedGauges(clock, self.remove_idle)
         registry.register(self.shared)
         self._series: dict[str, QueueSeries] = {}
-        self._operations: dict[tuple[str, str, str], Any] = {}
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
@@ -296,13 +306,6 @@ class Instruments:
             if series is None:
                 series = self._series[label] = QueueSeries(self, label)
         return series
-
-    def operation_child(self, backend: str, operation: str, outcome: str) -> Any:
-        key = (backend, operation, outcome)
-        child = self._operations.get(key)
-        if child is None:
-            child = self._operations[key] = self.operation.labels(*key)
-        return child
 
     def remove_idle(self) -> None:
         """Forget queues that have had no call of this process for long."""

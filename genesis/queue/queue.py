@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Coroutine
 from types import TracebackType
+from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import (
@@ -178,40 +180,40 @@ class Queue:
     async def _acquire(
         self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
     ) -> Slot:
+        # One coroutine, and none inside it: a task that is woken passes through each of them again.
         self._agree(queue_id, item_id, limit)
-        try:
-            slot = await self._wait_in_line(queue_id, item_id, limit, timeout)
-        except BaseException:
-            self._disagree(queue_id)
-            raise
-        self._slots[slot.ticket.id] = slot
-        return slot
-
-    async def _wait_in_line(
-        self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
-    ) -> Slot:
         backend = self._backend
-        admission = await backend.enter(Entry(queue_id, item_id, limit, timeout == 0))
-        grant, ticket = admission.grant, admission.ticket
-        if grant is None:
-            if admission.position == 0:
-                raise QueueTimeoutError(queue_id, item_id, 0)
-            try:
+        ticket = None
+        try:
+            admission = await backend.enter(Entry(queue_id, item_id, limit, timeout == 0))
+            grant = admission.grant
+            if grant is None:
+                if admission.position == 0:
+                    raise QueueTimeoutError(queue_id, item_id, 0)
+                ticket = admission.ticket
                 grant = await backend.wait(ticket, timeout)
-            except BaseException as error:
+        except BaseException as error:
+            self._disagree(queue_id)
+            if ticket is not None:
                 # Whatever ended the wait, and whatever the ticket has got by now: it is given back
                 # before the error is passed on. The backend acts before it first suspends, so a
                 # second cancellation here cuts off only the waiting for its answer.
                 await backend.leave(ticket)
                 if isinstance(error, TimeoutError) and timeout is not None:
                     raise QueueTimeoutError(queue_id, item_id, timeout) from None
-                raise
-        return Slot(ticket, grant, backend.lapsed)
+            raise
+        ticket = admission.ticket
+        slot = self._slots[ticket.id] = Slot(ticket, grant, backend.lapsed)
+        return slot
 
-    async def _release(self, slot: Slot, error: BaseException | None) -> None:
+    async def _release(self, slot: Slot | None, error: BaseException | None) -> None:
+        if slot is None:
+            return  # its entering had failed
         slot.mark_left()
         self._slots.pop(slot.ticket.id, None)
         self._disagree(slot.queue_id)
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            error = None  # a call that is cancelled has not failed
         await self._backend.leave(slot.ticket, error=error)
 
     def _agree(self, queue_id: str, item_id: str, limit: int | None) -> None:
@@ -242,7 +244,7 @@ class Queue:
 class SlotRequest:
     """What `Queue.slot` returns: enter it with `async with`, once."""
 
-    __slots__ = ("_arguments", "_queue", "_slot", "_used")
+    __slots__ = ("_arguments", "_queue", "_slot")
 
     def __init__(
         self,
@@ -253,26 +255,27 @@ class SlotRequest:
         timeout: float | None,
     ) -> None:
         self._queue = queue
+        # None once it was entered.
+        self._arguments: tuple[str, str, int | None, float | None] | None
         self._arguments = (queue_id, item_id, max_concurrent, timeout)
         self._slot: Slot | None = None
-        self._used = False
 
     async def __aenter__(self) -> Slot:
-        if self._used:
+        arguments, self._arguments = self._arguments, None
+        if arguments is None:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
-        self._used = True
-        self._slot = await self._queue._acquire(*self._arguments)
-        return self._slot
+        self._slot = slot = await self._queue._acquire(*arguments)
+        return slot
 
-    async def __aexit__(
+    # Not a coroutine itself, but the one that does it: see `Queue._acquire`.
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         slot, self._slot = self._slot, None
-        if slot is not None:
-            await self._queue._release(slot, _failure(error))
+        return self._queue._release(slot, error)
 
 
 class QueueSemaphore:
@@ -319,9 +322,4 @@ class QueueSemaphore:
         slot = slots.pop()
         if not slots:
             del self._held[task]
-        await self._queue._release(slot, _failure(error))
-
-
-def _failure(error: BaseException | None) -> BaseException | None:
-    """What a body raised, if it is a failure: a call that is cancelled was not one."""
-    return None if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else error
+        await self._queue._release(slot, error)
