@@ -43,6 +43,9 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 
+_DEPARTED: dict[State, Departure] = {"waiting": Departure("waiting"), "holding": Departure("holding")}
+
+
 class _Passage:
     """One ticket in the line: a waiter while `token` is 0, then a holder."""
 
@@ -153,7 +156,7 @@ class InMemoryBackend:
             return Departure(was, granted)
         if not line.holding:
             del self._lines[ticket.queue_id]
-        return Departure(was)
+        return _DEPARTED[was]
 
     def lapsed(self, ticket: Ticket) -> bool:
         # Nothing lapses without a lease; but an eviction, or closing, takes the slot.

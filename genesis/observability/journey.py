@@ -31,16 +31,16 @@ class Journey:
     """
 
     __slots__ = (
-        "_began",
         "_entry",
         "_info",
         "_instance_id",
         "_lost",
-        "_recorded",
         "_series",
         "_telemetry",
         "_trail",
+        "began",
         "holding",
+        "recorded",
         "waiting",
     )
 
@@ -51,7 +51,7 @@ class Journey:
         self.waiting = True
         self.holding = False
         self._lost: names.HoldOutcome | None = None
-        self._began = telemetry.clock()  # of the wait, then of the hold
+        self.began = telemetry.clock()  # the wait; then the hold
         self._trail: Trail | None = None
         self._series: QueueSeries | None = None
         self._info = False  # whether events of level INFO are wanted; asked once a passage
@@ -59,11 +59,11 @@ class Journey:
             self._info = telemetry.log.enabled(INFO)
         except Exception:
             telemetry.failed("logs")
-        self._recorded: Trail | None = None  # the trail, if its spans go anywhere
+        self.recorded: Trail | None = None  # the trail, if its spans go anywhere
         try:
-            self._trail = tracing.trail(entry, self._began)
+            self._trail = tracing.trail(entry, self.began)
             if self._trail is not None and self._trail.recorded:
-                self._recorded = self._trail
+                self.recorded = self._trail
         except Exception:
             telemetry.failed("traces")
         try:
@@ -74,11 +74,11 @@ class Journey:
 
     def carried_context(self) -> str:
         """What travels with the ticket, for the link of whoever will grant it."""
-        return "" if self._recorded is None else self._text(self._recorded.carried)
+        return "" if self.recorded is None else self._text(self.recorded.carried)
 
     def held_context(self) -> str:
         """What is told to whoever gets the slot after this hold."""
-        return "" if self._recorded is None else self._text(self._recorded.held)
+        return "" if self.recorded is None else self._text(self.recorded.held)
 
     def enqueued(self, admission: Admission) -> None:
         """The backend has answered: granted, waiting or refused."""
@@ -88,21 +88,20 @@ class Journey:
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._recorded is not None:
-                self._recorded.enqueued(admission)
+            if self.recorded is not None:
+                self.recorded.enqueued(admission)
         except Exception:
             self._telemetry.failed("traces")
         if self._info:
             self._log(INFO, "enqueued", position=admission.position, depth=admission.depth)
 
-    def granted(self, grant: Grant, *, at_once: bool) -> Grant:
+    def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
-        now = self._telemetry.clock()
         if not at_once:
-            waited = max(0.0, now - self._began)
+            waited = max(0.0, now - self.began)
             grant = Grant(grant.fencing_token, grant.released_by, waited)
         self._end_wait(grant.waited, "granted", None, grant.released_by)
-        self._began = now
+        self.began = now
         self.holding = True
         try:
             if self._trail is not None:
@@ -118,7 +117,7 @@ class Journey:
         if not self.waiting:
             return
         refused = outcome == "timeout" and self._entry.only_if_free
-        waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self._began)
+        waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self.began)
         self._end_wait(waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
         cause = {"error": str(error)} if outcome == "error" else {}
@@ -135,14 +134,14 @@ class Journey:
             self._lost = "lost"
             self._log(ERROR, "lost", reason=reason)
 
-    def leaving(self, error: BaseException | None) -> None:
+    def leaving(self, error: BaseException | None, now: float) -> None:
         """The body has ended; `released` follows."""
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
-        held = max(0.0, self._telemetry.clock() - self._began)
+        held = max(0.0, now - self.began)
         self.holding = False
         try:
             if self._series is not None:
-                exemplar = None if self._recorded is None else self._exemplar(self._recorded)
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
                 self._series.hold_ended(outcome, held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
@@ -157,9 +156,9 @@ class Journey:
     def released(self, departure: Departure | None, error: BaseException | None) -> None:
         """The backend has taken the slot back, or the attempt failed."""
         try:
-            if self._recorded is not None:
+            if self.recorded is not None:
                 granted_to = () if departure is None else departure.granted_to
-                self._recorded.end_release(granted_to, error)
+                self.recorded.end_release(granted_to, error)
         except Exception:
             self._telemetry.failed("traces")
 
@@ -173,13 +172,13 @@ class Journey:
         self.waiting = False
         try:
             if self._series is not None:
-                exemplar = None if self._recorded is None else self._exemplar(self._recorded)
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
                 self._series.wait_ended(outcome, waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._recorded is not None:
-                self._recorded.end_wait(waited, outcome, error, released_by)
+            if self.recorded is not None:
+                self.recorded.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
 

@@ -94,24 +94,29 @@ class ObservedBackend:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
+    # The three steps of a passage do without a coroutine around the inner one, which would cost every
+    # resumption, and ask the clock once between two steps.
+
     async def enter(self, entry: Entry) -> Admission:
         journey = Journey(self._telemetry, self._tracing, self._instance_id, entry)
-        if context := journey.carried_context():
+        if journey.recorded is not None:
+            context = journey.carried_context()
             entry = Entry(entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context)
-        began = self._clock()
+        began = journey.began
         try:
             admission = await self._inner.enter(entry)
         except BaseException as error:
-            self._ended("enter", began, error)
+            self._count_operation("enter", _operation_outcome(error), self._clock() - began)
             journey.not_granted(_wait_outcome(error), error)
             raise
-        self._ended("enter", began)
+        now = self._clock()
+        self._count_operation("enter", "ok", now - began)
         if admission.grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
         journey.enqueued(admission)
         if admission.grant is not None:
-            journey.granted(admission.grant, at_once=True)
+            journey.granted(admission.grant, now, at_once=True)
         self._journeys[admission.ticket.id] = journey
         return admission
 
@@ -121,36 +126,40 @@ class ObservedBackend:
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
-            self._ended("wait", began, error)
+            self._count_operation("wait", _operation_outcome(error), self._clock() - began)
             if journey is not None:
                 journey.not_granted(_wait_outcome(error), error)
             raise
-        self._ended("wait", began)
-        return grant if journey is None else journey.granted(grant, at_once=False)
+        now = self._clock()
+        self._count_operation("wait", "ok", now - began)
+        return grant if journey is None else journey.granted(grant, now, at_once=False)
 
     async def leave(
         self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
     ) -> Departure:
         """As the protocol's `leave`; `error` is what the body raised, if it did."""
         journey = self._journeys.pop(ticket.id, None)
+        began = self._clock()
         if journey is not None:
             if journey.holding:
-                journey.leaving(error)
-                context = context or journey.held_context()
+                journey.leaving(error, began)
+                if journey.recorded is not None:
+                    context = context or journey.held_context()
             else:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
-        began = self._clock()
+        departure: Departure | None = None
+        failure: BaseException | None = None
         try:
             departure = await self._inner.leave(ticket, context)
-        except BaseException as failure:
-            self._ended("leave", began, failure)
-            if journey is not None:
-                journey.released(None, failure)
+            return departure
+        except BaseException as raised:
+            failure = raised
             raise
-        self._ended("leave", began)
-        if journey is not None:
-            journey.released(departure, None)
-        return departure
+        finally:
+            outcome = "ok" if failure is None else _operation_outcome(failure)
+            self._count_operation("leave", outcome, self._clock() - began)
+            if journey is not None and journey.recorded is not None:
+                journey.released(departure, failure)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -202,7 +211,8 @@ class ObservedBackend:
             failure = error
             raise
         finally:
-            self._ended(operation, began, failure)
+            outcome = "ok" if failure is None else _operation_outcome(failure)
+            self._count_operation(operation, outcome, self._clock() - began)
             try:
                 if span is not None:
                     if failure is not None and not isinstance(failure, asyncio.CancelledError):
@@ -210,17 +220,10 @@ class ObservedBackend:
                     span.end()
             except Exception:
                 self._telemetry.failed("traces")
-            outcome = "ok" if failure is None else _operation_outcome(failure)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
-    def _ended(
-        self, operation: names.Operation, began: float, error: BaseException | None = None
-    ) -> None:
-        """Every operation ends here. Not a coroutine around it: that would cost each resumption."""
-        outcome = "ok" if error is None else _operation_outcome(error)
-        self._count_operation(operation, outcome, self._clock() - began)
-
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+        """Every operation ends here."""
         try:
             key = (operation, outcome)
             child = self._operations.get(key)

@@ -294,17 +294,17 @@ class Instruments:
             self.telemetry_errors.labels(sink)
         self.shared = SharedGauges(clock, self.remove_idle)
         registry.register(self.shared)
-        self._series: dict[str, QueueSeries] = {}
+        self.known: dict[str, QueueSeries] = {}  # by label
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
-        series = self._series.get(label)
+        series = self.known.get(label)
         if series is None:
-            if len(self._series) >= MOST_QUEUES:
+            if len(self.known) >= MOST_QUEUES:
                 label = names.OTHER_QUEUES
-            series = self._series.get(label)
+            series = self.known.get(label)
             if series is None:
-                series = self._series[label] = QueueSeries(self, label)
+                series = self.known[label] = QueueSeries(self, label)
         return series
 
     def remove_idle(self) -> None:
@@ -312,14 +312,14 @@ class Instruments:
         if self.multiprocess:
             return  # files of other processes: nothing can be removed from them
         now = self.clock()
-        patience = IDLE_SECONDS if len(self._series) < MOST_QUEUES else CROWDED_IDLE_SECONDS
-        for label, series in list(self._series.items()):
+        patience = IDLE_SECONDS if len(self.known) < MOST_QUEUES else CROWDED_IDLE_SECONDS
+        for label, series in list(self.known.items()):
             if series.waiting or series.holding:
                 continue
             if series.idle_since is None:
                 series.idle_since = now
             elif now - series.idle_since >= patience:
-                del self._series[label]
+                del self.known[label]
                 for metric in (
                     *(self.wait, self.hold, self.position, self.waiting, self.holding),
                     *(self.reclaimed, self.disagreements),

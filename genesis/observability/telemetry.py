@@ -57,7 +57,8 @@ class Telemetry:
     def series(self, queue_id: str) -> QueueSeries:
         """The metrics of a queue, under its label."""
         label = queue_id if self._queue_label is None else self._label(self._queue_label, queue_id)
-        return (self._instruments or self.instruments).series(label)
+        instruments = self._instruments or self.instruments
+        return instruments.known.get(label) or instruments.series(label)
 
     def _label(self, queue_label: Callable[[str], str], queue_id: str) -> str:
         try:

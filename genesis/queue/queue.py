@@ -101,8 +101,10 @@ class Queue:
             item_id = str(uuid.uuid4())
         else:
             check_id("item_id", item_id)
-        check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        timeout = check_timeout(queue_id, timeout)
+        if max_concurrent is not None:
+            check_limit("max_concurrent", queue_id, max_concurrent, least=1)
+        if timeout is not None:
+            timeout = check_timeout(queue_id, timeout)
         return SlotRequest(self, queue_id, item_id, max_concurrent, timeout)
 
     def semaphore(
