@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from genesis import Queue
-from genesis.backends.protocol import QueueStats
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import QueueStats, State
+from genesis.backends.redis import link
 from genesis.observability import Telemetry, names
-from genesis.observability.metrics import IDLE_SECONDS, MOST_QUEUES, SharedGauges
+from genesis.observability.metrics import (
+    CROWDED_IDLE_SECONDS,
+    IDLE_SECONDS,
+    MOST_QUEUES,
+    WAIT_BUCKETS,
+    SharedGauges,
+)
 from genesis.queue import InMemoryBackend
 from tests.waiting import quiesce
 
@@ -94,6 +102,70 @@ async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorReg
         assert not any('queue="sales"' in line for line in series(registry))
 
 
+async def test_idle_queues_make_room_when_there_are_too_many(registry: CollectorRegistry) -> None:
+    """With all places taken, ten idle minutes cost a queue its series, and newcomers get the places."""
+    clock = Clock()
+    async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
+        for number in range(MOST_QUEUES):
+            async with queue.slot(f"queue-{number}"):
+                pass
+        series(registry)  # finds all of them idle
+        clock.now += CROWDED_IDLE_SECONDS
+        series(registry)
+        async with queue.slot("newcomer"):
+            pass
+        assert {line.split('queue="')[1][:9] for line in series(registry) if 'queue="' in line} == {
+            'newcomer"'
+        }
+
+
+async def test_what_may_happen_to_a_queue_is_exposed_at_0_before_it_happens(
+    registry: CollectorRegistry,
+) -> None:
+    """`increase` does not see the increment with which a series appears; so none appears with one."""
+    async with Queue(telemetry=Telemetry(registry)) as queue, queue.slot("sales"):
+
+        def value(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(name, labels)
+
+        for outcome in get_args(names.WaitOutcome):
+            count = value(f"{names.WAIT_SECONDS}_count", queue="sales", outcome=outcome)
+            assert count == (1 if outcome == "granted" else 0), outcome
+        for outcome in get_args(names.HoldOutcome):
+            assert value(f"{names.HOLD_SECONDS}_count", queue="sales", outcome=outcome) == 0
+        for state in get_args(State):
+            assert value(names.RECLAIMED, queue="sales", state=state) == 0
+        assert value(names.LIMIT_DISAGREEMENTS, queue="sales") == 0
+        for sink in get_args(names.Sink):
+            assert value(names.TELEMETRY_ERRORS, sink=sink) == 0
+        for reason in get_args(names.DisruptionReason):
+            assert value(names.DISRUPTIONS, backend="memory", reason=reason) == 0
+
+
+async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRegistry) -> None:
+    """Its count is there at 0; the buckets come with the first observation, complete."""
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+
+        def buckets() -> list[str]:
+            start = f"{names.WAIT_SECONDS}_bucket"
+            return [line for line in series(registry) if line.startswith(start) and "timeout" in line]
+
+        async with queue.slot("sales"):
+            assert len(buckets()) == 1  # +Inf, which a histogram must have
+            with pytest.raises(QueueTimeoutError):
+                async with queue.slot("sales", timeout=0):
+                    pass
+        assert len(buckets()) == len(WAIT_BUCKETS) + 1
+
+
+def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
+    """What the backend calls its disruptions is what the counter, rules and panels know."""
+    source = Path(link.__file__).parent
+    said = {reason for _, reason in link._REASONS} | {link.reason_of(Exception())}
+    said |= set(re.findall(r'Disrupted\("(\w+)"', (source / "heartbeat.py").read_text()))
+    assert said == set(get_args(names.DisruptionReason))
+
+
 async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
     """However long a call lasts, its gauge stays, and its end is counted where its beginning was."""
     clock = Clock()
@@ -144,7 +216,7 @@ def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorR
 
 MULTIPROCESS = """
 import asyncio
-from genesis import Queue
+from genesis import Queue, QueueTimeoutError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 

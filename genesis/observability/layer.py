@@ -72,6 +72,8 @@ class ObservedBackend:
             self._tracing = Tracing(none, version, inner.name, inner.instance_id)
         try:
             telemetry.instruments.build_info.labels(version, inner.name).set(1)
+            for reason in get_args(names.DisruptionReason):
+                telemetry.instruments.disruptions.labels(inner.name, reason)  # at 0, see metrics
         except Exception:
             telemetry.failed("metrics")
         inner.listen(self._on_event)

@@ -1,8 +1,10 @@
 """Metrics on prometheus_client's registry, with exemplars.
 
 Children are looked up once a queue and kept (`QueueSeries`), because `labels()` costs as much as the
-observation. Series of a queue that has been idle for `IDLE_SECONDS` are removed at a scrape, not when
-the queue becomes idle: between two calls of a quiet queue its histograms must still be there.
+observation. What may happen to a queue is exposed from its first call on, at 0: Prometheus' `increase`
+does not see the increment with which a series appears, and what is rare (a lost slot, a reclaimed one)
+would never be seen at all. For the same reason the series of an idle queue are kept for a day, unless
+there are too many. They are removed at a scrape, not when the queue becomes idle.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Exemplar, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from genesis.backends.protocol import QueueStats
+from genesis.backends.protocol import QueueStats, State
 from genesis.observability import names
 
 __all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
@@ -36,7 +38,8 @@ POSITION_BUCKETS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500
 # fmt: on
 MOST_QUEUES = 100
 MOST_REPORTS = 10_000
-IDLE_SECONDS = 600.0
+IDLE_SECONDS = 86_400.0
+CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 
 _SHARED = (
@@ -50,10 +53,11 @@ _SHARED = (
 class Distribution:
     """One child of a `FastHistogram`."""
 
-    __slots__ = ("_bounds", "_lock", "counts", "exemplars", "sum")
+    __slots__ = ("_bounds", "_lock", "counts", "exemplars", "sum", "usual")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    def __init__(self, bounds: tuple[float, ...], *, usual: bool) -> None:
         self._bounds = bounds
+        self.usual = usual
         self._lock = threading.Lock()  # a registry may be fed by several threads' loops
         self.counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
         self.sum = 0.0
@@ -74,6 +78,9 @@ class FastHistogram(Collector):
     Four of its observations stand in the path of every call; they, not the line, would decide what a
     call costs. The exposition is left to prometheus_client. In multiprocess mode, which knows no custom
     collectors, its own Histogram is used instead.
+
+    A child without observations shows all its buckets only if it is a `usual` one; else its count and
+    sum alone, a seventh of the series: most queues never see most outcomes.
     """
 
     def __init__(
@@ -86,10 +93,10 @@ class FastHistogram(Collector):
         self._titles = [*map(floatToGoString, self._bounds), "+Inf"]
         self._children: dict[tuple[str, ...], Distribution] = {}
 
-    def labels(self, *values: str) -> Distribution:
+    def labels(self, *values: str, usual: bool = True) -> Distribution:
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = Distribution(self._bounds)
+            child = self._children[values] = Distribution(self._bounds, usual=usual)
         return child
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
@@ -107,8 +114,11 @@ class FastHistogram(Collector):
             counts, total, exemplars = list(child.counts), child.sum, dict(child.exemplars)
             buckets: list[Any] = []
             cumulative = 0
+            whole = child.usual or any(counts)
             for place, title in enumerate(self._titles):
                 cumulative += counts[place]
+                if not whole and title != "+Inf":
+                    continue
                 shown = exemplars.get(place)
                 buckets.append((title, cumulative, Exemplar(*shown) if shown else None))
             family.add_metric(labels, buckets, total)
@@ -146,6 +156,15 @@ class QueueSeries:
         else:
             waiting.set_function(lambda: self.waiting)
             holding.set_function(lambda: self.holding)
+            for outcome in get_args(names.WaitOutcome):
+                usual = outcome == "granted"
+                self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
+            for outcome in get_args(names.HoldOutcome):
+                usual = outcome == "released"
+                self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
+        for state in get_args(State):
+            instruments.reclaimed.labels(label, state)
+        instruments.disagreements.labels(label)
 
     def move(self, waiting: int, holding: int) -> None:
         """So many more, or fewer, wait and hold."""
@@ -260,6 +279,8 @@ class Instruments:
         self.telemetry_errors = self._counter(
             names.TELEMETRY_ERRORS, "Failures of a sink; no call was affected.", ("sink",)
         )
+        for sink in get_args(names.Sink):
+            self.telemetry_errors.labels(sink)
         self.shared = SharedGauges(clock, self.remove_idle)
         registry.register(self.shared)
         self._series: dict[str, QueueSeries] = {}
@@ -284,16 +305,17 @@ class Instruments:
         return child
 
     def remove_idle(self) -> None:
-        """Forget queues without a call of this process for `IDLE_SECONDS`."""
+        """Forget queues that have had no call of this process for long."""
         if self.multiprocess:
             return  # files of other processes: nothing can be removed from them
         now = self.clock()
+        patience = IDLE_SECONDS if len(self._series) < MOST_QUEUES else CROWDED_IDLE_SECONDS
         for label, series in list(self._series.items()):
             if series.waiting or series.holding:
                 continue
             if series.idle_since is None:
                 series.idle_since = now
-            elif now - series.idle_since >= IDLE_SECONDS:
+            elif now - series.idle_since >= patience:
                 del self._series[label]
                 for metric in (
                     *(self.wait, self.hold, self.position, self.waiting, self.holding),
