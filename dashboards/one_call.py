@@ -108,8 +108,8 @@ def _traces() -> Json:
     return found_traces(
         "Its traces, on every instance",
         Says(
-            "All traces of the service in the time shown in which a span bears this item_id, from every "
-            "instance: they share the service's name. One is healthy.",
+            "All traces of the service in the time shown in which a span bears this item_id, from "
+            "every instance: they share the service's name. One is healthy.",
             bad="none: not sampled, or earlier. More than one: the id was used again.",
             then="a click on one opens it below.",
         ),

@@ -12,6 +12,7 @@ from dashboards.overview import (
     SERVICE_LEVEL,
 )
 from dashboards.panels import (
+    NOTHING_HAPPENED,
     Json,
     Query,
     Row,
@@ -49,7 +50,7 @@ def one_queue() -> Json:
         rows=[
             Row(4, [(3, panel) for panel in _in_one_look()]),
             "How long callers wait",
-            Row(9, [(12, _wait_quantiles()), (12, _wait_heatmap())]),
+            Row(9, [(8, _wait_quantiles()), (8, _answered()), (8, _gave_up())]),
             "The line and its slots",
             Row(8, [(8, _depth()), (8, _slots()), (8, _oldest())]),
             "How calls go",
@@ -196,19 +197,32 @@ def _wait_quantiles() -> Json:
     )
 
 
-def _wait_heatmap() -> Json:
+def _answered() -> Json:
     return heatmap(
-        "Waits, all endings",
+        "Waits of the answered",
         Says(
-            "How many waits of which length ended when, answered or not.",
-            bad=(
-                "a dark band that climbs. A sharp edge at one height is a timeout of the "
-                "application; a second band far above the first is callers behind a long call."
-            ),
-            then="How waits end, for the same time.",
+            "How many answered callers had waited for how long; the darker, the more.",
+            bad="a dark band that climbs; a second one far above the first: callers behind a long call.",
+            then="the slots in use at that moment, below.",
         ),
         "s",
-        Query(queries.wait_heatmap(), "{{le}}"),
+        Query(queries.waits_of_the_answered(), "{{le}}"),
+    )
+
+
+def _gave_up() -> Json:
+    return heatmap(
+        "Waits of those who gave up",
+        Says(
+            "How many callers who hung up, or whose timeout ended, had waited for how long.",
+            bad=(
+                "anything much. A sharp edge at one height is a timeout of yours; a cloud is the "
+                "callers' patience; a band near 0 hangs up at the announcement."
+            ),
+            then="How waits end, below, for the same time.",
+        ),
+        "s",
+        Query(queries.waits_of_those_who_gave_up(), "{{le}}"),
     )
 
 
@@ -286,6 +300,7 @@ def _endings() -> Json:
         "cpm",
         [Query(queries.per_minute(queries.ended("outcome")), "{{outcome}}")],
         bars=True,
+        overrides=[NOTHING_HAPPENED],
     )
 
 
@@ -304,6 +319,7 @@ def _hold_endings() -> Json:
         "cpm",
         [Query(queries.per_minute(queries.held("outcome")), "{{outcome}}")],
         bars=True,
+        overrides=[NOTHING_HAPPENED],
     )
 
 
@@ -404,7 +420,7 @@ def _quantile_at() -> Json:
             then="its heartbeat and `enter` latency, below.",
         ),
         "s",
-        [Query(queries.wait_quantile(0.95, "instance"), "{{instance}}")],
+        [Query(queries.wait_quantile(0.95, "instance"), "{{instance}}", exemplars=True)],
         thresholds=ANSWER_SECONDS,
     )
 
@@ -441,6 +457,7 @@ def _operation_rate() -> Json:
         "ops",
         [Query(queries.operations("operation, outcome"), "{{operation}}: {{outcome}}")],
         bars=True,
+        overrides=[NOTHING_HAPPENED],
     )
 
 
@@ -451,8 +468,8 @@ def _log() -> Json:
             "What the instances logged about this queue, newest first; level INFO is needed.",
             bad="lost, reclaimed, error, or limit_changed that nobody ordered.",
             then=(
-                "a line that is opened up shows its item_id, for Follow a call, and its trace_id, which "
-                "leads to the trace. Empty? Choose the service, above."
+                "a line that is opened up shows its item_id, for Follow a call, and its trace_id, "
+                "which leads to the trace. Empty? Choose the service, above."
             ),
         ),
         queries.log_of_queue(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards import frame, queries
 from dashboards.panels import (
+    NOTHING_HAPPENED,
     Column,
     Json,
     Query,
@@ -308,6 +309,7 @@ def _faults() -> Json:
             Query(queries.limit_disagreements(ALL), "limits disagree"),
         ],
         bars=True,
+        overrides=[NOTHING_HAPPENED],
     )
 
 
@@ -445,4 +447,5 @@ def _disruptions() -> Json:
             )
         ],
         bars=True,
+        overrides=[NOTHING_HAPPENED],
     )

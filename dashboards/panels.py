@@ -150,6 +150,13 @@ def drawn_as_limit(series: str) -> Json:
     )
 
 
+NOTHING_HAPPENED = {
+    "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
+    "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": True}}],
+}
+"""Hides the series that are 0 all along: a healthy panel of faults is an empty one."""
+
+
 class Column(NamedTuple):
     """A column of a table: a number that is asked for by itself."""
 

@@ -22,7 +22,7 @@ PROCESS = 'job=~"$job", instance=~"$instance"'
 QUEUE = f'{PROCESS}, queue=~"$queue"'
 EVERY_INSTANCE = 'job=~"$job", instance=~".+", queue=~"$queue"'  # on purpose, whatever is chosen
 
-ABANDONED = "timeout|cancelled"
+GAVE_UP = 'outcome=~"timeout|cancelled"'
 
 
 def series(metric: str, *more: str, of: str = QUEUE) -> str:
@@ -31,11 +31,6 @@ def series(metric: str, *more: str, of: str = QUEUE) -> str:
 
 def _sum(by: str, what: str) -> str:
     return f"sum by ({by}) ({what})" if by else f"sum({what})"
-
-
-def _or_none(what: str, among: str) -> str:
-    """`what`, and 0 where only `among` has a series: nobody has had that outcome yet."""
-    return f"({what} or 0 * {among})"
 
 
 # Being served in time ------------------------------------------------------------------------------
@@ -51,16 +46,16 @@ def ended_within(by: str, window: str, outcome: str) -> str:
 
 def service_level_strict(by: str = "queue", window: str = STEP) -> str:
     """Answered within 20 s, of all whose wait ended."""
-    everybody = ended(by, window)
-    in_time = _or_none(ended_within(by, window, 'outcome="granted"'), everybody)
-    return f"{in_time} / ({everybody} > 0)"
+    in_time = ended_within(by, window, 'outcome="granted"')
+    return f"{in_time} / ({ended(by, window)} > 0)"
 
 
 def service_level_lenient(by: str = "queue", window: str = STEP) -> str:
     """The same, without the callers who gave up within 20 s."""
+    in_time = ended_within(by, window, 'outcome="granted"')
     everybody = ended(by, window)
-    in_time = _or_none(ended_within(by, window, 'outcome="granted"'), everybody)
-    hasty = _or_none(ended_within(by, window, f'outcome=~"{ABANDONED}"'), everybody)
+    # Outcomes that never came have no buckets yet.
+    hasty = f"({ended_within(by, window, GAVE_UP)} or 0 * {everybody})"
     return f"{in_time} / ({everybody} - {hasty} > 0)"
 
 
@@ -72,9 +67,7 @@ def speed_of_answer(by: str = "queue", window: str = STEP) -> str:
 
 
 def abandon_rate(by: str = "queue", window: str = STEP) -> str:
-    everybody = ended(by, window)
-    gave_up = _or_none(ended(by, window, f'outcome=~"{ABANDONED}"'), everybody)
-    return f"{gave_up} / ({everybody} > 0)"
+    return f"{ended(by, window, GAVE_UP)} / ({ended(by, window)} > 0)"
 
 
 def held(by: str) -> str:
@@ -91,12 +84,23 @@ def wait_quantile(quantile: float, by: str = "") -> str:
     return _quantile(quantile, buckets, by)
 
 
-def wait_heatmap() -> str:
-    return f"sum by (le) (increase({series(names.WAIT_SECONDS + '_bucket')}[{STEP}]))"
+def waits_of_the_answered() -> str:
+    return _heatmap(series(names.WAIT_SECONDS + "_bucket", 'outcome="granted"'))
+
+
+def waits_of_those_who_gave_up() -> str:
+    # Without +Inf, the one bucket that is there before the first of them: `increase` sees the first
+    # observation in that one alone, and it would be drawn as an endless wait.
+    return _heatmap(series(names.WAIT_SECONDS + "_bucket", GAVE_UP, 'le!="+Inf"'))
+
+
+def _heatmap(buckets: str) -> str:
+    return f"sum by (le) (increase({buckets}[{STEP}]))"
 
 
 def hold_quantile(quantile: float) -> str:
-    return _quantile(quantile, series(names.HOLD_SECONDS + "_bucket"), "")
+    # Only of those that ended well: see above, the first of another kind would count as endless.
+    return _quantile(quantile, series(names.HOLD_SECONDS + "_bucket", 'outcome="released"'), "")
 
 
 def position_quantile(quantile: float) -> str:
@@ -192,13 +196,8 @@ def load(window: str = STEP) -> str:
 
 
 def happened(metric: str, by: str, *more: str, of: str = QUEUE, window: str = STEP) -> str:
-    """How often, also for the very first time.
-
-    A counter that has never counted has no series, and `increase` does not see it begin with a 1; so
-    a series that was not there a window ago counts as a whole.
-    """
-    what = series(metric, *more, of=of)
-    return _sum(by, f"({what} unless {what} offset {window}) or increase({what}[{window}])")
+    """How often. Every counter begins at 0 with the first call, so that the very first time counts."""
+    return _sum(by, f"increase({series(metric, *more, of=of)}[{window}])")
 
 
 def disruptions(by: str = "reason", window: str = STEP) -> str:
@@ -226,12 +225,8 @@ def limit_disagreements(by: str, window: str = STEP) -> str:
 
 
 def faults_of_queues() -> str:
-    """What went wrong with calls in the time shown, by queue; nothing on a good day."""
-    kinds = (reclaimed, lost, failed)
-    each = (
-        f'label_replace({kind("queue", SHOWN)}, "kind", "{kind.__name__}", "", "")' for kind in kinds
-    )
-    return f"sum by (queue) ({' or '.join(each)})"
+    """What went wrong with calls in the time shown, by queue: 0 on a good day."""
+    return " + ".join(kind("queue", SHOWN) for kind in (reclaimed, lost, failed))
 
 
 # Instances and the backend -------------------------------------------------------------------------
