@@ -134,7 +134,8 @@ def _in_one_look() -> list[Json]:
         stat(
             "Abandon rate",
             Says(
-                "Callers who left without an answer, of all whose wait ended in the time shown.",
+                "Callers who left without an answer, of all whose wait ended in the time shown; who "
+                "gave up within 5 s counts in neither.",
                 bad="above 5 %; red above 10 %.",
                 then="How waits end, below: timeouts are yours, cancellations theirs.",
             ),
@@ -202,7 +203,7 @@ def _answered() -> Json:
         "Waits of the answered",
         Says(
             "How many answered callers had waited for how long; the darker, the more.",
-            bad="a dark band that climbs; a second one far above the first: callers behind a long call.",
+            bad="a dark band that climbs; a second one far above the first: a long call before them.",
             then="the slots in use at that moment, below.",
         ),
         "s",

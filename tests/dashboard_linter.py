@@ -26,7 +26,6 @@ COLUMNS = 24
 VARIABLES = ("datasource", "job", "instance", "queue")
 SHARED = {names.DEPTH, names.IN_USE, names.LIMIT, names.OLDEST_WAIT}
 OF_A_PROCESS = {names.WAITING, names.HOLDING}
-WITHOUT_JOB = {"ALERTS"}  # rules decide which labels an alert has
 
 STEP, SHOWN = timedelta(seconds=7001), timedelta(seconds=7002)
 _FILLING = {
@@ -207,15 +206,19 @@ def follows_the_variables(dashboard: Dashboard) -> Iterator[str]:
     labels = sample_names()
     for target in _targets(dashboard):
         for asked in target.asked:
-            if asked.metric in WITHOUT_JOB:
-                continue
-            wanted = ["job", "instance"]
-            if "queue" in labels.get(asked.metric, ()):
-                wanted.append("queue")
-            for label in wanted:
+            for label in _wanted_labels(asked.metric, labels.get(asked.metric, frozenset())):
                 everyone = label == "instance" and asked.matchers.get(label) == ".+"
                 if asked.matchers.get(label) != f"${label}" and not everyone:
                     yield f"{target.title!r} does not narrow {asked.metric} by ${label}"
+
+
+def _wanted_labels(metric: str, own: frozenset[str]) -> list[str]:
+    level, _, rest = metric.partition(":")
+    if rest:  # a recording rule, whose name begins with the labels that it kept
+        return [label for label in ("job", "queue") if label in level.split("_")]
+    if metric == "ALERTS":
+        return ["job"]
+    return ["job", "instance", *(["queue"] if "queue" in own else [])]
 
 
 def waits_lead_to_traces(dashboard: Dashboard) -> Iterator[str]:
