@@ -64,7 +64,7 @@ def service_level_lenient(by: str = "queue", window: str = STEP) -> str:
 
 
 def service_level_burn() -> str:
-    """How many times faster than allowed callers miss the 20 s, over an hour: what the alert looks at."""
+    """How many times faster than allowed callers miss the 20 s, over an hour; as the alert sees it."""
     recorded = series("job_queue:genesis_service_level:ratio1h", of='job=~"$job", queue=~"$queue"')
     return f"(1 - {recorded}) / {1 - SERVICE_LEVEL_TARGET:.2f}"
 
