@@ -458,8 +458,8 @@ def label_variable(
         "sort": 1,
         "hide": 0,
         "multi": several,
-        "includeAll": several,
-        "allValue": ".+" if several else "",
+        "includeAll": True,  # also for one: the others' links may bring All along
+        "allValue": ".+",
         "current": {"text": ["All"], "value": ["$__all"]} if several else {},
         "regex": "",
     }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import promql_parser
 
 from genesis.observability import names
-from tests.telemetry_names import GRAFANA_DEFAULTS, filled_in, panels, sample_names
+from tests.telemetry_names import GRAFANA_DEFAULTS, complaints, filled_in, panels, sample_names
 
 __all__ = ["RULES", "violations"]
 
@@ -64,6 +64,19 @@ def has_variables(dashboard: Dashboard) -> Iterator[str]:
             yield f"the variable ${name} does not follow the time range"
         if variable.get("includeAll") and not variable.get("allValue"):
             yield f"All of ${name} is an endless list instead of a pattern"
+
+
+def variables_list_what_exists(dashboard: Dashboard) -> Iterator[str]:
+    for variable in dashboard["templating"]["list"]:
+        asked = re.fullmatch(r"label_values\((.+), \w+\)", _query_of(variable))
+        if variable["type"] == "query" and variable["datasource"]["type"] == "prometheus":
+            wrong = complaints(asked[1]) if asked else [f"{variable['query']} lists no label"]
+            yield from (f"the variable ${variable['name']}: {each}" for each in wrong)
+
+
+def _query_of(variable: dict[str, Any]) -> str:
+    query = variable["query"]
+    return str(query.get("query", "")) if isinstance(query, dict) else str(query)
 
 
 def links_keep_what_was_chosen(dashboard: Dashboard) -> Iterator[str]:
@@ -241,6 +254,7 @@ def logs_follow_the_service(dashboard: Dashboard) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     is_stable,
     has_variables,
+    variables_list_what_exists,
     links_keep_what_was_chosen,
     is_laid_out,
     tells_its_reader,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dashboards.generate import FOLDER
+from tests.telemetry_names import RULE_FILES
 
 ROOT = Path(__file__).parents[1] / "dashboards"
 COMPOSE = ROOT / "compose.yaml"
@@ -123,6 +124,13 @@ def test_grafana_finds_the_dashboards(services: dict[str, Any]) -> None:
     assert inside[provider["options"]["path"]] == FOLDER
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert (inside[str(Path(home).parent)] / Path(home).name).exists()
+
+
+def test_prometheus_loads_every_rule() -> None:
+    """The pattern of the configuration finds the rule files, and nothing else."""
+    (pattern,) = read(ROOT / "prometheus" / "prometheus.yml")["rule_files"]
+    assert set((ROOT / "prometheus").glob(pattern)) == set(RULE_FILES)
+    assert RULE_FILES
 
 
 def test_prometheus_accepts_its_configuration() -> None:

@@ -137,6 +137,11 @@ PLANTED: dict[str, tuple[str, Callable[[Board], None], str]] = {
     "a variable without label": (OVERVIEW, of_variable("job", "label", ""), "no label"),
     "a variable loaded once": (OVERVIEW, of_variable("queue", "refresh", 1), "time range"),
     "All without a pattern": (OVERVIEW, of_variable("queue", "allValue", ""), "endless list"),
+    "a variable of nothing": (
+        OVERVIEW,
+        of_variable("job", "query", {"query": "label_values(genesis_info, job)"}),
+        "nothing exposes it",
+    ),
     "a link that forgets": (OVERVIEW, lambda b: b["links"][0].update(keepTime=False), "forgets"),
     "no link": (OVERVIEW, lambda b: b["links"].clear(), "links to no other"),
     "one id twice": (OVERVIEW, set_to(WAITING, "id", 2), "one id"),
