@@ -148,9 +148,7 @@ def _in_one_look() -> list[Json]:
             Says(
                 "For how long the caller who has waited longest has been waiting, over all queues.",
                 bad="above a minute; red above five.",
-                then=(
-                    "if it climbs second by second, that line does not move: see Stuck queues, beside this."
-                ),
+                then=("if it climbs second by second, that line does not move: see the next number."),
             ),
             "s",
             [Query(queries.longest_wait())],
@@ -163,8 +161,8 @@ def _in_one_look() -> list[Json]:
             Says(
                 "Queues in which callers wait although slots are free.",
                 bad=(
-                    "any, for longer than a lease (15 s). For half a lease after Redis lost its data it is "
-                    "on purpose: the old order is restored first."
+                    "any, for longer than a lease (15 s). For half a lease after Redis lost its data "
+                    "it is on purpose: the old order is restored first."
                 ),
                 then="the queue's log, then the health of Redis below.",
             ),
