@@ -45,7 +45,7 @@ __all__ = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DASHBOARDS = REPOSITORY / "dashboards"
-RULE_FILES = tuple(sorted((DASHBOARDS / "prometheus").glob("genesis.*.yml")))
+RULE_FILES = tuple(sorted((DASHBOARDS / "prometheus").glob("*.rules.yml")))
 RUNBOOKS = DASHBOARDS / "runbooks"
 
 # What a scrape adds, and what is there without this library.
