@@ -41,6 +41,9 @@ MOST_REPORTS = 10_000
 IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
+# Those whose quantiles are asked for: their buckets are there before the first observation, which else
+# would raise the last bucket alone, and look like a wait beyond all bounds.
+_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
 
 _SHARED = (
     (names.DEPTH, "Waiters in the queue, over all instances."),
@@ -157,10 +160,10 @@ class QueueSeries:
             waiting.set_function(lambda: self.waiting)
             holding.set_function(lambda: self.holding)
             for outcome in get_args(names.WaitOutcome):
-                usual = outcome == "granted"
+                usual = outcome in _USUAL_OUTCOMES
                 self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
             for outcome in get_args(names.HoldOutcome):
-                usual = outcome == "released"
+                usual = outcome in _USUAL_OUTCOMES
                 self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
