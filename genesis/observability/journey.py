@@ -51,25 +51,21 @@ class Journey:
         self.waiting = True
         self.holding = False
         self._lost: names.HoldOutcome | None = None
-        self.began = telemetry.clock()  # the wait; then the hold
+        self.began = began = telemetry.clock()  # the wait; then the hold
         self._trail: Trail | None = None
-        self._series: QueueSeries | None = None
-        self._info = False  # whether events of level INFO are wanted; asked once a passage
-        try:
-            self._info = telemetry.log.enabled(INFO)
-        except Exception:
-            telemetry.failed("logs")
         self.recorded: Trail | None = None  # the trail, if its spans go anywhere
+        if began >= tracing.next_look:
+            self._begin_trail(tracing)
         try:
-            self._trail = tracing.trail(entry, self.began)
-            if self._trail is not None and self._trail.recorded:
-                self.recorded = self._trail
+            self._info = telemetry.log.enabled(INFO)  # asked once a passage
         except Exception:
-            telemetry.failed("traces")
+            self._info = False
+            telemetry.failed("logs")
         try:
-            self._series = telemetry.series(entry.queue_id)
+            self._series: QueueSeries | None = telemetry.series(entry.queue_id)
             self._series.entered()
         except Exception:
+            self._series = None
             telemetry.failed("metrics")
 
     def carried_context(self) -> str:
@@ -179,6 +175,14 @@ class Journey:
         try:
             if self.recorded is not None:
                 self.recorded.end_wait(waited, outcome, error, released_by)
+        except Exception:
+            self._telemetry.failed("traces")
+
+    def _begin_trail(self, tracing: Tracing) -> None:
+        try:
+            self._trail = trail = tracing.trail(self._entry, self.began)
+            if trail is not None and trail.recorded:
+                self.recorded = trail
         except Exception:
             self._telemetry.failed("traces")
 

@@ -8,6 +8,7 @@ made: they would not be recorded either, and each would cost as much as the line
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ class Tracing:
         instance_id: str,
     ) -> None:
         self._provider = provider
-        self._look_again = 0.0  # when to look for an SDK, seconds of the monotonic clock
+        self.next_look = -math.inf  # seconds of the clock before which `trail` gives none
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self._backend = backend
         self._instance_id = instance_id
@@ -67,11 +68,9 @@ class Tracing:
         and the look costs as much as a step of the line.
         """
         if self._provider is None:
-            if now < self._look_again:
-                return None
             provider = trace.get_tracer_provider()
             if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-                self._look_again = now + 1.0
+                self.next_look = now + 1.0
                 return None
             self._provider = provider
         return Trail(self, entry)
