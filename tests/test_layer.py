@@ -623,6 +623,18 @@ async def test_no_span_is_left_open(
     assert ("error.type" in of(acquire)) == failed
 
 
+async def test_a_body_s_own_timeout_is_not_told_as_the_queue_s(queue: Queue, spans: Spans) -> None:
+    """`error.type` of a hold names what the body raised; of a wait, what the caller gets for it."""
+    with pytest.raises(TimeoutError):
+        async with queue.slot("sales"):
+            with pytest.raises(QueueTimeoutError):
+                async with queue.slot("sales", timeout=0.001):
+                    pass
+            raise TimeoutError("the peer's")
+    assert [of(hold)["error.type"] for hold in spans.named("hold")] == ["TimeoutError"]
+    assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
+
+
 # --- logs ------------------------------------------------------------------------------------------
 
 

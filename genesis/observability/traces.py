@@ -162,8 +162,10 @@ class Trail:
     ) -> None:
         if self._enqueue is not None and self._enqueue.is_recording():
             self._enqueue.end()  # entering failed before it was answered
-        failure = None
-        if outcome not in ("granted", "cancelled"):
+        failure: BaseException | str | None = None
+        if outcome == "timeout":
+            failure = outcome  # and not the backend's TimeoutError: the caller gets another
+        elif outcome not in ("granted", "cancelled"):
             failure = outcome if error is None else error
         if self._since:
             attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
@@ -266,12 +268,7 @@ _ERROR_TYPES = {
 
 def fail(span: Span, cause: BaseException | str) -> None:
     """Mark a span as failed, by an exception or by an outcome."""
-    if isinstance(cause, str):
-        kind = _ERROR_TYPES.get(cause, cause)
-    elif type(cause) is TimeoutError:
-        kind = _ERROR_TYPES["timeout"]  # what the caller gets for it
-    else:
-        kind = type(cause).__name__
+    kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
     span.set_attribute(names.ERROR_TYPE, kind)
     span.set_status(Status(StatusCode.ERROR, str(cause)))
 
