@@ -23,6 +23,7 @@ import genesis
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import (
     Admission,
+    Departure,
     Disrupted,
     Entry,
     Heartbeat,
@@ -30,6 +31,7 @@ from genesis.backends.protocol import (
     QueueBackend,
     Reclaimed,
     Recovered,
+    Ticket,
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, layer, metrics, names
@@ -623,14 +625,44 @@ async def test_no_span_is_left_open(
     assert ("error.type" in of(acquire)) == failed
 
 
+class SlowToLeave(InMemoryBackend):
+    """Answers `leave` only once it is `told` to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        departure = await super().leave(ticket, context)
+        await self.told.wait()
+        return departure
+
+
+async def test_a_release_that_is_cancelled_has_not_failed(telemetry: Telemetry, spans: Spans) -> None:
+    """The slot is given back all the same: its `release` ends, and not as an error."""
+    queue = Queue(SlowToLeave(), telemetry=telemetry)
+    leaving = asyncio.create_task(end_as(queue, "granted"))
+    await quiesce()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert leaving.cancelled()
+    (release,) = spans.named("release")
+    assert release.status.status_code is not StatusCode.ERROR
+    assert "error.type" not in of(release)
+
+
 async def test_a_body_s_own_timeout_is_not_told_as_the_queue_s(queue: Queue, spans: Spans) -> None:
     """`error.type` of a hold names what the body raised; of a wait, what the caller gets for it."""
-    with pytest.raises(TimeoutError):
+
+    async def call() -> None:
         async with queue.slot("sales"):
             with pytest.raises(QueueTimeoutError):
                 async with queue.slot("sales", timeout=0.001):
                     pass
             raise TimeoutError("the peer's")
+
+    with pytest.raises(TimeoutError, match="the peer's"):
+        await call()
     assert [of(hold)["error.type"] for hold in spans.named("hold")] == ["TimeoutError"]
     assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
 

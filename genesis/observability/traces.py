@@ -217,7 +217,7 @@ class Trail:
         release = self._span(
             names.SPAN_RELEASE, SpanKind.CLIENT, self._parent, self._attributes, links, self._since
         )
-        if error is not None:
+        if isinstance(error, Exception):  # a cancellation is none; the slot is given back all the same
             fail(release, error)
         release.end()
 
