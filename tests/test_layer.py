@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
@@ -688,6 +689,19 @@ async def test_each_ending_has_its_event_with_its_fields(
         assert len(record["trace_id"]) == 32
         assert len(record["span_id"]) == 16
     assert mine[1]["waited"] >= 0
+
+
+async def test_what_the_application_has_bound_costs_no_event(
+    queue: Queue, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """structlog's context variables may bear names that `logging` keeps for itself."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    with structlog.contextvars.bound_contextvars(module="billing", name="Ann", tenant=7):
+        await end_as(queue, "granted")
+    told = [r.__dict__ for r in caplog.records]
+    assert [r["event"] for r in told] == ["enqueued", "granted", "released"]
+    assert {(r["module_"], r["name_"], r["tenant"]) for r in told} == {("billing", "Ann", 7)}
+    assert errors(registry, "logs") == 0
 
 
 async def test_a_refused_call_is_not_told_as_enqueued(
