@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from genesis import EvictedError, Queue
@@ -86,6 +87,23 @@ async def test_a_wait_of_45_minutes_lands_in_a_finite_bucket(registry: Collector
         return registry.get_sample_value(f"{names.WAIT_SECONDS}_bucket", labels)
 
     assert (at_most("0.0"), at_most("1800.0"), at_most("3600.0")) == (1, 1, 2)
+
+
+async def test_an_infinite_bucket_is_exposed_once(registry: CollectorRegistry) -> None:
+    """prometheus_client's own default buckets end with infinity; Prometheus wants each bound once."""
+    async with Queue(telemetry=Telemetry(registry, wait_buckets=Histogram.DEFAULT_BUCKETS)) as queue:
+        async with queue.slot("sales"):
+            pass
+        labels = 'outcome="granted",queue="sales"'
+        start = f'{names.WAIT_SECONDS}_bucket{{le="+Inf",{labels}}}'
+        assert [line for line in series(registry) if line.startswith(start)] == [f"{start} 1.0"]
+
+
+@pytest.mark.parametrize("wrong", [(), (math.inf,), (1, 5, 2), (1, 1), (1, math.nan)])
+def test_buckets_that_do_not_rise_are_refused(wrong: tuple[float, ...]) -> None:
+    """At once: a histogram over them would count waits where they do not belong."""
+    with pytest.raises(ValueError, match="wait_buckets"):
+        Telemetry(CollectorRegistry(), wait_buckets=wrong)
 
 
 async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorRegistry) -> None:
@@ -222,7 +240,7 @@ def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorR
 MULTIPROCESS = """
 import asyncio
 from genesis import Queue
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 async def main():

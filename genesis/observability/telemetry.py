@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from opentelemetry.trace import TracerProvider
@@ -28,6 +30,9 @@ class Telemetry:
         wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry on a
             registry decides.
         clock: monotonic seconds; injected by tests.
+
+    Raises:
+        ValueError: wait_buckets do not rise, or there is none but infinity.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Telemetry:
         self.clock = clock
         self.log = Log(logger)
         self._queue_label = queue_label
-        self._wait_buckets = wait_buckets
+        self._wait_buckets = _finite(wait_buckets)
         self._instruments: Instruments | None = None
 
     @property
@@ -73,3 +78,11 @@ class Telemetry:
             self.instruments.telemetry_errors.labels(sink).inc()
         except Exception:
             return
+
+
+def _finite(buckets: Sequence[float]) -> tuple[float, ...]:
+    """`buckets` without the infinite one, which every histogram has by itself."""
+    finite = tuple(bound for bound in buckets if bound != math.inf)
+    if not finite or any(not low < high for low, high in pairwise((-math.inf, *finite))):
+        raise ValueError(f"wait_buckets must be numbers of seconds that rise, got {buckets!r}")
+    return finite
