@@ -382,6 +382,34 @@ async def test_an_error_while_entering_is_observed_once(
     assert gauges(registry) == (0, 0)
 
 
+class Unspeakable(Exception):  # noqa: N818
+    """What a backend of one's own may raise."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [TimeoutError("of the socket"), Unspeakable()])
+async def test_whatever_entering_raises_reaches_the_caller_and_counts_as_an_error(
+    inner: InMemoryBackend,
+    telemetry: Telemetry,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A timeout of the backend's own is not the caller's; an error need not have a text."""
+
+    async def broken(entry: Entry) -> Admission:
+        raise error
+
+    monkeypatch.setattr(inner, "enter", broken)
+    with pytest.raises(type(error)) as raised:
+        await end_as(Queue(inner, telemetry=telemetry), "granted")
+    assert raised.value is error
+    assert waits(registry) == {"error": 1}
+    assert gauges(registry) == (0, 0)
+
+
 async def test_an_immediate_grant_observes_exactly_zero(
     queue: Queue, registry: CollectorRegistry
 ) -> None:

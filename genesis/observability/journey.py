@@ -116,8 +116,7 @@ class Journey:
         waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self.began)
         self._end_wait(waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
-        cause = {"error": str(error)} if outcome == "error" else {}
-        self._log(level, event, waited=waited, **cause)
+        self._log(level, event, error if outcome == "error" else None, waited=waited)
 
     def slot_lost(self, reason: str) -> None:
         """The slot is gone while its body runs. Only the first word of it counts."""
@@ -200,11 +199,15 @@ class Journey:
             self._telemetry.failed("traces")
             return ""
 
-    def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
+    def _log(
+        self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
+    ) -> None:
         telemetry = self._telemetry
         try:
             if not telemetry.log.enabled(level):
                 return
+            if error is not None:
+                fields["error"] = str(error)
             if self._trail is not None and (ids := self._trail.ids()) is not None:
                 fields.update(ids)
             telemetry.log.write(

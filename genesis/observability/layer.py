@@ -107,7 +107,9 @@ class ObservedBackend:
             admission = await self._inner.enter(entry)
         except BaseException as error:
             self._count_operation("enter", _operation_outcome(error), self._clock() - began)
-            journey.not_granted(_wait_outcome(error), error)
+            outcome = _wait_outcome(error)
+            # A timeout here is the backend's, not the caller's, who has not begun to wait.
+            journey.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
         self._count_operation("enter", "ok", now - began)
