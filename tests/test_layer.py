@@ -696,6 +696,29 @@ async def test_a_body_s_own_timeout_is_not_told_as_the_queue_s(queue: Queue, spa
     assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
 
 
+def test_a_call_that_outlives_its_loop_ends_its_spans(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """A coroutine closed when there is no loop any more gives its slot back, and `hold` ends."""
+    queue = Queue(telemetry=telemetry)
+
+    async def hold() -> None:
+        async with queue.slot("sales"):
+            await never
+
+    loop = asyncio.new_event_loop()
+    never = loop.create_future()
+    holding = hold()
+    loop.run_until_complete(asyncio.wait({task := loop.create_task(holding)}, timeout=0.01))
+    loop.close()
+    holding.close()
+    assert [span.name for span in spans.get_finished_spans()][-2:] == ["hold sales", "release sales"]
+    assert errors(registry, "traces") == 0
+    assert gauges(registry) == (0, 0)
+    assert not state_of(queue)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 # --- logs ------------------------------------------------------------------------------------------
 
 
