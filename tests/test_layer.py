@@ -32,6 +32,7 @@ from genesis.backends.protocol import (
     QueueBackend,
     Reclaimed,
     Recovered,
+    SlotLost,
     Ticket,
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -753,6 +754,28 @@ async def test_what_the_application_has_bound_costs_no_event(
     assert [r["event"] for r in told] == ["enqueued", "granted", "released"]
     assert {(r["module_"], r["name_"], r["tenant"]) for r in told} == {("billing", "Ann", 7)}
     assert errors(registry, "logs") == 0
+
+
+async def test_what_a_backend_tells_bears_no_call_s_context(
+    observed: ObservedBackend, inner: InMemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A timer set in a call runs in its context; an outage is not that call's for all that."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    ticket = (await enter(observed)).ticket
+    told = [
+        Disrupted("connection", "refused"),
+        Reclaimed("sales", "call-2", "dead-1", "waiting"),
+        SlotLost(ticket, "lapsed"),
+    ]
+    caplog.clear()
+    loop = asyncio.get_running_loop()
+    with structlog.contextvars.bound_contextvars(caller="call-0"):
+        for event in told:
+            loop.call_soon(inner._emit, event)
+    await quiesce()
+    assert [r.__dict__["event"] for r in caplog.records] == ["backend_unavailable", "reclaimed", "lost"]
+    assert not any("caller" in r.__dict__ for r in caplog.records)
+    await observed.leave(ticket)
 
 
 async def test_a_refused_call_is_not_told_as_enqueued(

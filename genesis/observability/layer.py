@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
+from contextvars import Context
 from typing import Any, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
@@ -237,7 +238,9 @@ class ObservedBackend:
             self._telemetry.failed("metrics")
 
     def _on_event(self, event: BackendEvent) -> None:
-        self._log_event(event)
+        # In no context: the backend tells it from a task or a timer of its own, which runs in that of
+        # the call it was made in, and a log event would bear that call's trace and variables.
+        Context().run(self._log_event, event)
         try:
             self._count_event(event)
         except Exception:
