@@ -40,7 +40,7 @@ from genesis.observability import Telemetry, layer, metrics, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
-from tests.sick import SICK
+from tests.sick import SICK, SickError, fail
 from tests.waiting import quiesce, wait_until
 
 WAIT_OUTCOMES = get_args(names.WaitOutcome)
@@ -409,6 +409,17 @@ async def test_whatever_entering_raises_reaches_the_caller_and_counts_as_an_erro
     assert raised.value is error
     assert waits(registry) == {"error": 1}
     assert gauges(registry) == (0, 0)
+
+
+async def test_a_backend_that_cannot_tell_what_has_lapsed_gets_its_slot_back(
+    queue: Queue, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error passes through, and nobody waits for ever for a slot that was never left."""
+    monkeypatch.setattr(InMemoryBackend, "lapsed", fail)
+    with pytest.raises(SickError):
+        await end_as(queue, "granted")
+    assert gauges(registry) == (0, 0)
+    assert holds(registry) == {"released": 1}
 
 
 async def test_an_immediate_grant_observes_exactly_zero(

@@ -209,12 +209,14 @@ class Queue:
     async def _release(self, slot: Slot | None, error: BaseException | None) -> None:
         if slot is None:
             return  # its entering had failed
-        slot.mark_left()
-        self._slots.pop(slot.ticket.id, None)
-        self._disagree(slot.queue_id)
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             error = None  # a call that is cancelled has not failed
-        await self._backend.leave(slot.ticket, error=error)
+        try:
+            slot.mark_left()
+        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+            self._slots.pop(slot.ticket.id, None)
+            self._disagree(slot.queue_id)
+            await self._backend.leave(slot.ticket, error=error)
 
     def _agree(self, entry: Entry) -> None:
         limit = entry.limit
