@@ -354,6 +354,27 @@ async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_
         stream.close()
 
 
+def test_a_forked_process_writes_its_own_lines() -> None:
+    """A server that forks its workers after `set_up` has the logs of all of them, each line once."""
+    program = """
+import logging, os, warnings
+from genesis.observability import set_up
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
+handle = set_up("router", json_logs=True)
+log = logging.getLogger("app")
+log.warning("before")
+if (child := os.fork()) == 0:
+    log.warning("in the child")
+    os._exit(not handle.shutdown())
+assert os.waitpid(child, 0)[1] == 0
+log.warning("after")
+"""
+    _, stderr = run_alone(program)
+    told = [json.loads(line)["event"] for line in stderr.splitlines()]
+    assert sorted(told) == ["after", "before", "in the child"]
+
+
 def test_structlogs_global_set_up_is_untouched() -> None:
     """Neither setting up nor shutting down configures structlog."""
     before = structlog.get_config()

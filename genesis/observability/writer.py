@@ -7,6 +7,7 @@ line, and with it every call of the process and the heartbeat that keeps their s
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sys
 import threading
@@ -35,13 +36,19 @@ class ThreadedStreamHandler(logging.Handler):
     def __init__(self, stream: TextIO | None = None, most_lines: int = _MOST_LINES) -> None:
         super().__init__()
         self._stream = sys.stderr if stream is None else stream
-        self._lines: queue.Queue[str | None] = queue.Queue(most_lines)  # None ends the thread
+        self._most_lines = most_lines
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lines: queue.Queue[str | None] = queue.Queue(self._most_lines)  # None ends the thread
         self._refusal: Exception | None = None  # of the stream, for the line before
         self._thread = threading.Thread(target=self._write, name="genesis-log-writer", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            self._begin_if_forked()
             line = self.format(record)
             refusal, self._refusal = self._refusal, None
             self._lines.put_nowait(line)
@@ -54,12 +61,19 @@ class ThreadedStreamHandler(logging.Handler):
     def stop(self, timeout: float) -> bool:
         """Write what is there and end the thread; returns whether it did within `timeout` seconds."""
         deadline = time.monotonic() + timeout
+        self._begin_if_forked()
         try:
             self._lines.put(None, timeout=timeout)
         except queue.Full:
             return False
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
+
+    def _begin_if_forked(self) -> None:
+        # A fork takes no thread along. The lines that wait are the parent's to write, and their lock
+        # may have been held by somebody who is not here to let it go.
+        if self._process != os.getpid():
+            self._begin()
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
