@@ -202,10 +202,10 @@ async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
 
 
 def test_a_stale_shared_gauge_is_gone() -> None:
-    """A snapshot is shown for its lifetime and not a moment longer."""
+    """A snapshot is shown for three heartbeats and not a moment longer."""
     clock = Clock()
-    gauges = SharedGauges(clock, lambda: None)
-    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), lifetime=15)
+    gauges = SharedGauges(clock, lambda: None, lambda label: label == "sales")
+    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), heartbeat=5)
 
     def shown() -> dict[str, Any]:
         return {s.name: s.value for family in gauges.collect() for s in family.samples}
@@ -215,6 +215,23 @@ def test_a_stale_shared_gauge_is_gone() -> None:
     assert shown()
     clock.now += 0.1
     assert shown() == {}
+
+
+async def test_a_queue_that_was_left_is_not_shown_as_in_use(registry: CollectorRegistry) -> None:
+    """With its last call gone no snapshot follows, and within a heartbeat the shared gauges agree."""
+    clock = Clock()
+    backend = InMemoryBackend()
+    async with Queue(backend, telemetry=Telemetry(registry, clock=clock)) as queue:
+
+        def in_use() -> float | None:
+            return registry.get_sample_value(names.IN_USE, {"queue": "sales", "backend": "memory"})
+
+        async with queue.slot("sales"):
+            backend._report()
+            clock.now += 2 * backend.heartbeat_interval
+            assert in_use() == 1  # a heartbeat that is late is no reason
+        backend._report()
+        assert in_use() is None
 
 
 async def test_exemplars_are_served_in_openmetrics(

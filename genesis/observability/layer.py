@@ -39,7 +39,6 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import STALE_HEARTBEATS
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -268,9 +267,8 @@ class ObservedBackend:
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
         elif isinstance(event, Snapshot):
             label = telemetry.series(event.queue_id).label
-            lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
             telemetry.instruments.shared.report(
-                event.queue_id, self._name, label, event.stats, lifetime
+                event.queue_id, self._name, label, event.stats, self._inner.heartbeat_interval
             )
         elif isinstance(event, Reclaimed):
             label = telemetry.series(event.queue_id).label

@@ -225,20 +225,35 @@ class SharedGauges(Collector):
 
     Queues that share a label (`_other`, or an application's own `queue_label`) are added up, and the
     oldest of their waits is shown.
+
+    Args:
+        clock: monotonic seconds.
+        before_scrape: called first.
+        busy: whether this process has calls under a label.
     """
 
-    def __init__(self, clock: Callable[[], float], before_scrape: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        before_scrape: Callable[[], None],
+        busy: Callable[[str], bool],
+    ) -> None:
         self._clock = clock
         self._before_scrape = before_scrape
-        self._reports: dict[tuple[str, str], tuple[str, QueueStats, float]] = {}
+        self._busy = busy
+        self._reports: dict[tuple[str, str], tuple[str, QueueStats, float, float]] = {}
 
     def report(
-        self, queue_id: str, backend: str, label: str, stats: QueueStats, lifetime: float
+        self, queue_id: str, backend: str, label: str, stats: QueueStats, heartbeat: float
     ) -> None:
-        """Show `stats` for `lifetime` seconds, unless a newer report comes."""
+        """Show `stats` for `STALE_HEARTBEATS`, unless a newer report comes.
+
+        For one only when this process has no call left there: no newer report will come, and the
+        last one tells of calls that have gone.
+        """
         if len(self._reports) >= MOST_REPORTS:
             self._drop_stale()
-        self._reports[queue_id, backend] = (label, stats, self._clock() + lifetime)
+        self._reports[queue_id, backend] = (label, stats, self._clock(), heartbeat)
 
     def describe(self) -> Iterable[Any]:
         return [GaugeMetricFamily(name, text) for name, text in _SHARED]
@@ -247,7 +262,7 @@ class SharedGauges(Collector):
         self._before_scrape()
         self._drop_stale()
         totals: dict[tuple[str, str], tuple[float, float, float, float]] = {}
-        for (_, backend), (label, stats, _) in list(self._reports.items()):
+        for (_, backend), (label, stats, *_) in list(self._reports.items()):
             waiting, in_use, limit, oldest = totals.get((label, backend), (0, 0, 0, 0.0))
             totals[label, backend] = (
                 waiting + stats.waiting,
@@ -263,7 +278,13 @@ class SharedGauges(Collector):
 
     def _drop_stale(self) -> None:
         now = self._clock()
-        self._reports = {k: v for k, v in list(self._reports.items()) if v[2] >= now}
+        kept = {}
+        for key, report in list(self._reports.items()):
+            label, _, reported, heartbeat = report
+            lifetime = heartbeat * (STALE_HEARTBEATS if self._busy(label) else 1)
+            if now <= reported + lifetime:
+                kept[key] = report
+        self._reports = kept
 
 
 class Instruments:
@@ -313,7 +334,7 @@ class Instruments:
         )
         for sink in get_args(names.Sink):
             self.telemetry_errors.labels(sink)
-        self.shared = SharedGauges(clock, self.remove_idle)
+        self.shared = SharedGauges(clock, self.remove_idle, self.busy)
         registry.register(self.shared)
         self.known: dict[str, QueueSeries] = {}  # by label
 
@@ -328,6 +349,11 @@ class Instruments:
                 series = self.known[label] = QueueSeries(self, label)
         return series
 
+    def busy(self, label: str) -> bool:
+        """Whether a call of this process is under this label."""
+        series = self.known.get(label)
+        return series is not None and (series.waiting > 0 or series.holding > 0)
+
     def remove_idle(self) -> None:
         """Forget queues that have had no call of this process for long."""
         if self.multiprocess:
@@ -335,7 +361,7 @@ class Instruments:
         now = self.clock()
         patience = IDLE_SECONDS if len(self.known) < MOST_QUEUES else CROWDED_IDLE_SECONDS
         for label, series in list(self.known.items()):
-            if series.waiting or series.holding:
+            if self.busy(label):
                 continue
             if series.idle_since is None:
                 series.idle_since = now
