@@ -17,6 +17,9 @@ import pytest
 import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
@@ -729,6 +732,43 @@ def test_a_call_that_outlives_its_loop_ends_its_spans(
     assert gauges(registry) == (0, 0)
     assert not state_of(queue)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+class SickFor(Sampler):
+    """Fails when asked about spans of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def should_sample(
+        self, parent_context: Context | None, trace_id: int, name: str, *args: Any, **options: Any
+    ) -> SamplingResult:
+        if name.startswith(self._kind):
+            raise SickError
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *args, **options)
+
+    def get_description(self) -> str:
+        return self._kind
+
+
+@pytest.mark.parametrize("kind", ["enqueue", "wait", "hold", "release"])
+async def test_a_span_that_cannot_be_made_leaves_no_other_open(
+    registry: CollectorRegistry, spans: Spans, kind: str
+) -> None:
+    """The others of the passage end and are exported, and each exemplar names one that was."""
+    provider = TracerProvider(sampler=SickFor(kind), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    queue = Queue(telemetry=Telemetry(registry, provider))
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", timeout=0.001):
+                pass
+    assert len(spans.named("acquire")) == 2
+    assert len(spans.named(kind)) == 0
+    assert errors(registry, "traces") > 0
+    exported = {f"{span.context.span_id:016x}" for span in spans.get_finished_spans()}
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert {s.exemplar.labels["span_id"] for s in samples if s.exemplar is not None} <= exported
 
 
 # --- logs ------------------------------------------------------------------------------------------

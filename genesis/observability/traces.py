@@ -119,7 +119,13 @@ class Trail:
         if not trace.get_current_span(self._parent).get_span_context().is_valid:
             self._parent = within
         if self._acquire.is_recording():
-            self._enqueue = self._span(names.SPAN_ENQUEUE, SpanKind.PRODUCER, within, self._attributes)
+            try:
+                self._enqueue = self._span(
+                    names.SPAN_ENQUEUE, SpanKind.PRODUCER, within, self._attributes
+                )
+            except Exception:
+                self._acquire.end()  # without a trail nobody else would
+                raise
 
     @property
     def recorded(self) -> bool:
@@ -167,22 +173,31 @@ class Trail:
             failure = outcome  # and not the backend's TimeoutError: the caller gets another
         elif outcome not in ("granted", "cancelled"):
             failure = outcome if error is None else error
-        if self._since:
-            attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
-            within = trace.set_span_in_context(self._acquire, self._parent)
-            links = _links(names.LINK_RELEASED_BY, () if released_by is None else (released_by,))
-            wait = self._span(
-                names.SPAN_WAIT, SpanKind.INTERNAL, within, attributes, links, self._since
-            )
-            self._since = 0
+        try:
+            if self._since:
+                self._make_wait(waited, outcome, failure, released_by)
+        finally:  # whatever becomes of `wait`: exemplars and log events name this one
+            self._acquire.set_attribute(names.OUTCOME, outcome)
+            self._acquire.set_attribute(names.WAITED_SECONDS, waited)
             if failure is not None:
-                fail(wait, failure)
-            wait.end()
-        self._acquire.set_attribute(names.OUTCOME, outcome)
-        self._acquire.set_attribute(names.WAITED_SECONDS, waited)
+                fail(self._acquire, failure)
+            self._acquire.end()
+
+    def _make_wait(
+        self,
+        waited: float,
+        outcome: names.WaitOutcome,
+        failure: BaseException | str | None,
+        released_by: Party | None,
+    ) -> None:
+        since, self._since = self._since, 0
+        attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
+        within = trace.set_span_in_context(self._acquire, self._parent)
+        links = _links(names.LINK_RELEASED_BY, () if released_by is None else (released_by,))
+        wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, within, attributes, links, since)
         if failure is not None:
-            fail(self._acquire, failure)
-        self._acquire.end()
+            fail(wait, failure)
+        wait.end()
 
     def begin_hold(self, grant: Grant) -> None:
         """Start `hold` and make it the current span of the caller's body."""
