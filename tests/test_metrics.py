@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
@@ -118,6 +119,58 @@ async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorReg
         clock.now += IDLE_SECONDS
         series(registry)  # the scrape that finds it idle
         assert not any('queue="sales"' in line for line in series(registry))
+
+
+async def test_a_call_that_comes_back_while_its_series_are_removed_is_shown(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scrape that removes them runs in another thread: none of the new ones goes with the old."""
+    clock = Clock()
+    telemetry = Telemetry(registry, clock=clock)
+    async with Queue(telemetry=telemetry) as queue:
+        async with queue.slot("sales"):
+            pass
+        series(registry)  # finds it idle
+        clock.now += IDLE_SECONDS
+        back = threading.Thread(target=telemetry.series, args=["sales"])
+        hold = telemetry.instruments.hold
+        remove = hold.remove_by_labels
+
+        def remove_slowly(labels: dict[str, str]) -> None:
+            back.start()
+            back.join(0.1)
+            remove(labels)
+
+        monkeypatch.setattr(hold, "remove_by_labels", remove_slowly)
+        series(registry)
+        back.join()
+        async with queue.slot("sales"):
+            assert registry.get_sample_value(names.HOLDING, {"queue": "sales"}) == 1
+        count = f"{names.HOLD_SECONDS}_count"
+        assert registry.get_sample_value(count, {"queue": "sales", "outcome": "released"}) == 1
+
+
+async def test_two_scrapes_at_once_remove_what_is_idle_once(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two Prometheus servers do; neither of them gets an error for its answer."""
+    clock = Clock()
+    telemetry = Telemetry(registry, clock=clock)
+    async with Queue(telemetry=telemetry) as queue, queue.slot("sales"):
+        pass
+    series(registry)  # finds it idle
+    clock.now += IDLE_SECONDS
+    instruments = telemetry.instruments
+    busy = instruments.busy
+
+    def another_scrape_meanwhile(_: str) -> bool:
+        monkeypatch.setattr(instruments, "busy", busy)
+        instruments.remove_idle()
+        return False
+
+    monkeypatch.setattr(instruments, "busy", another_scrape_meanwhile)
+    series(registry)
+    assert not any('queue="sales"' in line for line in series(registry))
 
 
 async def test_idle_queues_make_room_when_there_are_too_many(registry: CollectorRegistry) -> None:

@@ -337,17 +337,17 @@ class Instruments:
         self.shared = SharedGauges(clock, self.remove_idle, self.busy)
         registry.register(self.shared)
         self.known: dict[str, QueueSeries] = {}  # by label
+        self._changing = threading.Lock()  # held to add to `known` or remove from it, with the children
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
-        series = self.known.get(label)
-        if series is None:
-            if len(self.known) >= MOST_QUEUES:
+        with self._changing:
+            if label not in self.known and len(self.known) >= MOST_QUEUES:
                 label = names.OTHER_QUEUES
             series = self.known.get(label)
             if series is None:
                 series = self.known[label] = QueueSeries(self, label)
-        return series
+            return series
 
     def busy(self, label: str) -> bool:
         """Whether a call of this process is under this label."""
@@ -366,12 +366,20 @@ class Instruments:
             if series.idle_since is None:
                 series.idle_since = now
             elif now - series.idle_since >= patience:
-                del self.known[label]
-                for metric in (
-                    *(self.wait, self.hold, self.position, self.waiting, self.holding),
-                    *(self.reclaimed, self.disagreements),
-                ):
-                    metric.remove_by_labels({"queue": label})
+                self._remove(label, series)
+
+    def _remove(self, label: str, series: QueueSeries) -> None:
+        # A scrape has a thread of its own: a call that came back to the queue between two of these
+        # steps would take up children of which the next step removes some from the exposition.
+        with self._changing:
+            if self.known.get(label) is not series or self.busy(label):
+                return  # another scrape was faster, or a call
+            del self.known[label]
+            for metric in (
+                *(self.wait, self.hold, self.position, self.waiting, self.holding),
+                *(self.reclaimed, self.disagreements),
+            ):
+                metric.remove_by_labels({"queue": label})
 
     def _histogram(
         self, name: str, text: str, labelnames: tuple[str, ...], buckets: Sequence[float]
