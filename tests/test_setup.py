@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.observability import Telemetry, set_up
+from genesis.observability.writer import ThreadedStreamHandler
 from tests.waiting import wait_until
 
 
@@ -352,6 +353,33 @@ async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_
     assert handle.shutdown()
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+async def test_a_refusal_is_told_with_the_next_line_of_genesis() -> None:
+    """Of the application's lines, which never raise, none takes it away unsaid."""
+
+    class RefusesOnce(io.StringIO):
+        refused = False
+
+        def write(self, text: str) -> int:
+            if not self.refused:
+                self.refused = True
+                raise OSError("no space left")
+            return super().write(text)
+
+    def record(name: str) -> logging.LogRecord:
+        return logging.makeLogRecord({"name": name, "msg": f"of {name}"})
+
+    stream = RefusesOnce()
+    handler = ThreadedStreamHandler(stream)
+    handler.emit(record("genesis"))
+    handler.emit(record("app"))
+    await wait_until(lambda: "of app" in stream.getvalue(), "the second line is written")
+    with pytest.raises(OSError, match="no space left"):
+        handler.emit(record("genesis"))
+    handler.emit(record("genesis"))
+    assert handler.stop(timeout=5)
+    assert stream.getvalue() == "of app\nof genesis\nof genesis\n"
 
 
 def test_a_forked_process_writes_its_own_lines() -> None:

@@ -49,14 +49,13 @@ class ThreadedStreamHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._begin_if_forked()
-            line = self.format(record)
-            refusal, self._refusal = self._refusal, None
-            self._lines.put_nowait(line)
-            if refusal is not None:
-                raise refusal
+            self._lines.put_nowait(self.format(record))
         except Exception:
             if record.name == "genesis":
                 raise
+        if record.name == "genesis" and (refusal := self._refusal) is not None:
+            self._refusal = None
+            raise refusal
 
     def stop(self, timeout: float) -> bool:
         """Write what is there and end the thread; returns whether it did within `timeout` seconds."""
