@@ -27,6 +27,7 @@ import genesis
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import (
     Admission,
+    BackendEvent,
     Departure,
     Disrupted,
     Entry,
@@ -813,7 +814,7 @@ async def test_what_a_backend_tells_bears_no_call_s_context(
     """A timer set in a call runs in its context; an outage is not that call's for all that."""
     caplog.set_level(logging.INFO, "genesis.tests")
     ticket = (await enter(observed)).ticket
-    told = [
+    told: list[BackendEvent] = [
         Disrupted("connection", "refused"),
         Reclaimed("sales", "call-2", "dead-1", "waiting"),
         SlotLost(ticket, "lapsed"),
