@@ -1,0 +1,101 @@
+"""What is to happen in a schedule; in which order it does, is for the schedule to decide."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+__all__ = ["Admin", "CallPlan", "Scenario", "drawn", "tiny"]
+
+
+T = TypeVar("T")
+
+_ADMINS = ("set_limit",) * 4 + ("evict",) * 6 + ("close", "stats", "entries", "position")
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """One call."""
+
+    queue_id: str
+    item_id: str
+    limit: int | None = None
+    timeout: float | None = None
+    cancels: int = 0
+    """How often its task is cancelled, at any step; more than once means while it is on its way out."""
+    fails: bool = False
+    """Its body ends with an error."""
+    instance: int = 0
+
+
+@dataclass(frozen=True)
+class Admin:
+    """Something an operator does: set_limit, evict, close, stats, entries or position."""
+
+    what: str
+    queue_id: str = ""
+    limit: int | None = None
+    item_id: str = ""
+    """Whom; empty for one of those who are there then, which the schedule picks."""
+    instance: int = 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    calls: tuple[CallPlan, ...]
+    admins: tuple[Admin, ...] = ()
+    timers: int = 0
+    """How many timers may fire before the end."""
+    instances: int = 1
+    faults: tuple[str, ...] = ()
+    """See `shared`; those that may happen, each at most once."""
+    pace: float = field(default=0.6, compare=False)
+    """How likely the next step is that something ready runs, rather than that something happens."""
+
+
+def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) -> Scenario:
+    """A small scenario: 2 to 6 calls in 1 or 2 queues with limits of 1 or 2, and what befalls them."""
+    chance = random.Random(f"scenario {seed}").random
+
+    def one_of(these: Sequence[T]) -> T:
+        return these[int(chance() * len(these))]
+
+    names = one_of((("q",), ("q",), ("q", "r")))
+    limits = {name: one_of((None, 1, 1, 2)) for name in names}
+    instances = 1 + int(chance() * instances)
+    calls = []
+    for number in range(one_of((2, 3, 4, 5, 6))):
+        queue_id = one_of(names)
+        patience = chance()
+        calls.append(
+            CallPlan(
+                queue_id,
+                # sometimes several calls bear one name
+                f"c{one_of((0, 1, 2))}" if chance() < 0.15 else f"c{number}",
+                # sometimes a call site disagrees, or has no opinion
+                one_of((None, 1, 2, 3)) if chance() < 0.1 else limits[queue_id],
+                0.0 if patience < 0.1 else 1 + int(patience * 10) / 4 if patience < 0.5 else None,
+                one_of((0, 0, 0, 1, 1, 2)),
+                chance() < 0.1,
+                int(chance() * instances),
+            )
+        )
+    admins = []
+    for _ in range(one_of((0, 0, 1, 1, 2, 3))):
+        limit, instance = one_of((None, 0, 1, 2, 3)), int(chance() * instances)
+        admins.append(Admin(one_of(_ADMINS), one_of(names), limit, "", instance))
+    return Scenario(
+        tuple(calls),
+        tuple(admins),
+        int(chance() * 5),
+        instances,
+        tuple(fault for fault in faults if chance() < 0.3),
+        one_of((0.35, 0.6, 0.85)),
+    )
+
+
+def tiny(*calls: CallPlan, admins: tuple[Admin, ...] = (), timers: int = 0) -> Scenario:
+    """A scenario small enough that every order of its steps can be walked."""
+    return Scenario(calls, admins, timers)
