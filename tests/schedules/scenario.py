@@ -51,6 +51,8 @@ class Scenario:
     instances: int = 1
     faults: tuple[str, ...] = ()
     """See `shared`; those that may happen, each at most once."""
+    warm: bool = False
+    """The connections stand before anything happens."""
     pace: float = field(default=0.6, compare=False)
     """How likely the next step is that something ready runs, rather than that something happens."""
 
@@ -77,7 +79,7 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
                 # sometimes a call site disagrees, or has no opinion
                 one_of((None, 1, 2, 3)) if chance() < 0.1 else limits[queue_id],
                 0.0 if patience < 0.1 else 1 + int(patience * 10) / 4 if patience < 0.5 else None,
-                one_of((0, 0, 0, 1, 1, 2)),
+                one_of((0, 0, 0, 0, 1, 1, 2)),
                 chance() < 0.1,
                 int(chance() * instances),
             )
@@ -91,7 +93,8 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
         tuple(admins),
         int(chance() * 5),
         instances,
-        tuple(fault for fault in faults if chance() < 0.3),
+        tuple(fault for fault in faults if chance() < 0.4),
+        chance() < 0.7,
         one_of((0.35, 0.6, 0.85)),
     )
 

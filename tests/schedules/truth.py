@@ -61,7 +61,9 @@ class Books:
         self.keys = {queue_id: queue_keys(prefix, queue_id) for queue_id in queues}
         self.grants: dict[str, set[int]] = {}  # ticket -> every token it was ever granted
         self.evicted: set[str] = set()
+        self.lapsed: set[tuple[str, str]] = set()  # queue and instance whose lease has run out
         self.history: list[str] = []
+        self._bare_leases: set[tuple[str, str]] = set()
         self._by_key = {keys[0]: queue_id for queue_id, keys in self.keys.items()}
         self._instances = list(instances)
         self._alive = alive
@@ -83,7 +85,7 @@ class Books:
         self.probed = len(parts)
 
     def queue_of(self, command: Command) -> str | None:
-        return self._by_key[command[3]] if command[0] == b"EVALSHA" else None
+        return self._by_key.get(command[3]) if command[0] == b"EVALSHA" else None
 
     def survivors(self, queue_id: str) -> list[str]:
         """Who was there when Redis lost its data, is still wanted, and not yet registered again."""
@@ -114,7 +116,7 @@ class Books:
                 int(override if override is not None else limit or 1),
                 until is not None and until != b"1",
                 epoch or b"",
-                [raw.decode() for raw in leases],
+                sorted(raw.decode() for raw in leases),
                 {
                     name: [raw.decode() for raw in book]
                     for name, book in zip(self._instances, books, strict=True)
@@ -137,30 +139,54 @@ class Books:
         if queue_id is None:
             return
         before, now = self.queues[queue_id], found[queue_id]
-        self.queues[queue_id] = now
         about = f"{kind} in {queue_id}: {before} -> {now}"
-        self._keep_the_invariants(now, about)
+        if isinstance(reply, Exception) and now != before:
+            raise Violation(f"it was refused ({reply}), and had an effect: {about}")
+        if isinstance(reply, Exception):
+            return
+        self.queues[queue_id] = now
+        word = command[7].decode() if len(command) > 7 else ""
+        if kind == "heartbeat" and reply[5]:
+            self._bare_leases.add((queue_id, word))
+        self._keep_the_invariants(queue_id, now, about)
         if kind == "enter":
             self._arrive(command[7].decode(), before, now)
         self._keep_the_order(before, now, about)
         self._grant(kind, queue_id, before, now, about)
-        if kind == "evict" and command[7].decode() in [*before.waiting, *before.holding]:
-            self.evicted.add(command[7].decode())
-        if kind == "leave" and now.has(command[7].decode()):
+        if kind == "evict" and before.has(word):
+            self.evicted.add(word)
+        if kind == "leave" and now.has(word):
             raise Violation(f"it left, and is there: {about}")
-        if kind not in _GRANTING or isinstance(reply, Exception):
+        for ticket in [*before.waiting, *before.holding]:
+            by_name = kind in ("leave", "evict") and ticket == word
+            if not now.has(ticket) and not by_name and (queue_id, _owner(ticket)) not in self.lapsed:
+                raise Violation(f"{ticket} was taken out: {about}")
+        self.lapsed = {
+            (queue, name)
+            for queue, name in self.lapsed
+            if queue != queue_id or (name in now.leases and not self._renewed(kind, word, name, before))
+        }
+        if kind not in _GRANTING:
             return
         # A beat that finds tickets unknown grants nothing; their owner registers them next.
         held_back = now.recovering or (kind == "heartbeat" and reply[5]) or self.survivors(queue_id)
         if now.waiting and len(now.holding) < now.limit and not held_back:
             raise Violation(f"a slot is free, and somebody waits: {about}")
 
-    def _keep_the_invariants(self, now: Truth, about: str) -> None:
+    def _renewed(self, kind: str, word: str, name: str, before: Truth) -> bool:
+        """Whether this command renewed the lease of an instance."""
+        if kind == "enter":  # one that is said again finds its ticket, and renews nothing
+            return _owner(word) == name and not before.has(word)
+        return kind in ("heartbeat", "restore") and word == name
+
+    def _keep_the_invariants(self, queue_id: str, now: Truth, about: str) -> None:
         tickets = [*now.waiting, *now.holding]
         booked = [ticket for book in now.books.values() for ticket in book]
         if len(set(tickets)) != len(tickets) or sorted(tickets) != sorted(booked):
             raise Violation(f"tickets {tickets}, but booked {booked}: {about}")
-        if sorted(now.leases) != sorted(now.books):
+        for name in sorted(set(now.leases) ^ set(now.books)):
+            if name in now.leases and (queue_id, name) in self._bare_leases:
+                continue  # it beat for what it has lost here; see line.lua
             raise Violation(f"leases of {now.leases}, books of {list(now.books)}: {about}")
 
     def _arrive(self, ticket: str, before: Truth, now: Truth) -> None:
@@ -194,3 +220,7 @@ class Books:
             self.history.append(f"+{ticket}")
         if new and len(now.holding) > now.limit:
             raise Violation(f"granted over the limit: {about}")
+
+
+def _owner(ticket: str) -> str:
+    return ticket.rpartition(":")[0]

@@ -29,7 +29,7 @@ from redis._parsers.base import BaseParser
 
 from tests.schedules.loop import VirtualLoop
 
-__all__ = ["Command", "Network", "Pipe", "ScriptedConnection", "ScriptedPool", "Server"]
+__all__ = ["Command", "Network", "Pipe", "ScriptedConnection", "ScriptedPool", "Server", "pack"]
 
 Command = list[bytes]
 
