@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import random
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 
+from tests.redis_server import RedisServer
 from tests.schedules.calls import Violation
 from tests.schedules.choices import Choices, Path, Seeded, every_path
 from tests.schedules.loop import Order
 from tests.schedules.memory import MemorySchedule
 from tests.schedules.scenario import Scenario, drawn
+from tests.schedules.shared import FAULTS, SharedSchedule
 from tests.schedules.sinks import Sinks
+from tests.schedules.wire import Server
 
-__all__ = ["Found", "Report", "explore_memory", "memory_schedule", "walk_memory"]
+__all__ = [
+    "Found",
+    "Report",
+    "explore_memory",
+    "explore_shared",
+    "memory_schedule",
+    "open_server",
+    "shared_schedule",
+    "walk_memory",
+]
 
 _BATCH = 500  # schedules between two looks at what the layer has counted
 
@@ -102,6 +116,76 @@ def explore_memory(
     return report
 
 
+@contextmanager
+def open_server() -> Iterator[Server]:
+    """A private redis-server, reached over a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="genesis-") as folder:
+        path = str(FilePath(folder) / "redis.sock")
+        process = RedisServer("--unixsocket", path)
+        try:
+            server = Server(path)
+            try:
+                yield server
+            finally:
+                server.close()
+        finally:
+            process.close()
+
+
+def shared_schedule(
+    seed: int,
+    server: Server,
+    sinks: Sinks,
+    order: Order,
+    observed: bool,
+    tell: Callable[[str], None] | None = None,
+) -> SharedSchedule:
+    """The schedule of a seed, over Redis."""
+    # A process that was killed leaves its gauges as they were.
+    faults = tuple(fault for fault in FAULTS if fault != "kill") if observed else FAULTS
+    scenario = drawn(seed, instances=2, faults=faults)
+    return SharedSchedule(
+        scenario, Seeded(seed), server, sinks, observed=observed, order=order, tell=tell
+    )
+
+
+def explore_shared(
+    server: Server,
+    seeds: Iterable[int],
+    *,
+    order: Order = "fifo",
+    observed: bool = False,
+    seconds: float = 1e9,
+) -> Report:
+    """Run the schedules of `seeds` over Redis, for so many seconds at most.
+
+    Raises:
+        Found: one of them breaks a promise.
+    """
+    report = Report(f"redis, {'observed' if observed else 'bare'}, {order}")
+    began = time.perf_counter()
+    sinks = Sinks()
+    for seed in seeds:
+        if observed:
+            sinks = Sinks()
+        try:
+            schedule = shared_schedule(seed, server, sinks, order, observed)
+            schedule.run()
+            if observed:
+                sinks.check()
+        except Violation as violation:
+            raise _found(violation, "redis", seed, order, observed) from violation
+        report.add(schedule.steps, schedule.history)
+        for call in schedule.calls:
+            report.count(call.ending or "killed")
+        for what, times in schedule.counts.items():
+            report.count(what, times)
+        if time.perf_counter() - began > seconds:
+            break
+    report.seconds = time.perf_counter() - began
+    return report
+
+
 def walk_memory(
     scenario: Scenario, *, order: Order = "fifo", most: int = 1_000_000, name: str = ""
 ) -> Report:
@@ -153,9 +237,7 @@ def _found(violation: Violation, kind: str, seed: int, order: str, observed: boo
 
 def _found_on_path(violation: Violation, scenario: Scenario, path: Path, order: Order) -> Found:
     told: list[str] = []
-    try:
+    with suppress(Violation):
         MemorySchedule(scenario, Path(path.taken), Sinks(), order=order, tell=told.append).run()
-    except Violation:
-        pass
     steps = "\n".join(f"  {step}" for step in told)
     return Found(f"{violation}\nreplay: {scenario}, order {order}, path {path.taken}:\n{steps}")

@@ -10,6 +10,7 @@ happened to it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from genesis import Queue
@@ -283,10 +284,11 @@ class MemorySchedule:
         events: list[tuple[Callable[[Any], None], Any]] = []
         if self._to_start:
             events.append((self._start, None))
+        waits_for_all = bool(self._to_start) and self.scenario.patient
         for call in self._alive:
             if call.cancels_left:
                 events.append((self._cancel, call))
-            if call.inside and not call.let_go:
+            if call.inside and not call.let_go and not waits_for_all:
                 events.append((self._release, call))
         for admin in self._admins:
             if admin.what != "close" or not self._to_start:
@@ -317,19 +319,19 @@ class MemorySchedule:
     def _administer(self, admin: Admin) -> None:
         self._note(5 + 8 * self.scenario.admins.index(admin), "", admin)
         self._admins.remove(admin)
-        item_id = admin.item_id
-        if not item_id and self._alive:
-            item_id = self._alive[self.choices.pick(len(self._alive))].plan.item_id
-        self.loop.create_task(self._carry_out(admin, item_id or "nobody"))
+        if not admin.item_id and self._alive:
+            plan = self._alive[self.choices.pick(len(self._alive))].plan
+            admin = replace(admin, item_id=plan.item_id, queue_id=plan.queue_id)
+        self.loop.create_task(self._carry_out(admin))
 
-    async def _carry_out(self, admin: Admin, item_id: str) -> None:
+    async def _carry_out(self, admin: Admin) -> None:
         queue = self.queue
         if self.model.closed and admin.what != "close":
             return
         if admin.what == "set_limit":
             await queue.set_limit(admin.queue_id, admin.limit)
         elif admin.what == "evict":
-            await queue.evict(admin.queue_id, item_id)
+            await queue.evict(admin.queue_id, admin.item_id or "nobody")
         elif admin.what == "close":
             await queue.close()
         elif admin.what == "stats":
@@ -337,7 +339,7 @@ class MemorySchedule:
         elif admin.what == "entries":
             await queue.entries(admin.queue_id)
         else:
-            await queue.position(admin.queue_id, item_id)
+            await queue.position(admin.queue_id, admin.item_id or "nobody")
 
     # -- checks -------------------------------------------------------------------------------------
 
@@ -437,7 +439,7 @@ class MemorySchedule:
 
     def _administer_now(self, admin: Admin) -> None:
         self._note(7, "", admin)
-        self.loop.create_task(self._carry_out(admin, ""))
+        self.loop.create_task(self._carry_out(admin))
 
     def _without_probe(self) -> Queue:
         """For `state_of`, which must find the backend itself behind the layer."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-__all__ = ["Admin", "CallPlan", "Scenario", "drawn", "tiny"]
+__all__ = ["Admin", "CallPlan", "TINY", "Scenario", "drawn"]
 
 
 T = TypeVar("T")
 
-_ADMINS = ("set_limit",) * 4 + ("evict",) * 6 + ("close", "stats", "entries", "position")
+_ADMINS = ("set_limit",) * 4 + ("evict",) * 8 + ("close", "stats", "entries", "position")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Scenario:
     pace: float = field(default=0.6, compare=False)
     """How likely the next step is that something ready runs, rather than that something happens."""
 
+    @property
+    def patient(self) -> bool:
+        """Bodies end only when all calls have started, so that a line forms."""
+        return self.pace < 0.5
+
 
 def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) -> Scenario:
     """A small scenario: 2 to 6 calls in 1 or 2 queues with limits of 1 or 2, and what befalls them."""
@@ -79,11 +84,12 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
                 # sometimes a call site disagrees, or has no opinion
                 one_of((None, 1, 2, 3)) if chance() < 0.1 else limits[queue_id],
                 0.0 if patience < 0.1 else 1 + int(patience * 10) / 4 if patience < 0.5 else None,
-                one_of((0, 0, 0, 0, 1, 1, 2)),
+                one_of((0, 0, 0, 0, 0, 1, 1, 2)),
                 chance() < 0.1,
                 int(chance() * instances),
             )
         )
+    harm = one_of((0.0, 0.2, 0.4))
     admins = []
     for _ in range(one_of((0, 0, 1, 1, 2, 3))):
         limit, instance = one_of((None, 0, 1, 2, 3)), int(chance() * instances)
@@ -93,12 +99,29 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
         tuple(admins),
         int(chance() * 5),
         instances,
-        tuple(fault for fault in faults if chance() < 0.4),
+        tuple(fault for fault in faults if chance() < harm),
         chance() < 0.7,
         one_of((0.35, 0.6, 0.85)),
     )
 
 
-def tiny(*calls: CallPlan, admins: tuple[Admin, ...] = (), timers: int = 0) -> Scenario:
-    """A scenario small enough that every order of its steps can be walked."""
-    return Scenario(calls, admins, timers)
+_A, _B, _C = (CallPlan("q", f"c{n}", 1) for n in range(3))
+
+# Small enough that every order of their steps can be walked.
+TINY = {
+    "a waiter is cancelled while it is granted": Scenario((_A, replace(_B, cancels=1))),
+    "a waiter is cancelled twice": Scenario((_A, replace(_B, cancels=2))),
+    "a waiter's time runs out while it is granted": Scenario((_A, replace(_B, timeout=1.0)), timers=1),
+    "a waiter is cancelled and its time runs out": Scenario(
+        (_A, replace(_B, timeout=1.0, cancels=1)), timers=1
+    ),
+    "a holder is cancelled": Scenario((replace(_A, cancels=1), _B)),
+    "a waiter is evicted while it is granted": Scenario(
+        (_A, _B), (Admin("evict", "q", item_id="c1"),)
+    ),
+    "the limit is raised while a waiter is cancelled": Scenario(
+        (_A, replace(_B, cancels=1)), (Admin("set_limit", "q", 2),)
+    ),
+    "the queue is closed while a waiter is granted": Scenario((_A, _B), (Admin("close"),)),
+    "two waiters, the head is cancelled": Scenario((_A, replace(_B, cancels=1), _C)),
+}

@@ -49,7 +49,7 @@ _MOST_STEPS = 4_000
 _MOST_CALM = 20_000
 _ROUNDS = 6  # heartbeats within which everything must be mended
 
-_UNSUBSCRIBE = pack(("UNSUBSCRIBE",)) + pack(("PING",))
+_AFRESH = pack(("UNSUBSCRIBE",)) + pack(("FLUSHALL",))
 
 Step = tuple[Callable[[Any], None], Any]
 
@@ -188,7 +188,7 @@ class SharedSchedule:
         before = random.getstate()
         random.seed(0)  # the library draws its pauses between two tries of a connection
         try:
-            self.server.ask("FLUSHALL")
+            self.server.carry_out(_AFRESH, 1)
             if self.scenario.warm:
                 self._warm_up()
             for _ in range(_MOST_STEPS):
@@ -199,7 +199,6 @@ class SharedSchedule:
             random.setstate(before)
             for instance in self.instances:
                 instance.dispose()
-            self.server.carry_out(_UNSUBSCRIBE, 1)
 
     def _warm_up(self) -> None:
         """The connections stand before anything happens."""
@@ -259,11 +258,12 @@ class SharedSchedule:
                 steps.append((self._start, None))
             elif self.instances[self._to_start[-1].plan.instance].dead:
                 self._to_start.pop()
+        waits_for_all = bool(self._to_start) and self.scenario.patient
         for call in self._alive:
             if self.instances[call.plan.instance].running:
                 if call.cancels_left:
                     steps.append((self._cancel, call))
-                if call.inside and not call.let_go:
+                if call.inside and not call.let_go and not waits_for_all:
                     steps.append((self._release, call))
         many = 2 * len(self._to_start) <= len(self.calls)
         for admin in self._admins:
@@ -315,8 +315,16 @@ class SharedSchedule:
         """One callback, or all that can run without anything from outside."""
         every = self.choices.chance(0.6)
         self._note("run", instance.name, "on" if every else "one")
-        for _ in range(len(instance.loop.ready) if every else 1):
-            instance.loop.run_one(self.order, self.choices)
+        instance.loop.run_one(self.order, self.choices)
+        if every:
+            self._run_on(instance.loop)
+
+    def _run_on(self, loop: VirtualLoop) -> None:
+        for _ in range(_MOST_CALM):
+            if not loop.ready:
+                return
+            loop.run_one(self.order, self.choices)
+        raise Violation("a loop never comes to rest")
 
     def _fire(self, instance: Instance) -> None:
         self._note("timer", instance.name)
@@ -333,12 +341,11 @@ class SharedSchedule:
         pipe.accept()
 
     def _carry(self, pipe: Pipe) -> None:
-        command = pipe.outgoing.popleft()
-        self._carry_out(pipe, command, "carry out")
-        # Scripts are loaded in one go: nothing else can be said before they are.
-        while command[0] == b"SCRIPT" and pipe.outgoing and pipe.outgoing[0][0] == b"SCRIPT":
-            command = pipe.outgoing.popleft()
-            self.network.carry_out(pipe, command, b"", 0)
+        if pipe.outgoing[0][0] == b"SCRIPT":
+            self._note("load scripts", pipe.number)
+            self.network.load_scripts(pipe)
+        else:
+            self._carry_out(pipe, pipe.outgoing.popleft(), "carry out")
 
     def _arrive_late(self, pipe: Pipe) -> None:
         command = pipe.late.popleft()
@@ -514,35 +521,49 @@ class SharedSchedule:
         for instance in self.instances:
             if instance.frozen:
                 self._resume(instance)
-            if instance.dead:
-                self._lapse(instance)
         for pipe in self.network.pipes:
             while pipe.late and self.choices.chance(0.5):
                 self._arrive_late(pipe)
             pipe.late.clear()
         self._to_start = [c for c in self._to_start if not self.instances[c.plan.instance].dead]
         self._calm()
+        self._let_the_gone_lapse()
         if not self._calm_so_far:
             self._mend()
         self._agree()
-        for queue_id in self.books.queues:
-            self._operate(queue_id, "limit", b"")
+        for queue_id, truth in self.books.queues.items():
+            if truth.overridden:
+                self._operate(queue_id, "limit", b"")
         self._let_all_end()
         self._sweep()
         self._close_all()
+        self._count("evicted holders and waiters", len(self.books.evicted))
         if self.observed:
             self.sinks.expect(self.calls)
+
+    def _let_the_gone_lapse(self) -> None:
+        """What the dead have, and what those who closed could not give back, is taken by the lease."""
+        while any(i.closing and i.loop.unfinished() for i in self.instances if not i.dead):
+            self._beat()
+        for instance in self.instances:
+            if instance.dead or instance.closing:
+                self._lapse(instance)
 
     def _calm(self) -> None:
         """Go on, with a network that works and no time that passes, until nothing moves."""
         for _ in range(_MOST_CALM):
-            steps = self._runs() + self._wires()
+            for instance in self.instances:
+                if instance.running:
+                    self._run_on(instance.loop)
+                    while _due(instance.loop):
+                        instance.loop.fire_timer()
+                        self._run_on(instance.loop)
+            self._check()
+            steps = self._wires()
             if not steps:
-                self._check()
                 return
             happen, what = steps[self.choices.pick(len(steps))]
             happen(what)
-            self._check()
         raise Violation("it never comes to rest")
 
     def _beat(self) -> None:
@@ -590,7 +611,8 @@ class SharedSchedule:
         for queue_id, truth in self.books.queues.items():
             if truth.recovering or self.books.survivors(queue_id):
                 raise Violation(f"{queue_id} has not recovered: {truth}")
-            if truth.waiting and len(truth.holding) < truth.limit:
+            wanted = any(self._knows(ticket) for ticket in truth.waiting)
+            if wanted and len(truth.holding) < truth.limit:
                 raise Violation(f"{queue_id} has a free slot and a waiter: {truth}")
 
     def _let_all_end(self) -> None:
@@ -627,9 +649,10 @@ class SharedSchedule:
                 self._count("leases without a ticket")
             if left:
                 self._count("tickets left to the lease", len(left))
-        for instance in self.instances:
-            self._lapse(instance)
-        for queue_id in self.books.queues:
+            if not left and not truth.leases:
+                continue
+            for instance in self.instances:
+                self._lapse(instance)
             self._operate(queue_id, "reap")
             truth = self.books.queues[queue_id]
             if truth.waiting or truth.holding or truth.leases or truth.books:
@@ -660,9 +683,13 @@ class SharedSchedule:
                 raise Violation(f"{instance.name} reports {disruptions}, and nothing had happened")
         if any(pipe.open or pipe.connecting for pipe in self.network.pipes):
             raise Violation("a connection was left open")
-        keys = self.server.ask("KEYS", "*")
+        may_stay = []
+        for meta, *_ in self.books.keys.values():
+            may_stay += [meta, meta.replace(b":meta", b":gone")]
+        ask = [("KEYS", "*"), *(("TTL", key) for key in may_stay)]
+        (keys, *lives), _ = self.server.carry_out(b"".join(map(pack, ask)), len(ask))
         for key in keys:
-            if not key.endswith((b":meta", b":gone")) or self.server.ask("TTL", key) < 0:
+            if key not in may_stay or lives[may_stay.index(key)] < 0:
                 raise Violation(f"{key} was left behind")
 
     def _operate(self, queue_id: str, script: str, *first: bytes) -> None:
@@ -672,7 +699,8 @@ class SharedSchedule:
         command = [b"EVALSHA", load(script).sha, b"4", *keys, *first, *backend._constants]
         if script == "limit":
             command.append(b"operator")
-        self.server.ask("SCRIPT", "LOAD", load(script).source)
+        if self.counts.get("scripts"):
+            self.server.ask("SCRIPT", "LOAD", load(script).source)
         self._carry_out(self._operator, command, "elsewhere")
 
     def _note(self, *what: object) -> None:

@@ -31,6 +31,7 @@ class Truth:
     waiting: list[str] = field(default_factory=list)  # in the order of the line
     holding: dict[str, int] = field(default_factory=dict)  # ticket -> token, in the order of grants
     limit: int = 1
+    overridden: bool = False
     recovering: bool = False  # grants are held back, after a loss of data
     epoch: bytes = b""
     leases: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ class Books:
                 [raw.decode() for raw in waiting],
                 {raw.decode(): int(token) for raw, token in holding},
                 int(override if override is not None else limit or 1),
+                override is not None,
                 until is not None and until != b"1",
                 epoch or b"",
                 sorted(raw.decode() for raw in leases),

@@ -214,6 +214,15 @@ class Network:
         return reply, replies[own:]
 
 
+    def load_scripts(self, pipe: Pipe) -> None:
+        """Carry out all the SCRIPT LOADs in front in one go: nothing else can be said before them."""
+        loads = []
+        while pipe.outgoing and pipe.outgoing[0][0] == b"SCRIPT":
+            loads.append(pack(pipe.outgoing.popleft()))
+        replies, _ = self.server.carry_out(b"".join(loads), len(loads))
+        pipe.incoming.extend(replies)
+
+
 class ScriptedConnection:
     """What the library sees of a pipe: the part of redis-py's connection that it uses."""
 
