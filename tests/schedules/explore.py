@@ -45,6 +45,8 @@ class Report:
     schedules: int = 0
     steps: int = 0
     seconds: float = 0.0
+    busy: float = 0.0
+    """Seconds of CPU, of the server as well."""
     orders: set[int] = field(default_factory=set)
     histories: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Report:
     def __str__(self) -> str:
         rate = self.schedules / self.seconds if self.seconds else 0.0
         text = (
-            f"{self.kind}: {self.schedules} schedules in {self.seconds:.1f} s = {rate:.0f}/s, "
+            f"{self.kind}: {self.schedules} schedules in {self.seconds:.1f} s = {rate:.0f}/s "
+            f"({self.schedules / self.busy if self.busy else 0:.0f} a second of CPU), "
             f"{self.steps} steps, {len(self.orders)} distinct orders, "
             f"{len(self.histories)} distinct histories"
         )
@@ -94,7 +97,7 @@ def explore_memory(
     """
     kind = f"memory, {'observed' if observed else 'bare'}, {order}"
     report = Report(kind)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     sinks, batch = Sinks(), list[int]()
     for seed in seeds:
         try:
@@ -113,6 +116,7 @@ def explore_memory(
             break
     _check_sinks(sinks, batch, order, observed)
     report.seconds = time.perf_counter() - began
+    report.busy = time.process_time() - busy
     return report
 
 
@@ -132,6 +136,12 @@ def open_server() -> Iterator[Server]:
             process.close()
 
 
+def shared_scenario(seed: int, observed: bool) -> Scenario:
+    # A process that was killed leaves its gauges as they were.
+    faults = tuple(fault for fault in FAULTS if fault != "kill") if observed else FAULTS
+    return drawn(seed, instances=2, faults=faults)
+
+
 def shared_schedule(
     seed: int,
     server: Server,
@@ -141,9 +151,7 @@ def shared_schedule(
     tell: Callable[[str], None] | None = None,
 ) -> SharedSchedule:
     """The schedule of a seed, over Redis."""
-    # A process that was killed leaves its gauges as they were.
-    faults = tuple(fault for fault in FAULTS if fault != "kill") if observed else FAULTS
-    scenario = drawn(seed, instances=2, faults=faults)
+    scenario = shared_scenario(seed, observed)
     return SharedSchedule(
         scenario, Seeded(seed), server, sinks, observed=observed, order=order, tell=tell
     )
@@ -156,16 +164,22 @@ def explore_shared(
     order: Order = "fifo",
     observed: bool = False,
     seconds: float = 1e9,
+    only: Callable[[Scenario], bool] = lambda _: True,
 ) -> Report:
     """Run the schedules of `seeds` over Redis, for so many seconds at most.
+
+    Args:
+        only: which scenarios; the seeds of others are passed over.
 
     Raises:
         Found: one of them breaks a promise.
     """
     report = Report(f"redis, {'observed' if observed else 'bare'}, {order}")
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time() + server.busy_seconds()
     sinks = Sinks()
     for seed in seeds:
+        if not only(shared_scenario(seed, observed)):
+            continue
         if observed:
             sinks = Sinks()
         try:
@@ -183,6 +197,7 @@ def explore_shared(
         if time.perf_counter() - began > seconds:
             break
     report.seconds = time.perf_counter() - began
+    report.busy = time.process_time() + server.busy_seconds() - busy
     return report
 
 
@@ -195,7 +210,7 @@ def walk_memory(
         Found: one of them breaks a promise.
     """
     report = Report(f"memory, every path of {name or scenario}, {order}")
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     sinks = Sinks()
     for path in every_path():
         if report.schedules == most:
@@ -210,6 +225,7 @@ def walk_memory(
         for call in schedule.calls:
             report.count(call.ending)
     report.seconds = time.perf_counter() - began
+    report.busy = time.process_time() - busy
     return report
 
 

@@ -53,6 +53,8 @@ class Scenario:
     """See `shared`; those that may happen, each at most once."""
     warm: bool = False
     """The connections stand before anything happens."""
+    lagging: int = 0
+    """The connection, by number, on which what Redis says takes long to arrive; 0 for none."""
     pace: float = field(default=0.6, compare=False)
     """How likely the next step is that something ready runs, rather than that something happens."""
 
@@ -97,10 +99,11 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
     return Scenario(
         tuple(calls),
         tuple(admins),
-        int(chance() * 5),
+        int(chance() * 5) if chance() < 0.7 else 0,
         instances,
         tuple(fault for fault in faults if chance() < harm),
         chance() < 0.7,
+        one_of((0, 0, 1, 2, 3, 4)),
         one_of((0.35, 0.6, 0.85)),
     )
 

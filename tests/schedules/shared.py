@@ -212,7 +212,7 @@ class SharedSchedule:
 
     def _step(self) -> bool:
         """One step of any kind; False when nothing is left to happen."""
-        kinds = [(12, self._runs()), (8, self._wires()), (4, self._events())]
+        kinds = [(12, self._runs()), (8, self._wires(self.scenario.lagging)), (4, self._events())]
         if self._timers_left:
             kinds.append((1, self._timers()))
         if self._faults:
@@ -228,6 +228,11 @@ class SharedSchedule:
         self._check()
         return True
 
+    @property
+    def _busy(self) -> bool:
+        """Half of the calls have started."""
+        return 2 * len(self._to_start) <= len(self.calls)
+
     def _runs(self) -> list[Step]:
         steps: list[Step] = []
         for instance in self.instances:
@@ -238,14 +243,15 @@ class SharedSchedule:
                     steps.append((self._fire, instance))
         return steps
 
-    def _wires(self) -> list[Step]:
+    def _wires(self, lagging: int = 0) -> list[Step]:
         steps: list[Step] = []
         for pipe in self.network.pipes:
             if pipe.connecting is not None:
                 steps.append((self._accept, pipe))
             if pipe.outgoing:
                 steps.append((self._carry, pipe))
-            if pipe.incoming and not self.instances[pipe.owner].frozen:
+            late = pipe.number == lagging and self.choices.chance(0.9)
+            if pipe.incoming and not late and not self.instances[pipe.owner].frozen:
                 steps.append((self._deliver, pipe))
             if pipe.late:
                 steps.append((self._arrive_late, pipe))
@@ -265,9 +271,8 @@ class SharedSchedule:
                     steps.append((self._cancel, call))
                 if call.inside and not call.let_go and not waits_for_all:
                     steps.append((self._release, call))
-        many = 2 * len(self._to_start) <= len(self.calls)
         for admin in self._admins:
-            if self.instances[admin.instance].running and (many or admin.what == "set_limit"):
+            if self.instances[admin.instance].running and (self._busy or admin.what == "set_limit"):
                 steps.append((self._administer, admin))
         return steps
 
@@ -301,6 +306,8 @@ class SharedSchedule:
                 steps += [(self._cut, pipe) for pipe in self.network.pipes if pipe.open]
             elif fault == "refuse":
                 steps += [(self._refuse, pipe) for pipe in self.network.pipes if pipe.connecting]
+            elif not self._busy:
+                continue  # it would hit nobody
             elif fault == "flush":
                 steps.append((self._flush, None))
             elif fault == "scripts":

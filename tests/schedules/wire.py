@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +70,11 @@ class Server:
     def ask(self, *words: Any) -> Any:
         """One command of the schedule's own."""
         return self.carry_out(pack(words), 1)[0][0]
+
+    def busy_seconds(self) -> float:
+        """Seconds of CPU that the server has used."""
+        found = re.findall(rb"used_cpu_(?:user|sys):([\d.]+)", self.ask("INFO", "cpu"))
+        return sum(map(float, found))
 
     def close(self) -> None:
         self._socket.close()
