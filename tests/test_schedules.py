@@ -1,7 +1,7 @@
 """Interleavings by seed: thousands of orders of the same few events, each checked step by step.
 
-`tests/schedules` is the explorer; what is here is a budget for it in every run, and the proof that it finds
-what it is for. A seed that fails says how to see its steps: `python -m tests.schedules --seed N ... -v`.
+`tests/schedules` is the explorer; what is here is a budget for it in every run, and the proof that it
+finds what it is for. A seed that fails says how to see its steps again, one by one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_every_order_of_a_tiny_scenario_keeps_the_promises(name: str, order: Ord
 def test_every_schedule_over_redis_keeps_the_promises(
     server: Server, order: Order, observed: bool
 ) -> None:
-    """What one command changes in Redis is right, belief and truth agree at rest, and nothing is left."""
+    """Each change in Redis is right, belief and truth agree at rest, and nothing is left behind."""
     seeds = itertools.count()
     report = told(explore_shared(server, seeds, order=order, observed=observed, seconds=SECONDS))
     assert len(report.orders) > report.schedules / 2

@@ -1,9 +1,9 @@
 """`python -m tests.schedules`: replay one seed, or run many.
 
-    python -m tests.schedules --kind redis --seed 526 -v         one schedule, step by step
-    python -m tests.schedules --kind redis --seconds 600         as many as fit, from --first on
-    python -m tests.schedules --kind memory --seconds 600 --order any --observed
-    python -m tests.schedules --kind walk                        every order of the tiny scenarios
+python -m tests.schedules --kind redis --seed 526 -v         one schedule, step by step
+python -m tests.schedules --kind redis --seconds 600         as many as fit, from --first on
+python -m tests.schedules --kind memory --seconds 600 --order any --observed
+python -m tests.schedules --kind walk                        every order of the tiny scenarios
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from tests.schedules.scenario import CallPlan
 __all__ = ["BodyFailed", "Call", "Violation"]
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what it is, not how it is told
     """A promise was broken; the text says which."""
 
 
-class BodyFailed(Exception):
+class BodyFailed(Exception):  # noqa: N818
     """What a body raises that is to fail."""
 
 

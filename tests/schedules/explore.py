@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 
 from tests.redis_server import RedisServer
 from tests.schedules.calls import Violation
-from tests.schedules.choices import Choices, Path, Seeded, every_path
+from tests.schedules.choices import Path, Seeded, every_path
 from tests.schedules.loop import Order
 from tests.schedules.memory import MemorySchedule
 from tests.schedules.scenario import Scenario, drawn
@@ -33,7 +33,7 @@ __all__ = [
 _BATCH = 500  # schedules between two looks at what the layer has counted
 
 
-class Found(AssertionError):
+class Found(AssertionError):  # noqa: N818 - as the test reports it
     """A schedule that breaks a promise; says how to see it again."""
 
 
@@ -82,9 +82,7 @@ def memory_schedule(
     seed: int, sinks: Sinks, order: Order, observed: bool, tell: Callable[[str], None] | None = None
 ) -> MemorySchedule:
     """The schedule of a seed."""
-    return MemorySchedule(
-        drawn(seed), Seeded(seed), sinks, observed=observed, order=order, tell=tell
-    )
+    return MemorySchedule(drawn(seed), Seeded(seed), sinks, observed=observed, order=order, tell=tell)
 
 
 def explore_memory(

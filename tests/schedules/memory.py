@@ -2,9 +2,9 @@
 
 Every operation of this backend is atomic, so the model, which is told of each operation by a probe
 between queue and backend, must agree at every moment: who waits in which order, who holds, what the
-limit is. That says at once that the limit and the order hold, that no slot is free while somebody waits,
-and that nobody is forgotten. Tokens must grow, and each call must end once, in a way that fits what
-happened to it.
+limit is. That says at once that the limit and the order hold, that no slot is free while somebody
+waits, and that nobody is forgotten. Tokens must grow, and each call must end once, in a way that fits
+what happened to it.
 """
 
 from __future__ import annotations
@@ -369,7 +369,9 @@ class MemorySchedule:
                     f"it must be waiting {expected.waiting}, holding {expected.holding}"
                 )
             if line.effective_limit != model.limit(queue_id):
-                raise Violation(f"{queue_id}: limit {line.effective_limit}, not {model.limit(queue_id)}")
+                raise Violation(
+                    f"{queue_id}: limit {line.effective_limit}, not {model.limit(queue_id)}"
+                )
             for passage in line.holding.values():
                 if passage.ticket not in self._granted:
                     if passage.token <= self._tokens.get(queue_id, 0):

@@ -1,7 +1,7 @@
 """Bugs, planted by a test for a moment, to show that the explorer finds such.
 
-Each is one that a careful person could write: a hand-off that looks at the task it is for, a leave that is
-taken to be needless. None of them shows in a run without the race that it needs.
+Each is one that a careful person could write: a hand-off that looks at the task it is for, a leave
+that is taken to be needless. None of them shows in a run without the race that it needs.
 """
 
 from __future__ import annotations

@@ -119,9 +119,7 @@ TINY = {
         (_A, replace(_B, timeout=1.0, cancels=1)), timers=1
     ),
     "a holder is cancelled": Scenario((replace(_A, cancels=1), _B)),
-    "a waiter is evicted while it is granted": Scenario(
-        (_A, _B), (Admin("evict", "q", item_id="c1"),)
-    ),
+    "a waiter is evicted while it is granted": Scenario((_A, _B), (Admin("evict", "q", item_id="c1"),)),
     "the limit is raised while a waiter is cancelled": Scenario(
         (_A, replace(_B, cancels=1)), (Admin("set_limit", "q", 2),)
     ),

@@ -2,14 +2,14 @@
 
 What is explored is the client's state machine: backend, ledger, heartbeat, link and subscriber. The
 schedule decides when a command reaches Redis, when a reply or a message reaches the client, when a
-timer fires, and what breaks. Each instance has its own virtual clock, so that none of them can be relied
-on; Redis keeps its own, which nobody touches. What takes Redis time is said to have passed by writing what
-would then be true: a lease that nobody renews any more is set to have lapsed, and the recovery window to
-be over once all living instances have registered again.
+timer fires, and what breaks. Each instance has its own virtual clock, so that none of them can be
+relied on; Redis keeps its own, which nobody touches. What takes Redis time is said to have passed by
+writing what would then be true: a lease that nobody renews any more is set to have lapsed, and the
+recovery window to be over once all living instances have registered again.
 
 Faults, each of which may be drawn several times:
 
-    cut      a connection breaks; of the commands under way some may still arrive later, replies are lost
+    cut      a connection breaks; replies under way are lost, commands may still arrive later
     refuse   a connection that is being made is refused
     flush    FLUSHALL
     scripts  SCRIPT FLUSH
@@ -100,9 +100,7 @@ class Instance:
 
     def lost(self, passage: Passage) -> bool:
         """As `slot.lost` would say; a look that changes nothing."""
-        return passage.lost or (
-            passage.stage is Stage.HOLDING and self.loop.now >= passage.line.fence
-        )
+        return passage.lost or (passage.stage is Stage.HOLDING and self.loop.now >= passage.line.fence)
 
     def dispose(self) -> None:
         for _ in range(20):
@@ -159,9 +157,7 @@ class SharedSchedule:
         self.steps: list[object] = []
         self.counts: dict[str, int] = {}
         self.network = Network(server)
-        self.instances = [
-            Instance(n, self.network, sinks, observed) for n in range(scenario.instances)
-        ]
+        self.instances = [Instance(n, self.network, sinks, observed) for n in range(scenario.instances)]
         sinks.clock.loop = self.instances[0].loop
         queues = sorted({plan.queue_id for plan in scenario.calls})
         names = [instance.name for instance in self.instances]
@@ -338,8 +334,10 @@ class SharedSchedule:
         if not _due(instance.loop):
             self._timers_left -= 1
             # Time passes although something is on its way: the network is as slow as that.
-            self._disturbed = self._disturbed or bool(instance.loop.ready) or any(
-                pipe.connecting or pipe.outgoing or pipe.incoming for pipe in self.network.pipes
+            self._disturbed = (
+                self._disturbed
+                or bool(instance.loop.ready)
+                or any(pipe.connecting or pipe.outgoing or pipe.incoming for pipe in self.network.pipes)
             )
         instance.loop.fire_timer()
 
@@ -679,7 +677,9 @@ class SharedSchedule:
             if instance.dead:
                 continue
             if instance.loop.unfinished() or instance.loop.next_timer is not None:
-                raise Violation(f"{instance.name} has closed, but there is {instance.loop.unfinished()}")
+                raise Violation(
+                    f"{instance.name} has closed, but there is {instance.loop.unfinished()}"
+                )
             if instance.loop.errors:
                 raise Violation(f"asyncio was told of errors: {instance.loop.errors}")
             for task in instance.errands:

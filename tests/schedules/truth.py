@@ -1,8 +1,8 @@
 """What Redis has, read after each command, and what may change in it by one.
 
-`Truth` is one queue as it stands; `Books` follows all queues of a schedule, and insists that each change
-keeps the promises: the limit, the order of entering, growing tokens, no free slot with a waiter, and the
-invariants that `line.lua` names.
+`Truth` is one queue as it stands; `Books` follows all queues of a schedule, and insists that each
+change keeps the promises: the limit, the order of entering, growing tokens, no free slot with a waiter,
+and the invariants that `line.lua` names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.scripts import SCRIPT_NAMES, load
@@ -46,6 +46,18 @@ def name_of(command: Command) -> str:
     if command[0] == b"EVALSHA":
         return _SCRIPTS.get(command[1], "an unknown script")
     return command[0].decode().lower()
+
+
+class _Change(NamedTuple):
+    """What a violation was; put into words only if there is one."""
+
+    kind: str
+    queue_id: str
+    before: Truth
+    now: Truth
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.queue_id}: {self.before} -> {self.now}"
 
 
 class Books:
@@ -137,11 +149,13 @@ class Books:
         found = self.look(looks)
         for other, truth in found.items():
             if other != queue_id and truth != self.queues[other]:
-                raise Violation(f"{kind} in {queue_id} changed {other}: {self.queues[other]} -> {truth}")
+                raise Violation(
+                    f"{kind} in {queue_id} changed {other}: {self.queues[other]} -> {truth}"
+                )
         if queue_id is None:
             return
         before, now = self.queues[queue_id], found[queue_id]
-        about = f"{kind} in {queue_id}: {before} -> {now}"
+        about = _Change(kind, queue_id, before, now)
         if isinstance(reply, Exception) and now != before:
             raise Violation(f"it was refused ({reply}), and had an effect: {about}")
         if isinstance(reply, Exception):
@@ -181,7 +195,7 @@ class Books:
             return _owner(word) == name and not before.has(word)
         return kind in ("heartbeat", "restore") and word == name
 
-    def _keep_the_invariants(self, queue_id: str, now: Truth, about: str) -> None:
+    def _keep_the_invariants(self, queue_id: str, now: Truth, about: _Change) -> None:
         tickets = [*now.waiting, *now.holding]
         booked = [ticket for book in now.books.values() for ticket in book]
         if len(set(tickets)) != len(tickets) or sorted(tickets) != sorted(booked):
@@ -196,7 +210,7 @@ class Books:
             self._arrivals[ticket] = next(self._serials)
             self.history.append(f">{ticket}")
 
-    def _keep_the_order(self, before: Truth, now: Truth, about: str) -> None:
+    def _keep_the_order(self, before: Truth, now: Truth, about: _Change) -> None:
         places = [self._arrivals[ticket] for ticket in now.waiting]
         if places != sorted(places):
             raise Violation(f"they wait in another order than they came: {about}")
@@ -207,7 +221,7 @@ class Books:
             elif overtaken and ticket in now.holding:
                 raise Violation(f"{ticket} overtook: {about}")
 
-    def _grant(self, kind: str, queue_id: str, before: Truth, now: Truth, about: str) -> None:
+    def _grant(self, kind: str, queue_id: str, before: Truth, now: Truth, about: _Change) -> None:
         new = False
         for ticket, token in now.holding.items():
             if ticket in before.holding or token in self.grants.get(ticket, ()):

@@ -197,11 +197,13 @@ class Network:
         self.pipes.append(pipe)
         return pipe
 
-    def carry_out(self, pipe: Pipe, command: Command, probe: bytes, probed: int) -> tuple[Any, list[Any]]:
+    def carry_out(
+        self, pipe: Pipe, command: Command, probe: bytes, probed: int
+    ) -> tuple[Any, list[Any]]:
         """Let the server carry out one command, and look at once what it has now.
 
         Returns:
-            The reply, which is on its way to the client if the pipe is open, and the replies to `probe`.
+            The reply, which is on its way to the client if the pipe is open; the replies to `probe`.
         """
         kind = command[0].upper()
         own = 0 if kind == b"SUBSCRIBE" else 1
@@ -218,7 +220,6 @@ class Network:
                 if message[1] in listener.channels:
                     listener.incoming.append(message)
         return reply, replies[own:]
-
 
     def load_scripts(self, pipe: Pipe) -> None:
         """Carry out all the SCRIPT LOADs in front in one go: nothing else can be said before them."""
