@@ -23,5 +23,5 @@ order in which they were scheduled (order "fifo"). Everything else is free. The 
 gives up even that, and runs any callback that is ready.
 
 Out of reach: what one callback does by itself is one step, so threads and signals are not explored;
-TLS, login and the parsing of bytes are not, as the transport begins above them; nor is Redis' own clock.
+TLS, login and the parsing of bytes are not, as the transport begins above them; nor is Redis' clock.
 """

@@ -71,6 +71,8 @@ class Call:
             self.ending = "cancelled"
         elif not self.task.cancelled() and (error := self.task.exception()) is not None:
             raise Violation(f"{self} ended twice: {self.ending}, and then {error!r}")
+        if self.ending == "timeout" and self.plan.timeout is None:
+            raise Violation(f"{self} ran out of time, and had all of it")
         if self.ending == "cancelled" and not self.cancelled:
             raise Violation(f"{self} was cancelled, but by nobody")
 

@@ -137,7 +137,7 @@ def open_server() -> Iterator[Server]:
 def shared_scenario(seed: int, observed: bool) -> Scenario:
     # A process that was killed leaves its gauges as they were.
     faults = tuple(fault for fault in FAULTS if fault != "kill") if observed else FAULTS
-    return drawn(seed, instances=2, faults=faults)
+    return drawn(seed, instances=3, faults=faults)
 
 
 def shared_schedule(

@@ -398,6 +398,8 @@ class MemorySchedule:
             raise Violation(f"{call} had {slot}, the backend granted {self._granted.get(ticket)}")
         if ticket is not None and ticket.id in self.model.evicted and not (slot and slot.lost):
             raise Violation(f"{call} was evicted while it held, and was not told")
+        if call.ending == "evicted" and not self.model.evicted:
+            raise Violation(f"{call} was told that it was evicted; nobody was")
         if call.ending == "unavailable" and not self.model.closed:
             raise Violation(f"{call} was told that the backend is closed; it is not")
         if call.ending in ("released", "failed") and slot is None:

@@ -73,7 +73,7 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
 
     names = one_of((("q",), ("q",), ("q", "r")))
     limits = {name: one_of((None, 1, 1, 2)) for name in names}
-    instances = 1 + int(chance() * instances)
+    instances = min(instances, one_of((1, 2, 2, 3)))
     calls = []
     for number in range(one_of((2, 3, 4, 5, 6))):
         queue_id = one_of(names)
@@ -103,7 +103,7 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
         instances,
         tuple(fault for fault in faults if chance() < harm),
         chance() < 0.7,
-        one_of((0, 0, 1, 2, 3, 4)),
+        one_of((0, 0, 0, 1, 2, 3, 4, 5, 6)),
         one_of((0.35, 0.6, 0.85)),
     )
 

@@ -15,6 +15,7 @@ Faults, each of which may be drawn several times:
     scripts  SCRIPT FLUSH
     pause    an instance stands still for longer than its lease, and another may reap it meanwhile
     kill     an instance is gone at once
+    oom      Redis is out of memory for a while, and refuses what would need more
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tests.schedules.wire import Command, Network, Pipe, ScriptedPool, Server, p
 
 __all__ = ["FAULTS", "SharedSchedule"]
 
-FAULTS = ("cut", "cut", "cut", "refuse", "flush", "scripts", "pause", "kill")
+FAULTS = ("cut", "cut", "cut", "refuse", "flush", "scripts", "pause", "kill", "oom")
 
 _LEASE = 60.0  # seconds; a schedule takes milliseconds of Redis' clock, so none lapses by itself
 _PREFIX = "s:"
@@ -172,6 +173,7 @@ class SharedSchedule:
         self._admins = list(scenario.admins)
         self._faults = list(scenario.faults)
         self._timers_left = scenario.timers
+        self._out_of_memory = False
         self._disturbed = False  # by a fault, or by time that passed while something was on its way
         self._overridden: set[str] = set()
 
@@ -193,6 +195,8 @@ class SharedSchedule:
             self._finish()
         finally:
             random.setstate(before)
+            if self._out_of_memory:
+                self._find_memory(None)
             for instance in self.instances:
                 instance.dispose()
 
@@ -278,12 +282,16 @@ class SharedSchedule:
             for instance in self.instances
             if instance.running and instance.loop.next_timer is not None
         ]
+        if self._out_of_memory:
+            return [*steps, (self._find_memory, None)]
         steps += [(self._end_window, q) for q in self.books.queues if self._window_may_end(q)]
         steps += [(self._resume, instance) for instance in self.instances if instance.frozen]
         return steps
 
     def _lapses(self) -> list[Step]:
         """The leases that instances which do not run have in Redis."""
+        if self._out_of_memory:
+            return []  # writing what would be so would be refused as well
         return [
             (self._lapse, instance)
             for instance in self.instances
@@ -310,6 +318,8 @@ class SharedSchedule:
                 steps.append((self._flush_scripts, None))
             elif fault == "pause":
                 steps += [(self._pause, instance) for instance in alive]
+            elif fault == "oom" and not self._out_of_memory:
+                steps.append((self._run_out_of_memory, None))
             elif fault == "kill" and len(alive) > 1:
                 steps += [(self._kill, instance) for instance in alive]
         return steps
@@ -423,6 +433,17 @@ class SharedSchedule:
         self._broke("scripts", "SCRIPT FLUSH")
         self.server.ask("SCRIPT", "FLUSH")
 
+    def _run_out_of_memory(self, _: None) -> None:
+        self._broke("oom", "out of memory")
+        self._out_of_memory = self.books.out_of_memory = True
+        self.server.ask("CONFIG", "SET", "maxmemory", "1")
+        self._timers_left += 2
+
+    def _find_memory(self, _: None) -> None:
+        self._note("memory again")
+        self._out_of_memory = self.books.out_of_memory = False
+        self.server.ask("CONFIG", "SET", "maxmemory", "0")
+
     def _pause(self, instance: Instance) -> None:
         self._broke("pause", "pause", instance.name)
         instance.frozen = True
@@ -488,6 +509,8 @@ class SharedSchedule:
                 closing = self.instances[call.plan.instance].closing
                 if call.ending == "unavailable" and self._calm_so_far and not closing:
                     raise Violation(f"{call} was told that Redis is unavailable; nothing had happened")
+                if call.ending == "evicted" and not self.books.evicted:
+                    raise Violation(f"{call} was told that it was evicted; nobody was")
             elif call.inside:
                 self._check_holder(call)
         if ended:
@@ -501,6 +524,8 @@ class SharedSchedule:
             raise Violation(f"{call} believes in {slot}; Redis granted {self.books.grants.get(ticket)}")
         held = self.books.queues[queue_id].holding.get(ticket)
         if held == slot.fencing_token or instance.frozen:
+            if slot._lost and self._calm_so_far and not instance.closing:
+                raise Violation(f"{call} was told that its slot is lost, and nothing had happened")
             return
         told = slot._lost or not instance.knows(ticket)
         if not (told or ticket in self.books.evicted or ticket in self.books.survivors(queue_id)):
@@ -523,6 +548,8 @@ class SharedSchedule:
         """Everything comes to rest, belief and truth agree, all end, and nothing is left."""
         self._note("the end begins")
         self._faults = []
+        if self._out_of_memory:
+            self._find_memory(None)
         for instance in self.instances:
             if instance.frozen:
                 self._resume(instance)

@@ -74,6 +74,7 @@ class Books:
         self.keys = {queue_id: queue_keys(prefix, queue_id) for queue_id in queues}
         self.grants: dict[str, set[int]] = {}  # ticket -> every token it was ever granted
         self.evicted: set[str] = set()
+        self.out_of_memory = False  # a script may then be broken off half way
         self.lapsed: set[tuple[str, str]] = set()  # queue and instance whose lease has run out
         self.history: list[str] = []
         self._bare_leases: set[tuple[str, str]] = set()
@@ -156,13 +157,15 @@ class Books:
             return
         before, now = self.queues[queue_id], found[queue_id]
         about = _Change(kind, queue_id, before, now)
-        if isinstance(reply, Exception) and now != before:
-            raise Violation(f"it was refused ({reply}), and had an effect: {about}")
         if isinstance(reply, Exception):
-            return
+            if now != before and not self.out_of_memory:
+                raise Violation(f"it was refused ({reply}), and had an effect: {about}")
+            if now == before:
+                return
         self.queues[queue_id] = now
         word = command[7].decode() if len(command) > 7 else ""
-        if kind == "heartbeat" and reply[5]:
+        failed = isinstance(reply, Exception)
+        if kind == "heartbeat" and not failed and reply[5]:
             self._bare_leases.add((queue_id, word))
         self._keep_the_invariants(queue_id, now, about)
         if kind == "enter":
@@ -182,7 +185,7 @@ class Books:
             for queue, name in self.lapsed
             if queue != queue_id or (name in now.leases and not self._renewed(kind, word, name, before))
         }
-        if kind not in _GRANTING or (kind == "enter" and before.has(word)):
+        if failed or kind not in _GRANTING or (kind == "enter" and before.has(word)):
             return  # an enter that is said again tells, and changes nothing
         # A beat that finds tickets unknown grants nothing; their owner registers them next.
         held_back = now.recovering or (kind == "heartbeat" and reply[5]) or self.survivors(queue_id)
