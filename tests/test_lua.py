@@ -303,7 +303,7 @@ def test_entering_again_after_an_eviction_is_gone(line: Line) -> None:
 
 
 def test_entering_again_after_being_reaped_is_no_eviction(line: Line) -> None:
-    """A ticket whose instance was stopped before it heard of its slot enters anew, in the line's order."""
+    """A ticket whose instance was stopped before it heard of its slot enters anew."""
     line.enter("a:1")
     line.let_lapse("a")
     assert line.enter("b:1")[0] == "granted"

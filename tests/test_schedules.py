@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.schedules import planted
-from tests.schedules.choices import Path, every_path
+from tests.schedules.choices import Path, Seeded, every_path
 from tests.schedules.explore import (
     Found,
     Report,
@@ -25,7 +25,8 @@ from tests.schedules.explore import (
     walk_memory,
 )
 from tests.schedules.loop import Order
-from tests.schedules.scenario import TINY
+from tests.schedules.scenario import TINY, CallPlan, Scenario
+from tests.schedules.shared import SharedSchedule
 from tests.schedules.sinks import Sinks
 from tests.schedules.wire import Server
 
@@ -97,6 +98,29 @@ def test_the_same_seed_is_the_same_schedule(server: Server) -> None:
             one.run()
         assert list(map(str, pair[0].steps)) == list(map(str, pair[1].steps))
         assert pair[0].history == pair[1].history
+
+
+def test_a_grant_told_before_a_loss_of_data_is_not_believed_after_it(server: Server) -> None:
+    """The message may still be on its way while its waiter registers again; then Redis' word counts."""
+    plans = (CallPlan("q", "holder", 1, instance=1), CallPlan("q", "waiter", 1, instance=0))
+    schedule = SharedSchedule(Scenario(plans, instances=2), Seeded(0), server, Sinks())
+    holder, waiter = schedule.calls
+    with schedule.open():
+        schedule.warm_up()
+        schedule.start(None)
+        schedule.calm()
+        schedule.start(None)
+        schedule.calm()
+        (ears,) = (p for p in schedule.network.pipes if p.channels == [b"s:wake:A"])
+        ears.stalled = True
+        schedule.release(holder)
+        schedule.calm()
+        schedule.lose_data()
+        schedule.beat()  # the waiter registers again, as one who waits
+        ears.stalled = False
+        schedule.calm()
+        schedule.finish()
+    assert waiter.ending == "released"
 
 
 @pytest.mark.parametrize("bug", planted.MEMORY, ids=lambda bug: bug.__name__)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from genesis import Queue
@@ -183,16 +184,22 @@ class SharedSchedule:
         Raises:
             Violation: a promise was broken.
         """
+        with self.open():
+            if self.scenario.warm:
+                self.warm_up()
+            for _ in range(_MOST_STEPS):
+                if not self._step():
+                    break
+            self.finish()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """An empty server before, and no task left after it; for `run`, or for steps by hand."""
         before = random.getstate()
         random.seed(0)  # the library draws its pauses between two tries of a connection
         try:
             self.server.carry_out(_AFRESH, 1)
-            if self.scenario.warm:
-                self._warm_up()
-            for _ in range(_MOST_STEPS):
-                if not self._step():
-                    break
-            self._finish()
+            yield
         finally:
             random.setstate(before)
             if self._out_of_memory:
@@ -200,12 +207,12 @@ class SharedSchedule:
             for instance in self.instances:
                 instance.dispose()
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """The connections stand before anything happens."""
         for instance in self.instances:
             instance.errands.append(instance.loop.create_task(instance.queue.ping()))
         choices, self.choices = self.choices, _NONE
-        self._calm()
+        self.calm()
         self.choices = choices
 
     # -- steps --------------------------------------------------------------------------------------
@@ -251,7 +258,12 @@ class SharedSchedule:
             if pipe.outgoing:
                 steps.append((self._carry, pipe))
             late = pipe.number == lagging and self.choices.chance(0.9)
-            if pipe.incoming and not late and not self.instances[pipe.owner].frozen:
+            if (
+                pipe.incoming
+                and not late
+                and not pipe.stalled
+                and not self.instances[pipe.owner].frozen
+            ):
                 steps.append((self._deliver, pipe))
             if pipe.late:
                 steps.append((self._arrive_late, pipe))
@@ -261,7 +273,7 @@ class SharedSchedule:
         steps: list[Step] = []
         if self._to_start:
             if self.instances[self._to_start[-1].plan.instance].running:
-                steps.append((self._start, None))
+                steps.append((self.start, None))
             elif self.instances[self._to_start[-1].plan.instance].dead:
                 self._to_start.pop()
         waits_for_all = bool(self._to_start) and self.scenario.patient
@@ -270,7 +282,7 @@ class SharedSchedule:
                 if call.cancels_left:
                     steps.append((self._cancel, call))
                 if call.inside and not call.let_go and not waits_for_all:
-                    steps.append((self._release, call))
+                    steps.append((self.release, call))
         for admin in self._admins:
             if self.instances[admin.instance].running and (self._busy or admin.what == "set_limit"):
                 steps.append((self._administer, admin))
@@ -385,7 +397,7 @@ class SharedSchedule:
         while pipe.incoming and isinstance(pipe.inbox[-1], bytes) and len(pipe.inbox[-1]) == 40:
             pipe.deliver()
 
-    def _start(self, _: None) -> None:
+    def start(self, _: None) -> None:
         call = self._to_start.pop()
         self._note("start", call)
         call.start(self.instances[call.plan.instance].queue)
@@ -395,7 +407,7 @@ class SharedSchedule:
         self._note("cancel", call)
         call.cancel()
 
-    def _release(self, call: Call) -> None:
+    def release(self, call: Call) -> None:
         self._note("release", call)
         call.release()
 
@@ -426,6 +438,10 @@ class SharedSchedule:
 
     def _flush(self, _: None) -> None:
         self._broke("flush", "FLUSHALL")
+        self.lose_data()
+
+    def lose_data(self) -> None:
+        self._disturbed = True
         self.server.ask("FLUSHALL")
         self.books.lost()
 
@@ -544,7 +560,7 @@ class SharedSchedule:
 
     # -- the end ------------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Everything comes to rest, belief and truth agree, all end, and nothing is left."""
         self._note("the end begins")
         self._faults = []
@@ -558,7 +574,7 @@ class SharedSchedule:
                 self._arrive_late(pipe)
             pipe.late.clear()
         self._to_start = [c for c in self._to_start if not self.instances[c.plan.instance].dead]
-        self._calm()
+        self.calm()
         self._let_the_gone_lapse()
         if not self._calm_so_far:
             self._mend()
@@ -576,12 +592,12 @@ class SharedSchedule:
     def _let_the_gone_lapse(self) -> None:
         """What the dead have, and what those who closed could not give back, is taken by the lease."""
         while any(i.closing and i.loop.unfinished() for i in self.instances if not i.dead):
-            self._beat()
+            self.beat()
         for instance in self.instances:
             if instance.dead or instance.closing:
                 self._lapse(instance)
 
-    def _calm(self) -> None:
+    def calm(self) -> None:
         """Go on, with a network that works and no time that passes, until nothing moves."""
         for _ in range(_MOST_CALM):
             for instance in self.instances:
@@ -598,7 +614,7 @@ class SharedSchedule:
             happen(what)
         raise Violation("it never comes to rest")
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
         """A heartbeat's time passes on every instance."""
         self._timers_left = 1_000
         for instance in self.instances:
@@ -607,7 +623,7 @@ class SharedSchedule:
             until = instance.loop.now + _LEASE / 3 + 0.1
             while (due := instance.loop.next_timer) is not None and due <= until:
                 self._fire(instance)
-                self._calm()
+                self.calm()
             instance.loop.now = max(instance.loop.now, until)
         for queue_id in self.books.queues:
             if self._window_may_end(queue_id):
@@ -615,7 +631,7 @@ class SharedSchedule:
 
     def _mend(self) -> None:
         for _ in range(_ROUNDS):
-            self._beat()
+            self.beat()
             try:
                 self._agree()
             except Violation:
@@ -650,26 +666,26 @@ class SharedSchedule:
     def _let_all_end(self) -> None:
         rounds = 0
         for _ in range(_MOST_STEPS):
-            self._calm()
+            self.calm()
             inside = [call for call in self._alive if call.inside and not call.let_go]
             if self._to_start:
-                self._start(None)
+                self.start(None)
             elif inside:
-                self._release(inside[0])
+                self.release(inside[0])
             elif not self._alive:
                 return
             elif self._calm_so_far or rounds == _ROUNDS:
                 raise Violation(f"stuck: {self._alive}: {self.books.queues}")
             else:
                 rounds += 1
-                self._beat()
+                self.beat()
 
     def _sweep(self) -> None:
         """No instance has anything any more; what Redis has, is what nobody could take out."""
         for _ in range(_ROUNDS):
             if not any(state_of(i.queue) for i in self.instances if not i.dead):
                 break
-            self._beat()
+            self.beat()
         for instance in self.instances:
             if not instance.dead and (state := state_of(instance.queue)):
                 raise Violation(f"{instance.name} still has {state}")
@@ -696,10 +712,10 @@ class SharedSchedule:
                 instance.closing = True
                 instance.errands.append(instance.loop.create_task(instance.queue.close()))
         for _ in range(_ROUNDS):
-            self._calm()
+            self.calm()
             if not any(i.loop.unfinished() for i in self.instances if not i.dead):
                 break
-            self._beat()
+            self.beat()
         for instance in self.instances:
             if instance.dead:
                 continue

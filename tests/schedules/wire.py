@@ -103,6 +103,7 @@ class Pipe:
         self.incoming: deque[Any] = deque()
         self.inbox: deque[Any] = deque()
         self.late: deque[Command] = deque()  # written, given up, and still able to arrive
+        self.stalled = False  # what is on its way to the client stays there
         self.channels: list[bytes] = []
         self._reader: asyncio.Future[None] | None = None
 

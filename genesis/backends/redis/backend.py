@@ -398,7 +398,7 @@ class RedisBackend:
             ticket_id, token, origin = rest.split(b" ", 2)
             passage = session.ledger.find(ticket_id.decode())
             if passage is not None:
-                session.ledger.grant(passage, int(token), _leaver(origin))
+                session.ledger.heard(passage, int(token), _leaver(origin))
         elif kind == b"evicted":
             passage = session.ledger.find(rest.decode())
             if passage is not None:
