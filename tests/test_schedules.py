@@ -25,7 +25,7 @@ from tests.schedules.explore import (
     walk_memory,
 )
 from tests.schedules.loop import Order
-from tests.schedules.scenario import TINY, CallPlan, Scenario
+from tests.schedules.scenario import SMALL, TINY, CallPlan, Scenario
 from tests.schedules.shared import SharedSchedule
 from tests.schedules.sinks import Sinks
 from tests.schedules.wire import Server
@@ -63,6 +63,14 @@ def test_every_order_of_a_tiny_scenario_keeps_the_promises(name: str, order: Ord
     report = told(walk_memory(TINY[name], name=name, order=order))
     assert report.complete
     assert len(report.histories) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_every_order_of_a_small_scenario_keeps_the_promises(name: str) -> None:
+    """The same of races among three: thousands of orders each."""
+    report = told(walk_memory(SMALL[name], name=name))
+    assert report.complete
 
 
 @pytest.mark.parametrize("observed", [False, True], ids=["bare", "observed"])

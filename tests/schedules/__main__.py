@@ -23,7 +23,7 @@ from tests.schedules.explore import (
     shared_schedule,
     walk_memory,
 )
-from tests.schedules.scenario import TINY
+from tests.schedules.scenario import SMALL, TINY
 from tests.schedules.sinks import Sinks
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.kind == "walk":
-            for name, scenario in TINY.items():
+            for name, scenario in (TINY if options.order == "any" else TINY | SMALL).items():
                 print(walk_memory(scenario, name=name, order=options.order), flush=True)
         elif options.seed is not None:
             _replay(options, print if options.verbose else None)

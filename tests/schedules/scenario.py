@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-__all__ = ["Admin", "CallPlan", "TINY", "Scenario", "drawn"]
+__all__ = ["Admin", "CallPlan", "SMALL", "TINY", "Scenario", "drawn"]
 
 
 T = TypeVar("T")
@@ -125,4 +125,21 @@ TINY = {
     ),
     "the queue is closed while a waiter is granted": Scenario((_A, _B), (Admin("close"),)),
     "two waiters, the head is cancelled": Scenario((_A, replace(_B, cancels=1), _C)),
+    "a waiter is cancelled and evicted": Scenario(
+        (_A, replace(_B, cancels=1)), (Admin("evict", "q", item_id="c1"),)
+    ),
+}
+
+# Of these, only the orders that asyncio allows can be walked in a bearable time.
+SMALL = {
+    "two waiters, both are cancelled": Scenario((_A, replace(_B, cancels=1), replace(_C, cancels=1))),
+    "two waiters, the head is cancelled, the other's time runs out": Scenario(
+        (_A, replace(_B, cancels=1), replace(_C, timeout=1.0)), timers=1
+    ),
+    "two slots, a holder and a waiter are cancelled": Scenario(
+        (replace(_A, limit=2), replace(_B, limit=2, cancels=1), replace(_C, limit=2, cancels=1))
+    ),
+    "the queue is paused and goes on": Scenario(
+        (_A, _B), (Admin("set_limit", "q", 0), Admin("set_limit", "q", None))
+    ),
 }

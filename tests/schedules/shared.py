@@ -49,6 +49,7 @@ _LEASE = 60.0  # seconds; a schedule takes milliseconds of Redis' clock, so none
 _PREFIX = "s:"
 _MOST_STEPS = 4_000
 _MOST_CALM = 20_000
+_SOON = 0.05  # seconds; the heartbeat asks again so soon after one that was just under way
 _ROUNDS = 6  # heartbeats within which everything must be mended
 
 _AFRESH = pack(("UNSUBSCRIBE",)) + pack(("FLUSHALL",))
@@ -575,6 +576,8 @@ class SharedSchedule:
             pipe.late.clear()
         self._to_start = [c for c in self._to_start if not self.instances[c.plan.instance].dead]
         self.calm()
+        self._timers_left = 1_000
+        self._pass_time(_SOON)
         self._let_the_gone_lapse()
         if not self._calm_so_far:
             self._mend()
@@ -614,17 +617,20 @@ class SharedSchedule:
             happen(what)
         raise Violation("it never comes to rest")
 
-    def beat(self) -> None:
-        """A heartbeat's time passes on every instance."""
-        self._timers_left = 1_000
+    def _pass_time(self, seconds: float) -> None:
         for instance in self.instances:
             if instance.dead:
                 continue
-            until = instance.loop.now + _LEASE / 3 + 0.1
+            until = instance.loop.now + seconds
             while (due := instance.loop.next_timer) is not None and due <= until:
                 self._fire(instance)
                 self.calm()
             instance.loop.now = max(instance.loop.now, until)
+
+    def beat(self) -> None:
+        """A heartbeat's time passes on every instance."""
+        self._timers_left = 1_000
+        self._pass_time(_LEASE / 3 + 0.1)
         for queue_id in self.books.queues:
             if self._window_may_end(queue_id):
                 self._end_window(queue_id)
