@@ -26,7 +26,7 @@ from tests.schedules.explore import (
 )
 from tests.schedules.loop import Order
 from tests.schedules.scenario import SMALL, TINY, CallPlan, Scenario
-from tests.schedules.shared import SharedSchedule
+from tests.schedules.shared import SOON, SharedSchedule
 from tests.schedules.sinks import Sinks
 from tests.schedules.wire import Server
 
@@ -129,6 +129,33 @@ def test_a_grant_told_before_a_loss_of_data_is_not_believed_after_it(server: Ser
         schedule.calm()
         schedule.finish()
     assert waiter.ending == "released"
+
+
+def test_a_grant_told_before_the_instance_listened_is_found_at_once(server: Server) -> None:
+    """A new instance's first call is granted while its enter is under way; nobody hears of it."""
+    plans = (CallPlan("q", "holder", 1), CallPlan("q", "waiter", 1, instance=1))
+    schedule = SharedSchedule(Scenario(plans, instances=2), Seeded(0), server, Sinks())
+    holder, waiter = schedule.calls
+    with schedule.open():
+        schedule.start(None)
+        schedule.calm()
+        schedule.start(None)
+        schedule.run_on(schedule.instances[1].loop)
+        link, ears = (pipe for pipe in schedule.network.pipes if pipe.owner == 1)
+        ears.held = link.stalled = True
+        schedule.calm()  # both are connected; the scripts are loaded
+        while link.incoming:
+            link.deliver()
+        schedule.calm()  # the enter has been carried out, its answer is under way
+        schedule.release(holder)
+        schedule.calm()
+        ears.held = False
+        schedule.calm()  # it listens from here on
+        link.stalled = False
+        schedule.calm()
+        schedule.pass_time(SOON)
+        assert waiter.inside
+        schedule.finish()
 
 
 @pytest.mark.parametrize("bug", planted.MEMORY, ids=lambda bug: bug.__name__)

@@ -41,7 +41,7 @@ from tests.schedules.sinks import BareQueue, Sinks
 from tests.schedules.truth import Books, name_of
 from tests.schedules.wire import Command, Network, Pipe, ScriptedPool, Server, pack
 
-__all__ = ["FAULTS", "SharedSchedule"]
+__all__ = ["FAULTS", "SOON", "SharedSchedule"]
 
 FAULTS = ("cut", "cut", "cut", "refuse", "flush", "scripts", "pause", "kill", "oom")
 
@@ -49,7 +49,7 @@ _LEASE = 60.0  # seconds; a schedule takes milliseconds of Redis' clock, so none
 _PREFIX = "s:"
 _MOST_STEPS = 4_000
 _MOST_CALM = 20_000
-_SOON = 0.05  # seconds; the heartbeat asks again so soon after one that was just under way
+SOON = 0.05  # seconds; the heartbeat asks again so soon after one that was just under way
 _ROUNDS = 6  # heartbeats within which everything must be mended
 
 _AFRESH = pack(("UNSUBSCRIBE",)) + pack(("FLUSHALL",))
@@ -256,7 +256,7 @@ class SharedSchedule:
         for pipe in self.network.pipes:
             if pipe.connecting is not None:
                 steps.append((self._accept, pipe))
-            if pipe.outgoing:
+            if pipe.outgoing and not pipe.held:
                 steps.append((self._carry, pipe))
             late = pipe.number == lagging and self.choices.chance(0.9)
             if (
@@ -343,9 +343,9 @@ class SharedSchedule:
         self._note("run", instance.name, "on" if every else "one")
         instance.loop.run_one(self.order, self.choices)
         if every:
-            self._run_on(instance.loop)
+            self.run_on(instance.loop)
 
-    def _run_on(self, loop: VirtualLoop) -> None:
+    def run_on(self, loop: VirtualLoop) -> None:
         for _ in range(_MOST_CALM):
             if not loop.ready:
                 return
@@ -577,7 +577,7 @@ class SharedSchedule:
         self._to_start = [c for c in self._to_start if not self.instances[c.plan.instance].dead]
         self.calm()
         self._timers_left = 1_000
-        self._pass_time(_SOON)
+        self.pass_time(SOON)
         self._let_the_gone_lapse()
         if not self._calm_so_far:
             self._mend()
@@ -605,10 +605,10 @@ class SharedSchedule:
         for _ in range(_MOST_CALM):
             for instance in self.instances:
                 if instance.running:
-                    self._run_on(instance.loop)
+                    self.run_on(instance.loop)
                     while _due(instance.loop):
                         instance.loop.fire_timer()
-                        self._run_on(instance.loop)
+                        self.run_on(instance.loop)
             self._check()
             steps = self._wires()
             if not steps:
@@ -617,7 +617,7 @@ class SharedSchedule:
             happen(what)
         raise Violation("it never comes to rest")
 
-    def _pass_time(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         for instance in self.instances:
             if instance.dead:
                 continue
@@ -630,7 +630,7 @@ class SharedSchedule:
     def beat(self) -> None:
         """A heartbeat's time passes on every instance."""
         self._timers_left = 1_000
-        self._pass_time(_LEASE / 3 + 0.1)
+        self.pass_time(_LEASE / 3 + 0.1)
         for queue_id in self.books.queues:
             if self._window_may_end(queue_id):
                 self._end_window(queue_id)

@@ -104,6 +104,7 @@ class Pipe:
         self.inbox: deque[Any] = deque()
         self.late: deque[Command] = deque()  # written, given up, and still able to arrive
         self.stalled = False  # what is on its way to the client stays there
+        self.held = False  # what is on its way to the server stays there
         self.channels: list[bytes] = []
         self._reader: asyncio.Future[None] | None = None
 
