@@ -176,7 +176,8 @@ class SharedSchedule:
         self._faults = list(scenario.faults)
         self._timers_left = scenario.timers
         self._out_of_memory = False
-        self._disturbed = False  # by a fault, or by time that passed while something was on its way
+        self._disturbed = False  # by a fault
+        self._slow = False  # time has passed although something was on its way
         self._overridden: set[str] = set()
 
     def run(self) -> None:
@@ -357,8 +358,8 @@ class SharedSchedule:
         if not _due(instance.loop):
             self._timers_left -= 1
             # Time passes although something is on its way: the network is as slow as that.
-            self._disturbed = (
-                self._disturbed
+            self._slow = (
+                self._slow
                 or bool(instance.loop.ready)
                 or any(pipe.connecting or pipe.outgoing or pipe.incoming for pipe in self.network.pipes)
             )
@@ -549,12 +550,17 @@ class SharedSchedule:
             raise Violation(f"{call} runs its body without a slot: {self.books.queues[queue_id]}")
 
     @property
-    def _calm_so_far(self) -> bool:
-        """No connection was lost, and nothing else has happened that takes a heartbeat to mend."""
+    def _unbroken(self) -> bool:
+        """Nothing was lost, so nothing takes a heartbeat to mend."""
         return not self._disturbed and all(
             pipe.open or pipe.connecting is not None or self._instance_closing(pipe)
             for pipe in self.network.pipes
         )
+
+    @property
+    def _calm_so_far(self) -> bool:
+        """Nothing was lost, and nothing was late."""
+        return not self._slow and self._unbroken
 
     def _instance_closing(self, pipe: Pipe) -> bool:
         return pipe.owner < 0 or self.instances[pipe.owner].closing
@@ -579,7 +585,7 @@ class SharedSchedule:
         self._timers_left = 1_000
         self.pass_time(SOON)
         self._let_the_gone_lapse()
-        if not self._calm_so_far:
+        if not self._unbroken:
             self._mend()
         self._agree()
         for queue_id, truth in self.books.queues.items():
@@ -680,7 +686,7 @@ class SharedSchedule:
                 self.release(inside[0])
             elif not self._alive:
                 return
-            elif self._calm_so_far or rounds == _ROUNDS:
+            elif self._unbroken or rounds == _ROUNDS:
                 raise Violation(f"stuck: {self._alive}: {self.books.queues}")
             else:
                 rounds += 1
@@ -697,7 +703,7 @@ class SharedSchedule:
                 raise Violation(f"{instance.name} still has {state}")
         for queue_id, truth in self.books.queues.items():
             left = [*truth.waiting, *truth.holding]
-            if (left or truth.leases) and self._calm_so_far:
+            if (left or truth.leases) and self._unbroken:
                 raise Violation(f"Redis still has {left} in {queue_id}: {truth}")
             if truth.leases and not left:
                 self._count("leases without a ticket")
