@@ -185,8 +185,10 @@ class Books:
             for queue, name in self.lapsed
             if queue != queue_id or (name in now.leases and not self._renewed(kind, word, name, before))
         }
-        if failed or kind not in _GRANTING or (kind == "enter" and before.has(word)):
-            return  # an enter that is said again tells, and changes nothing
+        repeated = kind == "enter" and before.has(word)
+        in_vain = kind == "evict" and not before.has(word)
+        if failed or kind not in _GRANTING or repeated or in_vain:
+            return  # it tells, and changes nothing; a window that has just ended is for the next beat
         # A beat that finds tickets unknown grants nothing; their owner registers them next.
         held_back = now.recovering or (kind == "heartbeat" and reply[5]) or self.survivors(queue_id)
         if now.waiting and len(now.holding) < now.limit and not held_back:
