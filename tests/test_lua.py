@@ -302,6 +302,16 @@ def test_entering_again_after_an_eviction_is_gone(line: Line) -> None:
     assert line.order() == []
 
 
+def test_entering_again_after_being_reaped_is_no_eviction(line: Line) -> None:
+    """A ticket whose instance was stopped before it heard of its slot enters anew."""
+    line.enter("a:1")
+    line.let_lapse("a")
+    assert line.enter("b:1")[0] == "granted"
+    assert line.enter("a:1", again=True)[0] == "waiting"
+    assert line.order() == ["a:1"]
+    assert line.client.exists(line.base + "gone") == 0
+
+
 def test_sent_again_but_never_carried_out_it_enters(line: Line) -> None:
     """The mark `sent again` alone does not keep a ticket out."""
     assert line.enter("a:1", again=True)[0] == "granted"

@@ -174,6 +174,8 @@ class RedisBackend:
         elif state != b"gone":
             line.epoch = epoch
         ledger.admitted(passage, state, int(number))
+        if sent <= session.listening_since < math.inf:
+            look = 0  # it may have been granted since, before this instance listened
         session.heart.schedule(line, look / 1e6 if look >= 0 else self._lease / 3)
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
@@ -398,7 +400,7 @@ class RedisBackend:
             ticket_id, token, origin = rest.split(b" ", 2)
             passage = session.ledger.find(ticket_id.decode())
             if passage is not None:
-                session.ledger.grant(passage, int(token), _leaver(origin))
+                session.ledger.heard(passage, int(token), _leaver(origin))
         elif kind == b"evicted":
             passage = session.ledger.find(rest.decode())
             if passage is not None:
@@ -410,6 +412,7 @@ class RedisBackend:
 
     def _on_subscribed(self, session: _Session) -> None:
         self._on_up(session, "subscriber")
+        session.listening_since = session.loop.time()
         session.heart.beat_all_waiting()
 
     def _on_up(self, session: _Session, part: str) -> None:
@@ -435,10 +438,11 @@ class RedisBackend:
 class _Session:
     """What runs while the backend is in use: two connections, one timer."""
 
-    __slots__ = ("heart", "ledger", "link", "loop", "subscriber")
+    __slots__ = ("heart", "ledger", "link", "listening_since", "loop", "subscriber")
 
     def __init__(self, backend: RedisBackend, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.listening_since = math.inf  # the loop's clock; not yet
         self.ledger = Ledger(
             backend._key_prefix,
             backend._lease,

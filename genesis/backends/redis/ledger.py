@@ -175,7 +175,18 @@ class Ledger:
         elif state == b"granted":
             self.grant(passage, number, None)
         elif passage.early is not None:
-            self.grant(passage, *passage.early)
+            self.heard(passage, *passage.early)
+
+    def heard(self, passage: Passage, token: int, released_by: Party | None) -> None:
+        """A message told of a grant; it may be older than the state that Redis has now.
+
+        Numbers are times, as epochs are. A grant from before a loss of data is none any more if its
+        waiter has registered again by now: Redis shows it waiting, and the slot may go to another.
+        """
+        if passage.stage is Stage.WAITING and token < int(passage.line.epoch or 0):
+            self._beat_soon(passage.line)
+        else:
+            self.grant(passage, token, released_by)
 
     def grant(self, passage: Passage, token: int, released_by: Party | None) -> None:
         """A grant was heard of: by reply, by message, by heartbeat, perhaps by several of them."""

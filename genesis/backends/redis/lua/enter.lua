@@ -11,7 +11,7 @@
 --
 -- Races  Sent again after its reply was lost, or arriving a second time, late, from a connection that
 --        was given up: the ticket is found and its state told once more; if it was evicted
---        meanwhile, it stays so. A newcomer never overtakes: it gets a slot only if
+--        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew. A newcomer never overtakes: it gets a slot only if
 --        nobody waits, after the free slots went to those who do. The instance knew another epoch:
 --        data was lost, so nothing is granted before everybody has registered again.
 
@@ -49,9 +49,12 @@ if again or ARGV[8] == '1' then
   if number then
     return reply('waiting', tonumber(number), redis.call('ZRANK', WAITING, ticket) + 1, depth(), next_look())
   end
-  if redis.call('HEXISTS', BASE .. 'gone', ticket) == 1 then
+  local word = redis.call('HGET', BASE .. 'gone', ticket)
+  if word == 'evicted' then
     epoch = epoch or ''
     return reply('gone', 0, 0, depth(), -1)
+  elseif word then
+    redis.call('HDEL', BASE .. 'gone', ticket) -- reaped, and never knew that it had been granted
   end
 end
 

@@ -17,7 +17,8 @@
 --
 -- Invariants after every script
 --   a ticket in waiting or in holding is in exactly one of them, and in at:<its instance>
---   an instance with an at: hash has a lease, and the other way round
+--   an instance with an at: hash has a lease, and the other way round, but for one that beat for
+--   tickets that are unknown here: its lease stays until it registers them again, or lapses
 --   no free slot and live waiter at the same time, but for the recovery window
 --
 -- Numbers are Redis microseconds, pushed up by one where they would repeat. So they grow strictly

@@ -1,0 +1,115 @@
+"""The application's side of one call: what it does, and how it ended, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from genesis import Queue, QueueTimeoutError
+from genesis.exceptions import BackendUnavailableError, EvictedError, LimitMismatchError
+from genesis.queue.slot import Slot
+from tests.schedules.loop import VirtualLoop
+from tests.schedules.scenario import CallPlan
+
+__all__ = ["BodyFailed", "Call", "Violation"]
+
+
+class Violation(AssertionError):  # noqa: N818 - what it is, not how it is told
+    """A promise was broken; the text says which."""
+
+
+class BodyFailed(Exception):  # noqa: N818
+    """What a body raises that is to fail."""
+
+
+class Call:
+    """One task, from before it starts until after it has ended.
+
+    `ending` is one of released, failed, cancelled, timeout, evicted, unavailable, mismatch. `inside` is
+    true while the body runs.
+    """
+
+    def __init__(self, number: int, plan: CallPlan, loop: VirtualLoop) -> None:
+        self.number = number
+        self.plan = plan
+        self.loop = loop
+        self.cancels_left = plan.cancels
+        self.cancelled = False  # at least once
+        self.began = False  # its task has run at all
+        self.ending = ""
+        self.inside = False
+        self.slot: Slot | None = None
+        self.go: asyncio.Future[None] = loop.create_future()
+        self.let_go = False
+        self.task: asyncio.Task[Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.task is not None and self.task.done()
+
+    def start(self, queue: Queue) -> None:
+        self.task = self.loop.create_task(self._run(queue))
+
+    def cancel(self) -> None:
+        assert self.task is not None
+        self.cancels_left -= 1
+        self.cancelled = True
+        self.task.cancel()
+
+    def release(self) -> None:
+        """The body comes to its end, or to its error, when it next runs."""
+        self.let_go = True
+        if not self.go.done():  # its task may have been cancelled while it waited for this
+            self.go.set_result(None)
+
+    def settle(self) -> None:
+        """After its task has ended: one that was cancelled before it began has ended by that."""
+        assert self.task is not None
+        if not self.ending:
+            if not self.task.cancelled():
+                raise Violation(f"{self} has ended without an ending: {self.task!r}")
+            self.ending = "cancelled"
+        elif not self.task.cancelled() and (error := self.task.exception()) is not None:
+            raise Violation(f"{self} ended twice: {self.ending}, and then {error!r}")
+        if self.ending == "timeout" and self.plan.timeout is None:
+            raise Violation(f"{self} ran out of time, and had all of it")
+        if self.ending == "cancelled" and not self.cancelled:
+            raise Violation(f"{self} was cancelled, but by nobody")
+
+    async def _run(self, queue: Queue) -> None:
+        self.began = True
+        plan = self.plan
+        request = queue.slot(
+            plan.queue_id, item_id=plan.item_id, max_concurrent=plan.limit, timeout=plan.timeout
+        )
+        try:
+            async with request as self.slot:
+                self.inside = True
+                try:
+                    await self.go
+                    if plan.fails:
+                        raise BodyFailed
+                finally:
+                    self.inside = False
+            self._end("released")
+        except BodyFailed:
+            self._end("failed")
+        except asyncio.CancelledError:
+            self._end("cancelled")
+        except QueueTimeoutError:
+            self._end("timeout")
+        except EvictedError:
+            self._end("evicted")
+        except LimitMismatchError:
+            self._end("mismatch")
+        except BackendUnavailableError:
+            self._end("unavailable")
+
+    def _end(self, how: str) -> None:
+        if self.ending:
+            raise Violation(f"{self} ended twice: {self.ending} and {how}")
+        self.ending = how
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"call {self.number} ({plan.item_id} in {plan.queue_id} on {plan.instance})"
