@@ -6,10 +6,11 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from genesis.backends.redis.link import backoff, end, new_connection, reason_of
+from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.link import backoff, end, reason_of
 
 __all__ = ["Subscriber"]
 
@@ -22,7 +23,7 @@ class Subscriber:
     is called each time the channel is (again) listened to.
 
     Args:
-        pool: makes connections; none is taken from it or given back to it.
+        choose: says where to, for each connection anew.
         channel: the instance's own.
         timeout: seconds within which the connection must stand.
         interval: seconds of quiet after which the connection is probed, and given up after as many
@@ -34,7 +35,7 @@ class Subscriber:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        choose: Callable[[], Endpoint],
         channel: bytes,
         timeout: float,
         interval: float,
@@ -42,7 +43,7 @@ class Subscriber:
         on_subscribed: Callable[[], None],
         on_down: Callable[[str, str], None],
     ) -> None:
-        self._pool = pool
+        self._choose = choose
         self._channel = channel
         self._timeout = timeout
         self._interval = interval
@@ -59,14 +60,15 @@ class Subscriber:
     async def _run(self) -> None:
         failures = 0
         while True:
-            connection = new_connection(self._pool)
+            endpoint = self._choose()
+            connection = endpoint.connection()
             try:
                 await asyncio.wait_for(self._subscribe(connection), self._timeout)
                 failures = 0
                 self._on_subscribed()
-                await self._listen(connection)
+                await self._listen(endpoint, connection)
             except Exception as error:  # whatever it is, it must not end the wake-ups in silence
-                self._on_down(reason_of(error), f"subscriber: {type(error).__name__}: {error}")
+                self._on_down(reason_of(error), f"subscriber: {endpoint.tell(error)}")
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(backoff(failures))
@@ -78,10 +80,10 @@ class Subscriber:
         await connection.send_packed_command(packed, check_health=False)
         await connection.read_response(timeout=math.inf, disconnect_on_error=False)
 
-    async def _listen(self, connection: AbstractConnection) -> None:
+    async def _listen(self, endpoint: Endpoint, connection: AbstractConnection) -> None:
         """Read messages; after `interval` quiet seconds ask for a sign of life, and wait as long."""
         probed = False
-        while True:
+        while not endpoint.left(connection):
             # RESP2, which the backend's pool asks for: [kind, channel, data], or [pong, data]
             message = await connection.read_response(timeout=self._interval, disconnect_on_error=False)
             if message is not None:
