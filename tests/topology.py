@@ -32,6 +32,7 @@ class Cluster:
         replicas: of every master.
         options: of every redis-server.
         client: how clients connect, but for host and port (TLS, a user).
+        tls: nodes talk TLS to clients and to each other.
     """
 
     def __init__(
@@ -39,22 +40,22 @@ class Cluster:
         replicas: int = 0,
         *options: str,
         client: Mapping[str, Any] = MappingProxyType({}),
-        ports: Callable[[int], tuple[str, ...]] = lambda port: (),
+        tls: bool = False,
     ) -> None:
         self._client_options = dict(client)
         self.servers: list[RedisServer] = []
         try:
+            common = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                str(int(NODE_TIMEOUT * 1e3)),
+            ]
+            common += ["--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"]
             for _ in range(3 * (1 + replicas)):
                 port = _cluster_port()
-                more = (
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-node-timeout",
-                    str(int(NODE_TIMEOUT * 1e3)),
-                )
-                more += ("--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
-                server = RedisServer(*more, *ports(port), *options, port=port, client=client)
-                self.servers.append(server)
+                own = ["--port", "0", "--tls-port", str(port), "--tls-cluster", "yes"] if tls else []
+                self.servers.append(RedisServer(*common, *own, *options, port=port, client=client))
             self._join()
         except BaseException:
             self.close()
@@ -73,7 +74,7 @@ class Cluster:
         """The master that has `slot`, as most nodes see it."""
         votes: dict[int, int] = {}
         for server in self.running:
-            for first, last, master, *_ in _slots(server):
+            for first, last, master, *_ in _do(server, "CLUSTER", "SLOTS"):
                 if first <= slot <= last:
                     votes[master[1]] = votes.get(master[1], 0) + 1
         port = max(votes, key=lambda voted: votes[voted])
@@ -85,24 +86,22 @@ class Cluster:
     # A slot moves, step by step
 
     def begin_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
-        target.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", _id(source))
-        source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target))
+        _do(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", _id(source))
+        _do(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target))
 
     def move_keys(self, slot: int, source: RedisServer, target: RedisServer, most: int = 1000) -> int:
         """Move up to `most` keys; returns how many there were."""
-        client: Any = source.client
-        keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, most)
+        keys = _do(source, "CLUSTER", "GETKEYSINSLOT", slot, most)
         if keys:
-            client.execute_command(
-                "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *self._auth(), "KEYS", *keys
-            )
+            where = ("127.0.0.1", target.port, "", 0, 5000)
+            _do(source, "MIGRATE", *where, *self._auth(), "KEYS", *keys)
         return len(keys)
 
     def end_move(self, slot: int, target: RedisServer) -> None:
         """The target first, as redis-cli does it, then all other masters."""
         others = [server for server in self.masters() if server is not target]
         for server in (target, *others):
-            server.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", _id(target))
+            _do(server, "CLUSTER", "SETSLOT", slot, "NODE", _id(target))
 
     def move(self, slot: int, target: RedisServer) -> None:
         """All of it, as redis-cli does it."""
@@ -111,6 +110,38 @@ class Cluster:
         while self.move_keys(slot, source, target):
             pass
         self.end_move(slot, target)
+
+    def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
+        """With redis-cli, as an operator does it."""
+        command = ["redis-cli", "--cluster", "reshard", f"127.0.0.1:{source.port}", "--cluster-yes"]
+        command += ["--cluster-from", _id(source), "--cluster-to", _id(target)]
+        command += ["--cluster-slots", str(slots)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr}")
+
+    def promote(self, replica: RedisServer) -> None:
+        """Let a replica replace its living master."""
+        _do(replica, "CLUSTER", "FAILOVER")
+
+    def serves(self, server: RedisServer) -> bool:
+        """Whether `server` has slots, in the eyes of all that answer."""
+        views = [_do(other, "CLUSTER", "SLOTS") for other in self.running if other is server]
+        return all(any(row[2][1] == server.port for row in view) for view in views)
+
+    def listeners(self, channel: str) -> list[RedisServer]:
+        """The nodes at which somebody listens to `channel`."""
+        return [server for server in self.running if channel in _do(server, "PUBSUB", "CHANNELS")]
+
+    def books(self, server: RedisServer, queue_id: str) -> dict[str, Any]:
+        """All that a node holds of a queue, also in a slot that has not quite arrived."""
+        read = {"hash": ("HGETALL",), "zset": ("ZRANGE", 0, -1, "WITHSCORES")}
+        found = {}
+        for key in _do(server, "CLUSTER", "GETKEYSINSLOT", slot_of(queue_id), 1000):
+            kind = _do(server, "TYPE", key, asking=True)
+            name, *more = read[kind]
+            found[key] = _do(server, name, key, *more, asking=True)
+        return found
 
     def close(self) -> None:
         for server in self.servers:
@@ -125,19 +156,19 @@ class Cluster:
         masters, replicas = self.servers[:3], self.servers[3:]
         for index, server in enumerate(masters):
             share = range(index * SLOTS // 3, (index + 1) * SLOTS // 3)
-            server.client.execute_command("CLUSTER", "ADDSLOTS", *share)
-            server.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+            _do(server, "CLUSTER", "ADDSLOTS", *share)
+            _do(server, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
         for server in self.servers[1:]:
-            server.client.execute_command("CLUSTER", "MEET", "127.0.0.1", masters[0].port)
+            _do(server, "CLUSTER", "MEET", "127.0.0.1", masters[0].port)
         _until(lambda: all(self._sees_all(server) for server in self.servers), "all nodes have met")
         for index, server in enumerate(replicas):
-            server.client.execute_command("CLUSTER", "REPLICATE", _id(masters[index % 3]))
+            _do(server, "CLUSTER", "REPLICATE", _id(masters[index % 3]))
         _until(lambda: all(_state(server) == "ok" for server in self.servers), "the cluster is ok")
         _until(lambda: all(_linked(server) for server in replicas), "replicas follow their masters")
 
     def _sees_all(self, server: RedisServer) -> bool:
         # `handshake` nodes are known, but not by their lasting names
-        text = _raw(server, "CLUSTER", "NODES")
+        text = str(_do(server, "CLUSTER", "NODES"))
         return text.count("connected") == len(self.servers) and "handshake" not in text
 
 
@@ -151,7 +182,9 @@ class SentinelTrio:
         self._sentinels: list[subprocess.Popen[bytes]] = []
         self.ports: list[int] = []
         client = {"password": password} if password else {}
-        options = ("--requirepass", password, "--masterauth", password) if password else ()
+        options: tuple[str, ...] = ()
+        if password:
+            options = ("--requirepass", password, "--masterauth", password)
         options += ("--repl-diskless-sync-delay", "0")
         try:
             master = RedisServer(*options, client=client)
@@ -172,7 +205,8 @@ class SentinelTrio:
         if self.password:
             options.setdefault("password", self.password)
         sentinel = Sentinel(addresses, **options)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(self.service)
+        client: Redis = sentinel.master_for(self.service)
+        return client
 
     @property
     def master(self) -> RedisServer:
@@ -236,34 +270,26 @@ def slot_of(queue_id: str) -> int:
     return slot
 
 
-def _slots(server: RedisServer) -> list[list[Any]]:
+def _do(server: RedisServer, *words: Any, asking: bool = False) -> Any:
+    """A command, and its reply as it is, without redis-py's own reading of it."""
     pool: Any = server.client.connection_pool
     connection = pool.get_connection()
     try:
-        connection.send_command("CLUSTER", "SLOTS")  # as it is, without redis-py's own reading
-        rows: list[list[Any]] = connection.read_response()
-        return rows
-    finally:
-        pool.release(connection)
-
-
-def _raw(server: RedisServer, *words: str) -> str:
-    pool: Any = server.client.connection_pool
-    connection = pool.get_connection()
-    try:
+        if asking:
+            connection.send_command("ASKING")
+            connection.read_response()
         connection.send_command(*words)
-        text: str = connection.read_response()
-        return text
+        return connection.read_response()
     finally:
         pool.release(connection)
 
 
 def _id(server: RedisServer) -> str:
-    return _raw(server, "CLUSTER", "MYID")
+    return str(_do(server, "CLUSTER", "MYID"))
 
 
 def _state(server: RedisServer) -> str:
-    lines = _raw(server, "CLUSTER", "INFO").splitlines()
+    lines = str(_do(server, "CLUSTER", "INFO")).splitlines()
     return lines[0].partition(":")[2]
 
 

@@ -413,7 +413,7 @@ class RedisBackend:
 
     def _on_link_up(self, session: _Session) -> None:
         self._on_up(session, "link")
-        session.heart.beat_all()
+        session.look_around()
 
     def _on_subscribed(self, session: _Session) -> None:
         self._on_up(session, "subscriber")
@@ -472,6 +472,11 @@ class _Session:
             partial(backend._on_subscribed, self),
             partial(backend._on_down, self, "subscriber"),
         )
+
+    def look_around(self) -> None:
+        """A server is reached (again), which may be another one, or may have lost its data."""
+        self.heart.beat_all()
+        self.subscriber.move_if_left()
 
 
 def _place(source: object, timeout: float) -> Endpoint | Nodes:

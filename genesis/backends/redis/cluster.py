@@ -115,7 +115,19 @@ class _Node:
 class _Lane:
     """The commands of one slot that are held back: `home`, then `awaited` if any, then `held`."""
 
-    __slots__ = ("awaited", "held", "home", "node", "reported", "slot", "timer", "told", "tries", "why")
+    __slots__ = (
+        "awaited",
+        "held",
+        "home",
+        "moves",
+        "node",
+        "reported",
+        "slot",
+        "timer",
+        "told",
+        "tries",
+        "why",
+    )
 
     def __init__(self, slot: int, why: str) -> None:
         self.slot = slot
@@ -126,6 +138,7 @@ class _Lane:
         self.told: Callable[[Any], None] | None = None  # its own on_answer
         self.node: _Node | None = None
         self.tries = 0
+        self.moves = 0  # how often a try was answered by MOVED
         self.timer: asyncio.TimerHandle | None = None
         self.reported = False
 
@@ -165,7 +178,7 @@ class ClusterLink:
         self._lanes: dict[int, _Lane] = {}
         self._no_lanes = asyncio.Event()
         self._no_lanes.set()
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._watchdog = self._loop.call_later(timeout / 10, self._watch)
         self._closed = False
         self._retiring: dict[asyncio.Task[None], _Node] = {}
         self._look_wanted = asyncio.Event()
@@ -236,9 +249,9 @@ class ClusterLink:
         """Stop at once; commands without an answer, and all that are said later, fail."""
         self._closed = True
         await end(self._task)
-        for timer in (self._watchdog, self._look_timer):
-            if timer is not None:
-                timer.cancel()
+        self._watchdog.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for task, node in list(self._retiring.items()):
             await end(task)
             await node.link.close()
@@ -312,11 +325,13 @@ class ClusterLink:
         lane.why = f"its hash slot {slot}: {type(refusal).__name__}: {refusal}"
         if not moved:
             self._report(lane, reason_of(refusal))
+        lane.moves += moved and lane.awaited in (None, command)
         lane.home.append(command)
         if lane.awaited is command:
             self._stop_awaiting(lane)
         if lane.awaited is None:
-            self._try_later(lane, at_once=moved and lane.tries == 0)
+            # A second word of a move is one of two nodes that do not agree yet.
+            self._try_later(lane, at_once=moved and lane.moves == 1)
         return True
 
     def _hold(self, slot: int, node: _Node, why: str) -> _Lane:
@@ -331,8 +346,6 @@ class ClusterLink:
     def _open_lane(self, slot: int, why: str) -> _Lane:
         lane = self._lanes[slot] = _Lane(slot, why)
         self._no_lanes.clear()
-        if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
         return lane
 
     def _await(self, lane: _Lane, node: _Node, command: Command) -> None:
@@ -413,8 +426,7 @@ class ClusterLink:
         self._on_down(_part(lane), reason, lane.why)
 
     def _watch(self) -> None:
-        """No command waits in a lane for longer than its time."""
-        self._watchdog = None
+        """Ends what has waited in a lane for longer than its time; asks about a node that is silent."""
         now = self._loop.time()
         for lane in list(self._lanes.values()):
             late = [command for command in lane.commands() if command.expires <= now]
@@ -423,8 +435,10 @@ class ClusterLink:
             for command in late:
                 text = f"it is out of reach ({lane.why}), and {self._timeout:g} s have passed"
                 conclude(command, Unreachable(text))
-        if self._lanes:
-            self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
+        if any(node.link.silent(now) > self._timeout / 5 for node in self._nodes.values()):
+            # Its replica may have taken over, long before the connection is given up as dead.
+            self._look_in(_LOOK_AGAIN)
+        self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
 
     # Nodes and the map
 
@@ -541,9 +555,13 @@ class ClusterLink:
             task.add_done_callback(self._retiring.pop)
 
     async def _retire(self, node: _Node) -> None:
-        """Leave a node that has no slots any more, once it has answered what is on its way to it."""
+        """Leave a node that has no slots any more, once it has answered what is on its way to it.
+
+        It gets a moment for that. If it does not answer it was replaced because of that, and what it
+        carries out later is thrown away with the rest of what it has.
+        """
         if node.link.up:
-            await node.link.drain(self._timeout)
+            await node.link.drain(self._timeout / 10)
         left = node.link.take_all()
         lanes = [lane for lane in self._lanes.values() if lane.node is node]
         for lane in lanes:

@@ -120,7 +120,11 @@ class Command:
         return ("EVALSHA", script.sha, len(self.keys), *self.keys, *self.arguments, *again)
 
 
-def _nowhere_else(command: Command, refusal: redis_errors.ResponseError) -> bool:  # noqa: ARG001
+def _nowhere_else(command: Command, refusal: redis_errors.ResponseError) -> bool:
+    if isinstance(refusal, (redis_errors.MovedError, redis_errors.AskError)):
+        cure = "the server is a node of a cluster; give RedisBackend client=RedisCluster.from_url(...)"
+        conclude(command, Refused(f"{type(refusal).__name__}: {refusal}: {cure}"))
+        return True
     return False
 
 
@@ -233,6 +237,10 @@ class Link:
     def unanswered(self) -> list[Command]:
         """What is written on this connection, in the order in which replies will come."""
         return list(self._in_flight)
+
+    def silent(self, now: float) -> float:
+        """Seconds for which the oldest command on this connection has had no reply."""
+        return now - self._in_flight[0].written if self._in_flight else 0.0
 
     def leave(self, why: Exception) -> None:
         """Give the connection up, if there is one, and make another."""

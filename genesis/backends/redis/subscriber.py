@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -50,9 +51,16 @@ class Subscriber:
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._on_down = on_down
+        self._listening: asyncio.Task[None] | None = None
+        self._left: Callable[[], bool] = bool  # whether what is listened to is the wrong place by now
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name="genesis-redis-subscriber"
         )
+
+    def move_if_left(self) -> None:
+        """Listen elsewhere if what is listened to lives, but is not where wake-ups are published."""
+        if self._listening is not None and self._left():
+            self._listening.cancel()
 
     async def close(self) -> None:
         await end(self._task)
@@ -65,8 +73,9 @@ class Subscriber:
             try:
                 await asyncio.wait_for(self._subscribe(connection), self._timeout)
                 failures = 0
+                self._left = partial(endpoint.left, connection)
                 self._on_subscribed()
-                await self._listen(endpoint, connection)
+                await self._listen_until_moved(connection)
             except Exception as error:  # whatever it is, it must not end the wake-ups in silence
                 self._on_down(reason_of(error), f"subscriber: {endpoint.tell(error)}")
             finally:
@@ -80,10 +89,24 @@ class Subscriber:
         await connection.send_packed_command(packed, check_health=False)
         await connection.read_response(timeout=math.inf, disconnect_on_error=False)
 
-    async def _listen(self, endpoint: Endpoint, connection: AbstractConnection) -> None:
+    async def _listen_until_moved(self, connection: AbstractConnection) -> None:
+        listening = asyncio.get_running_loop().create_task(
+            self._listen(connection), name="genesis-redis-listener"
+        )
+        self._listening = listening
+        self.move_if_left()  # while it was subscribed
+        try:
+            await asyncio.wait({listening})
+        finally:
+            self._listening = None
+            await end(listening)
+        if not listening.cancelled():
+            listening.result()
+
+    async def _listen(self, connection: AbstractConnection) -> None:
         """Read messages; after `interval` quiet seconds ask for a sign of life, and wait as long."""
         probed = False
-        while not endpoint.left(connection):
+        while True:
             # RESP2, which the backend's pool asks for: [kind, channel, data], or [pong, data]
             message = await connection.read_response(timeout=self._interval, disconnect_on_error=False)
             if message is not None:
