@@ -94,7 +94,7 @@ class RedisBackend:
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
-        self._place = _place(url if client is None else client, timeout)
+        self._place = _place_of(url, timeout) if client is None else _place_like(client, timeout)
         self.instance_id = new_instance_id()
         self.heartbeat_interval = lease / 3
         self._lease = lease
@@ -479,23 +479,28 @@ class _Session:
         self.subscriber.move_if_left()
 
 
-def _place(source: object, timeout: float) -> Endpoint | Nodes:
-    """Where to connect to, as a url or a client says it."""
-    if isinstance(source, str):
-        pool = pool_of_url(source)
-    elif isinstance(source, RedisCluster):
-        return Nodes(source, timeout)
-    elif isinstance(source, Redis):
-        pool = source.connection_pool
-    else:  # not shown: it may bear a password
+def _place_of(url: object, timeout: float) -> Endpoint:
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, got {type(url).__name__}")  # not shown: see pool_of_url
+    return _checked(endpoint_of_pool(pool_of_url(url), timeout))
+
+
+def _place_like(client: object, timeout: float) -> Endpoint | Nodes:
+    """Where a client connects to."""
+    if isinstance(client, RedisCluster):
+        return Nodes(client, timeout)
+    if not isinstance(client, Redis):
         raise TypeError(
-            "url must be a str, and client a redis.asyncio.Redis or a redis.asyncio.RedisCluster, "
-            f"got {type(source).__module__}.{type(source).__qualname__}"
+            "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
+            f"redis.asyncio.RedisCluster, got {type(client).__module__}.{type(client).__qualname__}"
         )
+    pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
-        place: Endpoint = Master(pool, timeout)
-    else:
-        place = endpoint_of_pool(pool, timeout)
+        return _checked(Master(pool, timeout))
+    return _checked(endpoint_of_pool(pool, timeout))
+
+
+def _checked(place: Endpoint) -> Endpoint:
     place.check()
     return place
 

@@ -488,12 +488,15 @@ class ClusterLink:
     async def _look(self) -> tuple[list[Address | None], set[Address], set[Address]]:
         """Ask one node after the other for the map, until one answers."""
         known = {*self._masters, *self._replicas, *self._source.seeds}
-        broken: Exception = redis_errors.ConnectionError("no node of the cluster answers")
+        share = max(self._timeout / 4, min(self._timeout, 1.0))
+        broken: Exception = redis_errors.ConnectionError("no node of the cluster is known")
         for address in self._in_order_of_trust(known):
             try:
-                rows = await asyncio.wait_for(self._ask(address), self._timeout / 4)
+                rows = await asyncio.wait_for(self._ask(address), share)
                 return self._read_map(rows, address)
-            except (redis_errors.RedisError, OSError, asyncio.TimeoutError) as error:
+            except asyncio.TimeoutError:
+                broken = redis_errors.TimeoutError(f"no answer from {address} within {share:g} s")
+            except (redis_errors.RedisError, OSError) as error:
                 broken = error
         raise broken
 
