@@ -1,0 +1,85 @@
+"""In memory, beside asyncio.Semaphore and anyio: enter + leave with a slot free, and hand-off."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import anyio
+
+from genesis.queue import InMemoryBackend
+from tests.benchmarks.rounds import Comparison, Plan, Row, alternate
+from tests.benchmarks.subjects import (
+    drain,
+    hand_offs,
+    hand_offs_on,
+    layers,
+    pairs,
+    pairs_on,
+    queues,
+    side_by_side,
+)
+from tests.waiting import quiesce
+
+__all__ = ["SECTIONS"]
+
+OTHERS = {
+    "asyncio.Semaphore": asyncio.Semaphore,
+    "anyio.Semaphore": anyio.Semaphore,
+    "anyio.CapacityLimiter": anyio.CapacityLimiter,
+}
+
+
+async def free(plan: Plan) -> list[Comparison]:
+    count = plan.count(2_000)
+    rows: dict[str, Row] = {}
+    for name, kind in OTHERS.items():
+        rows[name] = partial(_semaphore_pairs, kind, count)
+    for name, backend in layers(InMemoryBackend).items():
+        rows[name] = partial(pairs_on, backend, "sales", count)
+    async with queues(InMemoryBackend) as made:
+        for name, queue in made.items():
+            rows[name] = partial(pairs, queue, "sales", count)
+        samples = await alternate(rows, plan.rounds)
+    title = "In memory: enter + leave, a slot free"
+    return [Comparison("memory-free", title, "us", "asyncio.Semaphore", samples)]
+
+
+async def hand_off(plan: Plan) -> list[Comparison]:
+    waiters, times = plan.count(200), plan.count(10)
+    rows: dict[str, Row] = {}
+    for name, kind in OTHERS.items():
+        rows[name] = partial(_semaphore_hand_offs, kind, waiters)
+    for name, backend in layers(InMemoryBackend).items():
+        rows[name] = partial(hand_offs_on, backend, "sales", waiters)
+    async with queues(InMemoryBackend) as made:
+        for name, queue in made.items():
+            rows[name] = partial(hand_offs, queue, "sales", waiters)
+        repeated: dict[str, Row] = {row: partial(_mean, run, times) for row, run in rows.items()}
+        samples = await alternate(repeated, plan.rounds)
+    title = f"In memory: hand-off, {waiters} wait"
+    return [Comparison("memory-hand-off", title, "us", "asyncio.Semaphore", samples)]
+
+
+SECTIONS = {"memory-free": free, "memory-hand-off": hand_off}
+
+
+async def _mean(row: Row, times: int) -> float:
+    return sum([await row() for _ in range(times)]) / times
+
+
+async def _semaphore_pairs(kind: Any, count: int) -> float:
+    semaphore = kind(1)
+
+    async def call() -> None:
+        for _ in range(count):
+            await semaphore.acquire()
+            semaphore.release()
+
+    return await side_by_side([call()], count)
+
+
+async def _semaphore_hand_offs(kind: Any, waiters: int) -> float:
+    semaphore = kind(1)
+    return await drain(lambda _: semaphore, waiters, quiesce)
