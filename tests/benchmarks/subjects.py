@@ -48,6 +48,8 @@ SAMPLING: dict[str, float | None] = {"no SDK": None, "1 % sampled": 0.01, "all r
 Enter: TypeAlias = Callable[[int], AbstractAsyncContextManager[Any]]
 """Makes the context of one item's passage through a line with one slot."""
 
+Clock: TypeAlias = Callable[[], float]
+
 
 def telemetry(sampled: float | None) -> Telemetry:
     """Sinks of its own. Recorded spans are dropped at their end: exporting is not the layer's cost."""
@@ -80,7 +82,9 @@ def layers(make: Callable[[], QueueBackend]) -> dict[str, QueueBackend]:
     return made
 
 
-async def pairs(queue: Queue, queue_id: str, count: int, tasks: int = 1) -> float:
+async def pairs(
+    queue: Queue, queue_id: str, count: int, tasks: int = 1, clock: Clock = time.perf_counter
+) -> float:
     """Microseconds per enter + leave, with a slot free for each of `tasks`; `count` pairs a task."""
 
     async def call(number: int) -> None:
@@ -89,20 +93,25 @@ async def pairs(queue: Queue, queue_id: str, count: int, tasks: int = 1) -> floa
             async with queue.slot(queue_id, item_id=item, max_concurrent=tasks):
                 pass
 
-    return await side_by_side([call(number) for number in range(tasks)], count)
+    return await side_by_side([call(number) for number in range(tasks)], count, clock)
 
 
-async def side_by_side(calls: list[Any], count: int) -> float:
+async def side_by_side(calls: list[Any], count: int, clock: Clock = time.perf_counter) -> float:
     """Microseconds per operation of calls that run at once, `count` operations each."""
-    began = time.perf_counter()
+    began = clock()
     if len(calls) == 1:
         await calls[0]
     else:
         await asyncio.gather(*calls)
-    return (time.perf_counter() - began) / (len(calls) * count) * 1e6
+    return (clock() - began) / (len(calls) * count) * 1e6
 
 
-async def drain(enter: Enter, waiters: int, all_wait: Callable[[], Awaitable[None]]) -> float:
+async def drain(
+    enter: Enter,
+    waiters: int,
+    all_wait: Callable[[], Awaitable[None]],
+    clock: Clock = time.perf_counter,
+) -> float:
     """Microseconds per hand-off when `waiters` pass a line of one slot, each leaving at once.
 
     From the release by the first holder until the last waiter is inside.
@@ -116,14 +125,14 @@ async def drain(enter: Enter, waiters: int, all_wait: Callable[[], Awaitable[Non
         async with enter(0):
             inside.set_result(None)
             await go
-            return time.perf_counter()
+            return clock()
 
     async def call(number: int) -> None:
         nonlocal left
         async with enter(number):
             left -= 1
             if not left:
-                last.set_result(time.perf_counter())
+                last.set_result(clock())
 
     holder = loop.create_task(first())
     await inside
@@ -136,25 +145,31 @@ async def drain(enter: Enter, waiters: int, all_wait: Callable[[], Awaitable[Non
     return (ended - began) / waiters * 1e6
 
 
-async def hand_offs(queue: Queue, queue_id: str, waiters: int) -> float:
+async def hand_offs(
+    queue: Queue, queue_id: str, waiters: int, clock: Clock = time.perf_counter
+) -> float:
     """Microseconds per hand-off of a `Queue`, as `drain` has them."""
 
     def enter(number: int) -> AbstractAsyncContextManager[Any]:
         return queue.slot(queue_id, item_id=f"item-{number}", max_concurrent=1)
 
-    return await drain(enter, waiters, _in_line(queue, queue_id, waiters))
+    return await drain(enter, waiters, _in_line(queue, queue_id, waiters), clock)
 
 
-async def hand_offs_on(backend: QueueBackend, queue_id: str, waiters: int) -> float:
+async def hand_offs_on(
+    backend: QueueBackend, queue_id: str, waiters: int, clock: Clock = time.perf_counter
+) -> float:
     """Microseconds per hand-off of a backend, with no `Queue` around it."""
 
     def enter(number: int) -> _Passage:
         return _Passage(backend, Entry(queue_id, f"item-{number}", 1))
 
-    return await drain(enter, waiters, _in_line(backend, queue_id, waiters))
+    return await drain(enter, waiters, _in_line(backend, queue_id, waiters), clock)
 
 
-async def pairs_on(backend: QueueBackend, queue_id: str, count: int) -> float:
+async def pairs_on(
+    backend: QueueBackend, queue_id: str, count: int, clock: Clock = time.perf_counter
+) -> float:
     """Microseconds per enter + leave of a backend, with no `Queue` around it."""
     entry = Entry(queue_id, "call", 1)
 
@@ -163,7 +178,7 @@ async def pairs_on(backend: QueueBackend, queue_id: str, count: int) -> float:
             admission = await backend.enter(entry)
             await backend.leave(admission.ticket)
 
-    return await side_by_side([call()], count)
+    return await side_by_side([call()], count, clock)
 
 
 class _Passage:
