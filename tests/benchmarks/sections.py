@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.benchmarks import across, memory, shared
+from tests.benchmarks import across, memory, others, shared
 from tests.benchmarks.rounds import Comparison, Plan
 
 __all__ = ["SECTIONS"]
@@ -14,4 +14,5 @@ SECTIONS: dict[str, Callable[[Plan], Coroutine[Any, Any, list[Comparison]]]] = {
     **memory.SECTIONS,
     **shared.SECTIONS,
     **across.SECTIONS,
+    **others.SECTIONS,
 }
