@@ -119,7 +119,7 @@ async def _rows(
     samples, said = {}, {}
     for library in libraries:
         try:
-            await library.ask("connections", queue="crowd", waiters=crowd)
+            await library.ask("connections", queue=f"crowd-{library.name}", waiters=crowd)
             samples[library.name] = [float(server.connections())]
         except Failed as error:
             said[library.name] = str(error)
@@ -140,7 +140,7 @@ async def _alternate(
                 continue
             began = time.monotonic()
             try:
-                figure = await library.ask(**command, queue=f"{key}-{round_}")
+                figure = await library.ask(**command, queue=f"{key}-{round_}-{library.name}")
             except Failed as error:
                 notes[library.name] = str(error)
                 continue

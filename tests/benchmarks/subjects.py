@@ -146,14 +146,18 @@ async def drain(
 
 
 async def hand_offs(
-    queue: Queue, queue_id: str, waiters: int, clock: Clock = time.perf_counter
+    queue: Queue,
+    queue_id: str,
+    waiters: int,
+    clock: Clock = time.perf_counter,
+    stood: Callable[[], None] = lambda: None,
 ) -> float:
-    """Microseconds per hand-off of a `Queue`, as `drain` has them."""
+    """Microseconds per hand-off of a `Queue`, as `drain` has them; `stood` is called before it."""
 
     def enter(number: int) -> AbstractAsyncContextManager[Any]:
         return queue.slot(queue_id, item_id=f"item-{number}", max_concurrent=1)
 
-    return await drain(enter, waiters, _in_line(queue, queue_id, waiters), clock)
+    return await drain(enter, waiters, _in_line(queue, queue_id, waiters, stood), clock)
 
 
 async def hand_offs_on(
@@ -202,12 +206,15 @@ class _Passage:
         await self._backend.leave(self._ticket)
 
 
-def _in_line(line: Queue | QueueBackend, queue_id: str, waiters: int) -> Callable[[], Awaitable[None]]:
+def _in_line(
+    line: Queue | QueueBackend, queue_id: str, waiters: int, stood: Callable[[], None] = lambda: None
+) -> Callable[[], Awaitable[None]]:
     async def waiting() -> bool:
         return (await line.stats(queue_id)).waiting == waiters
 
     async def all_wait() -> None:
-        await wait_until(waiting, f"{waiters} wait", timeout=120.0)
+        await wait_until(waiting, f"{waiters} wait", timeout=300.0)
+        stood()
 
     return all_wait
 

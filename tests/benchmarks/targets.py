@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.benchmarks.growth import row
+from tests.benchmarks.others import OURS as OURS_BESIDE_OTHERS
 from tests.benchmarks.rounds import Comparison
 
 __all__ = ["Verdict", "judge"]
@@ -57,8 +59,28 @@ def judge(comparisons: list[Comparison]) -> list[Verdict]:
             _ratio(found, "across-held", OURS),
             1.5,
         ),
+        Verdict(
+            "in memory, hand-off: 100,000 wait / 100 wait",
+            _ratio(found, "growth-memory", row(100_000)),
+            1.35,
+        ),
+        Verdict(
+            "Redis, hand-off: 100,000 wait / 100 wait",
+            _ratio(found, "growth-redis", row(100_000)),
+            1.35,
+        ),
+        Verdict("Redis, bytes a waiter", _median(found, "weight-redis", "a waiter"), 1_000),
+        Verdict(
+            "Python, bytes a waiter, in memory",
+            _median(found, "weight-python", f"{OURS}, in memory"),
+            4_000,
+        ),
+        Verdict(
+            "Python, bytes a waiter, Redis", _median(found, "weight-python", f"{OURS}, Redis"), 4_000
+        ),
         *_in_memory(found, "memory-free", "enter + leave", SEMAPHORE_FREE, (2.5, 8.0, 20.0)),
         *_in_memory(found, "memory-hand-off", "hand-off", SEMAPHORE_HAND_OFF, (7.0, 12.0, 22.0)),
+        *_beside_others(found),
     ]
 
 
@@ -77,8 +99,24 @@ def _in_memory(
     ]
 
 
+def _beside_others(found: Found) -> list[Verdict]:
+    """Every other library is to be slower in every row that it can do."""
+    verdicts = []
+    for key in ("peers-free", "peers-64", "peers-hand-off", "peers-connections"):
+        comparison = found.get(key)
+        for library in comparison.samples if comparison else ():
+            if comparison and library != OURS_BESIDE_OTHERS:
+                target = f"{comparison.title}: {library} / ours"
+                verdicts.append(Verdict(target, comparison.ratio(library), 1.0, at_least=True))
+    return verdicts
+
+
 def _ratio(found: Found, key: str, row: str) -> float | None:
     return found[key].ratio(row) if key in found else None
+
+
+def _median(found: Found, key: str, row: str) -> float | None:
+    return found[key].median(row) if key in found else None
 
 
 def _inverse(ratio: float | None) -> float | None:

@@ -193,7 +193,8 @@ async def answer(prepare: Prepare, command: dict[str, Any]) -> float:
 
 
 async def main(library: str, url: str) -> None:
-    prepare = await LIBRARIES[library](url)
+    name = library if library in LIBRARIES else library.rpartition(" ")[0]  # without its version
+    prepare = await LIBRARIES[name](url)
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -10,13 +10,15 @@ from pathlib import Path
 __all__ = ["PEERS", "Unavailable", "interpreter"]
 
 PEERS = {
-    # Each with the C parser of redis-py's replies, where it uses redis-py.
-    "genesis": ("genesis==2026.10.18", "hiredis"),
-    "py-redis-semaphore": ("py-redis-semaphore==0.2.0", "hiredis"),
-    "self-limiters": ("self-limiters==0.4.0",),
-    "redsync": ("redsync==2.0.0", "hiredis"),
+    # The newest that was there, and the last one that works over Redis.
+    "genesis 2026.10.18": ("genesis==2026.10.18", "hiredis"),
+    "genesis 2026.6.17": ("genesis==2026.6.17", "hiredis"),
+    "py-redis-semaphore 0.2.0": ("py-redis-semaphore==0.2.0", "hiredis"),
+    "self-limiters 0.4.0": ("self-limiters==0.4.0",),
+    "redsync 2.0.0": ("redsync==2.0.0", "hiredis"),
     "redis-py Lock": ("redis[hiredis]>=8.0",),
 }
+"""What is installed for each: with the C parser of redis-py's replies, where it uses redis-py."""
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of affairs
