@@ -24,46 +24,48 @@ TWO = "redis-py, EVALSHA, then PUBLISH + its delivery"
 
 async def hand_off(plan: Plan) -> list[Comparison]:
     """From the release called in one process until the next call is inside in the other."""
-    found = []
-    for key, hold, waiters, title in (
+    stretches = (
         ("across-hand-off", 0.0, plan.count(200), "Redis: hand-off to another process"),
         ("across-held", HELD, plan.count(60), f"Redis: the same, each inside for {HELD * 1e3:g} ms"),
+    )
+    found = []
+    async with (
+        redis_server() as server,
+        processes(server.url, 2) as pair,
+        Queue(RedisBackend(server.url, lease=QUIET)) as control,
     ):
-        waiters += waiters % 2
-        async with (
-            redis_server() as server,
-            processes(server.url, 2) as pair,
-            Queue(RedisBackend(server.url, lease=QUIET)) as control,
-        ):
+        for key, hold, waiters, title in stretches:
+            hops = waiters + waiters % 2
             rows: dict[str, Row] = {
-                ONE: partial(_relayed, pair, waiters, hold, False),
-                TWO: partial(_relayed, pair, waiters, hold, True),
+                ONE: partial(_relayed, pair, hops, hold, False),
+                TWO: partial(_relayed, pair, hops, hold, True),
             }
             for kind in SAMPLING:
-                rows[f"Queue, {kind}"] = partial(_handed, pair, control, kind, waiters, hold)
+                rows[f"Queue, {kind}"] = partial(_handed, pair, control, kind, hops, hold)
             samples = await alternate(rows, plan.rounds)
-        found.append(Comparison(key, title, "us", ONE, samples))
+            found.append(Comparison(key, title, "us", ONE, samples))
     return found
 
 
 async def eight(plan: Plan) -> list[Comparison]:
     """All in all: microseconds a pair, or a hand-off, whichever of the processes has it."""
-    tasks, count = plan.count(8), plan.count(100)
-    waiters = plan.count(100)
-    async with redis_server() as server, processes(server.url, 8) as crew:
+    number, tasks, count, waiters = plan.count(8), plan.count(8), plan.count(100), plan.count(100)
+    async with redis_server() as server, processes(server.url, number) as crew:
         said = await recorded(server, len(crew) * tasks)
-        bare = "redis-py over its pools, 8 x 8 tasks"
+        bare = f"redis-py over its pools, {number} x {tasks} tasks"
         free: dict[str, Row] = {bare: partial(_bare, crew, said, count)}
         for kind in SAMPLING:
             free[f"Queue, {kind}"] = partial(_free, crew, kind, count, tasks)
         samples = await alternate(free, plan.rounds)
-        found = [Comparison("eight-free", "8 processes: enter + leave", "us a pair", bare, samples)]
+        found = [
+            Comparison("eight-free", f"{number} processes: enter + leave", "us a pair", bare, samples)
+        ]
         async with Queue(RedisBackend(server.url, lease=QUIET)) as control:
             line: dict[str, Row] = {
                 f"Queue, {kind}": partial(_drained, crew, control, kind, waiters) for kind in SAMPLING
             }
             samples = await alternate(line, plan.rounds)
-        title = f"8 processes: a line of {len(crew) * waiters} drained"
+        title = f"{number} processes: a line of {len(crew) * waiters} drained"
         return [*found, Comparison("eight-drain", title, "us a hand-off", None, samples)]
 
 

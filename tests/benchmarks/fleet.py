@@ -6,7 +6,7 @@ Every instance is a `RedisBackend` of its own, with its own two connections and 
 would have in a process of its own; hundreds share a process only because a thousand processes do not
 fit on one machine. Ten of them share a queue with one slot, and each keeps a call in it. Two stretches
 are measured: one in which everybody waits and nothing happens but heartbeats, and one in which each
-call holds its slot for `--hold` seconds and then enters anew, so that slots go from instance to instance.
+call holds its slot for `--hold` seconds and then enters anew: slots go from instance to instance.
 
 The figures are the server's own (INFO), and the latencies those of the instances: from the release
 called in one until the next is inside, whichever process that is in. From the differences between the
@@ -328,7 +328,12 @@ class _Instances:
 
 
 def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes of memory that this process has now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 async def _work(url: str, first: int, step: int, load: Load) -> None:

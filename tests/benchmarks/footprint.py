@@ -70,7 +70,7 @@ async def traffic(plan: Plan) -> list[Comparison]:
 
 async def heartbeat(plan: Plan) -> list[Comparison]:
     """What waiting costs while nothing happens: the beats, by the length of the line."""
-    lease, beats = 3.0, 4
+    lease, beats = max(0.6, 3.0 * plan.scale), plan.count(4)
     python: dict[str, list[float]] = {}
     server_side: dict[str, list[float]] = {}
     for size in (100, 1_000, 10_000):
