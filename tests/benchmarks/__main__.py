@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks [--rounds 7] [--only SECTION ...] [--no-peers] [--json FILE] ...
 
-Starts a redis-server of its own. The exit status says nothing of the figures: a bound that is missed is
-printed, not raised. Take the figures on a machine that does nothing else, and look at the ratios.
+The whole takes about ten minutes; `--only` and `--json FILE --add` take it in parts. Starts a
+redis-server of its own. The exit status says nothing of the figures: a bound that is missed is printed,
+not raised. Take the figures on a machine that does nothing else, and look at the ratios.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on how much a round does")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--add", action="store_true", help="keep in the JSON what this run does not measure"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     options = parser.parse_args(words)
     if options.only and (strange := [o for o in options.only if not _named(o)]):
@@ -52,6 +56,11 @@ def main(words: list[str]) -> None:
         for comparison in asyncio.run(measure(Plan(options.rounds, options.scale))):
             comparisons.append(comparison)
             print("\n" + "\n".join(table(comparison)), flush=True)
+    if options.add and options.json and options.json.exists():
+        before = json.loads(options.json.read_text())["comparisons"]
+        measured = {comparison.key for comparison in comparisons}
+        kept = [Comparison.from_json(found) for found in before if found["key"] not in measured]
+        comparisons = kept + comparisons
     verdicts = judge(comparisons)
     print("\n" + "\n".join(verdict_lines(verdicts)))
     machine["load after"] = [round(figure, 2) for figure in os.getloadavg()]

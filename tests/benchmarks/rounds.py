@@ -61,6 +61,13 @@ class Comparison:
         self.samples = dict(samples)
         self.notes = dict(notes or {})
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Comparison:
+        samples = {entry["row"]: entry["rounds"] for entry in found["rows"] if "rounds" in entry}
+        notes = {entry["row"]: entry["note"] for entry in found["rows"] if "note" in entry}
+        key, title, unit, yardstick = (found[it] for it in ("key", "title", "unit", "yardstick"))
+        return cls(key, title, unit, yardstick, samples, notes)
+
     @property
     def rows(self) -> list[str]:
         return [*self.samples, *(row for row in self.notes if row not in self.samples)]
