@@ -24,6 +24,7 @@ from tests.benchmarks.subjects import (
     pairs_on,
     queues,
     side_by_side,
+    tracer_provider,
 )
 from tests.waiting import quiesce
 
@@ -41,12 +42,14 @@ async def free(plan: Plan) -> list[Comparison]:
     count = plan.count(2_000)
     rows: dict[str, Row] = {}
     for name, kind in OTHERS.items():
-        rows[name] = partial(_semaphore_pairs, kind, count)
+        # more of them, because they are so short that a round would end before the clock is steady
+        rows[name] = partial(_semaphore_pairs, kind, 10 * count)
     for name, backend in layers(InMemoryBackend).items():
         rows[name] = partial(pairs_on, backend, "sales", count, clock=CLOCK)
     async with queues(InMemoryBackend) as made:
         for name, queue in made.items():
             rows[name] = partial(pairs, queue, "sales", count, clock=CLOCK)
+        rows["4 recorded spans of the SDK alone"] = partial(_spans, count)
         samples = await alternate(rows, plan.rounds)
     title = "In memory: enter + leave, a slot free"
     return [Comparison("memory-free", title, "us", "asyncio.Semaphore", samples)]
@@ -82,6 +85,19 @@ async def _semaphore_pairs(kind: Any, count: int) -> float:
         for _ in range(count):
             await semaphore.acquire()
             semaphore.release()
+
+    return await side_by_side([call()], count, CLOCK)
+
+
+async def _spans(count: int) -> float:
+    """As many spans as a call has, with four attributes each."""
+    tracer = tracer_provider(1.0).get_tracer("benchmark")
+    attributes = dict.fromkeys(("a", "b", "c", "d"), "value")
+
+    async def call() -> None:
+        for _ in range(count):
+            for _ in range(4):
+                tracer.start_span("span", attributes=attributes).end()
 
     return await side_by_side([call()], count, CLOCK)
 

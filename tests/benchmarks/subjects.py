@@ -37,6 +37,7 @@ __all__ = [
     "recorded",
     "side_by_side",
     "telemetry",
+    "tracer_provider",
 ]
 
 QUIET = 600.0
@@ -53,12 +54,15 @@ Clock: TypeAlias = Callable[[], float]
 
 def telemetry(sampled: float | None) -> Telemetry:
     """Sinks of its own. Recorded spans are dropped at their end: exporting is not the layer's cost."""
-    provider = None
-    if sampled is not None:
-        sampler = ParentBased(TraceIdRatioBased(sampled))
-        provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-        provider.add_span_processor(SpanProcessor())
+    provider = None if sampled is None else tracer_provider(sampled)
     return Telemetry(CollectorRegistry(), provider)
+
+
+def tracer_provider(sampled: float) -> TracerProvider:
+    sampler = ParentBased(TraceIdRatioBased(sampled))
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SpanProcessor())
+    return provider
 
 
 @asynccontextmanager
