@@ -1,0 +1,123 @@
+"""What is to be reached, as ratios within one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tests.benchmarks.growth import row
+from tests.benchmarks.others import OURS as OURS_BESIDE_OTHERS
+from tests.benchmarks.rounds import Comparison
+
+__all__ = ["Verdict", "judge"]
+
+Found = Mapping[str, Comparison]
+
+OURS = "Queue, 1 % sampled"
+SEMAPHORE_FREE, SEMAPHORE_HAND_OFF = 0.45, 4.5  # us, where the bounds below were set in us
+
+
+class Verdict(NamedTuple):
+    target: str
+    measured: float | None
+    """None if the rows that it needs were not measured."""
+    bound: float
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "reached": self.reached}
+
+
+def judge(comparisons: list[Comparison]) -> list[Verdict]:
+    found = {comparison.key: comparison for comparison in comparisons}
+    return [
+        Verdict("Redis, one task: a pair / two bare EVALSHA", _ratio(found, "redis-free", OURS), 1.25),
+        Verdict(
+            "Redis, 64 tasks: throughput / redis-py's over its pool",
+            _inverse(_ratio(found, "redis-64", f"{OURS}, 64 tasks")),
+            1.5,
+            at_least=True,
+        ),
+        Verdict(
+            "Redis, 500 tasks: a pair / a pair with 64",
+            _ratio(found, "redis-500-to-64", f"{OURS}, 500 tasks"),
+            1.0,
+        ),
+        Verdict(
+            "Redis, hand-off to another process / bare EVALSHA that publishes + its delivery",
+            _ratio(found, "across-hand-off", OURS),
+            1.5,
+        ),
+        Verdict(
+            "the same, each inside for 5 ms",
+            _ratio(found, "across-held", OURS),
+            1.5,
+        ),
+        Verdict(
+            "in memory, hand-off: 100,000 wait / 100 wait",
+            _ratio(found, "growth-memory", row(100_000)),
+            1.35,
+        ),
+        Verdict(
+            "Redis, hand-off: 100,000 wait / 100 wait",
+            _ratio(found, "growth-redis", row(100_000)),
+            1.35,
+        ),
+        Verdict("Redis, bytes a waiter", _median(found, "weight-redis", "a waiter"), 1_000),
+        Verdict(
+            "Python, bytes a waiter, in memory",
+            _median(found, "weight-python", f"{OURS}, in memory"),
+            4_000,
+        ),
+        Verdict(
+            "Python, bytes a waiter, Redis", _median(found, "weight-python", f"{OURS}, Redis"), 4_000
+        ),
+        *_in_memory(found, "memory-free", "enter + leave", SEMAPHORE_FREE, (2.5, 8.0, 20.0)),
+        *_in_memory(found, "memory-hand-off", "hand-off", SEMAPHORE_HAND_OFF, (7.0, 12.0, 22.0)),
+        *_beside_others(found),
+    ]
+
+
+def _in_memory(
+    found: Found, key: str, what: str, semaphore: float, bounds: tuple[float, float, float]
+) -> list[Verdict]:
+    """Bounds in us hold where `asyncio.Semaphore` takes `semaphore` us; elsewhere in proportion."""
+    rows = ("backend, bare", "Queue, no SDK", OURS)
+    return [
+        Verdict(
+            f"in memory, {what}: {row} / asyncio.Semaphore",
+            _ratio(found, key, row),
+            round(bound / semaphore, 2),
+        )
+        for row, bound in zip(rows, bounds, strict=True)
+    ]
+
+
+def _beside_others(found: Found) -> list[Verdict]:
+    """Every other library is to be slower in every row that it can do."""
+    verdicts = []
+    for key in ("peers-free", "peers-64", "peers-hand-off", "peers-connections"):
+        comparison = found.get(key)
+        for library in comparison.samples if comparison else ():
+            if comparison and library != OURS_BESIDE_OTHERS:
+                target = f"{comparison.title}: {library} / ours"
+                verdicts.append(Verdict(target, comparison.ratio(library), 1.0, at_least=True))
+    return verdicts
+
+
+def _ratio(found: Found, key: str, row: str) -> float | None:
+    return found[key].ratio(row) if key in found else None
+
+
+def _median(found: Found, key: str, row: str) -> float | None:
+    return found[key].median(row) if key in found else None
+
+
+def _inverse(ratio: float | None) -> float | None:
+    return None if ratio is None else 1 / ratio
