@@ -16,6 +16,7 @@ class Relay:
         subscriber: it has said SUBSCRIBE, so it is the connection of the wake-ups.
         heard: all that the client has said so far.
         answers: how many bytes the server has answered, whether or not anybody hears them.
+        held_chunks: how many pieces of what the client said came while it was held.
     """
 
     def __init__(self, proxy: TcpProxy) -> None:
@@ -25,6 +26,7 @@ class Relay:
         self._up: asyncio.Queue[bytes] = asyncio.Queue()
         self.heard = b""
         self.answers = 0
+        self.held_chunks = 0
         self.subscriber = False
         self.deaf = False  # replies are thrown away
         self._client: asyncio.StreamWriter | None = None
@@ -37,6 +39,11 @@ class Relay:
     def release(self) -> None:
         """Deliver what was held, late as it is."""
         self._held.set()
+
+    @property
+    def open(self) -> bool:
+        """Whether the client is still there."""
+        return self._client is not None and not self._client.is_closing()
 
     def cut(self) -> None:
         """Break it, on both sides; bytes that are held stay held, and can still be released."""
@@ -71,6 +78,7 @@ class Relay:
                     self.subscriber = True
                     if self._proxy.mute:
                         self.hold()
+                self.held_chunks += not self._held.is_set()
                 self._up.put_nowait(data)
         self._up.put_nowait(b"")
 
