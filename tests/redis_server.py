@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 __all__ = ["RedisServer", "free_port", "find_redis_server", "server_version"]
 
@@ -113,7 +115,8 @@ class RedisServer:
 
     def end_saving(self) -> None:
         """Let it write down all that it has, and end; `start` will find it again."""
-        self.client.shutdown(save=True)
+        with redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as last:
+            last.shutdown(save=True)
         assert self._process is not None
         self._process.wait()
         self._process = None

@@ -222,19 +222,34 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
                 break
             if waiter.granted is None and other.taken.end >= waiter.wait_end:
                 break
-            if not _behind(other, waiter):
+            if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
                 continue
-            if story.unregistered(waiter, *other.taken):
+            # A grant that it never heard of may have come before, and been taken back when its lease
+            # lapsed; a heartbeat that was answered in between would have told of it.
+            told = min(story.heard(waiter, other.taken.end), waiter.wait_end)
+            if story.unregistered(waiter, other.taken.begin, max(other.taken.end, told)):
                 verdict.overtaken += 1
                 continue
             text = f"{other.call} overtook {waiter.call}, which had entered before it"
             verdict.add("fifo", other.taken.end, queue, text)
 
 
+def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
+    """Whether `waiter`, who saw no grant, had none in Redis either: one may have been on its way."""
+    if waiter.granted is not None or waiter.was == "waiting":
+        return True
+    if waiter.was == "holding":
+        return False
+    since = Period(then.begin, waiter.wait_end)
+    on_its_way = AT_ONCE + 3 * story.lag(since)
+    disturbed = any(trouble.meets(since) for trouble in story.disturbed(waiter.who))
+    return not disturbed and then.end < waiter.wait_end - on_its_way
+
+
 def _behind(other: Passage, waiter: Passage) -> bool:
     """Whether `other` entered after `waiter`, by Redis' own order or wholly after its answer."""
     assert waiter.entered is not None
-    if waiter.order is not None and other.order is not None and other.order > waiter.order:
+    if waiter.place is not None and other.place is not None and other.place > waiter.place:
         return True
     return other.invoked > waiter.entered
 

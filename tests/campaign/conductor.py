@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import redis.asyncio
 import redis.exceptions
 from prometheus_client import CollectorRegistry
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
@@ -191,7 +193,10 @@ class Scene:
         self.up = True  # the server answers, as far as is known here
         self._ids = 0
         self._admin: Any = redis.asyncio.Redis(
-            port=self.server.port, decode_responses=True, single_connection_client=True
+            port=self.server.port,
+            decode_responses=True,
+            single_connection_client=True,
+            retry=Retry(NoBackoff(), 1),
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -201,10 +206,7 @@ class Scene:
 
     async def redis(self, *words: str) -> Any:
         """A command from the side, on a connection that no fault touches."""
-        try:
-            return await self._admin.execute_command(*words)
-        except redis.exceptions.ConnectionError:
-            return await self._admin.execute_command(*words)
+        return await self._admin.execute_command(*words)
 
     async def info(self, section: str, name: str) -> int:
         reply = await self.redis("INFO", section)
@@ -497,17 +499,17 @@ async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
 
     async def nobody() -> bool:
         stats = await operator.stats(queue)
-        return (stats.waiting, stats.in_use) == (0, 0)
+        keys = await scene.redis("KEYS", f"genesis:queue:{{{queue}}}:*")
+        left = [key for key in keys if not key.endswith((":meta", ":gone"))]
+        return (stats.waiting, stats.in_use, left) == (0, 0, [])
 
     try:
         await wait_until(nobody, "", scene.lease + 1.5)
     except AssertionError:
         stats = await operator.stats(queue)
         entries = await operator.entries(queue)
-        scene.log("left_over", queue=queue, what=f"{queue} has {stats}: {entries}")
-    for name in await scene.redis("KEYS", f"genesis:queue:{{{queue}}}:*"):
-        if not name.endswith((":meta", ":gone")):
-            scene.log("left_over", queue=queue, what=f"{name} is left")
+        keys = await scene.redis("KEYS", f"genesis:queue:{{{queue}}}:*")
+        scene.log("left_over", queue=queue, what=f"{queue} has {stats}: {entries}; {keys}")
 
 
 def _count(campaign: Campaign) -> None:

@@ -15,6 +15,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 
+from tests.waiting import wait_until
+
 if TYPE_CHECKING:
     from tests.campaign.conductor import Scene, Station
 
@@ -93,7 +95,8 @@ async def _stop(
 ) -> AsyncIterator[None]:
     """SIGSTOP for longer than the lease, then SIGCONT."""
     station.stop()
-    effect.note(int(station.state() == "T"), "state T in /proc")
+    await wait_until(lambda: station.state() == "T", "the process is stopped")
+    effect.note(1, "state T in /proc")
     yield
     station.carry_on()
 

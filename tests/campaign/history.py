@@ -7,6 +7,7 @@ as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else th
                          entered (place)       the answer: it waits; its number in Redis, null if unknown
                          grant (token)         its body runs
                          giving_up             it waits no longer, and is about to leave the line
+                         given_up (was)        the answer: what it had in Redis, null if unknown
                          leave (lost)          its body is over; the slot is about to be given back
                          lost (reason, fence)  slot.lost turned true, and could have from `fence` on
                          end (how)             released | timeout | refused | cancelled | evicted | failed

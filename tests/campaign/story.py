@@ -44,6 +44,7 @@ class Passage:
     granted: float | None = None
     token: int = 0
     giving_up: float | None = None
+    was: str | None = None  # what Redis said that it had when it gave up; None if that is unknown
     leaving: float | None = None
     lost: float | None = None  # when its slot.lost could first be true
     lost_noticed: float | None = None
@@ -66,13 +67,6 @@ class Passage:
         """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
         ends = (self.granted, self.giving_up, self.evicted, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
-
-    @property
-    def order(self) -> int | None:
-        """Its number in Redis' order of entering; a slot that was free gives the token itself."""
-        if self.entered is None:
-            return self.token or None
-        return self.place
 
 
 class Disturbance(NamedTuple):
@@ -160,6 +154,12 @@ class Story:
             ]
         return [period for period in periods if period.meets(Period(begin, end))]
 
+    def heard(self, passage: Passage, sent_after: float) -> float:
+        """When its instance first had an answer to a heartbeat that was sent after that moment."""
+        contact = self._contacts[passage.who, passage.queue]
+        answers = (at for at, sent, _ in contact.beats if sent >= sent_after)
+        return next(answers, math.inf)
+
     def disturbed(self, who: str = "") -> list[Period]:
         """When faults may be felt by an instance; with no name, when any may be felt by anybody."""
         worker = self.worker.get(who, who)
@@ -234,7 +234,7 @@ class Story:
                 passage = self.passages.get(call)
                 if passage is not None and passage.evicted is None:
                     passage.evicted = at
-            elif kind in ("entered", "grant", "giving_up", "leave", "lost", "end"):
+            elif kind in ("entered", "grant", "giving_up", "given_up", "leave", "lost", "end"):
                 self._of_call(event)
             elif kind == "up":
                 self.worker[who] = more["worker"]
@@ -291,6 +291,8 @@ class Story:
             passage.granted, passage.token = at, more["token"]
         elif kind == "giving_up":
             passage.giving_up = at
+        elif kind == "given_up":
+            passage.was = more["was"]
         elif kind == "leave":
             passage.leaving = at
         elif kind == "lost" and passage.lost is None:

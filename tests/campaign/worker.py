@@ -136,9 +136,11 @@ class Recorder:
     async def leave(self, ticket: Ticket, context: str = "") -> Departure:
         if ticket.id in self._granted:
             self._granted.remove(ticket.id)
-        else:
-            self._log("giving_up", queue=ticket.queue_id, call=ticket.item_id)
-        return await self._inner.leave(ticket, context)
+            return await self._inner.leave(ticket, context)
+        self._log("giving_up", queue=ticket.queue_id, call=ticket.item_id)
+        departure = await self._inner.leave(ticket, context)
+        self._log("given_up", queue=ticket.queue_id, call=ticket.item_id, was=departure.was)
+        return departure
 
     def lapsed(self, ticket: Ticket) -> bool:
         return self._inner.lapsed(ticket)
@@ -294,6 +296,10 @@ async def _run(config: dict[str, Any]) -> None:
         writer.write(json.dumps(fields).encode() + b"\n")
 
     say(who=who, pid=os.getpid())
+    while True:  # what a campaign judges begins when the instance is connected
+        with contextlib.suppress(BackendUnavailableError):
+            await queue.ping()
+            break
     caller.start()
     finishing: asyncio.Task[None] | None = None
     while line := await reader.readline():
