@@ -22,7 +22,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError, QueueTimeo
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from genesis.queue.slot import Slot
-from tests.conftest import LEASE, assert_nothing_kept
+from tests.conftest import LEASE, assert_nothing_kept, state_of
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import quiesce, wait_until
@@ -554,6 +554,63 @@ async def test_an_override_survives_the_loss_of_data(house: House) -> None:
     await wait_until(back, "the override is in force again", BEAT + 1)
     await queue.set_limit(SALES, None)
     await call.leave()
+    await house.settled()
+
+
+async def knows_the_override(queue: Queue, value: bytes) -> None:
+    """A heartbeat of `queue` has learned of it."""
+
+    def known() -> bool:
+        return state_of(queue)["lines"][SALES].override[0] == value
+
+    await wait_until(known, f"the override {value!r} is known")
+
+
+@pytest.mark.slow
+async def test_an_override_that_was_ended_after_a_loss_of_data_stays_ended(house: House) -> None:
+    """An instance that still knew it registers again later, and does not bring it back."""
+    queue, other = house.queue(), house.queue()
+    call = house.call(queue, "call")
+    await call.held()
+    await queue.set_limit(SALES, 3)
+    await knows_the_override(queue, b"3")
+    house.server.client.flushall()
+    await other.set_limit(SALES, None)
+
+    async def registered() -> bool:
+        return await house.holders(other) == ["call"]
+
+    await wait_until(registered, "the call is registered again", BEAT + 1)
+    assert (await other.stats(SALES)).limit == 1
+    await call.leave()
+    await house.settled()
+
+
+@pytest.mark.slow
+async def test_an_override_that_was_ended_during_a_pause_stays_ended(house: House) -> None:
+    """Reaped meanwhile, an instance puts its waiter back in the line, but not the old override."""
+    proxy = await house.proxy()
+    other, queue = house.queue(), house.queue(proxy.url, operation_timeout=5 * LEASE)
+    holder = house.call(other, "holder")
+    await holder.held()
+    (waiter,) = await house.waiting(queue, "waiter")
+    await other.set_limit(SALES, 0)
+    await knows_the_override(queue, b"0")
+    proxy.commands.hold()
+
+    async def reaped() -> bool:
+        return await house.order(other) == []
+
+    await wait_until(reaped, "the waiter is reaped", IN_TIME)
+    await other.set_limit(SALES, None)
+    proxy.release()
+
+    async def back() -> bool:
+        return await house.order(other) == ["waiter"]
+
+    await wait_until(back, "the waiter is in line again")
+    assert (await other.stats(SALES)).limit == 1
+    await drain([holder, waiter])
     await house.settled()
 
 
