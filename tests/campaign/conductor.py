@@ -100,12 +100,14 @@ class Station:
         self.who = ""
         self.pid = 0
         self.alive = False
+        self.dying = False  # it is being killed, or has closed
         self.replies: list[dict[str, Any]] = []
         self._starts = 0
         self._writer: asyncio.StreamWriter | None = None
 
     async def start(self) -> None:
         self._starts += 1
+        self.dying = False
         self.who = f"{self.name}.{self._starts}"
         self.replies = []
         scene = self._scene
@@ -125,6 +127,7 @@ class Station:
         await wait_until(lambda: self.alive, f"{self.who} runs", 60)
 
     async def kill(self) -> None:
+        self.dying = True
         self._scene.log("kill", who=self.who)
         os.kill(self.pid, signal.SIGKILL)
         await wait_until(lambda: not self.alive, f"{self.who} is dead")
@@ -171,6 +174,8 @@ class Station:
         finally:
             self.alive = False
             writer.close()
+            if not self.dying and not self.said("closed"):
+                self._scene.log("left_over", what=f"{self.who} ended by itself")
 
 
 class Scene:
@@ -314,7 +319,8 @@ async def play(company: Company, play: Play) -> Campaign:
         finally:
             for station in scene.stations:
                 if station.alive:
-                    os.kill(station.pid, signal.SIGKILL)
+                    station.dying = True
+                os.kill(station.pid, signal.SIGKILL)
             await scene.close()
         limits = {queue: kind.limit for queue, kind in QUEUES.items()}
         history = History.read(play.lease, limits, sorted(folder.glob("*.log")))
@@ -353,7 +359,7 @@ async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
     """Faults until the time is over; several at once, but one at a time on each worker and the server."""
     kinds = _choice(scene, play)
     ends = time.monotonic() + play.seconds
-    pause = rng.choice((0.1, 0.3, 0.6)) * max(1.0, play.lease)  # dense campaigns, and sparse ones
+    pause = rng.choice((0.1, 0.3, 0.6, 2.0)) * max(1.0, play.lease)  # dense campaigns, and sparse ones
     server = asyncio.Lock()
     running: set[asyncio.Task[None]] = set()
     bag: list[Fault] = []
