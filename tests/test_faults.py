@@ -561,7 +561,8 @@ async def knows_the_override(queue: Queue, value: bytes) -> None:
     """A heartbeat of `queue` has learned of it."""
 
     def known() -> bool:
-        return state_of(queue)["lines"][SALES].override[0] == value
+        override: bytes = state_of(queue)["lines"][SALES].override[0]
+        return override == value
 
     await wait_until(known, f"the override {value!r} is known")
 

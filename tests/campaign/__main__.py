@@ -4,8 +4,8 @@
     python -m tests.campaign --seed 1 --seconds 4 --lease 0.6 --campaigns 500
     python -m tests.campaign --seed 1 --seconds 20 --lease 3 --plant skip-renewal
 
-The last looks for a bug that is put in on purpose. A history in which anything is wrong is saved; the exit code is
-1 then.
+The last looks for a bug that is put in on purpose. A history in which anything is wrong is saved; the
+exit code is 1 then.
 """
 
 from __future__ import annotations

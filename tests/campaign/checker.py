@@ -14,11 +14,11 @@ Rules (the promises of the README's table), each of which decides for any histor
     stuck      nobody is in the queue when all is over
     left_over  neither Redis nor an instance keeps anything when all is over
 
-Excused, because documented, are grants made over holders, or past waiters, that Redis could not know of: those of an
-instance whose lease had lapsed or whose data was lost, until it had registered again. How long that
-took is measured, and judged by the rule
+Excused, because documented, are grants made over holders, or past waiters, that Redis could not know
+of: those of an instance whose lease had lapsed or whose data was lost, until it had registered again.
+How long that took is measured, and judged by the rule
 
-    window     after a loss of data, an instance within reach has registered again within the promised time
+    window     after a loss of data, an instance within reach has registered again in the promised time
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests.campaign.history import History
@@ -160,7 +161,7 @@ def _wrong_ending(passage: Passage) -> str:
 
 def _check_tokens(queue: str, passages: list[Passage], verdict: Verdict) -> None:
     granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
-    for one, other in zip(granted, granted[1:], strict=False):
+    for one, other in pairwise(granted):
         if one.token == other.token:
             text = f"{one.call} and {other.call} bear the same token {one.token}"
             verdict.add("token", other.invoked, queue, text)

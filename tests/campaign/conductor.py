@@ -323,10 +323,14 @@ async def play(company: Company, play: Play) -> Campaign:
                 os.kill(station.pid, signal.SIGKILL)
             await scene.close()
         limits = {queue: kind.limit for queue, kind in QUEUES.items()}
-        history = History.read(play.lease, limits, sorted(folder.glob("*.log")))
+        history = History.read(play.lease, limits, _logs(folder))
     campaign = Campaign(play, history, server=scene.server)
     _count(campaign)
     return campaign
+
+
+def _logs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.log"))
 
 
 async def _perform(scene: Scene, play: Play, rng: random.Random, stack: AsyncExitStack) -> None:
@@ -356,7 +360,7 @@ async def _perform(scene: Scene, play: Play, rng: random.Random, stack: AsyncExi
 
 
 async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
-    """Faults until the time is over; several at once, but one at a time on each worker and the server."""
+    """Faults until the time is over; several at once, but never two on one worker or on the server."""
     kinds = _choice(scene, play)
     ends = time.monotonic() + play.seconds
     pause = rng.choice((0.1, 0.3, 0.6, 2.0)) * max(1.0, play.lease)  # dense campaigns, and sparse ones

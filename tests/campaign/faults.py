@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _fault(
 
 FAULTS: dict[str, Fault] = {}
 
-# Within these, in leases: a lease lapses; a heartbeat comes; data is registered again and the window ends.
+# In leases: a lease lapses; a heartbeat comes; data is registered again and the window ends.
 _LAPSE, _BEAT, _RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
 
 

@@ -1,4 +1,4 @@
-"""Makes worker processes quickly: a process that has imported everything, and forks when it is asked to.
+"""Makes worker processes quickly: a process that has imported everything, and forks when told to.
 
 `python -m tests.campaign.forks` reads one JSON configuration a line from stdin, and forks a process
 that runs `worker.run` with it. Its children are real processes; they do not end with it.

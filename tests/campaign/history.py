@@ -3,28 +3,29 @@
 Every line has `at` (time.monotonic_ns, which is one clock for all processes of a machine), `kind` and,
 as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else they bear:
 
-    of a call            enter (timeout)       it is about to enter
-                         entered (place)       the answer: it waits; its number in Redis, null if unknown
-                         grant (token)         its body runs
-                         giving_up             it waits no longer, and is about to leave the line
-                         given_up (was)        the answer: what it had in Redis, null if unknown
-                         leave (lost)          its body is over; the slot is about to be given back
-                         lost (reason, fence)  slot.lost turned true, and could have from `fence` on
-                         end (how)             released | timeout | refused | cancelled | evicted | failed
-    of an instance       up (worker)           it runs
-                         fence (until)         its lease in a queue holds at least until then
-                         beat (sent, unknown)  a heartbeat was answered; how many tickets Redis did not know
-                         restored              it has registered again
-                         lag (seconds)         its event loop (or the machine) stood still for so long
-                         wall (shift)          its wall clock jumped
-                         disrupted (reason)    as the backend reports it
-                         kill, stop, cont      signals; kill and stop just before, cont just after
-    of anybody           evict / evicted       eviction of `call`: said, and answered (count, null: unknown)
-                         limit / limited       set_limit (value): said, and answered (ok)
-    of the conductor     fault (id, name, target, settle), fault_end (id, effect)
-                         loss / loss_end (id)  Redis forgets something between these two
-                         clock (offset, error) Redis' clock minus this one
-                         left_over (what)      found after the end, where nothing should be
+    of a call        enter (timeout)         it is about to enter
+                     entered (place)         it waits; its number in Redis, null if unknown
+                     grant (token)           its body runs
+                     giving_up               it waits no longer, and is about to leave the line
+                     given_up (was)          the answer: what it had in Redis, null if unknown
+                     leave (lost)            its body is over; the slot is about to be given back
+                     lost (reason, fence)    slot.lost turned true, and could have from `fence` on
+                     end (how)               released, timeout, refused, cancelled, evicted, failed
+    of an instance   up (worker)             it runs
+                     fence (until)           its lease in a queue holds at least until then
+                     beat (sent, unknown)    a heartbeat's answer; how many tickets Redis did not know
+                     restored                it has registered again
+                     lag (seconds)           its event loop (or the machine) stood still for so long
+                     wall (shift)            its wall clock jumped
+                     disrupted (reason)      as the backend reports it
+                     kill, stop, cont        signals; kill and stop just before, cont just after
+    of anybody       evict, evicted (count)  eviction of `call`: said, and answered
+                     limit (id, value)       set_limit is said
+                     limited (id, ok)        and answered
+    the conductor's  fault (id, name, target, settle), fault_end (id, effect)
+                     loss (id), loss_end     Redis forgets something between these two
+                     clock (offset, error)   Redis' clock minus this one
+                     left_over (what)        found after the end, where nothing should be
 """
 
 from __future__ import annotations

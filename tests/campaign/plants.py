@@ -18,6 +18,13 @@ from genesis.backends.redis.scripts import Script, load
 __all__ = ["PLANTS", "plant"]
 
 
+_WRITTEN_DOWN = """\
+      if redis.call('ZADD', HOLDING, text(number), ticket) == 1 and free == limit then
+        redis.call('EXPIRE', HOLDING, ttl)
+      end
+"""
+
+
 def plant(name: str) -> None:
     """Put the bug of that name into this process, before it makes a backend."""
     PLANTS[name]()
@@ -48,14 +55,7 @@ def _drop_handoff() -> None:
 def _publish_first() -> None:
     """The waiter is woken before its slot is written down: that comes with its next heartbeat."""
     _change_scripts(
-        (
-            "",
-            "      if redis.call('ZADD', HOLDING, text(number), ticket) == 1 and free == limit then\n"
-            "        redis.call('EXPIRE', HOLDING, ttl)\n"
-            "      end\n",
-            "",
-            1,
-        ),
+        ("", _WRITTEN_DOWN, "", 1),
     )
 
 
@@ -67,7 +67,7 @@ PLANTS: dict[str, Callable[[], None]] = {
 
 
 def _change_scripts(*changes: tuple[str, str, str, int]) -> None:
-    """Each change: the script ('' for all of them), the old text, the new one, how often it is there."""
+    """Each change: the script, '' for all of them; the old text; the new one; how often it is there."""
 
     @cache
     def changed(name: str) -> Script:

@@ -1,8 +1,8 @@
 """What follows from a history: passages, who was out of touch when, which limits could be in force.
 
-Nothing here judges. Where a history leaves something open (when exactly Redis carried out an operation),
-what is derived is the interval in which it must lie, as in the checking of linearizability: an operation
-takes effect between its invocation and its answer.
+Nothing here judges. Where a history leaves something open (when exactly Redis carried out an
+operation), what is derived is the interval in which it must lie, as in the checking of
+linearizability: an operation takes effect between its invocation and its answer.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class Story:
 
     def _narrow_grants(self) -> None:
         """Bounds the moment of every grant in Redis. Tokens are given in Redis' order, so a
-        grant comes after the invocation of all with smaller ones, before the answer of all with greater."""
+        grant comes after the invocation of all with smaller ones, before the answer of all greater."""
         offset = self._offset()
         for queue in self.history.limits:
             granted = sorted(
