@@ -132,6 +132,11 @@ class Station:
         os.kill(self.pid, signal.SIGKILL)
         await wait_until(lambda: not self.alive, f"{self.who} is dead")
 
+    async def close(self) -> None:
+        """Let it close its queue and end."""
+        await self.ask("closed", do="close")
+        await wait_until(lambda: not self.alive, f"{self.who} has ended")
+
     def stop(self) -> None:
         self._scene.log("stop", who=self.who)
         os.kill(self.pid, signal.SIGSTOP)
@@ -320,7 +325,8 @@ async def play(company: Company, play: Play) -> Campaign:
             for station in scene.stations:
                 if station.alive:
                     station.dying = True
-                os.kill(station.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(station.pid, signal.SIGKILL)
             await scene.close()
         limits = {queue: kind.limit for queue, kind in QUEUES.items()}
         history = History.read(play.lease, limits, _logs(folder))
@@ -481,7 +487,7 @@ async def _finish(scene: Scene, operator: Queue) -> None:
     for queue in QUEUES:
         await _empty(scene, operator, queue)
     for station in scene.stations:
-        await station.ask("closed", do="close")
+        await station.close()
     keys = await scene.redis("KEYS", "*")
     for key in keys:
         if await scene.redis("TTL", key) == -1:
