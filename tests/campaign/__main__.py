@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class Tally:
         self.overshot_after: list[float] = []
         self.overtaken = 0
         self.windows: list[float] = []
+        self.windows_alone: list[float] = []
         self.leftover_keys = 0
         self.expired = 0
         self.seconds = 0.0
@@ -58,6 +61,7 @@ class Tally:
         self.overshot_after += verdict.overshot_after
         self.overtaken += verdict.overtaken
         self.windows += verdict.windows
+        self.windows_alone += verdict.windows_alone
         events = campaign.history.events
         self.seconds += events[-1].at - events[0].at
         if verdict.violations:
@@ -80,6 +84,8 @@ class Tally:
             "registered_again_after": {
                 "measured": len(self.windows),
                 "longest": round(max(self.windows, default=0.0), 3),
+                "measured_alone": len(self.windows_alone),
+                "longest_alone": round(max(self.windows_alone, default=0.0), 3),
             },
             "servers_empty_after_ttl": self.expired,
             "keys_left_after_ttl": self.leftover_keys,
@@ -114,11 +120,15 @@ class Afterwards:
             await asyncio.sleep(max(0.0, self._servers[0][0] - time.monotonic()))
             self.look()
 
+    def close(self) -> None:
+        for _, server in self._servers:
+            server.close()
+
 
 async def run(options: argparse.Namespace) -> Tally:
     tally = Tally()
     afterwards = Afterwards(tally)
-    with Company() as company:
+    with Company() as company, closing(afterwards):
         if not company.has_clock:
             print("libfaketime is not installed: no clock will jump", flush=True)
         for seed in range(options.seed, options.seed + options.campaigns):
@@ -186,6 +196,7 @@ def main() -> int:
                 f"{violation.rule} in {violation.queue or '-'} at {violation.at:.3f}: {violation.text}"
             )
         return int(bool(verdict.violations))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must stay behind
     tally = asyncio.run(run(options))
     facts = tally.facts()
     text = json.dumps(facts, indent=2)

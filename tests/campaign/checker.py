@@ -69,8 +69,8 @@ class Verdict:
         overshoots: seconds for which each grant beyond the limit that was excused overlapped.
         overshot_after: seconds from the loss of data to each such grant.
         overtaken: excused inversions of the order.
-        windows: seconds from the end of each loss of data until each instance had registered again,
-            if nothing else troubled it.
+        windows: seconds from the end of each loss of data until each instance had registered again.
+        windows_alone: those of losses that nothing else troubled.
         outcomes: endings, counted.
     """
 
@@ -79,6 +79,7 @@ class Verdict:
     overshot_after: list[float] = field(default_factory=list)
     overtaken: int = 0
     windows: list[float] = field(default_factory=list)
+    windows_alone: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def add(self, rule: str, at: float, queue: str, text: str) -> None:
@@ -366,12 +367,13 @@ def _check_late(story: Story, passage: Passage, due: float, came: float, verdict
 
 
 def _check_windows(story: Story, verdict: Verdict) -> None:
-    """Measures, for each loss that came alone, how long it took until all was known again."""
+    """How long it took after each loss until all was known again; judged if it came alone."""
     for loss in story.losses:
-        about = Period(loss.begin - story.lease, loss.end + 2 * story.lease)
-        alone = len([d for d in story.disturbances if d.period.meets(about)]) <= 1
-        if loss.end == math.inf or not alone or story.lag(about) > story.lease / 6:
+        if loss.end == math.inf:
             continue
+        about = Period(loss.begin - story.lease, loss.end + story.lease)
+        alone = len([d for d in story.disturbances if d.period.meets(about)]) <= 1
+        alone = alone and story.lag(about) < story.lease / 6
         # An instance that was cut off tries again after about as long as it was cut off, at most 1 s.
         outage = loss.end - loss.begin
         allowed = story.lease / 3 + min(1.0, 1.5 * outage) + SLACK
@@ -384,7 +386,9 @@ def _check_windows(story: Story, verdict: Verdict) -> None:
                 known = min(period.end, _gone(passage)) - loss.end
                 if period.end <= _gone(passage):
                     verdict.windows.append(known)
-                if known > allowed:
+                    if alone:
+                        verdict.windows_alone.append(known)
+                if alone and known > allowed:
                     text = f"{passage.call} was not known again {allowed:.3f} s after the loss"
                     verdict.add("window", loss.end, passage.queue, text)
 

@@ -377,9 +377,11 @@ async def _acl_denial(
 ) -> AsyncIterator[None]:
     """The user may not run scripts, or not publish, or not write, for a while."""
     rule = rng.choice(("-evalsha", "-publish", "-zadd"))
-    async with scene.refusals("NOPERM", effect):
-        await scene.redis("ACL", "SETUSER", "default", rule)
-        try:
-            yield
-        finally:
-            await scene.redis("ACL", "SETUSER", "default", "+@all")
+    await scene.redis("ACL", "LOG", "RESET")
+    await scene.redis("ACL", "SETUSER", "default", rule)
+    try:
+        yield
+    finally:
+        await scene.redis("ACL", "SETUSER", "default", "+@all")
+    denied = sum(int(entry["count"]) for entry in await scene.redis("ACL", "LOG"))
+    effect.note(denied, f"commands denied with {rule}")
