@@ -398,6 +398,22 @@ def test_a_waiter_whose_lease_had_lapsed_may_be_overtaken(tale: Tale) -> None:
     assert verdict.overtaken == 1
 
 
+def test_a_waiter_whose_entering_was_answered_after_its_lease_may_be_overtaken(tale: Tale) -> None:
+    """Its loop stood still: when it heard that it waits, it might have been reaped already."""
+    tale.fault(0.1, 5.0, "a", settle=LEASE)
+    tale.call("0", 0.0, who="b", grant=0.1, leave=5.2)
+    tale.say(0.0, "enter", "a", "q", "1", timeout=None)
+    tale.say(5.0, "fence", "a", "q", until=3.0)
+    tale.say(5.0, "entered", "a", "q", "1", place=None)
+    tale.call("2", 5.1, who="b", entered=5.15, grant=5.25, token=2, leave=5.5)
+    tale.beat(5.3, 5.05, unknown=1)
+    tale.say(5.4, "restored", "a", "q")
+    tale.say(5.6, "grant", "a", "q", "1", token=3)
+    tale.say(6.0, "leave", "a", "q", "1", lost=False)
+    tale.say(6.0, "end", "a", "q", "1", how="released")
+    assert tale.rules() == []
+
+
 def test_a_waiter_that_has_registered_again_may_not_be_overtaken(tale: Tale) -> None:
     """Back in the line, it stands where it stood."""
     tale.fault(0.5, 5.0, "a", settle=LEASE)

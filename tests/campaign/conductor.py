@@ -36,12 +36,23 @@ from genesis.queue import RedisBackend
 from tests.campaign.faults import FAULTS, Effect, Fault
 from tests.campaign.forks import ForkServer, find_libfaketime
 from tests.campaign.history import CONDUCTOR, History, Log
-from tests.campaign.worker import LATE, QUEUES, TICK
+from tests.campaign.worker import LATE, QUEUES, STEADY, TICK
 from tests.redis_server import RedisServer, free_port
 from tests.tcp_proxy import Relay, TcpProxy
 from tests.waiting import wait_until
 
-__all__ = ["WORKERS", "Campaign", "Company", "Play", "Scene", "Station", "play"]
+__all__ = [
+    "WORKERS",
+    "Campaign",
+    "Company",
+    "Play",
+    "Scene",
+    "Station",
+    "apply",
+    "finish",
+    "on_stage",
+    "play",
+]
 
 WORKERS = ("north", "east", "south", "clocked")  # the last one's wall clock can be made to jump
 OVERRIDDEN = "team"
@@ -122,6 +133,7 @@ class Station:
             "socket": scene.socket,
             "seed": scene.rng.getrandbits(32),
             "plant": scene.plant,
+            "steady": scene.steady,
         }
         server.fork(config)
         await wait_until(lambda: self.alive, f"{self.who} runs", 60)
@@ -187,13 +199,22 @@ class Scene:
     """All that a fault can reach."""
 
     def __init__(
-        self, company: Company, folder: Path, lease: float, rng: random.Random, plant: str
+        self,
+        company: Company,
+        folder: Path,
+        lease: float,
+        rng: random.Random,
+        *,
+        plant: str = "",
+        steady: bool = False,
     ) -> None:
         self.company = company
         self.folder = folder
         self.lease = lease
         self.rng = rng
         self.plant = plant
+        self.steady = steady
+        self.queues = STEADY if steady else QUEUES
         self.log = Log(folder / f"{CONDUCTOR}.log", CONDUCTOR)
         self.socket = str(folder / "socket")
         self.server = RedisServer()
@@ -262,6 +283,11 @@ class Scene:
         stats = (await self.redis("INFO", "errorstats")).get(f"errorstat_{word}", {"count": 0})
         return int(stats["count"])
 
+    def history(self) -> History:
+        """All that was logged so far."""
+        limits = {queue: kind.limit for queue, kind in self.queues.items()}
+        return History.read(self.lease, limits, sorted(self.folder.glob("*.log")))
+
     def set_clock(self, seconds: float) -> None:
         self.company.set_clock(seconds)
 
@@ -313,56 +339,50 @@ async def play(company: Company, play: Play) -> Campaign:
     """Play it, and return with its history."""
     rng = random.Random(play.seed)
     with tempfile.TemporaryDirectory(prefix="genesis-campaign-") as name:
-        folder = Path(name)
-        scene = Scene(company, folder, play.lease, rng, play.plant)
+        scene = Scene(company, Path(name), play.lease, rng, plant=play.plant)
         try:
-            async with AsyncExitStack() as stack:
-                await _perform(scene, play, rng, stack)
+            async with on_stage(scene) as operator:
+                limits = asyncio.create_task(_change_limits(scene, operator, rng))
+                await _trouble(scene, play, rng)
+                limits.cancel()
+                await asyncio.wait({limits})
+                await finish(scene, operator)
         except BaseException:
             scene.server.close()
             raise
-        finally:
-            for station in scene.stations:
-                if station.alive:
-                    station.dying = True
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(station.pid, signal.SIGKILL)
-            await scene.close()
-        limits = {queue: kind.limit for queue, kind in QUEUES.items()}
-        history = History.read(play.lease, limits, _logs(folder))
-    campaign = Campaign(play, history, server=scene.server)
+        campaign = Campaign(play, scene.history(), server=scene.server)
     _count(campaign)
     return campaign
 
 
-def _logs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.log"))
-
-
-async def _perform(scene: Scene, play: Play, rng: random.Random, stack: AsyncExitStack) -> None:
-    control = await asyncio.start_unix_server(scene.accept, scene.socket)
-    stack.callback(control.close)
-    if scene.company.has_clock:
-        scene.set_clock(0)
-    await scene.measure_clock()
-    for name in WORKERS:
-        proxy = await stack.enter_async_context(TcpProxy(scene.server.port))
-        scene.stations.append(Station(scene, name, proxy))
-    await asyncio.gather(*(station.start() for station in scene.stations))
-    operator = await stack.enter_async_context(
-        Queue(
-            RedisBackend(scene.server.url, lease=play.lease),
-            telemetry=Telemetry(registry=CollectorRegistry()),
-        )
-    )
-    watch = asyncio.create_task(_watch(scene))
-    limits = asyncio.create_task(_change_limits(scene, operator, rng))
-    await _trouble(scene, play, rng)
-    limits.cancel()
-    await asyncio.wait({limits})
-    await _finish(scene, operator)
-    watch.cancel()
-    await scene.measure_clock()
+@asynccontextmanager
+async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
+    """The workers run, and call; an instance of ours, that no fault on a worker touches, is there."""
+    try:
+        async with AsyncExitStack() as stack:
+            control = await asyncio.start_unix_server(scene.accept, scene.socket)
+            stack.callback(control.close)
+            if scene.company.has_clock:
+                scene.set_clock(0)
+            await scene.measure_clock()
+            for name in WORKERS:
+                proxy = await stack.enter_async_context(TcpProxy(scene.server.port))
+                scene.stations.append(Station(scene, name, proxy))
+            await asyncio.gather(*(station.start() for station in scene.stations))
+            backend = RedisBackend(scene.server.url, lease=scene.lease)
+            telemetry = Telemetry(registry=CollectorRegistry())
+            operator = await stack.enter_async_context(Queue(backend, telemetry=telemetry))
+            watch = asyncio.create_task(_watch(scene))
+            stack.callback(watch.cancel)
+            yield operator
+            await scene.measure_clock()
+    finally:
+        for station in scene.stations:
+            if station.alive:
+                station.dying = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(station.pid, signal.SIGKILL)
+        await scene.close()
 
 
 async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
@@ -464,14 +484,15 @@ async def _watch(scene: Scene) -> None:
             scene.log("lag", seconds=late)
 
 
-async def _finish(scene: Scene, operator: Queue) -> None:
+async def finish(scene: Scene, operator: Queue) -> None:
     """Let all calls come to their end, and look at what is left."""
     patience = 4 * scene.lease + 5
 
     async def unlimited() -> bool:
         return await _set_limit(scene, operator, None)
 
-    await wait_until(unlimited, "the override has ended", 20)
+    if OVERRIDDEN in scene.queues:
+        await wait_until(unlimited, "the override has ended", 20)
     for station in scene.stations:
         station.tell(do="finish")
     try:
@@ -484,7 +505,7 @@ async def _finish(scene: Scene, operator: Queue) -> None:
                 scene.log("left_over", what=f"{station.who} has calls that do not end")
         return
     await asyncio.gather(*(_forgotten(scene, station) for station in scene.stations))
-    for queue in QUEUES:
+    for queue in scene.queues:
         await _empty(scene, operator, queue)
     for station in scene.stations:
         await station.close()

@@ -96,13 +96,13 @@ class _Contact:
         return math.inf
 
     def lapses(self, since: float, until: float) -> Iterator[float]:
-        """When its lease ran out before it heard of a renewal."""
+        """When its lease ran out before it heard of a renewal, or had by the time it first knew of it."""
         known = self.fences[max(0, bisect_right(self.fences, (since, math.inf)) - 1) :]
         heard = [at for at, _ in known[1:]] + [math.inf]
         for (_, fence), following in zip(known, heard, strict=True):
             if fence > until:
                 return
-            if following > fence >= since:
+            if following > max(fence, since):
                 yield fence
 
 

@@ -13,6 +13,7 @@ import os
 import random
 import select
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from tests.campaign.history import Log
 from tests.campaign.plants import plant
 from tests.conftest import state_of
 
-__all__ = ["QUEUES", "Kind", "run"]
+__all__ = ["QUEUES", "STEADY", "Kind", "run"]
 
 TICK = 0.05  # seconds between two looks at the clock
 LATE = 0.02  # seconds from which on a late look is logged
@@ -54,12 +55,15 @@ class Kind(NamedTuple):
     callers: int  # in each process
     think: float
     hold: tuple[float, float]
-    hold_leases: float
+    hold_leases: float = 0.0
+    steady: bool = False  # without timeouts, cancellations and evictions
 
 
+# Always somebody in line, and every process has its turn several times a second.
+STEADY = {"line": Kind(limit=1, callers=1, think=0.005, hold=(0.01, 0.01), steady=True)}
 QUEUES = {
-    "solo": Kind(limit=1, callers=2, think=0.25, hold=(0.0, 0.03), hold_leases=0.0),
-    "team": Kind(limit=3, callers=3, think=0.2, hold=(0.01, 0.15), hold_leases=0.0),
+    "solo": Kind(limit=1, callers=2, think=0.25, hold=(0.0, 0.03)),
+    "team": Kind(limit=3, callers=3, think=0.2, hold=(0.01, 0.15)),
     # A lease is renewed by every entering, too: only here does it hang on the heartbeat alone.
     "long": Kind(limit=2, callers=1, think=0.5, hold=(0.1, 0.3), hold_leases=2.5),
 }
@@ -186,11 +190,13 @@ class Caller:
         self._over = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        for queue_id, kind in QUEUES.items():
+    def start(self, queues: Mapping[str, Kind]) -> None:
+        for queue_id, kind in queues.items():
             for _ in range(kind.callers):
                 self._tasks.append(asyncio.create_task(self._call_again(queue_id, kind)))
-        self._tasks.append(asyncio.create_task(self._evict_some()))
+        restless = [queue_id for queue_id, kind in queues.items() if not kind.steady]
+        if restless:
+            self._tasks.append(asyncio.create_task(self._evict_some(restless)))
 
     async def finish(self) -> None:
         """Make no more calls, and wait until those that there are have ended."""
@@ -203,16 +209,20 @@ class Caller:
             self._calls += 1
             call = f"{self._who}:{self._calls}"
             hold = self._rng.uniform(*kind.hold) + self._rng.uniform(0, kind.hold_leases * self._lease)
-            task = asyncio.create_task(self._pass(queue_id, call, kind.limit, hold))
-            if self._rng.random() < 0.15:
+            timeout = None if kind.steady else self._patience()
+            task = asyncio.create_task(self._pass(queue_id, call, kind.limit, hold, timeout))
+            if not kind.steady and self._rng.random() < 0.15:
                 await asyncio.sleep(self._rng.choice((0.0, self._rng.uniform(0, 0.2))))
                 task.cancel()
             await asyncio.wait({task})  # cancelled before its first step, it never began
 
-    async def _pass(self, queue_id: str, call: str, limit: int, hold: float) -> None:
-        timeout = self._rng.choice(
-            (None, None, None, 0.0, self._rng.uniform(0.01, 0.4), 2 * self._lease)
-        )
+    def _patience(self) -> float | None:
+        impatient = self._rng.uniform(0.01, 0.4)
+        return self._rng.choice((None, None, None, 0.0, impatient, 2 * self._lease))
+
+    async def _pass(
+        self, queue_id: str, call: str, limit: int, hold: float, timeout: float | None
+    ) -> None:
         names: dict[str, Any] = {"queue": queue_id, "call": call}
         how = "released"
         begun = False  # cancelled before its first step, the task never comes here
@@ -247,9 +257,9 @@ class Caller:
         await self._hold(seconds)
         return not self._over.is_set()
 
-    async def _evict_some(self) -> None:
+    async def _evict_some(self, queues: list[str]) -> None:
         while await self._think(self._rng.expovariate(1.0)):
-            queue_id = self._rng.choice(list(QUEUES))
+            queue_id = self._rng.choice(queues)
             with contextlib.suppress(BackendUnavailableError):
                 entries = await self._queue.entries(queue_id)
                 if entries:
@@ -308,7 +318,7 @@ async def _run(config: dict[str, Any]) -> None:
         with contextlib.suppress(BackendUnavailableError):
             await queue.ping()
             break
-    caller.start()
+    caller.start(STEADY if config["steady"] else QUEUES)
     finishing: asyncio.Task[None] | None = None
     while line := await reader.readline():
         command = json.loads(line)
