@@ -72,6 +72,7 @@ class Verdict:
         windows: seconds from the end of each loss of data until each instance had registered again.
         windows_alone: those of losses that nothing else troubled.
         outcomes: endings, counted.
+        calm: seconds in which no fault could be felt; in these a standstill is judged.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Verdict:
     windows: list[float] = field(default_factory=list)
     windows_alone: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    calm: float = 0.0
 
     def add(self, rule: str, at: float, queue: str, text: str) -> None:
         self.violations.append(Violation(rule, at, queue, text))
@@ -103,6 +105,9 @@ def check(history: History) -> Verdict:
     _check_causes(story, verdict)
     _check_timing(story, verdict)
     _check_windows(story, verdict)
+    if history.events:
+        whole = Period(history.events[0].at, history.events[-1].at)
+        verdict.calm = sum(end - begin for begin, end in subtract(whole, story.disturbed()))
     for event in history.events:
         if event.kind == "left_over":
             verdict.add("left_over", event.at, event.queue, str(event.more["what"]))

@@ -96,7 +96,7 @@ class _Contact:
         return math.inf
 
     def lapses(self, since: float, until: float) -> Iterator[float]:
-        """When its lease ran out before it heard of a renewal, or had by the time it first knew of it."""
+        """When its lease ran out before it heard of a renewal; or had, when it first heard of it."""
         known = self.fences[max(0, bisect_right(self.fences, (since, math.inf)) - 1) :]
         heard = [at for at, _ in known[1:]] + [math.inf]
         for (_, fence), following in zip(known, heard, strict=True):
