@@ -365,6 +365,8 @@ async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
             if scene.company.has_clock:
                 scene.set_clock(0)
             await scene.measure_clock()
+            watch = asyncio.create_task(_watch(scene))
+            stack.callback(watch.cancel)
             for name in WORKERS:
                 proxy = await stack.enter_async_context(TcpProxy(scene.server.port))
                 scene.stations.append(Station(scene, name, proxy))
@@ -372,8 +374,6 @@ async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
             backend = RedisBackend(scene.server.url, lease=scene.lease)
             telemetry = Telemetry(registry=CollectorRegistry())
             operator = await stack.enter_async_context(Queue(backend, telemetry=telemetry))
-            watch = asyncio.create_task(_watch(scene))
-            stack.callback(watch.cancel)
             yield operator
             await scene.measure_clock()
     finally:
