@@ -405,6 +405,7 @@ def test_a_waiter_whose_entering_was_answered_after_its_lease_may_be_overtaken(t
     tale.say(0.0, "enter", "a", "q", "1", timeout=None)
     tale.say(5.0, "fence", "a", "q", until=3.0)
     tale.say(5.0, "entered", "a", "q", "1", place=None)
+    tale.beat(5.05, 4.95)  # sent before it was known to wait, so it does not name it
     tale.call("2", 5.1, who="b", entered=5.15, grant=5.25, token=2, leave=5.5)
     tale.beat(5.3, 5.05, unknown=1)
     tale.say(5.4, "restored", "a", "q")

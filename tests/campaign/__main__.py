@@ -139,7 +139,6 @@ async def run(options: argparse.Namespace) -> Tally:
             verdict = await asyncio.to_thread(check, campaign.history)
             tally.add(campaign, verdict)
             report(campaign, verdict, options.out)
-            assert campaign.server is not None
             if options.no_ttl:
                 campaign.server.close()
             else:
@@ -159,7 +158,6 @@ def report(campaign: Campaign, verdict: Verdict, out: Path) -> None:
             f"    {violation.rule} in {violation.queue or '-'} at {violation.at:.3f}: {violation.text}"
         )
     if verdict.violations:
-        out.mkdir(parents=True, exist_ok=True)
         file = out / f"seed-{campaign.play.seed}.jsonl"
         campaign.history.save(file)
         print(f"    its history is in {file}", flush=True)

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -49,6 +48,7 @@ __all__ = [
     "Scene",
     "Station",
     "apply",
+    "count_faults",
     "finish",
     "on_stage",
     "play",
@@ -322,16 +322,15 @@ class Play(NamedTuple):
     """Kinds of fault to choose from; all of them if empty."""
 
 
-@dataclass
-class Campaign:
+class Campaign(NamedTuple):
     """What one campaign was."""
 
     play: Play
     history: History
-    faults: Counter[str] = field(default_factory=Counter)
-    felt: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str]
+    felt: Counter[str]
     """Faults whose effect was seen."""
-    server: RedisServer | None = None
+    server: RedisServer
     """Still running, so that it can be seen what expires; the caller closes it."""
 
 
@@ -350,9 +349,9 @@ async def play(company: Company, play: Play) -> Campaign:
         except BaseException:
             scene.server.close()
             raise
-        campaign = Campaign(play, scene.history(), server=scene.server)
-    _count(campaign)
-    return campaign
+        history = scene.history()
+    done, felt = count_faults(history)
+    return Campaign(play, history, done, felt, scene.server)
 
 
 @asynccontextmanager
@@ -549,24 +548,26 @@ async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
         scene.log("left_over", queue=queue, what=f"{queue} has {stats}: {entries}; {keys}")
 
 
-def _count(campaign: Campaign) -> None:
-    """How often each fault came, and how often its effect was seen."""
-    events = campaign.history.events
+def count_faults(history: History) -> tuple[Counter[str], Counter[str]]:
+    """How often each kind of fault came, and how often its effect was seen."""
+    done: Counter[str] = Counter()
+    felt: Counter[str] = Counter()
     begun: dict[int, Any] = {}
-    workers = {event.who: event.more["worker"] for event in events if event.kind == "up"}
-    for event in events:
+    workers = {event.who: event.more["worker"] for event in history.events if event.kind == "up"}
+    for event in history.events:
         if event.kind == "fault":
             begun[event.more["id"]] = event
         elif event.kind == "fault_end":
             start = begun[event.more["id"]]
             name, target = start.more["name"], start.more["target"]
-            campaign.faults[name] += 1
-            evidence = FAULTS[name].evidence
+            done[name] += 1
+            evidence = FAULTS[name].evidence if name in FAULTS else ""
             until = event.at + start.more["settle"]
             shown = evidence and any(
                 other.kind == evidence
                 and start.at <= other.at <= until
                 and target in ("", workers.get(other.who))
-                for other in events
+                for other in history.events
             )
-            campaign.felt[name] += bool(event.more["effect"] or shown)
+            felt[name] += bool(event.more["effect"] > 0 or shown)
+    return done, felt

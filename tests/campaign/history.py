@@ -81,6 +81,7 @@ class History(NamedTuple):
     def save(self, file: Path) -> None:
         lines = [json.dumps({"lease": self.lease, "limits": self.limits})]
         lines += [json.dumps(event) for event in self.events]
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
 
 

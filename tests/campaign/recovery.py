@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.campaign.checker import check
-from tests.campaign.conductor import Company, Scene, Station, apply, finish, on_stage
+from tests.campaign.conductor import Company, Scene, Station, apply, count_faults, finish, on_stage
 from tests.campaign.faults import FAULTS, Effect, Fault
 from tests.campaign.history import Event, History
 
@@ -54,7 +54,9 @@ async def _nothing(
 NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.5))
 
 
-async def measure(company: Company, fault: Fault, lease: float, runs: int, seed: int) -> dict[str, Any]:
+async def measure(
+    company: Company, fault: Fault, lease: float, runs: int, seed: int, out: Path
+) -> dict[str, Any]:
     """All runs of one kind, one after the other on one scene."""
     rng = random.Random(f"{seed} {fault.name}")
     with tempfile.TemporaryDirectory(prefix="genesis-recovery-") as name:
@@ -74,7 +76,12 @@ async def measure(company: Company, fault: Fault, lease: float, runs: int, seed:
             history = scene.history()
         finally:
             scene.server.close()
-    return facts(fault, history)
+    verdict = check(history)
+    for violation in verdict.violations:
+        print(f"    {violation.rule} at {violation.at:.3f}: {violation.text}", flush=True)
+    if verdict.violations:
+        history.save(out / f"recovery-{fault.name}.jsonl")
+    return facts(fault, history) | {"violations": len(verdict.violations)}
 
 
 def facts(fault: Fault, history: History) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def facts(fault: Fault, history: History) -> dict[str, Any]:
     return {
         "fault": fault.name,
         "runs": len(runs),
-        "felt": sum(1 for e in history.events if e.kind == "fault_end" and e.more["effect"]),
+        "felt": count_faults(history)[1][fault.name],
         "lease": history.lease,
         "bound": round(leases * history.lease + seconds, 3),
         "nobody_median": round(statistics.median(nobody), 3),
@@ -93,7 +100,6 @@ def facts(fault: Fault, history: History) -> dict[str, Any]:
         "all_median": round(statistics.median(everybody), 3) if everybody else None,
         "all_worst": round(max(everybody), 3) if everybody else None,
         "never": sum(run.everybody is None for run in runs),
-        "violations": len(check(history).violations),
     }
 
 
@@ -136,7 +142,7 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     async def one(company: Company, fault: Fault) -> None:
         async with lanes:
             results[fault.name] = await measure(
-                company, fault, options.lease, options.runs, options.seed
+                company, fault, options.lease, options.runs, options.seed, options.out
             )
             print(line(results[fault.name]), flush=True)
 
@@ -172,6 +178,7 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=2, help="kinds that are measured at the same time")
     parser.add_argument("--only", type=lambda text: text.split(","), default=())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(".campaign"), help="for histories gone wrong")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must stay behind
     results = asyncio.run(run(options))

@@ -63,6 +63,13 @@ class Passage:
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
+    def listed(self) -> float:
+        """From when on its instance's heartbeats name it: those before say nothing about it."""
+        if self.entered is not None:
+            return self.entered
+        return math.inf if self.granted is None else self.granted
+
+    @property
     def wait_end(self) -> float:
         """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
         ends = (self.granted, self.giving_up, self.evicted, self.killed, self.ended)
@@ -142,21 +149,24 @@ class Story:
         """When between `begin` and `end` Redis may not have known of `passage`: its instance's lease
         had lapsed, or the data was lost, until it had registered again."""
         contact = self._contacts[passage.who, passage.queue]
+        listed = passage.listed
         periods = [
-            Period(loss.begin, contact.registered(loss.end))
+            Period(loss.begin, contact.registered(max(loss.end, listed)))
             for loss in self.losses
             if passage.invoked <= loss.end and loss.begin <= end
         ]
         if not losses_only:
             since = passage.invoked if passage.entered is None else passage.entered
             periods += [
-                Period(lapse, contact.registered(lapse)) for lapse in contact.lapses(since, end)
+                Period(lapse, contact.registered(max(lapse, listed)))
+                for lapse in contact.lapses(since, end)
             ]
         return [period for period in periods if period.meets(Period(begin, end))]
 
     def heard(self, passage: Passage, sent_after: float) -> float:
         """When its instance first had an answer to a heartbeat that was sent after that moment."""
         contact = self._contacts[passage.who, passage.queue]
+        sent_after = max(sent_after, passage.listed)
         answers = (at for at, sent, _ in contact.beats if sent >= sent_after)
         return next(answers, math.inf)
 
