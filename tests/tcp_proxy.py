@@ -23,7 +23,9 @@ class Relay:
         self._proxy = proxy
         self._held = asyncio.Event()  # set while bytes to the server may pass
         self._held.set()
-        self._up: asyncio.Queue[bytes] = asyncio.Queue()
+        # What is under way, and when it arrives: a delay is a longer way, not a narrower one.
+        self._up: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        self._down: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         self.heard = b""
         self.answers = 0
         self.held_chunks = 0
@@ -58,11 +60,12 @@ class Relay:
         tasks = [
             asyncio.create_task(self._hear(reader)),
             asyncio.create_task(self._deliver(self._server)),
-            asyncio.create_task(self._answer(from_server, writer)),
+            asyncio.create_task(self._answer(from_server)),
+            asyncio.create_task(self._hand_back(writer)),
         ]
         try:
             # Ends when the server has hung up, by itself or after the client's last word.
-            await tasks[2]
+            await tasks[3]
         finally:
             for task in tasks:
                 task.cancel()
@@ -79,26 +82,40 @@ class Relay:
                     if self._proxy.mute:
                         self.hold()
                 self.held_chunks += not self._held.is_set()
-                self._up.put_nowait(data)
-        self._up.put_nowait(b"")
+                self._up.put_nowait((self._arrival(), data))
+        self._up.put_nowait((self._arrival(), b""))
 
     async def _deliver(self, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while data := await self._up.get():
-                await asyncio.sleep(self._proxy.delay)
+            while data := await _arrived(self._up):
                 await self._held.wait()
                 server.write(data)
                 await server.drain()
             server.write_eof()
 
-    async def _answer(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    async def _answer(self, server: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(65536):
                 self.answers += len(data)
-                await asyncio.sleep(self._proxy.delay)
+                self._down.put_nowait((self._arrival(), data))
+        self._down.put_nowait((self._arrival(), b""))
+
+    async def _hand_back(self, client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await _arrived(self._down):
                 if not self.deaf and not client.is_closing():
                     client.write(data)
                     await client.drain()
+
+    def _arrival(self) -> float:
+        return asyncio.get_running_loop().time() + self._proxy.delay
+
+
+async def _arrived(way: asyncio.Queue[tuple[float, bytes]]) -> bytes:
+    """What comes next, once it has arrived."""
+    when, data = await way.get()
+    await asyncio.sleep(when - asyncio.get_running_loop().time())
+    return data
 
 
 class TcpProxy:

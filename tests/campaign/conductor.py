@@ -343,8 +343,7 @@ async def play(company: Company, play: Play) -> Campaign:
             async with on_stage(scene) as operator:
                 limits = asyncio.create_task(_change_limits(scene, operator, rng))
                 await _trouble(scene, play, rng)
-                limits.cancel()
-                await asyncio.wait({limits})
+                await _end(limits)
                 await finish(scene, operator)
         except BaseException:
             scene.server.close()
@@ -365,7 +364,7 @@ async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
                 scene.set_clock(0)
             await scene.measure_clock()
             watch = asyncio.create_task(_watch(scene))
-            stack.callback(watch.cancel)
+            stack.push_async_callback(_end, watch)
             for name in WORKERS:
                 proxy = await stack.enter_async_context(TcpProxy(scene.server.port))
                 scene.stations.append(Station(scene, name, proxy))
@@ -468,6 +467,11 @@ async def _set_limit(scene: Scene, operator: Queue, value: int | None) -> bool:
         ok = True
     scene.log("limited", id=number, queue=OVERRIDDEN, ok=ok)
     return ok
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _watch(scene: Scene) -> None:
