@@ -26,7 +26,7 @@ class Relay:
         # What is under way, and when it arrives: a delay is a longer way, not a narrower one.
         self._up: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         self._down: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        self.heard = b""
+        self.heard = bytearray()
         self.answers = 0
         self.held_chunks = 0
         self.subscriber = False

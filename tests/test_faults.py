@@ -1,7 +1,7 @@
 """Killed, stopped and cut off: the promises on real processes, real servers and broken connections.
 
-Themes: many processes; dead instances; stopped instances; lost data; no server; broken connections;
-lost replies and late commands; cancellation; several instances; a server that refuses.
+Themes: many processes; dead instances; stopped instances; lost data; two servers; no server; broken
+connections; lost replies and late commands; cancellation; several instances; a server that refuses.
 """
 
 from __future__ import annotations
@@ -613,6 +613,54 @@ async def test_an_override_that_was_ended_during_a_pause_stays_ended(house: Hous
     assert (await other.stats(SALES)).limit == 1
     await drain([holder, waiter])
     await house.settled()
+
+
+# Two servers at once
+
+
+@pytest.mark.slow
+async def test_a_split_brain_ends_when_the_old_master_misses_its_replica(house: House) -> None:
+    """A master that must have a replica, and lost it, refuses writes: its holders lose their slots.
+
+    Until then both sides grant. That cannot be prevented, only bounded: by min-replicas-max-lag, the
+    second in which Redis looks at it, and the lease.
+    """
+    lag = 1
+    house.server.client.config_set("min-replicas-max-lag", lag)
+    replica = RedisServer()
+    try:
+        way = await house.proxy()
+        replica.client.replicaof("127.0.0.1", str(way.port))
+
+        def in_step() -> bool:
+            info: Any = house.server.client.info("replication")
+            return bool(info.get("slave0", {}).get("state") == "online")
+
+        await wait_until(in_step, "the replica follows")
+        house.server.client.config_set("min-replicas-to-write", 1)
+        old, new = house.queue(), house.queue(replica.url)
+        holder = house.call(old, "holder")
+        await holder.held()
+        for relay in way.relays:
+            relay.hold()
+            relay.deaf = True
+        split = time.monotonic()
+        replica.client.replicaof("NO", "ONE")
+        other = house.call(new, "other", queue_id="elsewhere")
+        await other.held()
+        late = house.call(old, "late", queue_id="elsewhere")
+        await late.held()  # both hold the one slot of a queue: that is the split
+        await wait_until(lambda: holder.lost, "the old side's slot is lost", lag + 1 + IN_TIME)
+        await wait_until(lambda: late.lost, "the other one as well", lag + 1 + IN_TIME)
+        assert time.monotonic() - split < lag + 1 + IN_TIME
+        assert not other.lost
+        for call in (other, late, holder):
+            await call.leave()
+        house.server.client.config_set("min-replicas-to-write", 0)
+        await new.close()
+        await house.settled()
+    finally:
+        replica.close()
 
 
 # No server
