@@ -136,9 +136,11 @@ async def run(options: argparse.Namespace) -> Tally:
         for seed in range(options.seed, options.seed + options.campaigns):
             plan = Play(seed, options.seconds, options.lease, options.plant, options.only)
             campaign = await play(company, plan)
+            file = options.out / f"seed-{seed}.jsonl"
+            campaign.history.save(file)
             verdict = await asyncio.to_thread(check, campaign.history)
             tally.add(campaign, verdict)
-            report(campaign, verdict, options.out)
+            report(campaign, verdict, file)
             if options.no_ttl:
                 campaign.server.close()
             else:
@@ -148,7 +150,7 @@ async def run(options: argparse.Namespace) -> Tally:
     return tally
 
 
-def report(campaign: Campaign, verdict: Verdict, out: Path) -> None:
+def report(campaign: Campaign, verdict: Verdict, file: Path) -> None:
     kinds = sum(campaign.faults.values())
     calls = verdict.outcomes.total() - verdict.outcomes["lost"]
     outcome = "ok" if not verdict.violations else f"{len(verdict.violations)} VIOLATIONS"
@@ -158,9 +160,9 @@ def report(campaign: Campaign, verdict: Verdict, out: Path) -> None:
             f"    {violation.rule} in {violation.queue or '-'} at {violation.at:.3f}: {violation.text}"
         )
     if verdict.violations:
-        file = out / f"seed-{campaign.play.seed}.jsonl"
-        campaign.history.save(file)
         print(f"    its history is in {file}", flush=True)
+    else:
+        file.unlink()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

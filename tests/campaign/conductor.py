@@ -229,10 +229,10 @@ class Scene:
         self._admin: Any = redis.asyncio.Redis(
             port=self.server.port,
             decode_responses=True,
-            single_connection_client=True,
+            socket_timeout=30,
             retry=Retry(NoBackoff(), 1),
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = asyncio.Lock()  # nobody is in the middle of a question when the server goes
 
     def number(self) -> int:
         self._ids += 1
@@ -240,7 +240,8 @@ class Scene:
 
     async def redis(self, *words: str) -> Any:
         """A command from the side, on a connection that no fault touches."""
-        return await self._admin.execute_command(*words)
+        async with self._asking:
+            return await self._admin.execute_command(*words)
 
     async def info(self, section: str, name: str) -> int:
         reply = await self.redis("INFO", section)
@@ -256,8 +257,9 @@ class Scene:
 
     async def server_down(self, *, save: bool = False) -> None:
         self.up = False
-        await self._admin.aclose()
-        await asyncio.to_thread(self.server.end_saving if save else self.server.kill)
+        async with self._asking:
+            await self._admin.connection_pool.disconnect()
+            await asyncio.to_thread(self.server.end_saving if save else self.server.kill)
 
     async def server_up(self, *, keep: bool) -> None:
         if not keep:

@@ -134,10 +134,12 @@ class Story:
         self.strays: list[Event] = []  # of calls that never entered
         self._contacts: dict[tuple[str, str], _Contact] = defaultdict(_Contact)
         self._settings: dict[str, list[_Setting]] = defaultdict(list)
+        self._in_force: dict[str, list[tuple[int, float, float]]] = {}
         self._clocks: list[tuple[float, float]] = []
         self._killed: dict[str, float] = {}
         self._take_in(history.events)
         self._end_the_killed()
+        self._find_in_force()
         self._narrow_grants()
 
     def of(self, queue: str) -> list[Passage]:
@@ -194,13 +196,10 @@ class Story:
 
     def limits(self, queue: str, period: Period) -> set[int]:
         """Every limit that can have been in force at some moment of `period`."""
-        base = _Setting(self.history.limits[queue], -math.inf, -math.inf)
-        settings = [base, *self._settings[queue]]
         return {
-            setting.value
-            for setting in settings
-            if setting.begin <= period.end
-            and self._replaced(setting, settings, forgotten=setting is base) >= period.begin
+            value
+            for value, begin, replaced in self._in_force[queue]
+            if begin <= period.end and replaced >= period.begin
         }
 
     def limit_changes(self, queue: str) -> list[float]:
@@ -209,7 +208,25 @@ class Story:
         marks = [s.begin for s in settings] + [s.end for s in settings if s.end < math.inf]
         return marks + [mark for loss in self.losses for mark in loss]
 
-    def _replaced(self, setting: _Setting, settings: list[_Setting], forgotten: bool) -> float:
+    def _find_in_force(self) -> None:
+        """From when until when each number can have been in force."""
+        felt = [(loss, self._felt(loss)) for loss in self.losses]
+        for queue, limit in self.history.limits.items():
+            base = _Setting(limit, -math.inf, -math.inf)
+            settings = [base, *self._settings[queue]]
+            self._in_force[queue] = [
+                (s.value, s.begin, self._replaced(s, settings, felt, forgotten=s is base))
+                for s in settings
+            ]
+
+    def _replaced(
+        self,
+        setting: _Setting,
+        settings: list[_Setting],
+        losses: list[tuple[Period, float]],
+        *,
+        forgotten: bool,
+    ) -> float:
         """From when on another setting is surely in force.
 
         What was in force up to a heartbeat before a loss of data may be what an instance registers
@@ -217,8 +234,8 @@ class Story:
         override is: then the call sites' limit comes back.
         """
         replaced = min((s.end for s in settings if s.begin > setting.end), default=math.inf)
-        for loss in self.losses:
-            remembered = forgotten or loss.begin - self.lease - self._felt(loss) <= replaced
+        for loss, felt in losses:
+            remembered = forgotten or loss.begin - self.lease - felt <= replaced
             if remembered and loss.end >= setting.begin:
                 anew = min((s.end for s in settings if s.begin > loss.end), default=math.inf)
                 replaced = max(replaced, anew)
