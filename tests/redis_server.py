@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 __all__ = ["RedisServer", "free_port", "find_redis_server", "server_version"]
 
@@ -106,7 +108,7 @@ class RedisServer:
         return client
 
     def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
+        """Start it, empty unless it had saved, and wait until it answers."""
         assert self._process is None, "the server is running"
         command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--save", "", "--appendonly", "no", "--dir", self.folder, *self._options]
@@ -129,6 +131,18 @@ class RedisServer:
         assert self._process is not None
         self._process.wait()
         self._process = None
+
+    def end_saving(self) -> None:
+        """Let it write down all that it has, and end; `start` will find it again."""
+        with redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as last:
+            last.shutdown(save=True)
+        assert self._process is not None
+        self._process.wait()
+        self._process = None
+
+    def forget_saved(self) -> None:
+        """What was written down is gone."""
+        (Path(self._folder.name) / "dump.rdb").unlink(missing_ok=True)
 
     def restart_empty(self) -> None:
         self.kill()

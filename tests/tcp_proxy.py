@@ -16,15 +16,19 @@ class Relay:
         subscriber: it has said SUBSCRIBE, so it is the connection of the wake-ups.
         heard: all that the client has said so far.
         answers: how many bytes the server has answered, whether or not anybody hears them.
+        held_chunks: how many pieces of what the client said came while it was held.
     """
 
     def __init__(self, proxy: TcpProxy) -> None:
         self._proxy = proxy
         self._held = asyncio.Event()  # set while bytes to the server may pass
         self._held.set()
-        self._up: asyncio.Queue[bytes] = asyncio.Queue()
-        self.heard = b""
+        # What is under way, and when it arrives: a delay is a longer way, not a narrower one.
+        self._up: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        self._down: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        self.heard = bytearray()
         self.answers = 0
+        self.held_chunks = 0
         self.subscriber = False
         self.deaf = False  # replies are thrown away
         self._client: asyncio.StreamWriter | None = None
@@ -37,6 +41,11 @@ class Relay:
     def release(self) -> None:
         """Deliver what was held, late as it is."""
         self._held.set()
+
+    @property
+    def open(self) -> bool:
+        """Whether the client is still there."""
+        return self._client is not None and not self._client.is_closing()
 
     def cut(self) -> None:
         """Break it, on both sides; bytes that are held stay held, and can still be released."""
@@ -51,11 +60,12 @@ class Relay:
         tasks = [
             asyncio.create_task(self._hear(reader)),
             asyncio.create_task(self._deliver(self._server)),
-            asyncio.create_task(self._answer(from_server, writer)),
+            asyncio.create_task(self._answer(from_server)),
+            asyncio.create_task(self._hand_back(writer)),
         ]
         try:
             # Ends when the server has hung up, by itself or after the client's last word.
-            await tasks[2]
+            await tasks[3]
         finally:
             for task in tasks:
                 task.cancel()
@@ -71,26 +81,41 @@ class Relay:
                     self.subscriber = True
                     if self._proxy.mute:
                         self.hold()
-                self._up.put_nowait(data)
-        self._up.put_nowait(b"")
+                self.held_chunks += not self._held.is_set()
+                self._up.put_nowait((self._arrival(), data))
+        self._up.put_nowait((self._arrival(), b""))
 
     async def _deliver(self, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while data := await self._up.get():
-                await asyncio.sleep(self._proxy.delay)
+            while data := await _arrived(self._up):
                 await self._held.wait()
                 server.write(data)
                 await server.drain()
             server.write_eof()
 
-    async def _answer(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    async def _answer(self, server: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(65536):
                 self.answers += len(data)
-                await asyncio.sleep(self._proxy.delay)
+                self._down.put_nowait((self._arrival(), data))
+        self._down.put_nowait((self._arrival(), b""))
+
+    async def _hand_back(self, client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await _arrived(self._down):
                 if not self.deaf and not client.is_closing():
                     client.write(data)
                     await client.drain()
+
+    def _arrival(self) -> float:
+        return asyncio.get_running_loop().time() + self._proxy.delay
+
+
+async def _arrived(way: asyncio.Queue[tuple[float, bytes]]) -> bytes:
+    """What comes next, once it has arrived."""
+    when, data = await way.get()
+    await asyncio.sleep(when - asyncio.get_running_loop().time())
+    return data
 
 
 class TcpProxy:

@@ -1,7 +1,7 @@
 """Killed, stopped and cut off: the promises on real processes, real servers and broken connections.
 
-Themes: many processes; dead instances; stopped instances; lost data; no server; broken connections;
-lost replies and late commands; cancellation; several instances; a server that refuses.
+Themes: many processes; dead instances; stopped instances; lost data; two servers; no server; broken
+connections; lost replies and late commands; cancellation; several instances; a server that refuses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError, QueueTimeo
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from genesis.queue.slot import Slot
-from tests.conftest import LEASE, assert_nothing_kept
+from tests.conftest import LEASE, assert_nothing_kept, state_of
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import quiesce, wait_until
@@ -555,6 +555,114 @@ async def test_an_override_survives_the_loss_of_data(house: House) -> None:
     await queue.set_limit(SALES, None)
     await call.leave()
     await house.settled()
+
+
+async def knows_the_override(queue: Queue, value: bytes) -> None:
+    """A heartbeat of `queue` has learned of it."""
+
+    def known() -> bool:
+        override: bytes = state_of(queue)["lines"][SALES].override[0]
+        return override == value
+
+    await wait_until(known, f"the override {value!r} is known")
+
+
+@pytest.mark.slow
+async def test_an_override_that_was_ended_after_a_loss_of_data_stays_ended(house: House) -> None:
+    """An instance that still knew it registers again later, and does not bring it back."""
+    queue, other = house.queue(), house.queue()
+    call = house.call(queue, "call")
+    await call.held()
+    await queue.set_limit(SALES, 3)
+    await knows_the_override(queue, b"3")
+    house.server.client.flushall()
+    await other.set_limit(SALES, None)
+
+    async def registered() -> bool:
+        return await house.holders(other) == ["call"]
+
+    await wait_until(registered, "the call is registered again", BEAT + 1)
+    assert (await other.stats(SALES)).limit == 1
+    await call.leave()
+    await house.settled()
+
+
+@pytest.mark.slow
+async def test_an_override_that_was_ended_during_a_pause_stays_ended(house: House) -> None:
+    """Reaped meanwhile, an instance puts its waiter back in the line, but not the old override."""
+    proxy = await house.proxy()
+    other, queue = house.queue(), house.queue(proxy.url, operation_timeout=5 * LEASE)
+    holder = house.call(other, "holder")
+    await holder.held()
+    (waiter,) = await house.waiting(queue, "waiter")
+    await other.set_limit(SALES, 0)
+    await knows_the_override(queue, b"0")
+    proxy.commands.hold()
+
+    async def reaped() -> bool:
+        return await house.order(other) == []
+
+    await wait_until(reaped, "the waiter is reaped", IN_TIME)
+    await other.set_limit(SALES, None)
+    proxy.release()
+
+    async def back() -> bool:
+        return await house.order(other) == ["waiter"]
+
+    await wait_until(back, "the waiter is in line again")
+    assert (await other.stats(SALES)).limit == 1
+    await drain([holder, waiter])
+    await house.settled()
+
+
+# Two servers at once
+
+
+@pytest.mark.slow
+async def test_a_split_brain_ends_when_the_old_master_misses_its_replica(house: House) -> None:
+    """A master that must have a replica, and lost it, refuses writes: its holders lose their slots.
+
+    Until then both sides grant. That cannot be prevented, only bounded: by min-replicas-max-lag, the
+    second in which Redis looks at it, and the lease.
+    """
+    lag = 2
+    house.server.client.config_set("min-replicas-max-lag", lag)
+    house.server.client.config_set("repl-diskless-sync-delay", 0)
+    replica = RedisServer()
+    try:
+        way = await house.proxy()
+        replica.client.replicaof("127.0.0.1", str(way.port))
+
+        def in_step() -> bool:
+            info: Any = house.server.client.info("replication")
+            return bool(info.get("slave0", {}).get("state") == "online")
+
+        await wait_until(in_step, "the replica follows")
+        house.server.client.config_set("min-replicas-to-write", 1)
+        old, new = house.queue(), house.queue(replica.url)
+        holder = house.call(old, "holder")
+        await holder.held()
+        for relay in way.relays:
+            relay.hold()
+            relay.deaf = True
+        split = time.monotonic()
+        replica.client.replicaof("NO", "ONE")
+        late = house.call(old, "late", queue_id="elsewhere")
+        await late.held()
+        other = house.call(new, "other", queue_id="elsewhere")
+        await other.held()
+        assert not late.lost  # both hold the one slot of a queue: that is the split
+        await wait_until(lambda: holder.lost, "the old side's slot is lost", lag + 1 + IN_TIME)
+        await wait_until(lambda: late.lost, "the other one as well", lag + 1 + IN_TIME)
+        assert time.monotonic() - split < lag + 1 + IN_TIME
+        assert not other.lost
+        for call in (other, late, holder):
+            await call.leave()
+        house.server.client.config_set("min-replicas-to-write", 0)
+        await new.close()
+        await house.settled()
+    finally:
+        replica.close()
 
 
 # No server

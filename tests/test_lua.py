@@ -484,9 +484,10 @@ def test_only_an_override_keeps_meta_without_expiry(line: Line) -> None:
 
 
 def test_ending_an_override_that_is_not_there_leaves_nothing(line: Line) -> None:
-    """set_limit(None) on a queue that does not exist creates no key."""
+    """set_limit(None) on a queue that does not exist is remembered for a while, and then forgotten."""
     assert line.limit("") == [[], []]
-    assert line.client.keys("*") == []
+    assert line.client.keys("*") == [line.meta]
+    assert line.client.ttl(line.meta) > 0
 
 
 # Evicting
@@ -775,6 +776,10 @@ def test_the_override_that_was_set_last_is_the_one_that_comes_back(line: Line) -
     assert line.client.hget(line.meta, "override") == "7"
     line.restore("a", ("a:1", "holding", 10), override=2, override_at=100)
     assert line.client.hget(line.meta, "override") == "7"
+    line.restore("c", ("c:1", "holding", 30), override="", override_at=300)
+    assert line.client.hget(line.meta, "override") is None
+    line.restore("b", ("b:1", "holding", 20), override=7, override_at=200)
+    assert line.client.hget(line.meta, "override") is None
 
 
 def test_numbers_go_on_above_what_was_registered(line: Line) -> None:

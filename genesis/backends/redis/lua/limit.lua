@@ -18,7 +18,9 @@ if ARGV[4] then
   leave_word(ARGV[4], 'done', ttl)
 end
 if ARGV[1] == '' then
-  redis.call('HDEL', META, 'override', 'override_at')
+  -- When it ended is kept, so that an instance that registers again does not bring it back.
+  redis.call('HDEL', META, 'override')
+  redis.call('HSET', META, 'override_at', text(NOW))
   overridden = false
   limit = tonumber(meta[3] or 1)
 else

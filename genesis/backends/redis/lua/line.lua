@@ -4,7 +4,7 @@
 --   1 meta     hash  epoch      when this state was created (us): another epoch = data was lost
 --                    last       the last number given; numbers are places in line and fencing tokens
 --                    limit      the call sites' limit, the one that came last
---                    override   set_limit's limit, and override_at, when it was set (us)
+--                    override   set_limit's limit, and override_at, when it was set or ended (us)
 --                    until      end of the recovery window (us), see `recover`
 --                    audited    when the books were last balanced (us), see heartbeat.lua
 --   2 waiting  zset  ticket -> number, by which the line is ordered

@@ -2,7 +2,8 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 instance   2 the epoch it knew before the loss   3 lease (us)   4 prefix of the wake-up channels
---        5 the call sites' limit, '' for none   6 override, '' for none   7 override_at, '' for none
+--        5 the call sites' limit, '' for none
+--        6 override, '' if it was ended   7 when that was, '' if there never was one
 --        8.. ticket, waiting | holding, number, "<context> <item_id>", and so on by fours
 -- Reply  {epoch, us until the instance should look again, {{ticket, number}, ...} granted meanwhile,
 --        {{ticket, reason}, ...} ended meanwhile, granted, reclaimed}
@@ -10,6 +11,7 @@
 -- Races  Numbers are kept, so waiters stand in their old order before all who came after the loss. A
 --        holder that a stale replica still shows as waiting is taken off the line. A holder is
 --        registered even over the limit: it does hold; nobody is granted until the limit has room.
+--        An override that was set or ended since this instance last heard of it stays as it is.
 --        Sent again after its reply was lost: writes the same once more.
 
 local instance, known, lease, channel = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -31,10 +33,17 @@ if ARGV[5] ~= '' and not meta[3] then
   end
 end
 local set_at = tonumber(redis.call('HGET', META, 'override_at') or 0)
-if ARGV[6] ~= '' and tonumber(ARGV[7]) > set_at then
-  redis.call('HSET', META, 'override', ARGV[6], 'override_at', ARGV[7])
-  overridden = ARGV[6]
-  limit = tonumber(ARGV[6])
+if ARGV[7] ~= '' and tonumber(ARGV[7]) > set_at then
+  redis.call('HSET', META, 'override_at', ARGV[7])
+  if ARGV[6] ~= '' then
+    redis.call('HSET', META, 'override', ARGV[6])
+    overridden = ARGV[6]
+    limit = tonumber(ARGV[6])
+  else
+    redis.call('HDEL', META, 'override')
+    overridden = false
+    limit = tonumber(redis.call('HGET', META, 'limit') or 1)
+  end
 end
 
 for i = 8, #ARGV, 4 do

@@ -1,0 +1,403 @@
+"""The verdict on a history: what was promised, and was not kept.
+
+Rules (the promises of the README's table), each of which decides for any history:
+
+    ending     every call ends exactly once: granted and given back or lost, or refused, timed out,
+               cancelled, evicted, failed; only a killed process owes an ending
+    token      no two grants of a queue bear the same token, and tokens grow in the order of time
+    limit      at no grant do more hold than the limit that can have been in force, a holder counting
+               until its slot.lost could be true
+    fifo       nobody who had entered before, and still waits, is overtaken
+    standstill no free slot stays without its head waiter while no fault is felt
+    cause      no slot is lost, no call evicted and none failed without a cause in the history
+    timing     a timeout comes neither early nor late
+    stuck      nobody is in the queue when all is over
+    left_over  neither Redis nor an instance keeps anything when all is over
+
+Excused, because documented, are grants made over holders, or past waiters, that Redis could not know
+of: those of an instance whose lease had lapsed or whose data was lost, until it had registered again.
+How long that took is measured, and judged by the rule
+
+    window     after a loss of data, an instance within reach has registered again in the promised time
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from tests.campaign.history import History
+from tests.campaign.story import Passage, Period, Story, subtract
+
+__all__ = ["RULES", "Verdict", "Violation", "check"]
+
+RULES = (
+    "ending",
+    "token",
+    "limit",
+    "fifo",
+    "standstill",
+    "cause",
+    "timing",
+    "stuck",
+    "left_over",
+    "window",
+)
+
+AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
+SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
+EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
+
+
+class Violation(NamedTuple):
+    rule: str
+    at: float
+    queue: str
+    text: str
+
+
+@dataclass
+class Verdict:
+    """What `check` found.
+
+    Attributes:
+        overshoots: seconds for which each grant beyond the limit that was excused overlapped.
+        overshot_after: seconds from the loss of data to each such grant.
+        overtaken: excused inversions of the order.
+        windows: seconds from the end of each loss of data until each instance had registered again.
+        windows_alone: those of losses that nothing else troubled.
+        outcomes: endings, counted.
+        calm: seconds in which no fault could be felt; in these a standstill is judged.
+    """
+
+    violations: list[Violation] = field(default_factory=list)
+    overshoots: list[float] = field(default_factory=list)
+    overshot_after: list[float] = field(default_factory=list)
+    overtaken: int = 0
+    windows: list[float] = field(default_factory=list)
+    windows_alone: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    calm: float = 0.0
+
+    def add(self, rule: str, at: float, queue: str, text: str) -> None:
+        self.violations.append(Violation(rule, at, queue, text))
+
+    def of(self, rule: str) -> list[Violation]:
+        return [violation for violation in self.violations if violation.rule == rule]
+
+
+def check(history: History) -> Verdict:
+    """Judge a whole campaign."""
+    story = Story(history)
+    verdict = Verdict()
+    _check_endings(story, verdict)
+    for queue in history.limits:
+        passages = story.of(queue)
+        _check_tokens(queue, passages, verdict)
+        _check_limit(story, queue, passages, verdict)
+        _check_fifo(story, queue, passages, verdict)
+        _check_standstill(story, queue, passages, verdict)
+    _check_causes(story, verdict)
+    _check_timing(story, verdict)
+    _check_windows(story, verdict)
+    if history.events:
+        whole = Period(history.events[0].at, history.events[-1].at)
+        verdict.calm = sum(end - begin for begin, end in subtract(whole, story.disturbed()))
+    for event in history.events:
+        if event.kind == "left_over":
+            verdict.add("left_over", event.at, event.queue, str(event.more["what"]))
+    return verdict
+
+
+# Endings
+
+_ALLOWED = {
+    "released": {"grant"},
+    "timeout": set(),
+    "refused": set(),
+    "cancelled": set(),
+    "evicted": set(),
+    "failed": set(),
+}
+
+
+def _check_endings(story: Story, verdict: Verdict) -> None:
+    for event in story.strays:
+        verdict.add("ending", event.at, event.queue, f"{event.call}: {event.kind} out of nothing")
+    for passage in story.passages.values():
+        fault = _wrong_ending(passage)
+        if fault:
+            verdict.add("ending", passage.invoked, passage.queue, f"{passage.call} {fault}")
+        if passage.ended is not None:
+            verdict.outcomes[passage.how] += 1
+            verdict.outcomes["lost"] += passage.lost is not None
+        elif passage.killed is not None:
+            verdict.outcomes["killed"] += 1
+        else:
+            verdict.add("stuck", passage.invoked, passage.queue, f"{passage.call} never ended")
+
+
+def _wrong_ending(passage: Passage) -> str:
+    events = passage.events
+    counts = Counter(events)
+    for kind in ("grant", "end", "leave", "lost"):
+        if counts[kind] > 1:
+            return f"has {counts[kind]} times {kind}"
+    if "end" in events:
+        if passage.killed is None and events[-1] != "end":
+            return f"goes on after its end: {events}"
+        if passage.how not in _ALLOWED:
+            return f"ends in an unknown way: {passage.how}"
+        if passage.how == "released" and "grant" not in events:
+            return "was released without a grant"
+        if passage.how not in ("released", "cancelled") and "grant" in events:
+            return f"was granted, and then {passage.how}"
+    if "leave" in events and "grant" not in events:
+        return "left without a grant"
+    return ""
+
+
+# Tokens
+
+
+def _check_tokens(queue: str, passages: list[Passage], verdict: Verdict) -> None:
+    granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
+    for one, other in pairwise(granted):
+        if one.token == other.token:
+            text = f"{one.call} and {other.call} bear the same token {one.token}"
+            verdict.add("token", other.invoked, queue, text)
+    # A greater token must not have been answered before a smaller one was asked for.
+    earliest: Passage | None = None
+    for passage in reversed(granted):
+        assert passage.granted is not None
+        if earliest is not None and earliest.granted is not None and earliest.granted < passage.invoked:
+            text = f"{passage.call} has a smaller token than {earliest.call}, granted before it entered"
+            verdict.add("token", passage.invoked, queue, text)
+        if earliest is None or earliest.granted is None or passage.granted < earliest.granted:
+            earliest = passage
+
+
+# Limit
+
+
+def _check_limit(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
+    granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
+    holders: list[Passage] = []
+    for passage in granted:
+        period = passage.taken
+        # All in `holders` have smaller tokens, so they were granted before; who is still in its body at
+        # the end of the period in which this grant took effect held throughout it.
+        holders = [holder for holder in holders if holder.hold_end > period.begin]
+        surely = [holder for holder in holders if holder.hold_end > period.end]
+        most = max(story.limits(queue, period))
+        if len(surely) + 1 > most:
+            known = [h for h in surely if not story.unregistered(h, *period, losses_only=True)]
+            if len(known) + 1 > most:
+                names = ", ".join(holder.call for holder in known)
+                text = f"{passage.call} was granted beyond the limit of {most}, held by {names}"
+                verdict.add("limit", period.end, queue, text)
+            else:
+                _note_overshoot(story, passage, surely, verdict)
+        holders.append(passage)
+
+
+def _note_overshoot(story: Story, passage: Passage, holders: list[Passage], verdict: Verdict) -> None:
+    assert passage.granted is not None
+    first = min(holder.hold_end for holder in holders)
+    verdict.overshoots.append(max(0.0, min(first, passage.hold_end) - passage.granted))
+    before = [loss.end for loss in story.losses if loss.begin <= passage.taken.end]
+    if before:
+        verdict.overshot_after.append(max(0.0, passage.taken.end - max(before)))
+
+
+# Order
+
+
+def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
+    granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
+    ends = [passage.taken.end for passage in granted]  # grows with the tokens
+    for waiter in passages:
+        if waiter.entered is None:
+            continue
+        for other in granted[bisect_left(ends, waiter.entered) :]:
+            if other is waiter or (waiter.granted is not None and other.token > waiter.token):
+                break
+            if waiter.granted is None and other.taken.end >= waiter.wait_end:
+                break
+            if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
+                continue
+            # A grant that it never heard of may have come before, and been taken back when its lease
+            # lapsed; a heartbeat that was answered in between would have told of it.
+            told = min(story.heard(waiter, other.taken.end), waiter.wait_end)
+            if story.unregistered(waiter, other.taken.begin, max(other.taken.end, told)):
+                verdict.overtaken += 1
+                continue
+            text = f"{other.call} overtook {waiter.call}, which had entered before it"
+            verdict.add("fifo", other.taken.end, queue, text)
+
+
+def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
+    """Whether `waiter`, who saw no grant, had none in Redis either: one may have been on its way."""
+    if waiter.granted is not None or waiter.was == "waiting":
+        return True
+    if waiter.was == "holding":
+        return False
+    since = Period(then.begin, waiter.wait_end)
+    on_its_way = AT_ONCE + 3 * story.lag(since)
+    disturbed = any(trouble.meets(since) for trouble in story.disturbed(waiter.who))
+    return not disturbed and then.end < waiter.wait_end - on_its_way
+
+
+def _behind(other: Passage, waiter: Passage) -> bool:
+    """Whether `other` entered after `waiter`, by Redis' own order or wholly after its answer."""
+    assert waiter.entered is not None
+    if waiter.place is not None and other.place is not None and other.place > waiter.place:
+        return True
+    return other.invoked > waiter.entered
+
+
+# Standstill
+
+
+def _check_standstill(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
+    stills = _stills(story, queue, passages)
+    troubles = story.disturbed()
+    for still in stills:
+        for rest in subtract(still, troubles):
+            lasted = rest.end - rest.begin
+            if lasted > AT_ONCE + 3 * story.lag(Period(still.begin - 0.1, rest.end + 0.1)):
+                text = f"a slot was free for {lasted:.3f} s while somebody waited"
+                verdict.add("standstill", rest.begin, queue, text)
+
+
+def _stills(story: Story, queue: str, passages: list[Passage]) -> Iterator[Period]:
+    """Each stretch of time in which a slot was free although a live waiter was in line."""
+    steps: list[tuple[float, int, int]] = []  # when, waiters more, holders more
+    for passage in passages:
+        if passage.entered is not None and passage.wait_end > passage.entered:
+            steps += [(passage.entered, 1, 0), (passage.wait_end, -1, 0)]
+        if passage.granted is not None and passage.hold_end > passage.granted:
+            steps += [(passage.granted, 0, 1), (passage.hold_end, 0, -1)]
+    steps += [(mark, 0, 0) for mark in story.limit_changes(queue)]
+    steps.sort()
+    waiting = holding = 0
+    began: float | None = None
+    for index, (at, waiters, holders) in enumerate(steps):
+        waiting += waiters
+        holding += holders
+        following = steps[index + 1][0] if index + 1 < len(steps) else at
+        if following == at:
+            continue  # what happens at the same moment is one step
+        least = min(story.limits(queue, Period(at, following)))
+        still = waiting > 0 and holding < least
+        if still and began is None:
+            began = at
+        elif not still and began is not None:
+            yield Period(began, at)
+            began = None
+    if began is not None and steps[-1][0] > began:
+        yield Period(began, steps[-1][0])
+
+
+# Causes
+
+
+def _check_causes(story: Story, verdict: Verdict) -> None:
+    for passage in story.passages.values():
+        queue = passage.queue
+        if passage.lost is not None and passage.lost_noticed is not None:
+            if passage.reason == "evicted":
+                if passage.evicted is None:
+                    text = f"{passage.call} lost its slot to an eviction that nobody said"
+                    verdict.add("cause", passage.lost_noticed, queue, text)
+            elif passage.reason != "closed":
+                since = Period(passage.lost - story.lease, passage.lost_noticed)
+                if not _troubled(story, passage.who, since):
+                    text = f"{passage.call} lost its slot ({passage.reason}), and nothing had happened"
+                    verdict.add("cause", passage.lost_noticed, queue, text)
+        if passage.ended is None:
+            continue
+        if passage.how == "evicted" and passage.evicted is None:
+            verdict.add("cause", passage.ended, queue, f"{passage.call} was evicted by nobody")
+        if passage.how == "failed":
+            since = Period(passage.invoked - story.lease, passage.ended)
+            if not _troubled(story, passage.who, since):
+                text = f"{passage.call} failed, and nothing had happened"
+                verdict.add("cause", passage.ended, queue, text)
+
+
+def _troubled(story: Story, who: str, period: Period) -> bool:
+    """Whether a fault, or a machine that stood still for a heartbeat, can explain what was seen."""
+    faults = any(trouble.meets(period) for trouble in story.disturbed(who))
+    return faults or story.lag(period, who) > story.lease / 6
+
+
+# Timing
+
+
+def _check_timing(story: Story, verdict: Verdict) -> None:
+    for passage in story.passages.values():
+        if passage.timeout is None or passage.ended is None:
+            continue
+        if passage.how == "timeout":
+            begun = passage.invoked if passage.entered is None else passage.entered
+            least = passage.invoked + passage.timeout - EARLY
+            if passage.ended < least:
+                text = f"{passage.call} timed out {least - passage.ended:.3f} s too early"
+                verdict.add("timing", passage.ended, passage.queue, text)
+            waited = passage.giving_up if passage.giving_up is not None else passage.ended
+            _check_late(story, passage, begun + passage.timeout, waited, verdict)
+        elif passage.granted is not None and passage.entered is not None:
+            _check_late(story, passage, passage.entered + passage.timeout, passage.granted, verdict)
+
+
+def _check_late(story: Story, passage: Passage, due: float, came: float, verdict: Verdict) -> None:
+    late = came - due
+    if late <= 0:
+        return
+    period = Period(due, came)
+    still = [p for p in story.stopped.get(passage.who, ()) if p.meets(period)]
+    allowed = SLACK + 3 * story.lag(Period(due - 0.1, came + 0.1), passage.who)
+    if not still and late > allowed:
+        text = f"{passage.call} waited {late:.3f} s longer than its timeout"
+        verdict.add("timing", came, passage.queue, text)
+
+
+# Windows
+
+
+def _check_windows(story: Story, verdict: Verdict) -> None:
+    """How long it took after each loss until all was known again; judged if it came alone."""
+    for loss in story.losses:
+        if loss.end == math.inf:
+            continue
+        about = Period(loss.begin - story.lease, loss.end + story.lease)
+        alone = len([d for d in story.disturbances if d.period.meets(about)]) <= 1
+        alone = alone and story.lag(about) < story.lease / 6
+        # An instance that was cut off tries again after about as long as it was cut off, at most 1 s.
+        outage = loss.end - loss.begin
+        allowed = story.lease / 3 + min(1.0, 1.5 * outage) + SLACK
+        for passage in story.passages.values():
+            if passage.entered is None or not passage.entered < loss.begin < _gone(passage):
+                continue
+            for period in story.unregistered(passage, loss.begin, loss.end, losses_only=True):
+                if period.begin != loss.begin:
+                    continue  # another loss
+                known = min(period.end, _gone(passage)) - loss.end
+                if period.end <= _gone(passage):
+                    verdict.windows.append(known)
+                    if alone:
+                        verdict.windows_alone.append(known)
+                if alone and known > allowed:
+                    text = f"{passage.call} was not known again {allowed:.3f} s after the loss"
+                    verdict.add("window", loss.end, passage.queue, text)
+
+
+def _gone(passage: Passage) -> float:
+    ends = (passage.ended, passage.killed, passage.giving_up, passage.leaving, passage.lost)
+    return min((end for end in ends if end is not None), default=math.inf)

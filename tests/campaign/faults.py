@@ -1,0 +1,387 @@
+"""The ways to trouble a campaign: each is done, undone, and shown to have had its effect.
+
+A fault is an async context: entering it does the harm and leaving it ends it, so that a campaign may
+stay in it for as long as it likes. What it found out about its own effect is in `Effect.seen`, a number
+that is 0 if nothing happened. `settle` says how long after its end it may still be felt, by what the
+README promises; the checker judges nothing stricter than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.campaign.conductor import Scene, Station
+
+__all__ = ["FAULTS", "Effect", "Fault"]
+
+RECONNECT = 1.0  # seconds between two tries to connect, at most (`link.backoff`)
+
+
+class Effect:
+    """What a fault did, as far as could be seen from outside of the workers."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.what = ""
+
+    def note(self, seen: int, what: str) -> None:
+        self.seen, self.what = seen, what
+
+
+Troubled = Callable[["Scene", "Station", Effect, random.Random], AbstractAsyncContextManager[None]]
+
+
+class Fault(NamedTuple):
+    """One kind.
+
+    Attributes:
+        on: "worker" or "server".
+        lasts: for how long a campaign stays in it, in leases.
+        settle: (in leases, in seconds) after its end, see the module's text.
+        evidence: the kind of event by which the workers show its effect, if the fault itself cannot.
+    """
+
+    name: str
+    on: str
+    do: Troubled
+    lasts: tuple[float, float]
+    settle: tuple[float, float]
+    evidence: str = ""
+
+
+def _fault(
+    on: str, lasts: tuple[float, float], settle: tuple[float, float], evidence: str = ""
+) -> Callable[[Callable[..., AsyncIterator[None]]], Callable[..., AsyncIterator[None]]]:
+    def register(do: Callable[..., AsyncIterator[None]]) -> Callable[..., AsyncIterator[None]]:
+        name = do.__name__.strip("_").replace("_", "-")
+        FAULTS[name] = Fault(name, on, asynccontextmanager(do), lasts, settle, evidence)
+        return do
+
+    return register
+
+
+FAULTS: dict[str, Fault] = {}
+
+# In leases: a lease lapses; a heartbeat comes; data is registered again and the window ends.
+_LAPSE, _BEAT, _RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
+
+
+# Processes
+
+
+@_fault("worker", (0.1, 0.5), (_LAPSE, 0.3))
+async def _kill(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """SIGKILL; another process takes its place a little later."""
+    await station.kill()
+    effect.note(1, "its socket was closed by the kernel")
+    yield
+    await station.start()
+
+
+@_fault("worker", (1.1, 1.8), (_LAPSE, 0.3))
+async def _stop(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """SIGSTOP for longer than the lease, then SIGCONT."""
+    station.stop()
+    await wait_until(lambda: station.state() == "T", "the process is stopped")
+    effect.note(1, "state T in /proc")
+    yield
+    station.carry_on()
+
+
+@_fault("worker", (0.0, 0.0), (_LAPSE, 0.3), "lag")
+async def _block(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Its event loop stands still, for less or for more than the lease."""
+    seconds = scene.lease * rng.uniform(0.3, 1.6)
+    station.tell(do="block", seconds=seconds)
+    yield
+    await asyncio.sleep(seconds)
+
+
+@_fault("worker", (0.1, 0.5), (0.0, 0.1), "wall")
+async def _clock(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Its wall clock jumps by hours, and back."""
+    scene.set_clock(rng.choice((-86400, -3600, 3600, 86400)))
+    yield
+    scene.set_clock(0)
+
+
+# Connections of one worker, through its proxy
+
+
+@_fault("worker", (0.0, 0.1), (0.0, 0.3))
+async def _cut(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Both connections break; what is under way is lost in either direction."""
+    effect.note(station.cut(), "connections broken")
+    yield
+
+
+@_fault("worker", (0.1, 0.5), (0.0, RECONNECT + 0.3))
+async def _refuse(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Both connections break, and new ones are refused for a while."""
+    station.proxy.refusing = True
+    effect.note(station.cut(), "connections broken")
+    try:
+        yield
+    finally:
+        station.proxy.refusing = False
+
+
+@_fault("worker", (0.1, 0.9), (_LAPSE, 0.3))
+async def _requests_lost(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """What it says is kept from Redis; then the connection breaks, and it arrives late or never."""
+    relays = station.relays()
+    for relay in relays:
+        relay.hold()
+    yield
+    effect.note(sum(relay.held_chunks for relay in relays), "chunks kept from Redis")
+    for relay in relays:
+        relay.cut()
+    if rng.random() < 0.5:
+        await asyncio.sleep(rng.uniform(0, 0.5) * scene.lease)
+        for relay in relays:
+            relay.release()
+
+
+@_fault("worker", (0.05, 0.3), (0.0, 0.3))
+async def _replies_lost(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Redis carries out what it says, and the answers are lost with the connection."""
+    relays = station.relays()
+    before = sum(relay.answers for relay in relays)
+    for relay in relays:
+        relay.deaf = True
+    yield
+    effect.note(sum(relay.answers for relay in relays) - before, "bytes of answers lost")
+    for relay in relays:
+        relay.cut()
+
+
+@_fault("worker", (0.6, 1.0), (_LAPSE, 0.3), "disrupted")
+async def _half_open(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Nothing arrives any more on either side, and nobody is told. New connections work."""
+    for relay in station.relays():
+        relay.hold()
+        relay.deaf = True
+    yield
+
+
+@_fault("worker", (0.2, 0.6), (_BEAT, 0.3))
+async def _stall(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Nothing passes for a while; then all of it does, late."""
+    relays = station.relays()
+    for relay in relays:
+        relay.hold()
+    try:
+        yield
+    finally:
+        effect.note(sum(relay.held_chunks for relay in relays), "chunks delivered late")
+        for relay in relays:
+            relay.release()
+
+
+@_fault("worker", (0.3, 1.5), (0.0, 0.3))
+async def _slow(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Every chunk takes up to a twentieth of the lease more, each way."""
+    station.proxy.delay = scene.lease * rng.uniform(0.01, 0.05)
+    before = sum(relay.answers for relay in station.relays())
+    try:
+        yield
+    finally:
+        effect.note(sum(relay.answers for relay in station.relays()) - before, "bytes answered slowly")
+        station.proxy.delay = 0.0
+
+
+@_fault("worker", (0.0, 0.1), (0.0, 0.3))
+async def _subscriber_cut(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The wake-up connection alone breaks."""
+    effect.note(station.cut(subscribers_only=True), "connections broken")
+    yield
+
+
+@_fault("worker", (0.3, 1.0), (0.0, 0.3))
+async def _wake_ups_lost(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The wake-up connection stands, and what comes on it is lost."""
+    relays = [relay for relay in station.relays() if relay.subscriber]
+    before = sum(relay.answers for relay in relays)
+    for relay in relays:
+        relay.deaf = True
+    yield
+    effect.note(sum(relay.answers for relay in relays) - before, "bytes of messages lost")
+    for relay in relays:
+        relay.cut()
+
+
+# The server
+
+
+@_fault("server", (0.0, 0.1), (0.0, 0.3))
+async def _client_kill(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """CLIENT KILL of all command connections, of all wake-up connections, or of both."""
+    kinds = rng.choice((("normal",), ("pubsub",), ("normal", "pubsub")))
+    killed = 0
+    for kind in kinds:
+        killed += int(await scene.redis("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"))
+    effect.note(killed, "clients killed")
+    yield
+
+
+@_fault("server", (0.0, 0.1), (0.0, 0.3))
+async def _script_flush(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """Redis forgets the scripts."""
+    before = await scene.info("memory", "number_of_cached_scripts")
+    await scene.redis("SCRIPT", "FLUSH")
+    effect.note(before, "scripts forgotten")
+    yield
+
+
+@_fault("server", (0.0, 0.1), (_RESTORE, 0.3))
+async def _flushall(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """All keys are gone."""
+    before = int(await scene.redis("DBSIZE"))
+    with scene.loss():
+        await scene.redis("FLUSHALL")
+    effect.note(before, "keys gone")
+    yield
+
+
+@_fault("server", (0.05, 0.5), (_RESTORE + _LAPSE, RECONNECT + 0.3))
+async def _restart_empty(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The server is killed, stays away for a while, and comes back with nothing."""
+    before = int(await scene.redis("DBSIZE"))
+    with scene.loss():
+        await scene.server_down()
+        effect.note(before, "keys gone")
+        yield
+        await scene.server_up(keep=False)
+
+
+@_fault("server", (0.05, 0.5), (_BEAT + _LAPSE, RECONNECT + 0.3))
+async def _restart_with_data(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The server saves, ends, stays away for a while, and comes back with all that it had."""
+    await scene.server_down(save=True)
+    yield
+    await scene.server_up(keep=True)
+    effect.note(max(1, int(await scene.redis("DBSIZE"))), "keys there again")
+
+
+@_fault("server", (0.05, 0.5), (_RESTORE + _LAPSE, RECONNECT + 0.3))
+async def _restart_stale(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The server comes back with what it had a while before, as a replica that lagged behind would."""
+    await scene.redis("SAVE")
+    await asyncio.sleep(rng.uniform(0.05, 0.5) * scene.lease)
+    with scene.loss():
+        await scene.server_down()
+        yield
+        await scene.server_up(keep=True)
+    effect.note(max(1, int(await scene.redis("DBSIZE"))), "keys of before")
+
+
+@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3), "disrupted")
+async def _server_paused(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """SIGSTOP of the server, for less or for more than the lease."""
+    await scene.pause()
+    try:
+        yield
+    finally:
+        await scene.resume()
+
+
+@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, 0.3))
+async def _oom(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """No memory: whatever makes a key grow is refused."""
+    async with scene.refusals("OOM", effect):
+        await scene.redis("CONFIG", "SET", "maxmemory", "1")
+        try:
+            yield
+        finally:
+            await scene.redis("CONFIG", "SET", "maxmemory", "0")
+
+
+@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3))
+async def _readonly(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The server is a replica for a while, and refuses writes."""
+    async with scene.refusals("READONLY", effect):
+        await scene.redis("REPLICAOF", "127.0.0.1", str(scene.nowhere))
+        try:
+            yield
+        finally:
+            await scene.redis("REPLICAOF", "NO", "ONE")
+
+
+@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, 0.3))
+async def _no_replicas(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The server wants a replica before it takes writes, and has none."""
+    async with scene.refusals("NOREPLICAS", effect):
+        await scene.redis("CONFIG", "SET", "min-replicas-to-write", "1")
+        try:
+            yield
+        finally:
+            await scene.redis("CONFIG", "SET", "min-replicas-to-write", "0")
+
+
+@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3))
+async def _acl_denial(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    """The user may not run scripts, or not publish, or not write, for a while."""
+    rule = rng.choice(("-evalsha", "-publish", "-zadd"))
+    await scene.redis("ACL", "LOG", "RESET")
+    await scene.redis("ACL", "SETUSER", "default", rule)
+    try:
+        yield
+    finally:
+        await scene.redis("ACL", "SETUSER", "default", "+@all")
+    denied = sum(int(entry["count"]) for entry in await scene.redis("ACL", "LOG"))
+    effect.note(denied, f"commands denied with {rule}")

@@ -1,0 +1,391 @@
+"""What follows from a history: passages, who was out of touch when, which limits could be in force.
+
+Nothing here judges. Where a history leaves something open (when exactly Redis carried out an
+operation), what is derived is the interval in which it must lie, as in the checking of
+linearizability: an operation takes effect between its invocation and its answer.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tests.campaign.history import CONDUCTOR, Event, History
+
+__all__ = ["Disturbance", "Passage", "Period", "Story", "subtract"]
+
+
+class Period(NamedTuple):
+    begin: float
+    end: float
+
+    def meets(self, other: Period) -> bool:
+        return self.begin <= other.end and other.begin <= self.end
+
+
+ALWAYS = Period(-math.inf, math.inf)
+
+
+@dataclass
+class Passage:
+    """One call's way through its queue, as its own process saw it."""
+
+    call: str
+    queue: str
+    who: str
+    invoked: float
+    timeout: float | None
+    entered: float | None = None
+    place: int | None = None
+    granted: float | None = None
+    token: int = 0
+    giving_up: float | None = None
+    was: str | None = None  # what Redis said that it had when it gave up; None if that is unknown
+    leaving: float | None = None
+    lost: float | None = None  # when its slot.lost could first be true
+    lost_noticed: float | None = None
+    reason: str = ""
+    evicted: float | None = None  # when somebody first set out to evict it
+    killed: float | None = None
+    ended: float | None = None
+    how: str = ""
+    events: list[str] = field(default_factory=list)
+    taken: Period = field(default=ALWAYS)  # in which its grant took effect in Redis
+
+    @property
+    def hold_end(self) -> float:
+        """Until when it held, at the least that can be proven."""
+        ends = (self.leaving, self.lost, self.evicted, self.killed, self.ended)
+        return min((end for end in ends if end is not None), default=math.inf)
+
+    @property
+    def listed(self) -> float:
+        """From when on its instance's heartbeats name it: those before say nothing about it."""
+        if self.entered is not None:
+            return self.entered
+        return math.inf if self.granted is None else self.granted
+
+    @property
+    def wait_end(self) -> float:
+        """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
+        ends = (self.granted, self.giving_up, self.evicted, self.killed, self.ended)
+        return min((end for end in ends if end is not None), default=math.inf)
+
+
+class Disturbance(NamedTuple):
+    """A fault, from its begin until all that it may cause is over, by what is documented."""
+
+    name: str
+    target: str  # a worker; '' for everybody
+    period: Period
+
+
+class _Contact:
+    """What one instance knew of its lease in one queue."""
+
+    def __init__(self) -> None:
+        self.fences: list[tuple[float, float]] = []  # known at, holds until
+        self.beats: list[tuple[float, float, int]] = []  # answered at, sent, unknown
+        self.restored: list[float] = []
+
+    def registered(self, sent_after: float) -> float:
+        """When it first knew that all it has is in Redis, asked after `sent_after`."""
+        for at, sent, unknown in self.beats[bisect_left(self.beats, (sent_after,)) :]:
+            if sent >= sent_after:
+                if not unknown:
+                    return at
+                later = bisect_left(self.restored, at)
+                return self.restored[later] if later < len(self.restored) else math.inf
+        return math.inf
+
+    def lapses(self, since: float, until: float) -> Iterator[float]:
+        """When its lease ran out before it heard of a renewal; or had, when it first heard of it."""
+        known = self.fences[max(0, bisect_right(self.fences, (since, math.inf)) - 1) :]
+        heard = [at for at, _ in known[1:]] + [math.inf]
+        for (_, fence), following in zip(known, heard, strict=True):
+            if fence > until:
+                return
+            if following > max(fence, since):
+                yield fence
+
+
+class _Setting(NamedTuple):
+    value: int
+    begin: float
+    end: float  # infinity if it is not known to have been carried out
+
+
+class Story:
+    """See the module's text."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.lease = history.lease
+        self.passages: dict[str, Passage] = {}
+        self.losses: list[Period] = []
+        self.disturbances: list[Disturbance] = []
+        self.lags: dict[str, list[Period]] = defaultdict(list)
+        self.worker: dict[str, str] = {}  # of an instance
+        self.stopped: dict[str, list[Period]] = defaultdict(list)
+        self.strays: list[Event] = []  # of calls that never entered
+        self._contacts: dict[tuple[str, str], _Contact] = defaultdict(_Contact)
+        self._settings: dict[str, list[_Setting]] = defaultdict(list)
+        self._in_force: dict[str, list[tuple[int, float, float]]] = {}
+        self._clocks: list[tuple[float, float]] = []
+        self._killed: dict[str, float] = {}
+        self._take_in(history.events)
+        self._end_the_killed()
+        self._find_in_force()
+        self._narrow_grants()
+
+    def of(self, queue: str) -> list[Passage]:
+        return [passage for passage in self.passages.values() if passage.queue == queue]
+
+    def unregistered(
+        self, passage: Passage, begin: float, end: float, *, losses_only: bool = False
+    ) -> list[Period]:
+        """When between `begin` and `end` Redis may not have known of `passage`: its instance's lease
+        had lapsed, or the data was lost, until it had registered again."""
+        contact = self._contacts[passage.who, passage.queue]
+        listed = passage.listed
+        periods = [
+            Period(loss.begin, contact.registered(max(loss.end, listed)))
+            for loss in self.losses
+            if passage.invoked <= loss.end and loss.begin <= end
+        ]
+        if not losses_only:
+            since = passage.invoked if passage.entered is None else passage.entered
+            periods += [
+                Period(lapse, contact.registered(max(lapse, listed)))
+                for lapse in contact.lapses(since, end)
+            ]
+        return [period for period in periods if period.meets(Period(begin, end))]
+
+    def heard(self, passage: Passage, sent_after: float) -> float:
+        """When its instance first had an answer to a heartbeat that was sent after that moment."""
+        contact = self._contacts[passage.who, passage.queue]
+        sent_after = max(sent_after, passage.listed)
+        answers = (at for at, sent, _ in contact.beats if sent >= sent_after)
+        return next(answers, math.inf)
+
+    def disturbed(self, who: str = "") -> list[Period]:
+        """When faults may be felt by an instance; with no name, when any may be felt by anybody."""
+        worker = self.worker.get(who, who)
+        return [
+            disturbance.period
+            for disturbance in self.disturbances
+            if not who or disturbance.target in ("", worker)
+        ]
+
+    def lag(self, period: Period, who: str = "") -> float:
+        """The longest time for which an event loop stood still that touches `period`."""
+        names = (who, CONDUCTOR) if who else self.lags
+        return max(
+            (
+                lag.end - lag.begin
+                for name in names
+                for lag in self.lags.get(name, ())
+                if lag.meets(period)
+            ),
+            default=0.0,
+        )
+
+    def limits(self, queue: str, period: Period) -> set[int]:
+        """Every limit that can have been in force at some moment of `period`."""
+        return {
+            value
+            for value, begin, replaced in self._in_force[queue]
+            if begin <= period.end and replaced >= period.begin
+        }
+
+    def limit_changes(self, queue: str) -> list[float]:
+        """Moments at which what `limits` says may change."""
+        settings = self._settings[queue]
+        marks = [s.begin for s in settings] + [s.end for s in settings if s.end < math.inf]
+        return marks + [mark for loss in self.losses for mark in loss]
+
+    def _find_in_force(self) -> None:
+        """From when until when each number can have been in force."""
+        felt = [(loss, self._felt(loss)) for loss in self.losses]
+        for queue, limit in self.history.limits.items():
+            base = _Setting(limit, -math.inf, -math.inf)
+            settings = [base, *self._settings[queue]]
+            self._in_force[queue] = [
+                (s.value, s.begin, self._replaced(s, settings, felt, forgotten=s is base))
+                for s in settings
+            ]
+
+    def _replaced(
+        self,
+        setting: _Setting,
+        settings: list[_Setting],
+        losses: list[tuple[Period, float]],
+        *,
+        forgotten: bool,
+    ) -> float:
+        """From when on another setting is surely in force.
+
+        What was in force up to a heartbeat before a loss of data may be what an instance registers
+        again, a stopped one what was in force when it was stopped. If no instance was in the queue, no
+        override is: then the call sites' limit comes back.
+        """
+        replaced = min((s.end for s in settings if s.begin > setting.end), default=math.inf)
+        for loss, felt in losses:
+            remembered = forgotten or loss.begin - self.lease - felt <= replaced
+            if remembered and loss.end >= setting.begin:
+                anew = min((s.end for s in settings if s.begin > loss.end), default=math.inf)
+                replaced = max(replaced, anew)
+        return replaced
+
+    def _felt(self, loss: Period) -> float:
+        """For how long before a loss some instance may have been out of touch."""
+        began = [d.period.begin for d in self.disturbances if d.period.meets(loss)]
+        return loss.begin - min([*began, loss.begin])
+
+    def _take_in(self, events: Iterable[Event]) -> None:
+        open_faults: dict[int, Event] = {}
+        open_losses: dict[int, float] = {}
+        limits: dict[tuple[str, int], tuple[Event, int]] = {}
+        for event in events:
+            at, kind, who, queue, call, more = event
+            if kind == "enter":
+                if call in self.passages:
+                    self.strays.append(event)
+                else:
+                    self.passages[call] = Passage(call, queue, who, at, more.get("timeout"))
+            elif kind == "evict":
+                passage = self.passages.get(call)
+                if passage is not None and passage.evicted is None:
+                    passage.evicted = at
+            elif kind in ("entered", "grant", "giving_up", "given_up", "leave", "lost", "end"):
+                self._of_call(event)
+            elif kind == "up":
+                self.worker[who] = more["worker"]
+            elif kind == "fence":
+                self._contacts[who, queue].fences.append((at, more["until"]))
+            elif kind == "beat":
+                self._contacts[who, queue].beats.append((at, more["sent"], more["unknown"]))
+            elif kind == "restored":
+                self._contacts[who, queue].restored.append(at)
+            elif kind == "lag":
+                self.lags[who].append(Period(at - more["seconds"], at))
+            elif kind == "kill":
+                self._killed[who] = at
+            elif kind == "stop":
+                self.stopped[who].append(Period(at, math.inf))
+            elif kind == "cont" and self.stopped[who]:
+                self.stopped[who][-1] = Period(self.stopped[who][-1].begin, at)
+            elif kind == "limit":
+                limits[who, more["id"]] = (event, len(self._settings[queue]))
+                value = self.history.limits[queue] if more["value"] is None else more["value"]
+                self._settings[queue].append(_Setting(value, at, math.inf))
+            elif kind == "limited" and more["ok"]:
+                _, index = limits[who, more["id"]]
+                self._settings[queue][index] = self._settings[queue][index]._replace(end=at)
+            elif kind == "fault":
+                open_faults[more["id"]] = event
+            elif kind == "fault_end":
+                self._fault(open_faults.pop(more["id"]), at)
+            elif kind == "loss":
+                open_losses[more["id"]] = at
+            elif kind == "loss_end":
+                self.losses.append(Period(open_losses.pop(more["id"]), at))
+            elif kind == "clock":
+                self._clocks.append((more["offset"], more["error"]))
+        for fault in open_faults.values():
+            self._fault(fault, math.inf)
+        self.losses += [Period(begin, math.inf) for begin in open_losses.values()]
+
+    def _fault(self, begun: Event, end: float) -> None:
+        more: Any = begun.more
+        period = Period(begun.at, end + more["settle"])
+        self.disturbances.append(Disturbance(more["name"], more["target"], period))
+
+    def _of_call(self, event: Event) -> None:
+        at, kind, _, _, call, more = event
+        passage = self.passages.get(call)
+        if passage is None:
+            self.strays.append(event)
+            return
+        passage.events.append(kind)
+        if kind == "entered":
+            passage.entered, passage.place = at, more.get("place")
+        elif kind == "grant" and passage.granted is None:
+            passage.granted, passage.token = at, more["token"]
+        elif kind == "giving_up":
+            passage.giving_up = at
+        elif kind == "given_up":
+            passage.was = more["was"]
+        elif kind == "leave":
+            passage.leaving = at
+        elif kind == "lost" and passage.lost is None:
+            fence = more.get("fence")
+            passage.lost_noticed = at
+            passage.lost = at if fence is None else min(at, fence)
+            passage.reason = more["reason"]
+        elif kind == "end" and passage.ended is None:
+            passage.ended, passage.how = at, more["how"]
+
+    def _end_the_killed(self) -> None:
+        for passage in self.passages.values():
+            killed = self._killed.get(passage.who)
+            if killed is None or (passage.ended is not None and passage.ended <= killed):
+                continue
+            if any(period.end == math.inf for period in self.stopped[passage.who]):
+                # It did nothing any more, and had it looked, it had known from its fence on.
+                fences = self._contacts[passage.who, passage.queue].fences
+                killed = min([killed, max((until for _, until in fences), default=killed)])
+            passage.killed = killed
+
+    def _narrow_grants(self) -> None:
+        """Bounds the moment of every grant in Redis. Tokens are given in Redis' order, so a
+        grant comes after the invocation of all with smaller ones, before the answer of all greater."""
+        offset = self._offset()
+        for queue in self.history.limits:
+            granted = sorted(
+                (p for p in self.of(queue) if p.granted is not None), key=lambda p: p.token
+            )
+            begin = -math.inf
+            begins = [begin := max(begin, passage.invoked) for passage in granted]
+            end = math.inf
+            for passage, begin in zip(reversed(granted), reversed(begins), strict=True):
+                assert passage.granted is not None
+                end = min(end, passage.granted)
+                passage.taken = _narrowed(Period(begin, end), passage.token, offset)
+
+    def _offset(self) -> tuple[float, float] | None:
+        """Redis' clock minus the shared one, if it stayed the same throughout."""
+        if not self._clocks:
+            return None
+        offset = sum(offset for offset, _ in self._clocks) / len(self._clocks)
+        error = max(error + abs(offset - other) for other, error in self._clocks)
+        return (offset, error) if error < 0.02 else None
+
+
+def _narrowed(period: Period, token: int, offset: tuple[float, float] | None) -> Period:
+    """Tokens are Redis' microseconds, unless they were pushed up; the clocks may tell more."""
+    if offset is None:
+        return period
+    moment, error = token / 1e6 - offset[0], offset[1]
+    narrow = Period(max(period.begin, moment - error), min(period.end, moment + error))
+    return narrow if narrow.begin <= narrow.end else period
+
+
+def subtract(period: Period, holes: Iterable[Period]) -> list[Period]:
+    """What is left of `period` outside of `holes`."""
+    left = [period]
+    for hole in holes:
+        left = [
+            part
+            for piece in left
+            for part in (
+                Period(piece.begin, min(piece.end, hole.begin)),
+                Period(max(piece.begin, hole.end), piece.end),
+            )
+            if part.begin < part.end
+        ]
+    return left
