@@ -29,7 +29,7 @@ SERVICE_LEVEL = bad_below(queries.SERVICE_LEVEL_TARGET, 0.6)
 ABANDONS = bad_above(0.05, 0.10)
 OCCUPANCY = bad_above(0.85, 0.95)
 ANSWER_SECONDS = bad_above(20, 60)
-OLDEST_SECONDS = bad_above(60, 180)
+OLDEST_SECONDS = bad_above(60, 300)
 LOAD = bad_above(0.9, 1.0)
 OPERATION_SECONDS = bad_above(0.05, 0.5)
 
@@ -147,8 +147,8 @@ def _in_one_look() -> list[Json]:
             "Longest wait now",
             Says(
                 "For how long the caller who has waited longest has been waiting, over all queues.",
-                bad="above a minute; red above three.",
-                then=("if it climbs second by second, that line does not move: see Stuck beside this."),
+                bad="above a minute; red above five.",
+                then=("if it climbs second by second, that line does not move: see the next number."),
             ),
             "s",
             [Query(queries.longest_wait())],
@@ -161,8 +161,8 @@ def _in_one_look() -> list[Json]:
             Says(
                 "Queues in which callers wait although slots are free.",
                 bad=(
-                    "any, for longer than a lease (15 s); for a moment it happens while a dead "
-                    "instance is reaped, and for half a lease after Redis lost its data."
+                    "any, for longer than a lease (15 s). For half a lease after Redis lost its data "
+                    "it is on purpose: the old order is restored first."
                 ),
                 then="the queue's log, then the health of Redis below.",
             ),
@@ -233,10 +233,9 @@ def _alerts() -> Json:
     return label_table(
         "Alerts that fire",
         Says(
-            "The alerts of genesis that fire at this moment, on whichever queue and instance; "
-            "the variables above do not hide any.",
+            "The alerts of the chosen jobs that fire at this moment, on whichever queue and instance.",
             bad="any.",
-            then="the runbook that the alert names.",
+            then="its page in dashboards/runbooks, which the alert names.",
         ),
         Query(queries.alerts()),
         {"alertname": "Alert", "severity": "Severity", "queue": "Queue", "instance": "Instance"},
