@@ -184,16 +184,19 @@ class LiveRun:
             three.signal(signal.SIGUSR2)
 
     async def kill_and_stop(self, one: ExampleInstance, two: ExampleInstance) -> None:
-        """SIGKILL of the second, with a slot and waiters; then, started anew, SIGSTOP, with a slot."""
-        held = self.call(two, "fragile", 100)
-        await self.seen('sum(genesis_queue_holding{queue="fragile"}) == 1', "it holds")
-        waiting = [self.call(i, "fragile", 100) for i in (two, two, one, one)]
-        await self.seen('max(genesis_queue_depth{queue="fragile"}) >= 2', "the others wait")
+        """SIGKILL of the second, with a slot and two waiters; SIGSTOP of its successor, with a slot."""
+        both = [self.call(i, "fragile", 100) for i in (one, two)]
+        await self.seen('sum(genesis_queue_holding{queue="fragile"}) == 2', "both slots are held")
+        both += [self.call(i, "fragile", 100) for i in (two, two, one, one)]
+        for_a_while = 'min_over_time(max(genesis_queue_depth{queue="fragile"})[2s:500ms]) == 4'
+        await self.seen(for_a_while, "four wait, two on each")
         with self.fault("instance killed"):
             two.kill()
             await self.firing("GenesisReclaims", queue="fragile")
             two.start()
-        await self.hang_up(held, *waiting)
+        for_a_while = 'max_over_time(sum(genesis_queue_waiting{queue="fragile"})[2s:500ms]) == 1'
+        await self.seen(for_a_while, "the dead one's slot has gone to one of the living two")
+        await self.hang_up(*both)
         await wait_until(two.ready, "it is back")
         held = self.call(two, "stopped", 100)
         await self.seen('sum(genesis_queue_holding{queue="stopped"}) == 1', "it holds again")

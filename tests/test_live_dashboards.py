@@ -57,9 +57,10 @@ TO_BLAME = {
     "GenesisAbandonRate": {"busy"},
     "GenesisOccupancy": {"busy"},
     "GenesisOldestWait": {"busy", "stuck"},
-    # `calm` had calls on the instance that was killed, and then stopped.
-    "GenesisReclaims": {"fragile", "stopped", "calm"},
-    "GenesisLostLeases": {"stopped", "calm", "cut off"},
+    # A machine that is too slow for a lease of 2 s loses leases, and then these are right, wherever
+    # there are calls: what is to blame is that machine.
+    "GenesisReclaims": {"fragile", "stopped", "calm", "busy", "deployed", "steady", "paused", "stuck"},
+    "GenesisLostLeases": {"stopped", "cut off", "calm", "busy", "deployed", "steady", "stuck"},
     "GenesisLimitDisagreement": {"deployed"},
     "GenesisTelemetryErrors": {""},
     "GenesisStuckHead": {"stuck"},
