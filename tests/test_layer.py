@@ -605,14 +605,14 @@ async def test_no_span_is_left_open(
 ) -> None:
     """However a wait ends, as many spans end as began, and the caller's context is its own again."""
     started = 0
-    original = queue._backend._tracing._tracer.start_span
+    original = queue._backend._tracing.start_span
 
     def start_span(*args: Any, **options: Any) -> Any:
         nonlocal started
         started += 1
         return original(*args, **options)
 
-    monkeypatch.setattr(queue._backend._tracing._tracer, "start_span", start_span)
+    monkeypatch.setattr(queue._backend._tracing, "start_span", start_span)
     await end_as(queue, outcome)
     assert len(spans.get_finished_spans()) == started > 0
     assert trace.get_current_span() is trace.INVALID_SPAN

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from genesis import Queue, QueueTimeoutError
+from genesis import EvictedError, Queue
 from genesis.backends.protocol import QueueStats, State
 from genesis.backends.redis import link
 from genesis.observability import Telemetry, names
@@ -26,9 +26,9 @@ from genesis.observability.metrics import (
     SharedGauges,
 )
 from genesis.queue import InMemoryBackend
-from tests.waiting import quiesce
+from tests.waiting import quiesce, wait_until
 
-MOST_SERIES = 10_000
+MOST_SERIES = 15_000
 
 
 class Clock:
@@ -148,13 +148,18 @@ async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRe
 
         def buckets() -> list[str]:
             start = f"{names.WAIT_SECONDS}_bucket"
-            return [line for line in series(registry) if line.startswith(start) and "timeout" in line]
+            return [line for line in series(registry) if line.startswith(start) and "evicted" in line]
+
+        async def call() -> None:
+            async with queue.slot("sales", item_id="waiter"):
+                pass
 
         async with queue.slot("sales"):
             assert len(buckets()) == 1  # +Inf, which a histogram must have
-            with pytest.raises(QueueTimeoutError):
-                async with queue.slot("sales", timeout=0):
-                    pass
+            waiter = asyncio.create_task(call())
+            await wait_until(lambda: queue.evict("sales", "waiter"), "the waiter is in the line")
+            with pytest.raises(EvictedError):
+                await waiter
         assert len(buckets()) == len(WAIT_BUCKETS) + 1
 
 
@@ -216,7 +221,7 @@ def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorR
 
 MULTIPROCESS = """
 import asyncio
-from genesis import Queue, QueueTimeoutError
+from genesis import Queue
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -27,6 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.observability import Telemetry, set_up
+from tests.waiting import wait_until
 
 
 class Collector(ThreadingHTTPServer):
@@ -305,6 +307,51 @@ except ZeroDivisionError:
     assert (structured["event"], structured["thing"]) == ("said", "<class 'object'>")
     assert (failed["event"], failed["tenant"], failed["level"]) == ("failed", "t1", "error")
     assert "ZeroDivisionError" in failed["exception"]
+
+
+async def test_a_log_stream_that_blocks_delays_no_call(nothing_global: None) -> None:
+    """Lines that a full pipe does not take are dropped and counted; calls and the shutdown go on."""
+    reading, writing = os.pipe()
+    registry = CollectorRegistry()
+    lines = 3 * 4_000
+    with os.fdopen(reading) as pipe, os.fdopen(writing, "w") as stream:
+        handle = set_up("router", json_logs=True, log_stream=stream)
+        async with Queue(telemetry=Telemetry(registry)) as queue:
+            for number in range(lines // 3):
+                async with queue.slot("sales", item_id=f"call-{number}"):
+                    pass
+        assert not handle.shutdown(timeout=0.2)
+        dropped = registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "logs"})
+        assert dropped is not None
+        assert 0 < dropped < lines
+        for _ in range(lines - int(dropped)):
+            json.loads(await asyncio.to_thread(pipe.readline))
+        assert handle.handler is not None
+        assert handle.handler.stop(timeout=5)
+
+
+async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_global: None) -> None:
+    """A broken pipe costs log lines, not calls; what the application logs itself never raises."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    registry = CollectorRegistry()
+    stream = os.fdopen(writing, "w")
+    handle = set_up("router", json_logs=True, log_stream=stream)
+
+    def counted() -> float | None:
+        return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "logs"})
+
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+
+        async def call() -> float | None:
+            async with queue.slot("sales"):
+                logging.getLogger("genesis.application").error("not raised either")
+            return counted()
+
+        await wait_until(call, "a line that the stream refused is counted")
+    assert handle.shutdown()
+    with pytest.raises(BrokenPipeError):
+        stream.close()
 
 
 def test_structlogs_global_set_up_is_untouched() -> None:

@@ -41,6 +41,10 @@ MOST_REPORTS = 10_000
 IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
+_MOST_UNSORTED = 256
+# Those whose quantiles are asked for: their buckets are there before the first observation, which else
+# would raise the last bucket alone, and look like a wait beyond all bounds.
+_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
 
 _SHARED = (
     (names.DEPTH, "Waiters in the queue, over all instances."),
@@ -51,25 +55,42 @@ _SHARED = (
 
 
 class Distribution:
-    """One child of a `FastHistogram`."""
+    """One child of a `FastHistogram`.
 
-    __slots__ = ("_bounds", "_lock", "counts", "exemplars", "sum", "usual")
+    An observation is only noted. Whoever reads sorts them into the buckets, and so does the observer
+    once there are `_MOST_UNSORTED`: some hundreds at a time cost half as much.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "usual")
 
     def __init__(self, bounds: tuple[float, ...], *, usual: bool) -> None:
         self._bounds = bounds
         self.usual = usual
-        self._lock = threading.Lock()  # a registry may be fed by several threads' loops
-        self.counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
-        self.sum = 0.0
-        self.exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
+        # The one list for good: appending and popping are atomic, so that several threads' loops may
+        # feed it while another thread reads, and none is lost or counted twice.
+        self._unsorted: list[float] = []
+        self._lock = threading.Lock()  # over the sorting, and over what follows
+        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
+        self._sum = 0.0
+        self._exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        place = bisect_left(self._bounds, value)
+        unsorted = self._unsorted
+        unsorted.append(value)
+        if exemplar is not None:
+            with self._lock:
+                self._exemplars[bisect_left(self._bounds, value)] = (exemplar, value)
+        if len(unsorted) >= _MOST_UNSORTED:
+            self.read()
+
+    def read(self) -> tuple[list[int], float, dict[int, tuple[dict[str, str], float]]]:
+        """Observations by bucket, their sum, and the latest exemplars by bucket."""
         with self._lock:
-            self.counts[place] += 1
-            self.sum += value
-            if exemplar is not None:
-                self.exemplars[place] = (exemplar, value)
+            for _ in range(len(self._unsorted)):
+                value = self._unsorted.pop()
+                self._counts[bisect_left(self._bounds, value)] += 1
+                self._sum += value
+            return list(self._counts), self._sum, dict(self._exemplars)
 
 
 class FastHistogram(Collector):
@@ -111,7 +132,7 @@ class FastHistogram(Collector):
     def collect(self) -> Iterable[Any]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, child in list(self._children.items()):
-            counts, total, exemplars = list(child.counts), child.sum, dict(child.exemplars)
+            counts, total, exemplars = child.read()
             buckets: list[Any] = []
             cumulative = 0
             whole = child.usual or any(counts)
@@ -157,35 +178,46 @@ class QueueSeries:
             waiting.set_function(lambda: self.waiting)
             holding.set_function(lambda: self.holding)
             for outcome in get_args(names.WaitOutcome):
-                usual = outcome == "granted"
+                usual = outcome in _USUAL_OUTCOMES
                 self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
             for outcome in get_args(names.HoldOutcome):
-                usual = outcome == "released"
+                usual = outcome in _USUAL_OUTCOMES
                 self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
         instruments.disagreements.labels(label)
 
-    def move(self, waiting: int, holding: int) -> None:
-        """So many more, or fewer, wait and hold."""
-        self.waiting += waiting
-        self.holding += holding
+    def entered(self) -> None:
+        """One more waits."""
+        self.waiting += 1
         self.idle_since = None
         if self._gauges is not None:
-            self._gauges[0].inc(waiting)
-            self._gauges[1].inc(holding)
+            self._gauges[0].inc()
 
-    def wait(self, outcome: str) -> Any:
+    def wait_ended(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits; if it was granted, one more holds."""
+        self.waiting -= 1
+        self.idle_since = None
+        if outcome == "granted":
+            self.holding += 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+            self._gauges[1].inc(outcome == "granted")
         child = self._wait.get(outcome)
         if child is None:
             child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
-        return child
+        child.observe(waited, exemplar)
 
-    def hold(self, outcome: str) -> Any:
+    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer holds."""
+        self.holding -= 1
+        self.idle_since = None
+        if self._gauges is not None:
+            self._gauges[1].dec()
         child = self._hold.get(outcome)
         if child is None:
             child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
-        return child
+        child.observe(held, exemplar)
 
 
 class SharedGauges(Collector):
@@ -283,40 +315,32 @@ class Instruments:
             self.telemetry_errors.labels(sink)
         self.shared = SharedGauges(clock, self.remove_idle)
         registry.register(self.shared)
-        self._series: dict[str, QueueSeries] = {}
-        self._operations: dict[tuple[str, str, str], Any] = {}
+        self.known: dict[str, QueueSeries] = {}  # by label
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
-        series = self._series.get(label)
+        series = self.known.get(label)
         if series is None:
-            if len(self._series) >= MOST_QUEUES:
+            if len(self.known) >= MOST_QUEUES:
                 label = names.OTHER_QUEUES
-            series = self._series.get(label)
+            series = self.known.get(label)
             if series is None:
-                series = self._series[label] = QueueSeries(self, label)
+                series = self.known[label] = QueueSeries(self, label)
         return series
-
-    def operation_child(self, backend: str, operation: str, outcome: str) -> Any:
-        key = (backend, operation, outcome)
-        child = self._operations.get(key)
-        if child is None:
-            child = self._operations[key] = self.operation.labels(*key)
-        return child
 
     def remove_idle(self) -> None:
         """Forget queues that have had no call of this process for long."""
         if self.multiprocess:
             return  # files of other processes: nothing can be removed from them
         now = self.clock()
-        patience = IDLE_SECONDS if len(self._series) < MOST_QUEUES else CROWDED_IDLE_SECONDS
-        for label, series in list(self._series.items()):
+        patience = IDLE_SECONDS if len(self.known) < MOST_QUEUES else CROWDED_IDLE_SECONDS
+        for label, series in list(self.known.items()):
             if series.waiting or series.holding:
                 continue
             if series.idle_since is None:
                 series.idle_since = now
             elif now - series.idle_since >= patience:
-                del self._series[label]
+                del self.known[label]
                 for metric in (
                     *(self.wait, self.hold, self.position, self.waiting, self.holding),
                     *(self.reclaimed, self.disagreements),

@@ -56,14 +56,16 @@ class Telemetry:
 
     def series(self, queue_id: str) -> QueueSeries:
         """The metrics of a queue, under its label."""
-        label = queue_id
-        if self._queue_label is not None:
-            try:
-                label = str(self._queue_label(queue_id))
-            except Exception:
-                self.failed("label")
-                label = names.OTHER_QUEUES
-        return self.instruments.series(label)
+        label = queue_id if self._queue_label is None else self._label(self._queue_label, queue_id)
+        instruments = self._instruments or self.instruments
+        return instruments.known.get(label) or instruments.series(label)
+
+    def _label(self, queue_label: Callable[[str], str], queue_id: str) -> str:
+        try:
+            return str(queue_label(queue_id))
+        except Exception:
+            self.failed("label")
+            return names.OTHER_QUEUES
 
     def failed(self, sink: names.Sink) -> None:
         """A sink raised: count it, and let the call go on. If even counting fails, it is let go."""
