@@ -56,7 +56,7 @@ TO_BLAME = {
     "GenesisServiceLevelBurn": {"busy"},
     "GenesisAbandonRate": {"busy"},
     "GenesisOccupancy": {"busy"},
-    "GenesisOldestWait": {"busy", "stuck"},
+    "GenesisOldestWait": {"busy", "stuck", "fragile"},  # their heads do wait for more than 3 s
     # A machine that is too slow for a lease of 2 s loses leases, and then these are right, wherever
     # there are calls: what is to blame is that machine.
     "GenesisReclaims": {"fragile", "stopped", "calm", "busy", "deployed", "steady", "paused", "stuck"},
