@@ -158,17 +158,25 @@ class _Program:
 
 
 class Prometheus:
-    """A real Prometheus that scrapes the given ports four times a second and keeps exemplars."""
+    """A real Prometheus that scrapes the given ports four times a second and keeps exemplars.
+
+    Args:
+        ports: of the instances, on this machine.
+        rules: the text of a rule file, if there is one.
+        interval: between two scrapes.
+    """
 
     MISSING = "no `prometheus` on this machine (Debian: apt-get install prometheus)"
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], rules: str = "", interval: str = "250ms") -> None:
         self._port = free_port()
 
         def command(folder: Path) -> list[str]:
             targets = ", ".join(f"'127.0.0.1:{port}'" for port in ports)
+            (folder / "rules.yml").write_text(rules or "groups: []\n")
             (folder / "prometheus.yml").write_text(
-                "global: {scrape_interval: 250ms, scrape_timeout: 250ms}\n"
+                f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
+                "rule_files: [rules.yml]\n"
                 "scrape_configs:\n"
                 f"  - {{job_name: genesis, static_configs: [{{targets: [{targets}]}}]}}\n"
             )
@@ -202,6 +210,16 @@ class Prometheus:
         result = self._get("query_range", query=expression, start=start, end=end, step=0.25)["result"]
         assert len(result) <= 1, f"{expression} gives {len(result)} series"
         return {float(t): float(v) for t, v in result[0]["values"]} if result else {}
+
+    def range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """All series that the expression gives over a range of time."""
+        found = self._get("query_range", query=expression, start=start, end=end, step=step)["result"]
+        assert isinstance(found, list)
+        return found
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules as they were loaded, with their `health` and `lastError`."""
+        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def exemplars(self, expression: str) -> list[dict[str, Any]]:
         now = time.time()
