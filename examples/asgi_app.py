@@ -3,9 +3,9 @@
     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 GENESIS_REDIS_URL=redis://localhost:6379 \\
         uvicorn examples.asgi_app:app
 
-    GET /call/{item_id}?seconds=2   waits for one of the slots, and holds it for that long
-    GET /queue/{queue_id}           how long the line is, and who is in it
-    GET /metrics, /health, /ready   for Prometheus and the load balancer
+    GET /call/{item_id}?seconds=2&queue=calls   waits for one of the slots, and holds it for that long
+    GET /queue/{queue_id}                       how long the line is, and who is in it
+    GET /metrics, /health, /ready               for Prometheus and the load balancer
 
 Both variables may be left out: then nothing is exported, and the line is in this process. A client
 that goes away while it waits or holds gives its place up at once.
@@ -129,13 +129,14 @@ async def _call(queue: Queue, item_id: str, scope: Scope) -> Reply:
     seconds = float(query.get("seconds", ["0"])[0])
     if not (math.isfinite(seconds) and 0 <= seconds <= MOST_SECONDS):
         raise ValueError(f"seconds must be from 0 to {MOST_SECONDS:g}")
+    queue_id = query.get("queue", [QUEUE_ID])[0]
     carrier = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
     tracer = trace.get_tracer("genesis.examples.asgi")
     with tracer.start_as_current_span(
         "GET /call/{item_id}", propagate.extract(carrier), kind=trace.SpanKind.SERVER
     ):
         async with queue.slot(
-            QUEUE_ID, item_id=item_id, max_concurrent=LIMIT, timeout=WAIT_SECONDS
+            queue_id, item_id=item_id, max_concurrent=LIMIT, timeout=WAIT_SECONDS
         ) as slot:
             await asyncio.sleep(seconds)
     return 200, {

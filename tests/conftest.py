@@ -19,11 +19,30 @@ from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
 from tests.sick import all_sick
+from tests.topology import Cluster
 from tests.waiting import wait_until
 
 LEASE = 2.0  # seconds; short, so that tests of dead instances take seconds
 
 MakeQueue = Callable[..., Queue]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The cluster is asked through no layer: what the layer adds does not depend on the servers.
+
+    And only by the contract, of which it is one more backend.
+    """
+
+    def wanted(item: pytest.Item) -> bool:
+        params = getattr(item, "callspec", None)
+        if params is None or params.params.get("backend_kind") != "cluster":
+            return True
+        return item.path.name == "test_contract.py" and params.params.get("layer") == "bare"
+
+    left_out = [item for item in items if not wanted(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if wanted(item)]
 
 
 class WithoutLayer:
@@ -106,7 +125,29 @@ def own_redis() -> Iterator[RedisServer]:
     server.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    """The session's cluster of three masters, emptied; for tests that leave it as it is."""
+    for server in shared_cluster.servers:
+        server.client.flushall()
+    yield shared_cluster
+    for server in shared_cluster.servers:
+        left = [
+            key
+            for key in server.keys_without_expiry()
+            if not (key.endswith(":meta") and server.client.hexists(key, "override"))
+        ]
+        assert not left, f"keys without an expiry were left behind: {left}"
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
 def backend_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -125,13 +166,15 @@ async def make_queue(
     made: list[Queue] = []
     failures = CollectorRegistry()
     url = request.getfixturevalue("redis_server").url if backend_kind == "redis" else ""
+    cluster = request.getfixturevalue("redis_cluster") if backend_kind == "cluster" else None
 
     def make(**options: Any) -> Queue:
         backend: QueueBackend
         if backend_kind == "memory":
             backend = InMemoryBackend()
         else:
-            backend = RedisBackend(url, **{"lease": LEASE, **options})
+            where = {"url": url} if cluster is None else {"client": cluster.client()}
+            backend = RedisBackend(**where, **{"lease": LEASE, **options})
         if layer == "bare":
             queue: Queue = BareQueue(backend)
         else:
@@ -171,6 +214,7 @@ def state_of(queue: Queue) -> dict[str, Any]:
     elif isinstance(inner, RedisBackend) and inner._session is not None:
         state["lines"] = inner._session.ledger.lines
         state["passages"] = inner._session.ledger._passages
+        state["lanes"] = getattr(inner._session.link, "_lanes", {})
     return {name: value for name, value in state.items() if value}
 
 

@@ -30,15 +30,20 @@ class ObservedWorker(Worker):
         return int(ready["port"])
 
 
-async def run(url: str, lease: str, queue_id: str) -> None:
-    queue = Queue(RedisBackend(url, lease=float(lease)))
+async def run(backend: RedisBackend, queue_id: str) -> None:
+    queue = Queue(backend)
     async with ObservabilityServer(queue, port=0) as server:
         await Process(queue, queue_id).run(port=server.port)
 
 
 def main(url: str, lease: str, queue_id: str, otlp: str, log: str) -> None:
-    with Path(log).open("w") as stream, set_up(SERVICE, otlp_endpoint=otlp, log_stream=stream):
-        asyncio.run(run(url, lease, queue_id))
+    backend = RedisBackend(url, lease=float(lease))
+    instance_id = backend.instance_id
+    with (
+        Path(log).open("w") as stream,
+        set_up(SERVICE, instance_id=instance_id, otlp_endpoint=otlp, log_stream=stream),
+    ):
+        asyncio.run(run(backend, queue_id))
 
 
 if __name__ == "__main__":

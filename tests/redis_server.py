@@ -11,8 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -62,16 +64,33 @@ def server_version(path: str) -> tuple[int, ...]:
 
 
 class RedisServer:
-    """One redis-server process without persistence, on a port of its own."""
+    """One redis-server process without persistence, on a port of its own.
 
-    def __init__(self, *options: str) -> None:
-        self.port = free_port()
+    Args:
+        options: of redis-server, in front of its own.
+        port: instead of a free one.
+        client: how the tests' own client connects, if not plainly to the port (TLS, a user).
+    """
+
+    def __init__(
+        self, *options: str, port: int = 0, client: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._client_options = {"port": self.port, "decode_responses": True, **client}
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="genesis-redis-")
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Any = None
         self.start()
+
+    @property
+    def folder(self) -> str:
+        return self._folder.name
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -82,7 +101,7 @@ class RedisServer:
     def client(self) -> redis.Redis:
         """A plain synchronous client, to look at what is in the server."""
         if self._client is None:
-            self._client = redis.Redis(port=self.port, decode_responses=True, socket_timeout=10)
+            self._client = redis.Redis(**self._client_options, socket_timeout=10)
         client: redis.Redis = self._client
         return client
 
@@ -90,12 +109,12 @@ class RedisServer:
         """Start it, empty, and wait until it answers."""
         assert self._process is None, "the server is running"
         command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--appendonly", "no", "--dir", self._folder.name, *self._options]
+        command += ["--save", "", "--appendonly", "no", "--dir", self.folder, *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 20
         while True:
             try:
-                with redis.Redis(port=self.port, socket_timeout=1) as probe:
+                with redis.Redis(**self._client_options, socket_timeout=1) as probe:
                     probe.ping()
             except redis.RedisError:
                 if self._process.poll() is not None or time.monotonic() > deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client import CollectorRegistry
 
+from examples import callers
 from examples.asgi_app import LIMIT, QUEUE_ID, Application
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
@@ -90,6 +92,19 @@ async def test_a_call_takes_a_slot_and_is_counted(client: Client) -> None:
     assert line in metrics
     assert (await client.get("/health")).status == 200
     assert (await client.get("/ready")).status == 200
+
+
+async def test_a_call_may_name_its_queue(client: Client) -> None:
+    """Queues are apart from each other: one that is full does not keep another's calls waiting."""
+    gone = asyncio.Event()
+    calls = [
+        asyncio.ensure_future(client.get(f"/call/c{number}", "seconds=3600", gone=gone))
+        for number in range(LIMIT + 1)
+    ]
+    await client.stands(1, LIMIT)
+    assert (await client.get("/call/other", "seconds=0&queue=support")).json["waited"] == 0.0
+    gone.set()
+    await asyncio.gather(*calls)
 
 
 async def test_the_line_is_shown(client: Client) -> None:
@@ -177,8 +192,8 @@ async def test_redis_gone_is_not_ready_and_503(
         await app.close()
 
 
-async def test_it_runs_under_uvicorn(tmp_path: Path) -> None:
-    """A real ASGI server serves a call and its metrics, and stops in order."""
+async def test_it_runs_under_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real ASGI server serves a call, the callers that come by themselves, and its metrics."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed")
     command = [sys.executable, "-m", "uvicorn", "examples.asgi_app:app", "--port", "0"]
     root = Path(__file__).parents[1]
@@ -199,6 +214,16 @@ async def test_it_runs_under_uvicorn(tmp_path: Path) -> None:
         reply = json.loads(await asyncio.to_thread(get, "/call/a%20b?seconds=0.01"))
         assert reply["item_id"] == "a b"
         assert b"genesis_queue_hold_seconds_count" in await asyncio.to_thread(get, "/metrics")
+
+        async def three_were_answered() -> bool:
+            metrics = (await asyncio.to_thread(get, "/metrics")).decode()
+            counts = re.findall(r'wait_seconds_count\{outcome="granted",queue="sales"\} (\d+)', metrics)
+            return counts != [] and int(counts[0]) >= 3
+
+        monkeypatch.setattr(callers, "TALK_SECONDS", 0.01)
+        calling = asyncio.ensure_future(callers.keep_calling([url], callers.Callers("sales", 0.05)))
+        await wait_until(three_were_answered, "three callers of examples/callers.py were answered")
+        calling.cancel()
     finally:
         server.terminate()
         await asyncio.wait_for(server.wait(), 20)

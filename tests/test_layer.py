@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +27,8 @@ import genesis
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import (
     Admission,
+    BackendEvent,
+    Departure,
     Disrupted,
     Entry,
     Heartbeat,
@@ -30,13 +36,15 @@ from genesis.backends.protocol import (
     QueueBackend,
     Reclaimed,
     Recovered,
+    SlotLost,
+    Ticket,
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, layer, metrics, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
-from tests.sick import SICK
+from tests.sick import SICK, SickError, fail
 from tests.waiting import quiesce, wait_until
 
 WAIT_OUTCOMES = get_args(names.WaitOutcome)
@@ -379,6 +387,45 @@ async def test_an_error_while_entering_is_observed_once(
     assert gauges(registry) == (0, 0)
 
 
+class Unspeakable(Exception):  # noqa: N818
+    """What a backend of one's own may raise."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [TimeoutError("of the socket"), Unspeakable()])
+async def test_whatever_entering_raises_reaches_the_caller_and_counts_as_an_error(
+    inner: InMemoryBackend,
+    telemetry: Telemetry,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A timeout of the backend's own is not the caller's; an error need not have a text."""
+
+    async def broken(entry: Entry) -> Admission:
+        raise error
+
+    monkeypatch.setattr(inner, "enter", broken)
+    with pytest.raises(type(error)) as raised:
+        await end_as(Queue(inner, telemetry=telemetry), "granted")
+    assert raised.value is error
+    assert waits(registry) == {"error": 1}
+    assert gauges(registry) == (0, 0)
+
+
+async def test_a_backend_that_cannot_tell_what_has_lapsed_gets_its_slot_back(
+    queue: Queue, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error passes through, and nobody waits for ever for a slot that was never left."""
+    monkeypatch.setattr(InMemoryBackend, "lapsed", fail)
+    with pytest.raises(SickError):
+        await end_as(queue, "granted")
+    assert gauges(registry) == (0, 0)
+    assert holds(registry) == {"released": 1}
+
+
 async def test_an_immediate_grant_observes_exactly_zero(
     queue: Queue, registry: CollectorRegistry
 ) -> None:
@@ -605,14 +652,14 @@ async def test_no_span_is_left_open(
 ) -> None:
     """However a wait ends, as many spans end as began, and the caller's context is its own again."""
     started = 0
-    original = queue._backend._tracing._tracer.start_span
+    original = queue._backend._tracing.start_span
 
     def start_span(*args: Any, **options: Any) -> Any:
         nonlocal started
         started += 1
         return original(*args, **options)
 
-    monkeypatch.setattr(queue._backend._tracing._tracer, "start_span", start_span)
+    monkeypatch.setattr(queue._backend._tracing, "start_span", start_span)
     await end_as(queue, outcome)
     assert len(spans.get_finished_spans()) == started > 0
     assert trace.get_current_span() is trace.INVALID_SPAN
@@ -621,6 +668,108 @@ async def test_no_span_is_left_open(
     failed = outcome in ("timeout", "evicted", "error")
     assert (acquire.status.status_code is StatusCode.ERROR) == failed
     assert ("error.type" in of(acquire)) == failed
+
+
+class SlowToLeave(InMemoryBackend):
+    """Answers `leave` only once it is `told` to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        departure = await super().leave(ticket, context)
+        await self.told.wait()
+        return departure
+
+
+async def test_a_release_that_is_cancelled_has_not_failed(telemetry: Telemetry, spans: Spans) -> None:
+    """The slot is given back all the same: its `release` ends, and not as an error."""
+    queue = Queue(SlowToLeave(), telemetry=telemetry)
+    leaving = asyncio.create_task(end_as(queue, "granted"))
+    await quiesce()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert leaving.cancelled()
+    (release,) = spans.named("release")
+    assert release.status.status_code is not StatusCode.ERROR
+    assert "error.type" not in of(release)
+
+
+async def test_a_body_s_own_timeout_is_not_told_as_the_queue_s(queue: Queue, spans: Spans) -> None:
+    """`error.type` of a hold names what the body raised; of a wait, what the caller gets for it."""
+
+    async def call() -> None:
+        async with queue.slot("sales"):
+            with pytest.raises(QueueTimeoutError):
+                async with queue.slot("sales", timeout=0.001):
+                    pass
+            raise TimeoutError("the peer's")
+
+    with pytest.raises(TimeoutError, match="the peer's"):
+        await call()
+    assert [of(hold)["error.type"] for hold in spans.named("hold")] == ["TimeoutError"]
+    assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
+
+
+def test_a_call_that_outlives_its_loop_ends_its_spans(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """A coroutine closed when there is no loop any more gives its slot back, and `hold` ends."""
+    queue = Queue(telemetry=telemetry)
+
+    async def hold() -> None:
+        async with queue.slot("sales"):
+            await never
+
+    loop = asyncio.new_event_loop()
+    never = loop.create_future()
+    holding = hold()
+    loop.run_until_complete(asyncio.wait({task := loop.create_task(holding)}, timeout=0.01))
+    loop.close()
+    holding.close()
+    assert [span.name for span in spans.get_finished_spans()][-2:] == ["hold sales", "release sales"]
+    assert errors(registry, "traces") == 0
+    assert gauges(registry) == (0, 0)
+    assert not state_of(queue)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+class SickFor(Sampler):
+    """Fails when asked about spans of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def should_sample(
+        self, parent_context: Context | None, trace_id: int, name: str, *args: Any, **options: Any
+    ) -> SamplingResult:
+        if name.startswith(self._kind):
+            raise SickError
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *args, **options)
+
+    def get_description(self) -> str:
+        return self._kind
+
+
+@pytest.mark.parametrize("kind", ["enqueue", "wait", "hold", "release"])
+async def test_a_span_that_cannot_be_made_leaves_no_other_open(
+    registry: CollectorRegistry, spans: Spans, kind: str
+) -> None:
+    """The others of the passage end and are exported, and each exemplar names one that was."""
+    provider = TracerProvider(sampler=SickFor(kind), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    queue = Queue(telemetry=Telemetry(registry, provider))
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", timeout=0.001):
+                pass
+    assert len(spans.named("acquire")) == 2
+    assert len(spans.named(kind)) == 0
+    assert errors(registry, "traces") > 0
+    exported = {f"{span.context.span_id:016x}" for span in spans.get_finished_spans()}
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert {s.exemplar.labels["span_id"] for s in samples if s.exemplar is not None} <= exported
 
 
 # --- logs ------------------------------------------------------------------------------------------
@@ -644,6 +793,41 @@ async def test_each_ending_has_its_event_with_its_fields(
         assert len(record["trace_id"]) == 32
         assert len(record["span_id"]) == 16
     assert mine[1]["waited"] >= 0
+
+
+async def test_what_the_application_has_bound_costs_no_event(
+    queue: Queue, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """structlog's context variables may bear names that `logging` keeps for itself."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    with structlog.contextvars.bound_contextvars(module="billing", name="Ann", tenant=7):
+        await end_as(queue, "granted")
+    told = [r.__dict__ for r in caplog.records]
+    assert [r["event"] for r in told] == ["enqueued", "granted", "released"]
+    assert {(r["module_"], r["name_"], r["tenant"]) for r in told} == {("billing", "Ann", 7)}
+    assert errors(registry, "logs") == 0
+
+
+async def test_what_a_backend_tells_bears_no_call_s_context(
+    observed: ObservedBackend, inner: InMemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A timer set in a call runs in its context; an outage is not that call's for all that."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    ticket = (await enter(observed)).ticket
+    told: list[BackendEvent] = [
+        Disrupted("connection", "refused"),
+        Reclaimed("sales", "call-2", "dead-1", "waiting"),
+        SlotLost(ticket, "lapsed"),
+    ]
+    caplog.clear()
+    loop = asyncio.get_running_loop()
+    with structlog.contextvars.bound_contextvars(caller="call-0"):
+        for event in told:
+            loop.call_soon(inner._emit, event)
+    await quiesce()
+    assert [r.__dict__["event"] for r in caplog.records] == ["backend_unavailable", "reclaimed", "lost"]
+    assert not any("caller" in r.__dict__ for r in caplog.records)
+    await observed.leave(ticket)
 
 
 async def test_a_refused_call_is_not_told_as_enqueued(

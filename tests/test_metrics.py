@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from genesis import Queue
-from genesis.backends.protocol import QueueStats
+from genesis import EvictedError, Queue
+from genesis.backends.protocol import QueueStats, State
+from genesis.backends.redis import link
 from genesis.observability import Telemetry, names
-from genesis.observability.metrics import IDLE_SECONDS, MOST_QUEUES, SharedGauges
+from genesis.observability.metrics import (
+    CROWDED_IDLE_SECONDS,
+    IDLE_SECONDS,
+    MOST_QUEUES,
+    WAIT_BUCKETS,
+    SharedGauges,
+)
 from genesis.queue import InMemoryBackend
-from tests.waiting import quiesce
+from tests.waiting import quiesce, wait_until
 
-MOST_SERIES = 10_000
+MOST_SERIES = 15_000
 
 
 class Clock:
@@ -80,6 +90,23 @@ async def test_a_wait_of_45_minutes_lands_in_a_finite_bucket(registry: Collector
     assert (at_most("0.0"), at_most("1800.0"), at_most("3600.0")) == (1, 1, 2)
 
 
+async def test_an_infinite_bucket_is_exposed_once(registry: CollectorRegistry) -> None:
+    """prometheus_client's own default buckets end with infinity; Prometheus wants each bound once."""
+    async with Queue(telemetry=Telemetry(registry, wait_buckets=Histogram.DEFAULT_BUCKETS)) as queue:
+        async with queue.slot("sales"):
+            pass
+        labels = 'outcome="granted",queue="sales"'
+        start = f'{names.WAIT_SECONDS}_bucket{{le="+Inf",{labels}}}'
+        assert [line for line in series(registry) if line.startswith(start)] == [f"{start} 1.0"]
+
+
+@pytest.mark.parametrize("wrong", [(), (math.inf,), (1, 5, 2), (1, 1), (1, math.nan)])
+def test_buckets_that_do_not_rise_are_refused(wrong: tuple[float, ...]) -> None:
+    """At once: a histogram over them would count waits where they do not belong."""
+    with pytest.raises(ValueError, match="wait_buckets"):
+        Telemetry(CollectorRegistry(), wait_buckets=wrong)
+
+
 async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorRegistry) -> None:
     """They outlast the call, for the scrapes to come, and go when nobody came for long."""
     clock = Clock()
@@ -92,6 +119,127 @@ async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorReg
         clock.now += IDLE_SECONDS
         series(registry)  # the scrape that finds it idle
         assert not any('queue="sales"' in line for line in series(registry))
+
+
+async def test_a_call_that_comes_back_while_its_series_are_removed_is_shown(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scrape that removes them runs in another thread: none of the new ones goes with the old."""
+    clock = Clock()
+    telemetry = Telemetry(registry, clock=clock)
+    async with Queue(telemetry=telemetry) as queue:
+        async with queue.slot("sales"):
+            pass
+        series(registry)  # finds it idle
+        clock.now += IDLE_SECONDS
+        back = threading.Thread(target=telemetry.series, args=["sales"])
+        hold = telemetry.instruments.hold
+        remove = hold.remove_by_labels
+
+        def remove_slowly(labels: dict[str, str]) -> None:
+            back.start()
+            back.join(0.1)
+            remove(labels)
+
+        monkeypatch.setattr(hold, "remove_by_labels", remove_slowly)
+        series(registry)
+        back.join()
+        async with queue.slot("sales"):
+            assert registry.get_sample_value(names.HOLDING, {"queue": "sales"}) == 1
+        count = f"{names.HOLD_SECONDS}_count"
+        assert registry.get_sample_value(count, {"queue": "sales", "outcome": "released"}) == 1
+
+
+async def test_two_scrapes_at_once_remove_what_is_idle_once(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two Prometheus servers do; neither of them gets an error for its answer."""
+    clock = Clock()
+    telemetry = Telemetry(registry, clock=clock)
+    async with Queue(telemetry=telemetry) as queue, queue.slot("sales"):
+        pass
+    series(registry)  # finds it idle
+    clock.now += IDLE_SECONDS
+    instruments = telemetry.instruments
+    busy = instruments.busy
+
+    def another_scrape_meanwhile(_: str) -> bool:
+        monkeypatch.setattr(instruments, "busy", busy)
+        instruments.remove_idle()
+        return False
+
+    monkeypatch.setattr(instruments, "busy", another_scrape_meanwhile)
+    series(registry)
+    assert not any('queue="sales"' in line for line in series(registry))
+
+
+async def test_idle_queues_make_room_when_there_are_too_many(registry: CollectorRegistry) -> None:
+    """With all places taken, ten idle minutes cost a queue its series, and newcomers get the places."""
+    clock = Clock()
+    async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
+        for number in range(MOST_QUEUES):
+            async with queue.slot(f"queue-{number}"):
+                pass
+        series(registry)  # finds all of them idle
+        clock.now += CROWDED_IDLE_SECONDS
+        series(registry)
+        async with queue.slot("newcomer"):
+            pass
+        assert {line.split('queue="')[1][:9] for line in series(registry) if 'queue="' in line} == {
+            'newcomer"'
+        }
+
+
+async def test_what_may_happen_to_a_queue_is_exposed_at_0_before_it_happens(
+    registry: CollectorRegistry,
+) -> None:
+    """`increase` does not see the increment with which a series appears; so none appears with one."""
+    async with Queue(telemetry=Telemetry(registry)) as queue, queue.slot("sales"):
+
+        def value(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(name, labels)
+
+        for outcome in get_args(names.WaitOutcome):
+            count = value(f"{names.WAIT_SECONDS}_count", queue="sales", outcome=outcome)
+            assert count == (1 if outcome == "granted" else 0), outcome
+        for outcome in get_args(names.HoldOutcome):
+            assert value(f"{names.HOLD_SECONDS}_count", queue="sales", outcome=outcome) == 0
+        for state in get_args(State):
+            assert value(names.RECLAIMED, queue="sales", state=state) == 0
+        assert value(names.LIMIT_DISAGREEMENTS, queue="sales") == 0
+        for sink in get_args(names.Sink):
+            assert value(names.TELEMETRY_ERRORS, sink=sink) == 0
+        for reason in get_args(names.DisruptionReason):
+            assert value(names.DISRUPTIONS, backend="memory", reason=reason) == 0
+
+
+async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRegistry) -> None:
+    """Its count is there at 0; the buckets come with the first observation, complete."""
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+
+        def buckets() -> list[str]:
+            start = f"{names.WAIT_SECONDS}_bucket"
+            return [line for line in series(registry) if line.startswith(start) and "evicted" in line]
+
+        async def call() -> None:
+            async with queue.slot("sales", item_id="waiter"):
+                pass
+
+        async with queue.slot("sales"):
+            assert len(buckets()) == 1  # +Inf, which a histogram must have
+            waiter = asyncio.create_task(call())
+            await wait_until(lambda: queue.evict("sales", "waiter"), "the waiter is in the line")
+            with pytest.raises(EvictedError):
+                await waiter
+        assert len(buckets()) == len(WAIT_BUCKETS) + 1
+
+
+def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
+    """What the backend calls its disruptions is what the counter, rules and panels know."""
+    source = Path(link.__file__).parent
+    said = {reason for _, reason in link._REASONS} | {link.reason_of(Exception())}
+    said |= set(re.findall(r'Disrupted\("(\w+)"', (source / "heartbeat.py").read_text()))
+    assert said == set(get_args(names.DisruptionReason))
 
 
 async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
@@ -107,10 +255,10 @@ async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
 
 
 def test_a_stale_shared_gauge_is_gone() -> None:
-    """A snapshot is shown for its lifetime and not a moment longer."""
+    """A snapshot is shown for three heartbeats and not a moment longer."""
     clock = Clock()
-    gauges = SharedGauges(clock, lambda: None)
-    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), lifetime=15)
+    gauges = SharedGauges(clock, lambda: None, lambda label: label == "sales")
+    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), heartbeat=5)
 
     def shown() -> dict[str, Any]:
         return {s.name: s.value for family in gauges.collect() for s in family.samples}
@@ -120,6 +268,23 @@ def test_a_stale_shared_gauge_is_gone() -> None:
     assert shown()
     clock.now += 0.1
     assert shown() == {}
+
+
+async def test_a_queue_that_was_left_is_not_shown_as_in_use(registry: CollectorRegistry) -> None:
+    """With its last call gone no snapshot follows, and within a heartbeat the shared gauges agree."""
+    clock = Clock()
+    backend = InMemoryBackend()
+    async with Queue(backend, telemetry=Telemetry(registry, clock=clock)) as queue:
+
+        def in_use() -> float | None:
+            return registry.get_sample_value(names.IN_USE, {"queue": "sales", "backend": "memory"})
+
+        async with queue.slot("sales"):
+            backend._report()
+            clock.now += 2 * backend.heartbeat_interval
+            assert in_use() == 1  # a heartbeat that is late is no reason
+        backend._report()
+        assert in_use() is None
 
 
 async def test_exemplars_are_served_in_openmetrics(
@@ -145,7 +310,7 @@ def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorR
 MULTIPROCESS = """
 import asyncio
 from genesis import Queue
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 async def main():

@@ -26,7 +26,7 @@ from genesis.observability import ObservabilityServer, Telemetry, asgi_app
 from genesis.observability.server import ASGIApp
 from genesis.queue import RedisBackend
 from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.waiting import quiesce, wait_until
 
 OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
@@ -417,6 +417,23 @@ async def test_the_asgi_app_negotiates_and_refuses(
         assert (await asgi(app, "/ready")).status == 200
         refused = await asgi(app, "/metrics", "POST")
         assert (refused.status, "connection" in refused.headers) == (405, False)
+
+
+async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
+    """ASGI servers cancel the application then; the ping to a backend that hangs ends with it."""
+    ended = asyncio.Event()
+
+    class Hanging:
+        async def ping(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    asking = asyncio.create_task(asgi(asgi_app(Hanging(), CollectorRegistry()), "/ready"))
+    await quiesce()
+    asking.cancel()
+    await asyncio.wait_for(ended.wait(), 1)
 
 
 async def test_the_asgi_app_knows_lifespan_and_websockets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -27,6 +28,8 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.observability import Telemetry, set_up
+from genesis.observability.writer import ThreadedStreamHandler
+from tests.waiting import wait_until
 
 
 class Collector(ThreadingHTTPServer):
@@ -305,6 +308,99 @@ except ZeroDivisionError:
     assert (structured["event"], structured["thing"]) == ("said", "<class 'object'>")
     assert (failed["event"], failed["tenant"], failed["level"]) == ("failed", "t1", "error")
     assert "ZeroDivisionError" in failed["exception"]
+
+
+async def test_a_log_stream_that_blocks_delays_no_call(nothing_global: None) -> None:
+    """Lines that a full pipe does not take are dropped and counted; calls and the shutdown go on."""
+    reading, writing = os.pipe()
+    registry = CollectorRegistry()
+    lines = 3 * 4_000
+    with os.fdopen(reading) as pipe, os.fdopen(writing, "w") as stream:
+        handle = set_up("router", json_logs=True, log_stream=stream)
+        async with Queue(telemetry=Telemetry(registry)) as queue:
+            for number in range(lines // 3):
+                async with queue.slot("sales", item_id=f"call-{number}"):
+                    pass
+        assert not handle.shutdown(timeout=0.2)
+        dropped = registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "logs"})
+        assert dropped is not None
+        assert 0 < dropped < lines
+        for _ in range(lines - int(dropped)):
+            json.loads(await asyncio.to_thread(pipe.readline))
+        assert handle.handler is not None
+        assert handle.handler.stop(timeout=5)
+
+
+async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_global: None) -> None:
+    """A broken pipe costs log lines, not calls; what the application logs itself never raises."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    registry = CollectorRegistry()
+    stream = os.fdopen(writing, "w")
+    handle = set_up("router", json_logs=True, log_stream=stream)
+
+    def counted() -> float | None:
+        return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "logs"})
+
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+
+        async def call() -> float | None:
+            async with queue.slot("sales"):
+                logging.getLogger("genesis.application").error("not raised either")
+            return counted()
+
+        await wait_until(call, "a line that the stream refused is counted")
+    assert handle.shutdown()
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
+async def test_a_refusal_is_told_with_the_next_line_of_genesis() -> None:
+    """Of the application's lines, which never raise, none takes it away unsaid."""
+
+    class RefusesOnce(io.StringIO):
+        refused = False
+
+        def write(self, text: str) -> int:
+            if not self.refused:
+                self.refused = True
+                raise OSError("no space left")
+            return super().write(text)
+
+    def record(name: str) -> logging.LogRecord:
+        return logging.makeLogRecord({"name": name, "msg": f"of {name}"})
+
+    stream = RefusesOnce()
+    handler = ThreadedStreamHandler(stream)
+    handler.emit(record("genesis"))
+    handler.emit(record("app"))
+    await wait_until(lambda: "of app" in stream.getvalue(), "the second line is written")
+    with pytest.raises(OSError, match="no space left"):
+        handler.emit(record("genesis"))
+    handler.emit(record("genesis"))
+    assert handler.stop(timeout=5)
+    assert stream.getvalue() == "of app\nof genesis\nof genesis\n"
+
+
+def test_a_forked_process_writes_its_own_lines() -> None:
+    """A server that forks its workers after `set_up` has the logs of all of them, each line once."""
+    program = """
+import logging, os, warnings
+from genesis.observability import set_up
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
+handle = set_up("router", json_logs=True)
+log = logging.getLogger("app")
+log.warning("before")
+if (child := os.fork()) == 0:
+    log.warning("in the child")
+    os._exit(not handle.shutdown())
+assert os.waitpid(child, 0)[1] == 0
+log.warning("after")
+"""
+    _, stderr = run_alone(program)
+    told = [json.loads(line)["event"] for line in stderr.splitlines()]
+    assert sorted(told) == ["after", "before", "in the child"]
 
 
 def test_structlogs_global_set_up_is_untouched() -> None:

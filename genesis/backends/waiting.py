@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from genesis.backends.protocol import Grant
 
 __all__ = ["fail", "until_granted"]
 
 
-async def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Grant:
-    """Await `future`, at most `timeout` seconds.
+def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Awaitable[Grant]:
+    """`future`, to be awaited at most `timeout` seconds.
 
     A plain timer instead of `asyncio.wait_for`, which before Python 3.12 ran the wait in a task of
     its own and could lose a result that arrived together with a cancellation. Here nothing can be
@@ -19,8 +20,10 @@ async def until_granted(future: asyncio.Future[Grant], timeout: float | None) ->
     Raises:
         TimeoutError: the timer came first.
     """
-    if timeout is None:
-        return await future
+    return future if timeout is None else _granted_within(timeout, future)
+
+
+async def _granted_within(timeout: float, future: asyncio.Future[Grant]) -> Grant:
     timer = future.get_loop().call_later(timeout, _expire, future)
     try:
         return await future

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry.trace import Span
-
 from genesis.backends.protocol import Admission, Departure, Entry, Grant, Party
 from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
@@ -33,16 +31,16 @@ class Journey:
     """
 
     __slots__ = (
-        "_began",
         "_entry",
         "_info",
         "_instance_id",
         "_lost",
-        "_recorded",
         "_series",
         "_telemetry",
         "_trail",
+        "began",
         "holding",
+        "recorded",
         "waiting",
     )
 
@@ -53,34 +51,30 @@ class Journey:
         self.waiting = True
         self.holding = False
         self._lost: names.HoldOutcome | None = None
-        self._began = telemetry.clock()  # of the wait, then of the hold
+        self.began = began = telemetry.clock()  # the wait; then the hold
         self._trail: Trail | None = None
-        self._series: QueueSeries | None = None
-        self._info = False  # whether events of level INFO are wanted; asked once a passage
+        self.recorded: Trail | None = None  # the trail, if its spans go anywhere
+        if began >= tracing.next_look:
+            self._begin_trail(tracing)
         try:
-            self._info = telemetry.log.enabled(INFO)
+            self._info = telemetry.log.enabled(INFO)  # asked once a passage
         except Exception:
+            self._info = False
             telemetry.failed("logs")
-        self._recorded: Trail | None = None  # the trail, if its spans go anywhere
         try:
-            self._trail = tracing.trail(entry, self._began)
-            if self._trail is not None and self._trail.recorded:
-                self._recorded = self._trail
+            self._series: QueueSeries | None = telemetry.series(entry.queue_id)
+            self._series.entered()
         except Exception:
-            telemetry.failed("traces")
-        try:
-            self._series = telemetry.series(entry.queue_id)
-            self._series.move(1, 0)
-        except Exception:
+            self._series = None
             telemetry.failed("metrics")
 
     def carried_context(self) -> str:
         """What travels with the ticket, for the link of whoever will grant it."""
-        return "" if self._recorded is None else self._text(self._recorded.carried)
+        return "" if self.recorded is None else self._text(self.recorded.carried)
 
     def held_context(self) -> str:
         """What is told to whoever gets the slot after this hold."""
-        return "" if self._recorded is None else self._text(self._recorded.held)
+        return "" if self.recorded is None else self._text(self.recorded.held)
 
     def enqueued(self, admission: Admission) -> None:
         """The backend has answered: granted, waiting or refused."""
@@ -90,20 +84,20 @@ class Journey:
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._recorded is not None:
-                self._recorded.enqueued(admission)
+            if self.recorded is not None:
+                self.recorded.enqueued(admission)
         except Exception:
             self._telemetry.failed("traces")
         if self._info:
             self._log(INFO, "enqueued", position=admission.position, depth=admission.depth)
 
-    def granted(self, grant: Grant, *, at_once: bool) -> Grant:
+    def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
-        now = self._telemetry.clock()
         if not at_once:
-            grant = grant._replace(waited=max(0.0, now - self._began))
+            waited = max(0.0, now - self.began)
+            grant = Grant(grant.fencing_token, grant.released_by, waited)
         self._end_wait(grant.waited, "granted", None, grant.released_by)
-        self._began = now
+        self.began = now
         self.holding = True
         try:
             if self._trail is not None:
@@ -119,11 +113,10 @@ class Journey:
         if not self.waiting:
             return
         refused = outcome == "timeout" and self._entry.only_if_free
-        waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self._began)
+        waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self.began)
         self._end_wait(waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
-        cause = {"error": str(error)} if outcome == "error" else {}
-        self._log(level, event, waited=waited, **cause)
+        self._log(level, event, error if outcome == "error" else None, waited=waited)
 
     def slot_lost(self, reason: str) -> None:
         """The slot is gone while its body runs. Only the first word of it counts."""
@@ -136,34 +129,31 @@ class Journey:
             self._lost = "lost"
             self._log(ERROR, "lost", reason=reason)
 
-    def leaving(self, error: BaseException | None) -> Span | None:
-        """The body has ended; returns the `release` span, to be ended by `released`."""
+    def leaving(self, error: BaseException | None, now: float) -> None:
+        """The body has ended; `released` follows."""
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
-        held = max(0.0, self._telemetry.clock() - self._began)
+        held = max(0.0, now - self.began)
         self.holding = False
         try:
             if self._series is not None:
-                self._series.move(0, -1)
-                exemplar = None if self._recorded is None else _exemplar(self._recorded)
-                self._series.hold(outcome).observe(held, exemplar)
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
+                self._series.hold_ended(outcome, held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:
             self._log(INFO, "released", outcome=outcome, held=held)
         try:
-            return None if self._trail is None else self._trail.end_hold(outcome, error)
+            if self._trail is not None:
+                self._trail.end_hold(outcome, error)
         except Exception:
             self._telemetry.failed("traces")
-            return None
 
-    def released(
-        self, span: Span | None, departure: Departure | None, error: BaseException | None
-    ) -> None:
+    def released(self, departure: Departure | None, error: BaseException | None) -> None:
         """The backend has taken the slot back, or the attempt failed."""
-        if span is None:
-            return
         try:
-            Trail.end_release(span, () if departure is None else departure.granted_to, error)
+            if self.recorded is not None:
+                granted_to = () if departure is None else departure.granted_to
+                self.recorded.end_release(granted_to, error)
         except Exception:
             self._telemetry.failed("traces")
 
@@ -177,16 +167,30 @@ class Journey:
         self.waiting = False
         try:
             if self._series is not None:
-                self._series.move(-1, 1 if outcome == "granted" else 0)
-                exemplar = None if self._recorded is None else _exemplar(self._recorded)
-                self._series.wait(outcome).observe(waited, exemplar)
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
+                self._series.wait_ended(outcome, waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         try:
-            if self._recorded is not None:
-                self._recorded.end_wait(waited, outcome, error, released_by)
+            if self.recorded is not None:
+                self.recorded.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
+
+    def _begin_trail(self, tracing: Tracing) -> None:
+        try:
+            self._trail = trail = tracing.trail(self._entry, self.began)
+            if trail is not None and trail.recorded:
+                self.recorded = trail
+        except Exception:
+            self._telemetry.failed("traces")
+
+    def _exemplar(self, trail: Trail) -> dict[str, str] | None:
+        try:
+            return trail.exemplar()
+        except Exception:
+            self._telemetry.failed("traces")
+            return None
 
     def _text(self, context: Callable[[], str]) -> str:
         try:
@@ -195,15 +199,17 @@ class Journey:
             self._telemetry.failed("traces")
             return ""
 
-    def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
+    def _log(
+        self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
+    ) -> None:
         telemetry = self._telemetry
         try:
             if not telemetry.log.enabled(level):
                 return
-            context = None if self._trail is None else self._trail.context
-            if context is not None and context.is_valid:
-                fields["trace_id"] = f"{context.trace_id:032x}"
-                fields["span_id"] = f"{context.span_id:016x}"
+            if error is not None:
+                fields["error"] = str(error)
+            if self._trail is not None and (ids := self._trail.ids()) is not None:
+                fields.update(ids)
             telemetry.log.write(
                 level,
                 event,
@@ -214,10 +220,3 @@ class Journey:
             )
         except Exception:
             telemetry.failed("logs")
-
-
-def _exemplar(trail: Trail) -> dict[str, str] | None:
-    context = trail.context
-    if not context.is_valid or not context.trace_flags.sampled:
-        return None
-    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}

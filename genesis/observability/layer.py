@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
+from contextvars import Context
 from typing import Any, TypeVar, get_args
 
-from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from opentelemetry.trace import NoOpTracerProvider
 
 from genesis.backends.protocol import (
     Admission,
@@ -38,7 +39,6 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import STALE_HEARTBEATS
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -63,6 +63,7 @@ class ObservedBackend:
         self._name = inner.name
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
+        self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -72,6 +73,8 @@ class ObservedBackend:
             self._tracing = Tracing(none, version, inner.name, inner.instance_id)
         try:
             telemetry.instruments.build_info.labels(version, inner.name).set(1)
+            for reason in get_args(names.DisruptionReason):
+                telemetry.instruments.disruptions.labels(inner.name, reason)  # at 0, see metrics
         except Exception:
             telemetry.failed("metrics")
         inner.listen(self._on_event)
@@ -91,55 +94,74 @@ class ObservedBackend:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
+    # The three steps of a passage do without a coroutine around the inner one, which would cost every
+    # resumption, and ask the clock once between two steps.
+
     async def enter(self, entry: Entry) -> Admission:
         journey = Journey(self._telemetry, self._tracing, self._instance_id, entry)
-        if context := journey.carried_context():
-            entry = entry._replace(context=context)
+        if journey.recorded is not None:
+            context = journey.carried_context()
+            entry = Entry(entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context)
+        began = journey.began
         try:
-            admission = await self._observe("enter", self._inner.enter(entry))
+            admission = await self._inner.enter(entry)
         except BaseException as error:
-            journey.not_granted(_wait_outcome(error), error)
+            self._count_operation("enter", _operation_outcome(error), self._clock() - began)
+            outcome = _wait_outcome(error)
+            # A timeout here is the backend's, not the caller's, who has not begun to wait.
+            journey.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
+        now = self._clock()
+        self._count_operation("enter", "ok", now - began)
         if admission.grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
         journey.enqueued(admission)
         if admission.grant is not None:
-            journey.granted(admission.grant, at_once=True)
+            journey.granted(admission.grant, now, at_once=True)
         self._journeys[admission.ticket.id] = journey
         return admission
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         journey = self._journeys.get(ticket.id)
+        began = self._clock()
         try:
-            grant = await self._observe("wait", self._inner.wait(ticket, timeout))
+            grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
+            self._count_operation("wait", _operation_outcome(error), self._clock() - began)
             if journey is not None:
                 journey.not_granted(_wait_outcome(error), error)
             raise
-        return grant if journey is None else journey.granted(grant, at_once=False)
+        now = self._clock()
+        self._count_operation("wait", "ok", now - began)
+        return grant if journey is None else journey.granted(grant, now, at_once=False)
 
     async def leave(
         self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
     ) -> Departure:
         """As the protocol's `leave`; `error` is what the body raised, if it did."""
         journey = self._journeys.pop(ticket.id, None)
-        if journey is None or not journey.holding:
-            if journey is not None:
+        began = self._clock()
+        if journey is not None:
+            if journey.holding:
+                journey.leaving(error, began)
+                if journey.recorded is not None:
+                    context = context or journey.held_context()
+            else:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
-            return await self._observe("leave", self._inner.leave(ticket, context))
-        span = journey.leaving(error)
-        departure = None
+        departure: Departure | None = None
         failure: BaseException | None = None
         try:
-            leave = self._inner.leave(ticket, context or journey.held_context())
-            departure = await self._observe("leave", leave)
+            departure = await self._inner.leave(ticket, context)
             return departure
         except BaseException as raised:
             failure = raised
             raise
         finally:
-            journey.released(span, departure, failure)
+            outcome = "ok" if failure is None else _operation_outcome(failure)
+            self._count_operation("leave", outcome, self._clock() - began)
+            if journey is not None and journey.recorded is not None:
+                journey.released(departure, failure)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -174,34 +196,25 @@ class ObservedBackend:
         await self._inspect("close", "", "", self._inner.close())
         self._log(DEBUG, "closed")
 
-    async def _observe(self, operation: names.Operation, call: Awaitable[T]) -> T:
-        """The one place through which every operation passes: time it, and note how it ended."""
-        began = self._clock()
-        outcome: names.OperationOutcome = "ok"
-        try:
-            return await call
-        except BaseException as error:
-            outcome = _operation_outcome(error)
-            raise
-        finally:
-            self._count_operation(operation, outcome, self._clock() - began)
-
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
     ) -> T:
         """An operation that is not a step of a passage: one CLIENT span, one log event."""
         span = None
         try:
-            span = self._tracing.start(operation, queue_id, item_id, SpanKind.CLIENT)
+            span = self._tracing.inspection(operation, queue_id, item_id)
         except Exception:
             self._telemetry.failed("traces")
         failure: BaseException | None = None
+        began = self._clock()
         try:
-            return await self._observe(operation, call)
+            return await call
         except BaseException as error:
             failure = error
             raise
         finally:
+            outcome = "ok" if failure is None else _operation_outcome(failure)
+            self._count_operation(operation, outcome, self._clock() - began)
             try:
                 if span is not None:
                     if failure is not None and not isinstance(failure, asyncio.CancelledError):
@@ -209,18 +222,24 @@ class ObservedBackend:
                     span.end()
             except Exception:
                 self._telemetry.failed("traces")
-            outcome = "ok" if failure is None else _operation_outcome(failure)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+        """Every operation ends here."""
         try:
-            instruments = self._telemetry.instruments
-            instruments.operation_child(self._name, operation, outcome).observe(max(0.0, seconds))
+            key = (operation, outcome)
+            child = self._operations.get(key)
+            if child is None:
+                histogram = self._telemetry.instruments.operation
+                child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+            child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")
 
     def _on_event(self, event: BackendEvent) -> None:
-        self._log_event(event)
+        # In no context: the backend tells it from a task or a timer of its own, which runs in that of
+        # the call it was made in, and a log event would bear that call's trace and variables.
+        Context().run(self._log_event, event)
         try:
             self._count_event(event)
         except Exception:
@@ -248,9 +267,8 @@ class ObservedBackend:
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
         elif isinstance(event, Snapshot):
             label = telemetry.series(event.queue_id).label
-            lifetime = STALE_HEARTBEATS * self._inner.heartbeat_interval
             telemetry.instruments.shared.report(
-                event.queue_id, self._name, label, event.stats, lifetime
+                event.queue_id, self._name, label, event.stats, self._inner.heartbeat_interval
             )
         elif isinstance(event, Reclaimed):
             label = telemetry.series(event.queue_id).label

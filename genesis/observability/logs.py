@@ -17,6 +17,9 @@ __all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log"]
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
+# What `logging` refuses to have in `extra`. An application may have bound such a name as its context.
+_TAKEN = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
 
 class Log:
     """Writes events to the `genesis` logger, or to the one given.
@@ -57,4 +60,5 @@ def _to_stdlib(
     event = str(fields.pop("event"))
     # repr: an id with a newline must not begin a line of its own.
     text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
-    return ("%s", text), {"extra": {"event": event, **fields}}
+    extra = {f"{name}_" if name in _TAKEN else name: value for name, value in fields.items()}
+    return ("%s", text), {"extra": {"event": event, **extra}}

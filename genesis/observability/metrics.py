@@ -1,8 +1,10 @@
 """Metrics on prometheus_client's registry, with exemplars.
 
 Children are looked up once a queue and kept (`QueueSeries`), because `labels()` costs as much as the
-observation. Series of a queue that has been idle for `IDLE_SECONDS` are removed at a scrape, not when
-the queue becomes idle: between two calls of a quiet queue its histograms must still be there.
+observation. What may happen to a queue is exposed from its first call on, at 0: Prometheus' `increase`
+does not see the increment with which a series appears, and what is rare (a lost slot, a reclaimed one)
+would never be seen at all. For the same reason the series of an idle queue are kept for a day, unless
+there are too many. They are removed at a scrape, not when the queue becomes idle.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Exemplar, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from genesis.backends.protocol import QueueStats
+from genesis.backends.protocol import QueueStats, State
 from genesis.observability import names
 
 __all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
@@ -36,8 +38,13 @@ POSITION_BUCKETS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500
 # fmt: on
 MOST_QUEUES = 100
 MOST_REPORTS = 10_000
-IDLE_SECONDS = 600.0
+IDLE_SECONDS = 86_400.0
+CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
+_MOST_UNSORTED = 256
+# Those whose quantiles are asked for: their buckets are there before the first observation, which else
+# would raise the last bucket alone, and look like a wait beyond all bounds.
+_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
 
 _SHARED = (
     (names.DEPTH, "Waiters in the queue, over all instances."),
@@ -48,24 +55,42 @@ _SHARED = (
 
 
 class Distribution:
-    """One child of a `FastHistogram`."""
+    """One child of a `FastHistogram`.
 
-    __slots__ = ("_bounds", "_lock", "counts", "exemplars", "sum")
+    An observation is only noted. Whoever reads sorts them into the buckets, and so does the observer
+    once there are `_MOST_UNSORTED`: some hundreds at a time cost half as much.
+    """
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "usual")
+
+    def __init__(self, bounds: tuple[float, ...], *, usual: bool) -> None:
         self._bounds = bounds
-        self._lock = threading.Lock()  # a registry may be fed by several threads' loops
-        self.counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
-        self.sum = 0.0
-        self.exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
+        self.usual = usual
+        # The one list for good: appending and popping are atomic, so that several threads' loops may
+        # feed it while another thread reads, and none is lost or counted twice.
+        self._unsorted: list[float] = []
+        self._lock = threading.Lock()  # over the sorting, and over what follows
+        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
+        self._sum = 0.0
+        self._exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        place = bisect_left(self._bounds, value)
+        unsorted = self._unsorted
+        unsorted.append(value)
+        if exemplar is not None:
+            with self._lock:
+                self._exemplars[bisect_left(self._bounds, value)] = (exemplar, value)
+        if len(unsorted) >= _MOST_UNSORTED:
+            self.read()
+
+    def read(self) -> tuple[list[int], float, dict[int, tuple[dict[str, str], float]]]:
+        """Observations by bucket, their sum, and the latest exemplars by bucket."""
         with self._lock:
-            self.counts[place] += 1
-            self.sum += value
-            if exemplar is not None:
-                self.exemplars[place] = (exemplar, value)
+            for _ in range(len(self._unsorted)):
+                value = self._unsorted.pop()
+                self._counts[bisect_left(self._bounds, value)] += 1
+                self._sum += value
+            return list(self._counts), self._sum, dict(self._exemplars)
 
 
 class FastHistogram(Collector):
@@ -74,6 +99,9 @@ class FastHistogram(Collector):
     Four of its observations stand in the path of every call; they, not the line, would decide what a
     call costs. The exposition is left to prometheus_client. In multiprocess mode, which knows no custom
     collectors, its own Histogram is used instead.
+
+    A child without observations shows all its buckets only if it is a `usual` one; else its count and
+    sum alone, a seventh of the series: most queues never see most outcomes.
     """
 
     def __init__(
@@ -86,10 +114,10 @@ class FastHistogram(Collector):
         self._titles = [*map(floatToGoString, self._bounds), "+Inf"]
         self._children: dict[tuple[str, ...], Distribution] = {}
 
-    def labels(self, *values: str) -> Distribution:
+    def labels(self, *values: str, usual: bool = True) -> Distribution:
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = Distribution(self._bounds)
+            child = self._children[values] = Distribution(self._bounds, usual=usual)
         return child
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
@@ -104,11 +132,14 @@ class FastHistogram(Collector):
     def collect(self) -> Iterable[Any]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, child in list(self._children.items()):
-            counts, total, exemplars = list(child.counts), child.sum, dict(child.exemplars)
+            counts, total, exemplars = child.read()
             buckets: list[Any] = []
             cumulative = 0
+            whole = child.usual or any(counts)
             for place, title in enumerate(self._titles):
                 cumulative += counts[place]
+                if not whole and title != "+Inf":
+                    continue
                 shown = exemplars.get(place)
                 buckets.append((title, cumulative, Exemplar(*shown) if shown else None))
             family.add_metric(labels, buckets, total)
@@ -146,27 +177,47 @@ class QueueSeries:
         else:
             waiting.set_function(lambda: self.waiting)
             holding.set_function(lambda: self.holding)
+            for outcome in get_args(names.WaitOutcome):
+                usual = outcome in _USUAL_OUTCOMES
+                self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
+            for outcome in get_args(names.HoldOutcome):
+                usual = outcome in _USUAL_OUTCOMES
+                self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
+        for state in get_args(State):
+            instruments.reclaimed.labels(label, state)
+        instruments.disagreements.labels(label)
 
-    def move(self, waiting: int, holding: int) -> None:
-        """So many more, or fewer, wait and hold."""
-        self.waiting += waiting
-        self.holding += holding
+    def entered(self) -> None:
+        """One more waits."""
+        self.waiting += 1
         self.idle_since = None
         if self._gauges is not None:
-            self._gauges[0].inc(waiting)
-            self._gauges[1].inc(holding)
+            self._gauges[0].inc()
 
-    def wait(self, outcome: str) -> Any:
+    def wait_ended(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits; if it was granted, one more holds."""
+        self.waiting -= 1
+        self.idle_since = None
+        if outcome == "granted":
+            self.holding += 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+            self._gauges[1].inc(outcome == "granted")
         child = self._wait.get(outcome)
         if child is None:
             child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
-        return child
+        child.observe(waited, exemplar)
 
-    def hold(self, outcome: str) -> Any:
+    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer holds."""
+        self.holding -= 1
+        self.idle_since = None
+        if self._gauges is not None:
+            self._gauges[1].dec()
         child = self._hold.get(outcome)
         if child is None:
             child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
-        return child
+        child.observe(held, exemplar)
 
 
 class SharedGauges(Collector):
@@ -174,20 +225,35 @@ class SharedGauges(Collector):
 
     Queues that share a label (`_other`, or an application's own `queue_label`) are added up, and the
     oldest of their waits is shown.
+
+    Args:
+        clock: monotonic seconds.
+        before_scrape: called first.
+        busy: whether this process has calls under a label.
     """
 
-    def __init__(self, clock: Callable[[], float], before_scrape: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        before_scrape: Callable[[], None],
+        busy: Callable[[str], bool],
+    ) -> None:
         self._clock = clock
         self._before_scrape = before_scrape
-        self._reports: dict[tuple[str, str], tuple[str, QueueStats, float]] = {}
+        self._busy = busy
+        self._reports: dict[tuple[str, str], tuple[str, QueueStats, float, float]] = {}
 
     def report(
-        self, queue_id: str, backend: str, label: str, stats: QueueStats, lifetime: float
+        self, queue_id: str, backend: str, label: str, stats: QueueStats, heartbeat: float
     ) -> None:
-        """Show `stats` for `lifetime` seconds, unless a newer report comes."""
+        """Show `stats` for `STALE_HEARTBEATS`, unless a newer report comes.
+
+        For one only when this process has no call left there: no newer report will come, and the
+        last one tells of calls that have gone.
+        """
         if len(self._reports) >= MOST_REPORTS:
             self._drop_stale()
-        self._reports[queue_id, backend] = (label, stats, self._clock() + lifetime)
+        self._reports[queue_id, backend] = (label, stats, self._clock(), heartbeat)
 
     def describe(self) -> Iterable[Any]:
         return [GaugeMetricFamily(name, text) for name, text in _SHARED]
@@ -196,7 +262,7 @@ class SharedGauges(Collector):
         self._before_scrape()
         self._drop_stale()
         totals: dict[tuple[str, str], tuple[float, float, float, float]] = {}
-        for (_, backend), (label, stats, _) in list(self._reports.items()):
+        for (_, backend), (label, stats, *_) in list(self._reports.items()):
             waiting, in_use, limit, oldest = totals.get((label, backend), (0, 0, 0, 0.0))
             totals[label, backend] = (
                 waiting + stats.waiting,
@@ -212,7 +278,13 @@ class SharedGauges(Collector):
 
     def _drop_stale(self) -> None:
         now = self._clock()
-        self._reports = {k: v for k, v in list(self._reports.items()) if v[2] >= now}
+        kept = {}
+        for key, report in list(self._reports.items()):
+            label, _, reported, heartbeat = report
+            lifetime = heartbeat * (STALE_HEARTBEATS if self._busy(label) else 1)
+            if now <= reported + lifetime:
+                kept[key] = report
+        self._reports = kept
 
 
 class Instruments:
@@ -260,46 +332,54 @@ class Instruments:
         self.telemetry_errors = self._counter(
             names.TELEMETRY_ERRORS, "Failures of a sink; no call was affected.", ("sink",)
         )
-        self.shared = SharedGauges(clock, self.remove_idle)
+        for sink in get_args(names.Sink):
+            self.telemetry_errors.labels(sink)
+        self.shared = SharedGauges(clock, self.remove_idle, self.busy)
         registry.register(self.shared)
-        self._series: dict[str, QueueSeries] = {}
-        self._operations: dict[tuple[str, str, str], Any] = {}
+        self.known: dict[str, QueueSeries] = {}  # by label
+        self._changing = threading.Lock()  # held to add to `known` or remove from it, with the children
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
-        series = self._series.get(label)
-        if series is None:
-            if len(self._series) >= MOST_QUEUES:
+        with self._changing:
+            if label not in self.known and len(self.known) >= MOST_QUEUES:
                 label = names.OTHER_QUEUES
-            series = self._series.get(label)
+            series = self.known.get(label)
             if series is None:
-                series = self._series[label] = QueueSeries(self, label)
-        return series
+                series = self.known[label] = QueueSeries(self, label)
+            return series
 
-    def operation_child(self, backend: str, operation: str, outcome: str) -> Any:
-        key = (backend, operation, outcome)
-        child = self._operations.get(key)
-        if child is None:
-            child = self._operations[key] = self.operation.labels(*key)
-        return child
+    def busy(self, label: str) -> bool:
+        """Whether a call of this process is under this label."""
+        series = self.known.get(label)
+        return series is not None and (series.waiting > 0 or series.holding > 0)
 
     def remove_idle(self) -> None:
-        """Forget queues without a call of this process for `IDLE_SECONDS`."""
+        """Forget queues that have had no call of this process for long."""
         if self.multiprocess:
             return  # files of other processes: nothing can be removed from them
         now = self.clock()
-        for label, series in list(self._series.items()):
-            if series.waiting or series.holding:
+        patience = IDLE_SECONDS if len(self.known) < MOST_QUEUES else CROWDED_IDLE_SECONDS
+        for label, series in list(self.known.items()):
+            if self.busy(label):
                 continue
             if series.idle_since is None:
                 series.idle_since = now
-            elif now - series.idle_since >= IDLE_SECONDS:
-                del self._series[label]
-                for metric in (
-                    *(self.wait, self.hold, self.position, self.waiting, self.holding),
-                    *(self.reclaimed, self.disagreements),
-                ):
-                    metric.remove_by_labels({"queue": label})
+            elif now - series.idle_since >= patience:
+                self._remove(label, series)
+
+    def _remove(self, label: str, series: QueueSeries) -> None:
+        # A scrape has a thread of its own: a call that came back to the queue between two of these
+        # steps would take up children of which the next step removes some from the exposition.
+        with self._changing:
+            if self.known.get(label) is not series or self.busy(label):
+                return  # another scrape was faster, or a call
+            del self.known[label]
+            for metric in (
+                *(self.wait, self.hold, self.position, self.waiting, self.holding),
+                *(self.reclaimed, self.disagreements),
+            ):
+                metric.remove_by_labels({"queue": label})
 
     def _histogram(
         self, name: str, text: str, labelnames: tuple[str, ...], buckets: Sequence[float]

@@ -30,6 +30,19 @@ WaitOutcome: TypeAlias = Literal["granted", "timeout", "cancelled", "evicted", "
 HoldOutcome: TypeAlias = Literal["released", "error", "lost", "evicted"]
 OperationOutcome: TypeAlias = Literal["ok", "timeout", "cancelled", "evicted", "unavailable", "error"]
 
+# Why a backend was lost: the `reason` of DISRUPTIONS, as the library's own backends name it -----------
+DisruptionReason: TypeAlias = Literal[
+    "connection",
+    "timeout",
+    "loading",
+    "read_only",
+    "denied",
+    "refused",
+    "scripts_lost",
+    "data_lost",
+    "other",
+]
+
 # Operations: the protocol's, and the backend's own heartbeat --------------------------------------
 Operation: TypeAlias = Literal[
     "enter",

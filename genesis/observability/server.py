@@ -403,9 +403,11 @@ def asgi_app(
         if queue is None:
             return _READY
         ping = asyncio.ensure_future(queue.ping())
-        done, _ = await asyncio.wait({ping}, timeout=ready_timeout)
+        try:
+            done, _ = await asyncio.wait({ping}, timeout=ready_timeout)
+        finally:
+            ping.cancel()  # unless it is done; also for a client that has hung up
         if not done:
-            ping.cancel()
             return _not_ready(f"the backend did not answer within {ready_timeout:g} s")
         if ping.cancelled():
             return _refused(asyncio.CancelledError())

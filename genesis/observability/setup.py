@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import MutableMapping
 from datetime import datetime, timezone
 from types import TracebackType
@@ -22,6 +23,7 @@ import structlog
 from opentelemetry import trace
 
 from genesis.backends.identity import new_instance_id
+from genesis.observability.writer import ThreadedStreamHandler
 
 __all__ = ["Observability", "set_up"]
 
@@ -44,7 +46,7 @@ class Observability:
         instance_id: str,
         tracer_provider: Any,
         logger: logging.Logger | None,
-        handler: logging.Handler | None,
+        handler: ThreadedStreamHandler | None,
         level_before: int,
         shutdown_timeout: float,
     ) -> None:
@@ -61,21 +63,24 @@ class Observability:
         """Export what has ended, and take down what was set up. Blocks; a second call does nothing.
 
         Args:
-            timeout: seconds to take at most, whatever state the collector is in; that of `set_up`
-                if None.
+            timeout: seconds to take at most, whatever state the collector and the log stream are in;
+                that of `set_up` if None.
 
         Returns:
-            Whether it ended in time. Spans that did not go out by then are lost.
+            Whether it ended in time. Spans and log lines that did not go out by then are lost.
         """
         if self._done:
             return True
         self._done = True
         atexit.unregister(self.shutdown)
-        in_time = self._shut_traces(self._shutdown_timeout if timeout is None else timeout)
+        timeout = self._shutdown_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        # The logs come last, because the SDK may have something to say; a part of the time is theirs.
+        in_time = self._shut_traces(0.8 * timeout)
         if self._logger is not None and self.handler is not None:
-            self.handler.flush()
             self._logger.removeHandler(self.handler)
             self._logger.setLevel(self._level_before)
+            in_time = self.handler.stop(max(0.0, deadline - time.monotonic())) and in_time
         return in_time
 
     def __enter__(self) -> Observability:
@@ -137,7 +142,8 @@ def set_up(
             `genesis` has a handler, and leaves logging alone if one has. True adds a JSON handler
             to the logger `genesis` even so. False leaves logging alone.
         log_level: of the logger that gets the handler.
-        log_stream: where to write; stderr if None.
+        log_stream: where to write, from a thread of its own, so that a stream that blocks delays no
+            call; stderr if None.
         shutdown_timeout: seconds that `shutdown` takes at most.
 
     Raises:
@@ -159,7 +165,7 @@ def set_up(
     logger = _logger_to_use(json_logs)
     handler, level_before = None, logging.NOTSET
     if logger is not None:
-        handler = logging.StreamHandler(log_stream)
+        handler = ThreadedStreamHandler(log_stream)
         handler.setFormatter(_formatter(service_name, instance_id))
         level_before = logger.level
         logger.addHandler(handler)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from opentelemetry.trace import TracerProvider
@@ -28,6 +30,9 @@ class Telemetry:
         wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry on a
             registry decides.
         clock: monotonic seconds; injected by tests.
+
+    Raises:
+        ValueError: wait_buckets do not rise, or there is none but infinity.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Telemetry:
         self.clock = clock
         self.log = Log(logger)
         self._queue_label = queue_label
-        self._wait_buckets = wait_buckets
+        self._wait_buckets = _finite(wait_buckets)
         self._instruments: Instruments | None = None
 
     @property
@@ -56,14 +61,16 @@ class Telemetry:
 
     def series(self, queue_id: str) -> QueueSeries:
         """The metrics of a queue, under its label."""
-        label = queue_id
-        if self._queue_label is not None:
-            try:
-                label = str(self._queue_label(queue_id))
-            except Exception:
-                self.failed("label")
-                label = names.OTHER_QUEUES
-        return self.instruments.series(label)
+        label = queue_id if self._queue_label is None else self._label(self._queue_label, queue_id)
+        instruments = self._instruments or self.instruments
+        return instruments.known.get(label) or instruments.series(label)
+
+    def _label(self, queue_label: Callable[[str], str], queue_id: str) -> str:
+        try:
+            return str(queue_label(queue_id))
+        except Exception:
+            self.failed("label")
+            return names.OTHER_QUEUES
 
     def failed(self, sink: names.Sink) -> None:
         """A sink raised: count it, and let the call go on. If even counting fails, it is let go."""
@@ -71,3 +78,11 @@ class Telemetry:
             self.instruments.telemetry_errors.labels(sink).inc()
         except Exception:
             return
+
+
+def _finite(buckets: Sequence[float]) -> tuple[float, ...]:
+    """`buckets` without the infinite one, which every histogram has by itself."""
+    finite = tuple(bound for bound in buckets if bound != math.inf)
+    if not finite or any(not low < high for low, high in pairwise((-math.inf, *finite))):
+        raise ValueError(f"wait_buckets must be numbers of seconds that rise, got {buckets!r}")
+    return finite

@@ -8,17 +8,20 @@ made: they would not be recorded either, and each would cost as much as the line
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from genesis.backends.protocol import Admission, Entry, Grant, Party
 from genesis.observability import names
 
-__all__ = ["Tracing", "Trail", "context_of", "fail", "traceparent"]
+__all__ = ["Tracing", "Trail", "context_of", "fail"]
 
 
 class Tracing:
@@ -37,30 +40,26 @@ class Tracing:
         instance_id: str,
     ) -> None:
         self._provider = provider
-        self._look_again = 0.0  # when to look for an SDK, seconds of the monotonic clock
-        self._tracer = trace.get_tracer("genesis", version, tracer_provider=provider)
+        self.next_look = -math.inf  # seconds of the clock before which `trail` gives none
+        self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self._backend = backend
         self._instance_id = instance_id
 
-    def start(
-        self,
-        name: str,
-        queue_id: str,
-        item_id: str,
-        kind: SpanKind = SpanKind.INTERNAL,
-        parent: Context | None = None,
-    ) -> Span:
-        """Start `<name> <queue>` with the attributes that every span bears."""
-        attributes = {
+    def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
+        """What every span bears."""
+        return {
             names.ITEM_ID: item_id,
             names.QUEUE_ID: queue_id,
             names.INSTANCE_ID: self._instance_id,
             names.BACKEND: self._backend,
+            names.MESSAGE_ID: item_id,
+            names.DESTINATION: queue_id,
         }
-        if kind is not SpanKind.INTERNAL:
-            attributes[names.MESSAGE_ID] = item_id
-            attributes[names.DESTINATION] = queue_id
-        return self._tracer.start_span(f"{name} {queue_id}", parent, kind, attributes)
+
+    def inspection(self, operation: str, queue_id: str, item_id: str) -> Span:
+        """The one span of an operation that is not a step of a passage."""
+        attributes = self.attributes(queue_id, item_id)
+        return self.start_span(f"{operation} {queue_id}", None, SpanKind.CLIENT, attributes)
 
     def trail(self, entry: Entry, now: float) -> Trail | None:
         """The spans of a passage; None as long as the application has no SDK.
@@ -69,77 +68,96 @@ class Tracing:
         and the look costs as much as a step of the line.
         """
         if self._provider is None:
-            if now < self._look_again:
-                return None
             provider = trace.get_tracer_provider()
             if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-                self._look_again = now + 1.0
+                self.next_look = now + 1.0
                 return None
             self._provider = provider
         return Trail(self, entry)
 
 
 class Trail:
-    """The spans of one passage. Its methods may raise what the tracer raises."""
+    """The spans of one passage. Its methods may raise what the tracer raises.
+
+    A span costs as much as the line itself, and each attribute that it is given later half as much as
+    one that it is made with. So only what others need to know of at once is made at once: `acquire` and
+    `hold`, the parents of others, and `enqueue`, which is to be seen while the call still waits. `wait`
+    and `release` are made when they end, back-dated, with all that is known by then.
+    """
 
     __slots__ = (
         "_acquire",
+        "_attributes",
+        "_current",
         "_enqueue",
-        "_entry",
         "_hold",
         "_parent",
+        "_queue_id",
+        "_since",
+        "_start",
         "_task",
         "_token",
-        "_tracing",
-        "_wait",
+        "_trace_id",
     )
 
     def __init__(self, tracing: Tracing, entry: Entry) -> None:
-        self._tracing = tracing
-        self._entry = entry
+        self._start = tracing.start_span
+        self._queue_id = entry.queue_id
+        self._attributes = tracing.attributes(entry.queue_id, entry.item_id)
         self._parent = otel_context.get_current()
-        self._acquire = tracing.start(
-            names.SPAN_ACQUIRE, entry.queue_id, entry.item_id, parent=self._parent
+        self._acquire = self._span(
+            names.SPAN_ACQUIRE, SpanKind.INTERNAL, self._parent, self._attributes
         )
+        self._current = self._acquire.get_span_context()  # of `hold` once there is one
+        self._trace_id = ""  # in hex, once somebody wants it
         self._enqueue: Span | None = None
-        self._wait: Span | None = None
         self._hold: Span | None = None
+        self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
         self._token: Any = None
         self._task: asyncio.Task[Any] | None = None  # in whose context the token is good
+        within = trace.set_span_in_context(self._acquire, self._parent)
         if not trace.get_current_span(self._parent).get_span_context().is_valid:
-            self._parent = trace.set_span_in_context(self._acquire, self._parent)
+            self._parent = within
         if self._acquire.is_recording():
-            within = trace.set_span_in_context(self._acquire, self._parent)
-            self._enqueue = self._span(names.SPAN_ENQUEUE, SpanKind.PRODUCER, within)
+            try:
+                self._enqueue = self._span(
+                    names.SPAN_ENQUEUE, SpanKind.PRODUCER, within, self._attributes
+                )
+            except Exception:
+                self._acquire.end()  # without a trail nobody else would
+                raise
 
     @property
     def recorded(self) -> bool:
         return self._enqueue is not None
 
-    @property
-    def context(self) -> SpanContext:
-        """Of the innermost span of the passage, for exemplars and log events."""
-        return (self._hold or self._acquire).get_span_context()
+    def ids(self) -> dict[str, str] | None:
+        """Of the innermost span of the passage, for log events; None if it has none."""
+        if not self._current.is_valid:
+            return None
+        return {"trace_id": self._hex_trace_id(), "span_id": f"{self._current.span_id:016x}"}
+
+    def exemplar(self) -> dict[str, str] | None:
+        """As `ids`, of a span that can be looked up."""
+        return self.ids() if self._current.trace_flags.sampled else None
 
     def carried(self) -> str:
         """What travels with the ticket: the `enqueue` span, which ends at once and so is visible
         while the call still waits."""
-        return traceparent(self._enqueue)
+        return "" if self._enqueue is None else self._traceparent(self._enqueue.get_span_context())
 
     def held(self) -> str:
         """What is told to whoever gets the slot next: the `hold` span."""
-        return traceparent(self._hold)
+        return "" if self._hold is None else self._traceparent(self._current)
 
     def enqueued(self, admission: Admission) -> None:
         if self._enqueue is None:
             return
-        self._enqueue.set_attributes(
-            {names.AT_POSITION: admission.position, names.AT_DEPTH: admission.depth}
-        )
+        self._enqueue.set_attribute(names.AT_POSITION, admission.position)
+        self._enqueue.set_attribute(names.AT_DEPTH, admission.depth)
         self._enqueue.end()
         if admission.position:
-            within = trace.set_span_in_context(self._acquire, self._parent)
-            self._wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, within)
+            self._since = time.time_ns()
 
     def end_wait(
         self,
@@ -150,15 +168,36 @@ class Trail:
     ) -> None:
         if self._enqueue is not None and self._enqueue.is_recording():
             self._enqueue.end()  # entering failed before it was answered
-        if self._wait is not None and released_by is not None:
-            _link(self._wait, released_by, names.LINK_RELEASED_BY)
-        for span in (self._wait, self._acquire):
-            if span is None:
-                continue
-            span.set_attributes({names.OUTCOME: outcome, names.WAITED_SECONDS: waited})
-            if outcome not in ("granted", "cancelled"):
-                fail(span, outcome if error is None else error)
-            span.end()
+        failure: BaseException | str | None = None
+        if outcome == "timeout":
+            failure = outcome  # and not the backend's TimeoutError: the caller gets another
+        elif outcome not in ("granted", "cancelled"):
+            failure = outcome if error is None else error
+        try:
+            if self._since:
+                self._make_wait(waited, outcome, failure, released_by)
+        finally:  # whatever becomes of `wait`: exemplars and log events name this one
+            self._acquire.set_attribute(names.OUTCOME, outcome)
+            self._acquire.set_attribute(names.WAITED_SECONDS, waited)
+            if failure is not None:
+                fail(self._acquire, failure)
+            self._acquire.end()
+
+    def _make_wait(
+        self,
+        waited: float,
+        outcome: names.WaitOutcome,
+        failure: BaseException | str | None,
+        released_by: Party | None,
+    ) -> None:
+        since, self._since = self._since, 0
+        attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
+        within = trace.set_span_in_context(self._acquire, self._parent)
+        links = _links(names.LINK_RELEASED_BY, () if released_by is None else (released_by,))
+        wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, within, attributes, links, since)
+        if failure is not None:
+            fail(wait, failure)
+        wait.end()
 
     def begin_hold(self, grant: Grant) -> None:
         """Start `hold` and make it the current span of the caller's body."""
@@ -166,44 +205,80 @@ class Trail:
             # Not recorded. The body's own spans must not be either, if the decision was made here.
             self._attach(self._parent)
             return
-        self._hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent)
-        self._hold.set_attributes(
-            {names.FENCING_TOKEN: grant.fencing_token, names.WAITED_SECONDS: grant.waited}
-        )
+        attributes = {
+            **self._attributes,
+            names.FENCING_TOKEN: grant.fencing_token,
+            names.WAITED_SECONDS: grant.waited,
+        }
+        self._hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent, attributes)
+        self._current = self._hold.get_span_context()
         self._attach(trace.set_span_in_context(self._hold, otel_context.get_current()))
 
-    def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> Span | None:
-        """End `hold`, leave its context, and start `release`, which the caller ends."""
+    def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
+        """End `hold` and leave its context; `release` begins."""
         self._detach()
         if self._hold is None:
-            return None
+            return
+        self._since = time.time_ns()
         self._hold.set_attribute(names.OUTCOME, outcome)
         if outcome != "released":
             fail(self._hold, outcome if error is None else error)
         self._hold.end()
-        return self._span(names.SPAN_RELEASE, SpanKind.CLIENT, self._parent)
 
-    @staticmethod
-    def end_release(span: Span, granted_to: tuple[Party, ...], error: BaseException | None) -> None:
-        for party in granted_to:
-            _link(span, party, names.LINK_GRANTED_TO)
-        if error is not None:
-            fail(span, error)
-        span.end()
+    def end_release(self, granted_to: tuple[Party, ...], error: BaseException | None) -> None:
+        if not self._since:
+            return
+        links = _links(names.LINK_GRANTED_TO, granted_to)
+        release = self._span(
+            names.SPAN_RELEASE, SpanKind.CLIENT, self._parent, self._attributes, links, self._since
+        )
+        if isinstance(error, Exception):  # a cancellation is none; the slot is given back all the same
+            fail(release, error)
+        release.end()
+
+    def _span(
+        self,
+        name: str,
+        kind: SpanKind,
+        parent: Context,
+        attributes: dict[str, Any],
+        links: Sequence[Link] = (),
+        start_time: int | None = None,
+    ) -> Span:
+        title = f"{name} {self._queue_id}"
+        return self._start(title, parent, kind, attributes, links, start_time)
 
     def _attach(self, context: Context) -> None:
-        self._task = asyncio.current_task()
+        self._task = _current_task()
         self._token = otel_context.attach(context)
 
     def _detach(self) -> None:
         """Leave the context; a body left in another task than it was entered in has none to leave."""
         token, self._token = self._token, None
-        if token is not None and asyncio.current_task() is self._task:
+        if token is not None and _current_task() is self._task:
             otel_context.detach(token)
         self._task = None
 
-    def _span(self, name: str, kind: SpanKind, parent: Context) -> Span:
-        return self._tracing.start(name, self._entry.queue_id, self._entry.item_id, kind, parent)
+    def _traceparent(self, context: SpanContext) -> str:
+        """W3C `traceparent` of a span of this trail.
+
+        Written and read here, and not with the application's propagator: what travels with the ticket
+        must be understood by every instance, whatever each has configured.
+        """
+        return f"00-{self._hex_trace_id()}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def _hex_trace_id(self) -> str:
+        if not self._trace_id:
+            self._trace_id = f"{self._current.trace_id:032x}"
+        return self._trace_id
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """None as well without a loop: a task that its loop has outlived is closed by whoever frees it."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 # What a failure without an exception is called in `error.type`.
@@ -216,38 +291,24 @@ _ERROR_TYPES = {
 
 def fail(span: Span, cause: BaseException | str) -> None:
     """Mark a span as failed, by an exception or by an outcome."""
-    if isinstance(cause, str):
-        kind = _ERROR_TYPES.get(cause, cause)
-    elif type(cause) is TimeoutError:
-        kind = _ERROR_TYPES["timeout"]  # what the caller gets for it
-    else:
-        kind = type(cause).__name__
+    kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
     span.set_attribute(names.ERROR_TYPE, kind)
     span.set_status(Status(StatusCode.ERROR, str(cause)))
 
 
-def _link(span: Span, party: Party, relation: str) -> None:
-    """Link to the span whose `traceparent` came through the backend, if there is one."""
-    context = context_of(party.context)
-    if context is not None:
-        attributes = {
-            names.LINK: relation,
-            names.ITEM_ID: party.item_id,
-            names.INSTANCE_ID: party.instance_id,
-        }
-        span.add_link(context, attributes)
-
-
-def traceparent(span: Span | None) -> str:
-    """The span's context as W3C `traceparent`; empty if there is none.
-
-    Written and read here, and not with the application's propagator: what travels with the ticket
-    must be understood by every instance, whatever each has configured.
-    """
-    if span is None:
-        return ""
-    context = span.get_span_context()
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+def _links(relation: str, parties: tuple[Party, ...]) -> list[Link]:
+    """Links to the spans whose `traceparent`s came through the backend, as far as there are any."""
+    links = []
+    for party in parties:
+        context = context_of(party.context)
+        if context is not None:
+            attributes = {
+                names.LINK: relation,
+                names.ITEM_ID: party.item_id,
+                names.INSTANCE_ID: party.instance_id,
+            }
+            links.append(Link(context, attributes))
+    return links
 
 
 def context_of(text: str) -> SpanContext | None:

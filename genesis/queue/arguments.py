@@ -16,6 +16,8 @@ def check_id(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a str, got {type(value).__name__}: {value!r:.100}")
     if not value:
         raise ValueError(f"{name} must not be empty")
+    if value.isascii() and len(value) <= MOST_ID_BYTES:
+        return
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:

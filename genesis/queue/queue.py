@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Coroutine
 from types import TracebackType
+from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import (
@@ -99,9 +101,11 @@ class Queue:
             item_id = str(uuid.uuid4())
         else:
             check_id("item_id", item_id)
-        check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        timeout = check_timeout(queue_id, timeout)
-        return SlotRequest(self, queue_id, item_id, max_concurrent, timeout)
+        if max_concurrent is not None:
+            check_limit("max_concurrent", queue_id, max_concurrent, least=1)
+        if timeout is not None:
+            timeout = check_timeout(queue_id, timeout)
+        return SlotRequest(self, Entry(queue_id, item_id, max_concurrent, timeout == 0), timeout)
 
     def semaphore(
         self, queue_id: str, max_concurrent: int | None = None, timeout: float | None = None
@@ -175,52 +179,53 @@ class Queue:
     ) -> None:
         await self.close()
 
-    async def _acquire(
-        self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
-    ) -> Slot:
-        self._agree(queue_id, item_id, limit)
-        try:
-            slot = await self._wait_in_line(queue_id, item_id, limit, timeout)
-        except BaseException:
-            self._disagree(queue_id)
-            raise
-        self._slots[slot.ticket.id] = slot
-        return slot
-
-    async def _wait_in_line(
-        self, queue_id: str, item_id: str, limit: int | None, timeout: float | None
-    ) -> Slot:
+    async def _acquire(self, request: SlotRequest, entry: Entry, timeout: float | None) -> Slot:
+        # One coroutine, and none inside it: a task that is woken passes through each of them again.
+        self._agree(entry)
         backend = self._backend
-        admission = await backend.enter(Entry(queue_id, item_id, limit, timeout == 0))
-        grant, ticket = admission.grant, admission.ticket
-        if grant is None:
-            if admission.position == 0:
-                raise QueueTimeoutError(queue_id, item_id, 0)
-            try:
+        ticket = None
+        try:
+            admission = await backend.enter(entry)
+            grant = admission.grant
+            if grant is None:
+                if admission.position == 0:
+                    raise QueueTimeoutError(entry.queue_id, entry.item_id, 0)
+                ticket = admission.ticket
                 grant = await backend.wait(ticket, timeout)
-            except BaseException as error:
+        except BaseException as error:
+            self._disagree(entry.queue_id)
+            if ticket is not None:
                 # Whatever ended the wait, and whatever the ticket has got by now: it is given back
                 # before the error is passed on. The backend acts before it first suspends, so a
                 # second cancellation here cuts off only the waiting for its answer.
                 await backend.leave(ticket)
                 if isinstance(error, TimeoutError) and timeout is not None:
-                    raise QueueTimeoutError(queue_id, item_id, timeout) from None
-                raise
-        return Slot(ticket, grant, backend.lapsed)
+                    raise QueueTimeoutError(entry.queue_id, entry.item_id, timeout) from None
+            raise
+        slot = request.slot = Slot(admission.ticket, grant, backend.lapsed)
+        self._slots[slot.ticket.id] = slot
+        return slot
 
-    async def _release(self, slot: Slot, error: BaseException | None) -> None:
-        slot.mark_left()
-        self._slots.pop(slot.ticket.id, None)
-        self._disagree(slot.queue_id)
-        await self._backend.leave(slot.ticket, error=error)
+    async def _release(self, slot: Slot | None, error: BaseException | None) -> None:
+        if slot is None:
+            return  # its entering had failed
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            error = None  # a call that is cancelled has not failed
+        try:
+            slot.mark_left()
+        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+            self._slots.pop(slot.ticket.id, None)
+            self._disagree(slot.queue_id)
+            await self._backend.leave(slot.ticket, error=error)
 
-    def _agree(self, queue_id: str, item_id: str, limit: int | None) -> None:
-        agreement = self._agreements.get(queue_id)
+    def _agree(self, entry: Entry) -> None:
+        limit = entry.limit
+        agreement = self._agreements.get(entry.queue_id)
         if agreement is None:
-            agreement = self._agreements[queue_id] = _Agreement()
+            agreement = self._agreements[entry.queue_id] = _Agreement()
         elif limit is not None and agreement.limit not in (None, limit):
             assert agreement.limit is not None
-            raise LimitMismatchError(queue_id, item_id, agreement.limit, limit)
+            raise LimitMismatchError(entry.queue_id, entry.item_id, agreement.limit, limit)
         if limit is not None:
             agreement.limit = limit
         agreement.calls += 1
@@ -240,39 +245,33 @@ class Queue:
 
 
 class SlotRequest:
-    """What `Queue.slot` returns: enter it with `async with`, once."""
+    """What `Queue.slot` returns: enter it with `async with`, once.
 
-    __slots__ = ("_arguments", "_queue", "_slot", "_used")
+    Entering and leaving hand out the queue's coroutine instead of being one: see `Queue._acquire`.
+    """
 
-    def __init__(
-        self,
-        queue: Queue,
-        queue_id: str,
-        item_id: str,
-        max_concurrent: int | None,
-        timeout: float | None,
-    ) -> None:
+    __slots__ = ("_entry", "_queue", "_timeout", "slot")
+
+    def __init__(self, queue: Queue, entry: Entry, timeout: float | None) -> None:
         self._queue = queue
-        self._arguments = (queue_id, item_id, max_concurrent, timeout)
-        self._slot: Slot | None = None
-        self._used = False
+        self._entry: Entry | None = entry  # until it is entered
+        self._timeout = timeout
+        self.slot: Slot | None = None  # while it is held
 
-    async def __aenter__(self) -> Slot:
-        if self._used:
+    def __aenter__(self) -> Coroutine[Any, Any, Slot]:
+        entry, self._entry = self._entry, None
+        if entry is None:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
-        self._used = True
-        self._slot = await self._queue._acquire(*self._arguments)
-        return self._slot
+        return self._queue._acquire(self, entry, self._timeout)
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            await self._queue._release(slot, _failure(error))
+    ) -> Coroutine[Any, Any, None]:
+        slot, self.slot = self.slot, None
+        return self._queue._release(slot, error)
 
 
 class QueueSemaphore:
@@ -287,8 +286,8 @@ class QueueSemaphore:
         self.queue_id = queue_id
         self.max_concurrent = max_concurrent
         self.timeout = timeout
-        # The slots held through this handle, by the task that entered, the last one last.
-        self._held: dict[asyncio.Task[object] | None, list[Slot]] = {}
+        # What is held through this handle, by the task that entered, the last one last.
+        self._held: dict[asyncio.Task[object] | None, list[SlotRequest]] = {}
 
     def __call__(self, item_id: str | None = None) -> SlotRequest:
         """A slot for a named item: `async with sem(item_id=...) as slot`."""
@@ -300,9 +299,9 @@ class QueueSemaphore:
         )
 
     async def __aenter__(self) -> Slot:
-        item_id = str(uuid.uuid4())
-        slot = await self._queue._acquire(self.queue_id, item_id, self.max_concurrent, self.timeout)
-        self._held.setdefault(asyncio.current_task(), []).append(slot)
+        request = self()
+        slot = await request.__aenter__()
+        self._held.setdefault(asyncio.current_task(), []).append(request)
         return slot
 
     async def __aexit__(
@@ -315,13 +314,8 @@ class QueueSemaphore:
         if task not in self._held:
             # Left in another task than entered. Slots without a name are alike: give one back.
             task = next(iter(self._held))
-        slots = self._held[task]
-        slot = slots.pop()
-        if not slots:
+        requests = self._held[task]
+        request = requests.pop()
+        if not requests:
             del self._held[task]
-        await self._queue._release(slot, _failure(error))
-
-
-def _failure(error: BaseException | None) -> BaseException | None:
-    """What a body raised, if it is a failure: a call that is cancelled was not one."""
-    return None if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else error
+        await request.__aexit__(kind, error, traceback)

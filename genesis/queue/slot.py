@@ -65,9 +65,10 @@ class Slot:
 
     def mark_left(self) -> bool:
         """For the queue: the block is being left; returns whether the slot was lost by then."""
-        lost = self.lost
+        if not self._lost:
+            self._lost = self._lapsed(self.ticket)
         self._held = False
-        return lost
+        return self._lost
 
     def __repr__(self) -> str:
         lost = ", lost" if self._lost else ""

@@ -15,9 +15,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
 
 from genesis.backends.identity import new_instance_id
 from genesis.backends.protocol import (
@@ -36,11 +35,14 @@ from genesis.backends.protocol import (
     State,
     Ticket,
 )
+from genesis.backends.redis.cluster import ClusterLink, Nodes
+from genesis.backends.redis.endpoint import Endpoint, endpoint_of_pool, pool_of_url
 from genesis.backends.redis.heartbeat import Heart
-from genesis.backends.redis.keys import channel_prefix, queue_keys
+from genesis.backends.redis.keys import channel_prefix, check_key_prefix, queue_keys
 from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage, instance_of, parse_blob
 from genesis.backends.redis.link import Link, Unreachable
 from genesis.backends.redis.scripts import load
+from genesis.backends.redis.sentinel import Master, MasterLink
 from genesis.backends.redis.subscriber import Subscriber
 from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -48,43 +50,51 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["RedisBackend"]
 
 _ENTRIES_PAGE = 1000
+_DEFAULT_URL = "redis://localhost:6379"
 
 
 class RedisBackend:
     """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
 
-    One connection for commands, one for wake-ups, one heartbeat, however many calls wait. The
-    connections are made with the first operation, in the event loop that runs then; from there on
-    the object belongs to that loop.
+    One connection for commands (in a Cluster one to each master in use), one for wake-ups, one
+    heartbeat, however many calls wait. The connections are made with the first operation, in the event
+    loop that runs then; from there on the object belongs to that loop.
 
     Args:
         url: as redis-py takes it (`redis://`, `rediss://` for TLS, `unix://`; user, password and
             database in it).
         key_prefix: put before every key and channel. Instances share queues if they share it.
+        client: instead of a url, a ready `redis.asyncio.Redis`, also one that `Sentinel.master_for`
+            made, or a ready `redis.asyncio.RedisCluster`. It tells where and how to connect; its own
+            connections are neither used nor closed.
         lease: seconds after which a dead instance's waiters and holders are taken back. All
             instances should name the same. It is renewed every third of it.
         operation_timeout: seconds after which an operation without an answer raises
             `BackendUnavailableError`; a third of the lease by default.
 
     Raises:
-        ValueError, TypeError: a malformed url, or a lease or timeout that is no positive number.
+        ValueError, TypeError: a malformed url, a client of another kind, both of them, a lease or
+            timeout that is no positive number, or a key_prefix with braces.
     """
 
     name = "redis"
 
     def __init__(
         self,
-        url: str = "redis://localhost:6379",
+        url: str = _DEFAULT_URL,
         key_prefix: str = "genesis:queue:",
         *,
+        client: Redis | RedisCluster | None = None,
         lease: float = 15.0,
         operation_timeout: float | None = None,
     ) -> None:
         _check_seconds("lease", lease)
         timeout = lease / 3 if operation_timeout is None else operation_timeout
         _check_seconds("operation_timeout", timeout)
-        if not isinstance(url, str) or not isinstance(key_prefix, str):
-            raise TypeError("url and key_prefix must be str")  # not shown: a url may bear a password
+        check_key_prefix(key_prefix)
+        if client is not None and url is not _DEFAULT_URL:
+            raise ValueError("url and client were given; give the one or the other")
+        self._place = _place_of(url, timeout) if client is None else _place_like(client, timeout)
         self.instance_id = new_instance_id()
         self.heartbeat_interval = lease / 3
         self._lease = lease
@@ -92,18 +102,6 @@ class RedisBackend:
         self._key_prefix = key_prefix
         self._channels = channel_prefix(key_prefix)
         self._constants = (str(round(lease * 1e6)).encode(), self._channels)
-        # RESP2, so that a message looks the same with and without hiredis; no timeout and no retry
-        # of redis-py's own: whether and what to say again only the link can know.
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=2,
-            decode_responses=False,
-            socket_timeout=None,
-            socket_connect_timeout=timeout,
-            socket_keepalive=True,
-            health_check_interval=0,
-            retry=Retry(NoBackoff(), 0),
-        )
         self._listener: Listener | None = None
         self._serials = itertools.count(1)
         self._session: _Session | None = None
@@ -196,7 +194,7 @@ class RedisBackend:
         blob = f"{context} {ticket.item_id}".encode()
         released_by = Party(ticket.item_id, self.instance_id, context)
         command = self._say_leave(session, passage.line, ticket.id, blob, released_by)
-        if not session.link.up:
+        if session.link.trouble(passage.line.keys):
             return Departure(None)  # it will be said; there is nothing to wait for
         try:
             was, granted, _ = await command.reply
@@ -315,7 +313,6 @@ class RedisBackend:
             await session.link.drain(self._timeout)
         await session.subscriber.close()
         await session.link.close()
-        await self._pool.disconnect()
 
     async def __aenter__(self) -> RedisBackend:
         return self
@@ -406,9 +403,19 @@ class RedisBackend:
             if passage is not None:
                 session.ledger.ended(passage, "evicted")
 
+    def _open_link(self, session: _Session) -> Link | ClusterLink:
+        up, down = partial(self._on_up, session), partial(self._on_down, session)
+        if isinstance(self._place, Nodes):
+            return ClusterLink(self._place, self._timeout, up, down, lambda: session.heart.beat_all())
+        stands = partial(self._on_link_up, session)
+        broken = partial(down, "link")
+        if isinstance(self._place, Master):
+            return MasterLink(self._place, self._timeout, self.heartbeat_interval, stands, broken)
+        return Link(self._place, self._timeout, stands, broken)
+
     def _on_link_up(self, session: _Session) -> None:
         self._on_up(session, "link")
-        session.heart.beat_all()
+        session.look_around()
 
     def _on_subscribed(self, session: _Session) -> None:
         self._on_up(session, "subscriber")
@@ -450,12 +457,7 @@ class _Session:
             lambda line: self.heart.schedule(line, 0.0),
             backend._emit,
         )
-        self.link = Link(
-            backend._pool,
-            backend._timeout,
-            partial(backend._on_link_up, self),
-            partial(backend._on_down, self, "link"),
-        )
+        self.link = backend._open_link(self)
         self.heart = Heart(
             self.link,
             self.ledger,
@@ -466,7 +468,7 @@ class _Session:
             backend._emit,
         )
         self.subscriber = Subscriber(
-            backend._pool,
+            self.link.subscribe_at,
             backend._channels + backend.instance_id.encode(),
             backend._timeout,
             backend.heartbeat_interval,
@@ -474,6 +476,37 @@ class _Session:
             partial(backend._on_subscribed, self),
             partial(backend._on_down, self, "subscriber"),
         )
+
+    def look_around(self) -> None:
+        """A server is reached (again), which may be another one, or may have lost its data."""
+        self.heart.beat_all()
+        self.subscriber.move_if_left()
+
+
+def _place_of(url: object, timeout: float) -> Endpoint:
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, got {type(url).__name__}")  # not shown: see pool_of_url
+    return _checked(endpoint_of_pool(pool_of_url(url), timeout))
+
+
+def _place_like(client: object, timeout: float) -> Endpoint | Nodes:
+    """Where a client connects to."""
+    if isinstance(client, RedisCluster):
+        return Nodes(client, timeout)
+    if not isinstance(client, Redis):
+        raise TypeError(
+            "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
+            f"redis.asyncio.RedisCluster, got {type(client).__module__}.{type(client).__qualname__}"
+        )
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return _checked(Master(pool, timeout))
+    return _checked(endpoint_of_pool(pool, timeout))
+
+
+def _checked(place: Endpoint) -> Endpoint:
+    place.check()
+    return place
 
 
 def _check_seconds(name: str, value: object) -> None:

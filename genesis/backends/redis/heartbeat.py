@@ -34,6 +34,7 @@ from genesis.backends.protocol import (
     QueueStats,
     Snapshot,
 )
+from genesis.backends.redis.cluster import ClusterLink
 from genesis.backends.redis.ledger import Ledger, Line, Passage, Stage
 from genesis.backends.redis.link import Link, Refused, Unreachable
 from genesis.backends.redis.scripts import load
@@ -57,7 +58,7 @@ class Heart:
 
     def __init__(
         self,
-        link: Link,
+        link: Link | ClusterLink,
         ledger: Ledger,
         instance_id: str,
         lease: float,
@@ -130,19 +131,20 @@ class Heart:
 
     def _past_fence(self, line: Line) -> None:
         self._ledger.lapse(line)
-        if self._link.up and not line.refused:
+        trouble = line.refused or self._link.trouble(line.keys)
+        if not trouble:
             return  # only this process was late; the beat will tell what became of the waiters
         for passage in line.passages.values():
             if passage.stage is Stage.WAITING and passage.future is not None:
-                fail(passage.future, self._given_up(passage))
+                fail(passage.future, self._given_up(passage, trouble))
 
-    def _given_up(self, passage: Passage) -> BackendUnavailableError:
+    def _given_up(self, passage: Passage, trouble: str) -> BackendUnavailableError:
         ticket = passage.ticket
         return BackendUnavailableError(
             "redis",
             "wait",
             f"it has renewed nothing for longer than the lease of {self._lease:g} s "
-            f"({passage.line.refused or self._link.why_down}), so the place in line is lost",
+            f"({trouble}), so the place in line is lost",
             ticket.queue_id,
             ticket.item_id,
         )

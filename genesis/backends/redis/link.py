@@ -32,8 +32,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 
+from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.scripts import SCRIPT_NAMES, Script, load
 
 __all__ = [
@@ -42,9 +43,10 @@ __all__ = [
     "Refused",
     "Unreachable",
     "backoff",
+    "conclude",
     "end",
-    "new_connection",
     "reason_of",
+    "release",
 ]
 
 _BATCH_MOST = 512  # commands written at once, so that replies are read meanwhile
@@ -118,27 +120,39 @@ class Command:
         return ("EVALSHA", script.sha, len(self.keys), *self.keys, *self.arguments, *again)
 
 
+def _nowhere_else(command: Command, refusal: redis_errors.ResponseError) -> bool:
+    if isinstance(refusal, (redis_errors.MovedError, redis_errors.AskError)):
+        cure = "the server is a node of a cluster; give RedisBackend client=RedisCluster.from_url(...)"
+        conclude(command, Refused(f"{type(refusal).__name__}: {refusal}: {cure}"))
+        return True
+    return False
+
+
 class Link:
     """See the module's text. Belongs to the event loop in which it is made.
 
     Args:
-        pool: makes connections; none is taken from it or given back to it.
+        endpoint: where to.
         timeout: seconds after which a command without an answer fails.
         on_up: called each time the connection stands.
         on_down: called with a reason and a detail each time it broke or could not be made.
+        on_redirect: called with a command that was refused and the refusal; returns whether it takes
+            the command over, because another server is to carry it out.
     """
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        endpoint: Endpoint,
         timeout: float,
         on_up: Callable[[], None],
         on_down: Callable[[str, str], None],
+        on_redirect: Callable[[Command, redis_errors.ResponseError], bool] = _nowhere_else,
     ) -> None:
-        self._pool = pool
+        self.endpoint = endpoint
         self._timeout = timeout
         self._on_up = on_up
         self._on_down = on_down
+        self._on_redirect = on_redirect
         self._loop = asyncio.get_running_loop()
         self._outbox: deque[Command] = deque()  # said, not written on this connection
         self._in_flight: deque[Command] = deque()  # written; replies come in this order
@@ -149,13 +163,22 @@ class Link:
         self._overdue: Command | None = None  # the oldest in flight, when the watchdog last looked
         self._closed = False
         self._failures = 0  # connections in a row on which nothing was answered
-        self._dead: asyncio.Future[None] | None = None  # resolved by the watchdog, while up
+        self._given_up: asyncio.Future[Exception] | None = None  # why to leave it, while up
+        self.connection: AbstractConnection | None = None  # while up
         self.why_down = "not connected yet"
         self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
 
     @property
     def up(self) -> bool:
-        return self._dead is not None
+        return self._given_up is not None
+
+    def subscribe_at(self) -> Endpoint:
+        """Where the wake-ups of this link's commands are heard."""
+        return self.endpoint
+
+    def trouble(self, keys: Sequence[bytes]) -> str:  # noqa: ARG002 - one connection for all of them
+        """Why a command on `keys` cannot be said at once; '' if it can."""
+        return "" if self.up else self.why_down
 
     def call(
         self,
@@ -177,15 +200,52 @@ class Link:
         expires = math.inf if lasting else self._loop.time() + self._timeout
         reply = self._loop.create_future()
         command = Command(script, keys, arguments, again, on_answer, reply, expires)
+        self.say(command)
+        return command
+
+    def say(self, command: Command) -> None:
+        """Say a command that was made elsewhere, after all that was said before."""
         if self._closed:
-            _end(command, Unreachable(self.why_down))
-            return command
+            conclude(command, Unreachable(self.why_down))
+            return
         self._outbox.append(command)
         self._drained.clear()
         self._something_to_write.set()
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._timeout, self._watch)
-        return command
+
+    def withdraw(self, chosen: Callable[[Command], bool]) -> list[Command]:
+        """Take back, in their order, those commands that are not written on this connection."""
+        taken = [command for command in self._outbox if chosen(command)]
+        if taken:
+            self._outbox = deque(command for command in self._outbox if not chosen(command))
+            self._note_if_drained()
+        return taken
+
+    def withdrawable(self) -> list[Command]:
+        """What `withdraw` can take."""
+        return list(self._outbox)
+
+    def take_all(self) -> list[Command]:
+        """Take all that has no answer, in order: others will carry it out."""
+        taken = [*self._in_flight, *self._outbox]
+        self._in_flight.clear()
+        self._outbox.clear()
+        self._note_if_drained()
+        return taken
+
+    def unanswered(self) -> list[Command]:
+        """What is written on this connection, in the order in which replies will come."""
+        return list(self._in_flight)
+
+    def silent(self, now: float) -> float:
+        """Seconds for which the oldest command on this connection has had no reply."""
+        return now - self._in_flight[0].written if self._in_flight else 0.0
+
+    def leave(self, why: Exception) -> None:
+        """Give the connection up, if there is one, and make another."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(why)
 
     def abandon(self, command: Command) -> bool:
         """Nobody wants this command any more: returns whether Redis may carry it out all the same."""
@@ -209,23 +269,25 @@ class Link:
             self._watchdog.cancel()
         self.why_down = "the backend was closed"
         for command in (*self._in_flight, *self._outbox):
-            _end(command, Unreachable(self.why_down))
+            conclude(command, Unreachable(self.why_down))
         self._in_flight.clear()
         self._outbox.clear()
 
     async def _run(self) -> None:
         while True:
-            connection = new_connection(self._pool)
+            connection = self.endpoint.connection()
+            reason = "other"
             try:
                 await self._open(connection)
                 await self._converse(connection)
             except Exception as error:  # whatever it is, it must not end the link in silence
-                self.why_down = f"{type(error).__name__}: {error}"
-                self._on_down(reason_of(error), self.why_down)
+                reason, self.why_down = reason_of(error), self.endpoint.tell(error)
             finally:
-                self._dead = None
+                self._given_up = self.connection = None
                 self._take_back()
                 await connection.disconnect(nowait=True)
+            # After the taking back: whoever hears of it may withdraw what has no reply.
+            self._on_down(reason, self.why_down)
             await asyncio.sleep(backoff(self._failures))
             self._failures += 1
 
@@ -244,14 +306,16 @@ class Link:
 
     async def _converse(self, connection: AbstractConnection) -> None:
         """Write and read until one of the two breaks, or the watchdog gives the connection up."""
-        self._dead = self._loop.create_future()
+        self._given_up = self._loop.create_future()
+        self.connection = connection
         self._on_up()
         reader = self._loop.create_task(self._read(connection), name="genesis-redis-reader")
         writer = self._loop.create_task(self._write(connection), name="genesis-redis-writer")
         try:
-            await asyncio.wait({reader, writer, self._dead}, return_when=asyncio.FIRST_COMPLETED)
-            if self._dead.done():
-                raise redis_errors.TimeoutError(f"no reply within {self._timeout:g} s")
+            ends: set[asyncio.Future[Any]] = {reader, writer, self._given_up}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._given_up.done():
+                raise self._given_up.result()
         finally:
             reader.cancel()
             writer.cancel()
@@ -269,10 +333,12 @@ class Link:
             except redis_errors.ResponseError as error:
                 if _is_elsewhere(error):
                     raise redis_errors.ReadOnlyError(str(error)) from error
-                _end(self._in_flight.popleft(), Refused(f"{type(error).__name__}: {error}"))
+                command = self._in_flight.popleft()
+                if not self._on_redirect(command, error):
+                    conclude(command, Refused(self.endpoint.tell(error)))
             else:
                 self._failures = 0
-                _end(self._in_flight.popleft(), reply)
+                conclude(self._in_flight.popleft(), reply)
             self._note_if_drained()
 
     async def _write(self, connection: AbstractConnection) -> None:
@@ -294,13 +360,14 @@ class Link:
 
     def _take_back(self) -> None:
         """Put what has no reply in front of what was not yet said, in the old order."""
-        for command in reversed(self._in_flight):
-            if command.wanted:
-                self._outbox.appendleft(command)
-        self._in_flight.clear()
+        unanswered, self._in_flight = self._in_flight, deque()
+        self._outbox.extendleft(command for command in reversed(unanswered) if command.wanted)
+        for command in unanswered:
+            if not command.wanted:
+                conclude(command, Unreachable(self.why_down))
         for command in self._outbox:
             if command.expires == math.inf:
-                _resolve(command.reply, Unreachable(self.why_down))
+                release(command, self.why_down)
         self._note_if_drained()
 
     def _watch(self) -> None:
@@ -317,12 +384,12 @@ class Link:
             # Not at first sight: if it was this process that stood still, the reply lies in the
             # socket, and the reader comes to it before the next look.
             self._overdue = oldest
-        elif self._dead is not None and not self._dead.done():
+        elif self._given_up is not None and not self._given_up.done():
             late += [command for command in self._in_flight if command.expires <= now]
-            self._dead.set_result(None)
+            self.leave(redis_errors.TimeoutError(f"no reply within {self._timeout:g} s"))
         for command in late:
             why = "it did not answer" if self.up else f"it is out of reach ({self.why_down})"
-            _end(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
+            conclude(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
         if self._in_flight or self._outbox:
             self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
         self._note_if_drained()
@@ -337,7 +404,8 @@ def _is_elsewhere(error: Exception) -> bool:
     return any(word in str(error) for word in ("-READONLY", "-MASTERDOWN", "-LOADING"))
 
 
-def _end(command: Command, answer: Any) -> None:
+def conclude(command: Command, answer: Any) -> None:
+    """End a command with Redis' answer, or with the `Unreachable` that it gets instead."""
     # The answer is absorbed before its caller runs: between the two, a wake-up message may come.
     if command.on_answer is not None:
         on_answer, command.on_answer = command.on_answer, None
@@ -347,6 +415,11 @@ def _end(command: Command, answer: Any) -> None:
             _resolve(command.reply, answer)
     else:
         _resolve(command.reply, answer)
+
+
+def release(command: Command, why: str) -> None:
+    """Tell the caller of a lasting command not to wait for the answer."""
+    _resolve(command.reply, Unreachable(why))
 
 
 def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
@@ -366,16 +439,12 @@ _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((redis_errors.NoScriptError,), "scripts_lost"),
     ((redis_errors.ReadOnlyError, redis_errors.MasterDownError), "read_only"),
     ((redis_errors.BusyLoadingError,), "loading"),
+    ((redis_errors.ClusterDownError,), "cluster_down"),
+    ((redis_errors.AskError, redis_errors.TryAgainError), "slot_moving"),
     ((redis_errors.TimeoutError, TimeoutError, asyncio.TimeoutError), "timeout"),
     ((redis_errors.ResponseError,), "refused"),
     ((redis_errors.ConnectionError, OSError), "connection"),
 )
-
-
-def new_connection(pool: ConnectionPool) -> AbstractConnection:
-    """A connection of the pool's kind that the pool does not count."""
-    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-    return connection
 
 
 async def end(task: asyncio.Task[None]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from genesis.backends.redis.link import backoff, end, new_connection, reason_of
+from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.link import backoff, end, reason_of
 
 __all__ = ["Subscriber"]
 
@@ -22,7 +24,7 @@ class Subscriber:
     is called each time the channel is (again) listened to.
 
     Args:
-        pool: makes connections; none is taken from it or given back to it.
+        choose: says where to, for each connection anew.
         channel: the instance's own.
         timeout: seconds within which the connection must stand.
         interval: seconds of quiet after which the connection is probed, and given up after as many
@@ -34,7 +36,7 @@ class Subscriber:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        choose: Callable[[], Endpoint],
         channel: bytes,
         timeout: float,
         interval: float,
@@ -42,16 +44,23 @@ class Subscriber:
         on_subscribed: Callable[[], None],
         on_down: Callable[[str, str], None],
     ) -> None:
-        self._pool = pool
+        self._choose = choose
         self._channel = channel
         self._timeout = timeout
         self._interval = interval
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._on_down = on_down
+        self._listening: asyncio.Task[None] | None = None
+        self._left: Callable[[], bool] = bool  # whether what is listened to is the wrong place by now
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name="genesis-redis-subscriber"
         )
+
+    def move_if_left(self) -> None:
+        """Listen elsewhere if what is listened to lives, but is not where wake-ups are published."""
+        if self._listening is not None and self._left():
+            self._listening.cancel()
 
     async def close(self) -> None:
         await end(self._task)
@@ -59,14 +68,16 @@ class Subscriber:
     async def _run(self) -> None:
         failures = 0
         while True:
-            connection = new_connection(self._pool)
+            endpoint = self._choose()
+            connection = endpoint.connection()
             try:
                 await asyncio.wait_for(self._subscribe(connection), self._timeout)
                 failures = 0
+                self._left = partial(endpoint.left, connection)
                 self._on_subscribed()
-                await self._listen(connection)
+                await self._listen_until_moved(connection)
             except Exception as error:  # whatever it is, it must not end the wake-ups in silence
-                self._on_down(reason_of(error), f"subscriber: {type(error).__name__}: {error}")
+                self._on_down(reason_of(error), f"subscriber: {endpoint.tell(error)}")
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(backoff(failures))
@@ -77,6 +88,20 @@ class Subscriber:
         packed = connection.pack_command("SUBSCRIBE", self._channel)
         await connection.send_packed_command(packed, check_health=False)
         await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+
+    async def _listen_until_moved(self, connection: AbstractConnection) -> None:
+        listening = asyncio.get_running_loop().create_task(
+            self._listen(connection), name="genesis-redis-listener"
+        )
+        self._listening = listening
+        self.move_if_left()  # while it was subscribed
+        try:
+            await asyncio.wait({listening})
+        finally:
+            self._listening = None
+            await end(listening)
+        if not listening.cancelled():
+            listening.result()
 
     async def _listen(self, connection: AbstractConnection) -> None:
         """Read messages; after `interval` quiet seconds ask for a sign of life, and wait as long."""

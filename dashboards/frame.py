@@ -1,0 +1,75 @@
+"""What the three dashboards share: who they are, their variables, and the ways between them."""
+
+from __future__ import annotations
+
+from dashboards import panels
+from genesis.observability import names
+
+OVERVIEW, QUEUE, CALL = "genesis-overview", "genesis-queue", "genesis-call"
+TITLES = {
+    OVERVIEW: "Genesis / Overview",
+    QUEUE: "Genesis / Queue",
+    CALL: "Genesis / Follow a call",
+}
+
+DATASOURCE = panels.datasource_variable("datasource", "Data source", "prometheus")
+LOKI = panels.datasource_variable("loki", "Logs", "loki")
+JAEGER = panels.datasource_variable("jaeger", "Traces", "jaeger")
+JOB = panels.label_variable(
+    "job",
+    "Job",
+    "The application, by the name of its scrape job. Applications on one Redis belong together; "
+    "choose one if they have a Redis each.",
+    names.BUILD_INFO,
+)
+INSTANCE = panels.label_variable(
+    "instance",
+    "Instance",
+    "Narrows what instances report of their own calls. What is true of the line itself stays the same "
+    "whichever instances are chosen, as long as one of them has calls in it.",
+    names.BUILD_INFO,
+    of='job=~"$job"',
+)
+SERVICE = panels.log_label_variable(
+    "service",
+    "Service",
+    "The service.name of the application, the same on every instance, as traces and logs bear it.",
+    "service_name",
+)
+ITEM_ID = panels.text_variable(
+    "item_id",
+    "item_id",
+    "The id of the call, as the application gave it. It stands in every span and every log line.",
+)
+
+
+def queue_variable(*, several: bool) -> panels.Json:
+    return panels.label_variable(
+        "queue",
+        "Queue",
+        "The waiting line. Only the busiest 100 have a name of their own; the others are _other.",
+        names.WAITING,
+        of='job=~"$job"',
+        several=several,
+    )
+
+
+def others(here: str) -> list[panels.Json]:
+    return [panels.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
+
+
+# In a table: to the dashboard of that line's queue, or to the overview of that line's instance.
+_KEPT = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
+TO_QUEUE = panels.cell_link(
+    "This queue in depth",
+    f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue}}",
+)
+TO_INSTANCE = panels.cell_link(
+    "Only this instance", f"/d/{OVERVIEW}?{_KEPT}&var-instance=${{__data.fields.Instance}}"
+)
+# In the list of traces: the same dashboard, with that trace opened.
+TO_TRACE = panels.cell_link(
+    "Open below",
+    f"/d/{CALL}?{_KEPT}&${{loki:queryparam}}&${{jaeger:queryparam}}&${{instance:queryparam}}"
+    "&${queue:queryparam}&${service:queryparam}&${item_id:queryparam}&var-trace_id=${__value.raw}",
+)

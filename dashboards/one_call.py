@@ -1,0 +1,192 @@
+"""Follow a call: by `item_id` to its spans and logs on every instance, and the queue meanwhile."""
+
+from __future__ import annotations
+
+from dashboards import frame, queries
+from dashboards.overview import OLDEST_SECONDS
+from dashboards.panels import (
+    Json,
+    Query,
+    Row,
+    Says,
+    board,
+    drawn_as_limit,
+    found_traces,
+    lines,
+    log_lines,
+    log_stat,
+    one_trace,
+    text_variable,
+)
+from genesis.observability import names
+
+
+def one_call() -> Json:
+    return board(
+        frame.CALL,
+        frame.TITLES[frame.CALL],
+        "One call, by its item_id: how long it waited and for whom, on which instance, what it logged, "
+        "and what its queue looked like meanwhile.",
+        variables=[
+            frame.ITEM_ID,
+            frame.SERVICE,
+            frame.queue_variable(several=True),
+            frame.JOB,
+            frame.INSTANCE,
+            frame.DATASOURCE,
+            frame.LOKI,
+            frame.JAEGER,
+            text_variable("trace_id", "Trace", "The trace that is open below.", hidden=True),
+        ],
+        links=frame.others(frame.CALL),
+        since="now-3h",
+        rows=[
+            Row(3, [(6, panel) for panel in _in_one_look()]),
+            "What it did",
+            Row(6, [(24, _traces())]),
+            Row(14, [(12, _trace()), (12, _log())]),
+            "Its queue meanwhile",
+            Row(8, [(8, _line()), (8, _slots()), (8, _oldest())]),
+        ],
+    )
+
+
+def _in_one_look() -> list[Json]:
+    return [
+        log_stat(
+            "Waited",
+            Says(
+                "How long the call waited, as its own log says; no value while it still waits.",
+                bad="above 20 s.",
+                then="the link `released_by` of its wait span leads to the call that made room.",
+            ),
+            "s",
+            queries.log_number("waited"),
+            empty="not ended, or no such call",
+        ),
+        log_stat(
+            "Held its slot for",
+            Says(
+                "How long the call held its slot, as its own log says; no value while it holds "
+                "it, or if it never got one.",
+                bad="far above the mean of the queue.",
+                then="the spans inside `hold`.",
+            ),
+            "s",
+            queries.log_number("held"),
+            empty="not ended, or never held",
+        ),
+        log_stat(
+            "Place on entering",
+            Says(
+                "The place in the line that it got when it entered; 0 is a slot at once.",
+                bad="never by itself; a high place and a short wait is a healthy queue.",
+                then="the depth below.",
+            ),
+            "none",
+            queries.log_number("position"),
+            empty="no such call",
+        ),
+        log_stat(
+            "Instances that logged it",
+            Says(
+                "On how many instances the call left a line.",
+                bad=(
+                    "more than one means that the id was used again, or that another instance "
+                    "reclaimed it from a dead one."
+                ),
+                then="reclaimed in its log.",
+            ),
+            "none",
+            queries.log_instances(),
+            empty="no such call",
+        ),
+    ]
+
+
+def _traces() -> Json:
+    return found_traces(
+        "Its traces, on every instance",
+        Says(
+            "All traces of the service in the time shown in which a span bears this item_id, from "
+            "every instance: they share the service's name. One is healthy.",
+            bad="none: not sampled, or earlier. More than one: the id was used again.",
+            then="a click on one opens it below.",
+        ),
+        "$service",
+        f'{names.ITEM_ID}="$item_id"',
+        frame.TO_TRACE,
+    )
+
+
+def _trace() -> Json:
+    return one_trace(
+        "The trace",
+        Says(
+            "The trace chosen above: acquire with enqueue and wait, hold with what the call "
+            "did, release.",
+            bad="a long wait.",
+            then=(
+                "its link released_by leads to the call whose slot it got, on whichever "
+                "instance; granted_to of release, to the next in line."
+            ),
+        ),
+        "$trace_id",
+    )
+
+
+def _log() -> Json:
+    return log_lines(
+        "Its log, on every instance",
+        Says(
+            "Every line that bears the item_id, oldest first.",
+            bad="lost, reclaimed, evicted, error, timeout.",
+            then="instance_id says where; trace_id leads to the trace.",
+        ),
+        f'{queries.log_of_call()} | line_format "{queries.SHORT}"',
+        oldest_first=True,
+    )
+
+
+def _line() -> Json:
+    return lines(
+        "Waiting",
+        Says(
+            "Waiters of the queue, as the backend counts them.",
+            bad="a line that grew while the call waited: demand.",
+            then=("if it was short and the call waited long, the line did not move: see the slots."),
+        ),
+        "none",
+        [Query(queries.shared(names.DEPTH), "{{queue}}")],
+    )
+
+
+def _slots() -> Json:
+    return lines(
+        "Slots: in use, and how many there are",
+        Says(
+            "Slots in use over all instances, and (dashed) the limits, summed over the chosen queues.",
+            bad="apart from each other while the call waited: a fault. Together: too few.",
+            then="the queue's own dashboard, in the head.",
+        ),
+        "none",
+        [
+            Query(queries.in_all(names.IN_USE), "in use"),
+            Query(queries.in_all(names.LIMIT), "slots"),
+        ],
+        overrides=[drawn_as_limit("slots")],
+    )
+
+
+def _oldest() -> Json:
+    return lines(
+        "Longest wait",
+        Says(
+            "For how long the head of the line had waited.",
+            bad="a slope of one second a second: nobody was granted a slot in that time.",
+            then="the log of the queue for that time.",
+        ),
+        "s",
+        [Query(queries.shared(names.OLDEST_WAIT), "{{queue}}")],
+        thresholds=OLDEST_SECONDS,
+    )

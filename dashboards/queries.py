@@ -1,0 +1,291 @@
+"""Every question that the dashboards ask of Prometheus and Loki, apart from how it is drawn.
+
+Two kinds of gauge must not be mixed up. A process reports its own calls (`waiting`, `holding`): the sum
+over instances is the truth. The line itself (`depth`, `in_use`, `limit`, `oldest wait`) is reported by
+every instance that has seen it: the highest report is taken, a sum would count it once an instance.
+
+In a range query a window is `$__rate_interval`, so that it always spans four scrapes; a number for the
+whole time shown is an instant query over `$__range`.
+"""
+
+from __future__ import annotations
+
+from genesis.observability import names
+
+SERVICE_LEVEL_SECONDS = "20.0"  # as the `le` label spells it
+SERVICE_LEVEL_TARGET = 0.8
+
+STEP = "$__rate_interval"
+SHOWN = "$__range"
+
+PROCESS = 'job=~"$job", instance=~"$instance"'
+QUEUE = f'{PROCESS}, queue=~"$queue"'
+EVERY_INSTANCE = 'job=~"$job", instance=~".+", queue=~"$queue"'  # on purpose, whatever is chosen
+
+GAVE_UP = 'outcome=~"timeout|cancelled"'
+HASTY_SECONDS = "5.0"  # who gives up within these is nobody's failure, and is left out of the abandons
+
+
+def series(metric: str, *more: str, of: str = QUEUE) -> str:
+    return f"{metric}{{{', '.join([of, *more])}}}"
+
+
+def _sum(by: str, what: str) -> str:
+    return f"sum by ({by}) ({what})" if by else f"sum({what})"
+
+
+# Being served in time ------------------------------------------------------------------------------
+def ended(by: str = "queue", window: str = STEP, *more: str) -> str:
+    """Callers a second whose wait ended, however it ended."""
+    return _sum(by, f"rate({series(names.WAIT_SECONDS + '_count', *more)}[{window}])")
+
+
+def ended_within(by: str, window: str, outcome: str, seconds: str = SERVICE_LEVEL_SECONDS) -> str:
+    within = series(names.WAIT_SECONDS + "_bucket", outcome, f'le="{seconds}"')
+    return _sum(by, f"rate({within}[{window}])")
+
+
+def gave_up_within(by: str, window: str, seconds: str) -> str:
+    # An outcome that never came has no buckets yet.
+    return f"({ended_within(by, window, GAVE_UP, seconds)} or 0 * {ended(by, window)})"
+
+
+def service_level_strict(by: str = "queue", window: str = STEP) -> str:
+    """Answered within 20 s, of all whose wait ended."""
+    in_time = ended_within(by, window, 'outcome="granted"')
+    return f"{in_time} / ({ended(by, window)} > 0)"
+
+
+def service_level_lenient(by: str = "queue", window: str = STEP) -> str:
+    """The same, without the callers who gave up within 20 s."""
+    in_time = ended_within(by, window, 'outcome="granted"')
+    others = gave_up_within(by, window, SERVICE_LEVEL_SECONDS)
+    return f"{in_time} / ({ended(by, window)} - {others} > 0)"
+
+
+def service_level_burn() -> str:
+    """How many times faster than allowed callers miss the 20 s, over an hour; as the alert sees it."""
+    recorded = series("job_queue:genesis_service_level:ratio1h", of='job=~"$job", queue=~"$queue"')
+    return f"(1 - {recorded}) / {1 - SERVICE_LEVEL_TARGET:.2f}"
+
+
+def speed_of_answer(by: str = "queue", window: str = STEP) -> str:
+    """Mean wait of those who were answered."""
+    seconds = series(names.WAIT_SECONDS + "_sum", 'outcome="granted"')
+    answered = ended(by, window, 'outcome="granted"')
+    return f"{_sum(by, f'rate({seconds}[{window}])')} / ({answered} > 0)"
+
+
+def abandon_rate(by: str = "queue", window: str = STEP) -> str:
+    """Gave up, of all whose wait ended; without those who gave up within 5 s on either side."""
+    hasty = gave_up_within(by, window, HASTY_SECONDS)
+    return f"({ended(by, window, GAVE_UP)} - {hasty}) / ({ended(by, window)} - {hasty} > 0)"
+
+
+def held(by: str) -> str:
+    """Holds a second that ended."""
+    return _sum(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{STEP}])")
+
+
+def per_minute(what: str) -> str:
+    return f"60 * {what}"
+
+
+def wait_quantile(quantile: float, by: str = "") -> str:
+    buckets = series(names.WAIT_SECONDS + "_bucket", 'outcome="granted"')
+    return _quantile(quantile, buckets, by)
+
+
+def waits_of_the_answered() -> str:
+    return _heatmap(series(names.WAIT_SECONDS + "_bucket", 'outcome="granted"'))
+
+
+def waits_of_those_who_gave_up() -> str:
+    # Without +Inf, the one bucket that is there before the first of them: `increase` sees the first
+    # observation in that one alone, and it would be drawn as an endless wait.
+    return _heatmap(series(names.WAIT_SECONDS + "_bucket", GAVE_UP, 'le!="+Inf"'))
+
+
+def _heatmap(buckets: str) -> str:
+    return f"sum by (le) (increase({buckets}[{STEP}]))"
+
+
+def hold_quantile(quantile: float) -> str:
+    # Only of those that ended well: see above, the first of another kind would count as endless.
+    return _quantile(quantile, series(names.HOLD_SECONDS + "_bucket", 'outcome="released"'), "")
+
+
+def position_quantile(quantile: float) -> str:
+    return _quantile(quantile, series(names.POSITION + "_bucket"), "")
+
+
+def _quantile(quantile: float, buckets: str, by: str) -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{STEP}])))"
+
+
+# The line as it stands -----------------------------------------------------------------------------
+def waiting(by: str = "queue") -> str:
+    return _sum(by, series(names.WAITING))
+
+
+def holding(by: str = "queue") -> str:
+    return _sum(by, series(names.HOLDING))
+
+
+def shared(metric: str) -> str:
+    """A gauge of the line itself, by queue: the highest report."""
+    return f"max by (queue) ({series(metric)})"
+
+
+def in_all(metric: str) -> str:
+    """A gauge of the line itself, added up over queues, never over instances."""
+    return f"sum({shared(metric)})"
+
+
+def longest_wait() -> str:
+    return f"max({series(names.OLDEST_WAIT)})"
+
+
+def occupancy() -> str:
+    return f"{shared(names.IN_USE)} / ({shared(names.LIMIT)} > 0)"
+
+
+def occupancy_of_all() -> str:
+    return f"{in_all(names.IN_USE)} / ({in_all(names.LIMIT)} > 0)"
+
+
+def stuck() -> str:
+    """Waiters of a queue that has free slots; nothing if there are none.
+
+    Both must hold in one and the same instance's report: reports of different moments may well differ.
+    """
+    free = f"{series(names.IN_USE)} < {series(names.LIMIT)}"
+    return f"max by (queue) ({series(names.DEPTH)} > 0 and {free})"
+
+
+def or_zero(what: str) -> str:
+    return f"{what} or vector(0)"
+
+
+def how_many(what: str) -> str:
+    return or_zero(f"count({what})")
+
+
+def depth_everywhere() -> str:
+    return f"max by (queue) ({series(names.DEPTH, of=EVERY_INSTANCE)})"
+
+
+def waiting_everywhere() -> str:
+    return f"sum by (queue) ({series(names.WAITING, of=EVERY_INSTANCE)})"
+
+
+def left_by_the_dead() -> str:
+    """Waiters in the line that no living instance has; of all instances, whichever are chosen."""
+    return f"clamp_min({depth_everywhere()} - {waiting_everywhere()}, 0)"
+
+
+# Demand, slots, faults -----------------------------------------------------------------------------
+def arriving(by: str = "queue", window: str = STEP) -> str:
+    """Calls a second that entered the line."""
+    return _sum(by, f"rate({series(names.POSITION + '_count')}[{window}])")
+
+
+def mean_hold(by: str = "queue", window: str = STEP) -> str:
+    seconds = _sum(by, f"rate({series(names.HOLD_SECONDS + '_sum')}[{window}])")
+    count = _sum(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{window}])")
+    return f"{seconds} / ({count} > 0)"
+
+
+def capacity() -> str:
+    """Calls a second that the slots can take at the present length of a call, all queues together."""
+    return f"sum({shared(names.LIMIT)} / ({mean_hold()} > 0))"
+
+
+def load(window: str = STEP) -> str:
+    """Slots that the arriving calls need, of those there are: arrivals x mean hold / limit."""
+    return f"{arriving(window=window)} * {mean_hold(window=window)} / ({shared(names.LIMIT)} > 0)"
+
+
+def happened(metric: str, by: str, *more: str, of: str = QUEUE, window: str = STEP) -> str:
+    """How often. Every counter begins at 0 with the first call, so that the very first time counts."""
+    return _sum(by, f"increase({series(metric, *more, of=of)}[{window}])")
+
+
+def disruptions(by: str = "reason", window: str = STEP) -> str:
+    return happened(names.DISRUPTIONS, by, of=PROCESS, window=window)
+
+
+def reclaimed(by: str, window: str = STEP) -> str:
+    return happened(names.RECLAIMED, by, window=window)
+
+
+def lost(by: str, window: str = STEP) -> str:
+    return happened(names.HOLD_SECONDS + "_count", by, 'outcome="lost"', window=window)
+
+
+def failed(by: str, window: str = STEP) -> str:
+    return happened(names.WAIT_SECONDS + "_count", by, 'outcome="error"', window=window)
+
+
+def telemetry_errors(by: str = "sink", window: str = STEP) -> str:
+    return happened(names.TELEMETRY_ERRORS, by, of=PROCESS, window=window)
+
+
+def limit_disagreements(by: str, window: str = STEP) -> str:
+    return happened(names.LIMIT_DISAGREEMENTS, by, window=window)
+
+
+def faults_of_queues() -> str:
+    """What went wrong with calls in the time shown, by queue: 0 on a good day."""
+    return " + ".join(kind("queue", SHOWN) for kind in (reclaimed, lost, failed))
+
+
+# Instances and the backend -------------------------------------------------------------------------
+WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
+
+
+def up() -> str:
+    return f"max by (instance) ({series('up', of=PROCESS)})"
+
+
+def down() -> str:
+    return f"count({series('up', of=PROCESS)} == 0) or vector(0)"
+
+
+def operation_quantile(quantile: float, by: str, window: str = STEP) -> str:
+    buckets = series(names.OPERATION_SECONDS + "_bucket", WAITS_BY_DESIGN, of=PROCESS)
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
+
+
+def operations(by: str, *more: str) -> str:
+    return _sum(by, f"rate({series(names.OPERATION_SECONDS + '_count', *more, of=PROCESS)}[{STEP}])")
+
+
+def alerts() -> str:
+    return 'ALERTS{job=~"$job", alertname=~"Genesis.+", alertstate="firing"}'
+
+
+# Logs ----------------------------------------------------------------------------------------------
+LINES = '{service_name=~"$service"}'
+SHORT = (
+    "{{.event}} {{.item_id}} queue={{.queue_id}} on={{.instance_id}} waited={{.waited}} held={{.held}}"
+)
+
+
+def log_of_queue() -> str:
+    return f'{LINES} |= "queue_id" | json | queue_id=~"$queue" | line_format "{SHORT}"'
+
+
+def log_of_call() -> str:
+    return f'{LINES} |= "$item_id" | json | item_id="$item_id"'
+
+
+def log_number(field: str) -> str:
+    """A number that the log of the call holds, the highest of them."""
+    return f'max(max_over_time({log_of_call()} | {field}!="" | unwrap {field} [{SHOWN}]))'
+
+
+def log_instances() -> str:
+    return f"count(sum by (instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"

@@ -1,0 +1,221 @@
+"""The committed dashboards are what the generator writes, what Grafana reads, and what we demand."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dashboards.generate import as_text, dashboards
+from tests.dashboard_linter import violations
+from tests.telemetry_names import complaints, panel_expressions
+
+BOARDS = {path.stem: board for path, board in dashboards().items()}
+OVERVIEW, QUEUE, CALL = "genesis-overview", "genesis-queue", "genesis-call"
+
+Board = dict[str, Any]
+
+
+def panel(board: Board, title: str) -> Board:
+    found: Board
+    (found,) = [each for each in board["panels"] if each["title"] == title]
+    return found
+
+
+def test_the_committed_files_are_what_the_generator_writes() -> None:
+    """After a change in dashboards/, `python -m dashboards.generate` was run."""
+    for path, board in dashboards().items():
+        assert path.read_text(encoding="utf-8") == as_text(board), f"{path.name} is out of date"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_no_dashboard_breaks_a_rule(name: str) -> None:
+    """Every rule of the linter holds for every dashboard."""
+    assert violations(BOARDS[name]) == []
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_name_and_label_in_a_panel_is_exposed(name: str) -> None:
+    """A metric, a label or a label's value that the code does not know is found here."""
+    wrong = [(title, complaints(text)) for title, text in panel_expressions(BOARDS[name])]
+    assert [(title, what) for title, what in wrong if what] == []
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_grafana_knows_every_field_of_a_dashboard(name: str) -> None:
+    """Read and written again by Grafana's own types for 11.6, nothing is lost or changed."""
+    plugins = pytest.importorskip(
+        "grafana_foundation_sdk.cog.plugins", reason="Grafana's types need Python 3.11"
+    )
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+    board = json.loads(as_text(BOARDS[name]))
+    again = json.loads(json.dumps(Dashboard.from_json(board), cls=JSONEncoder))
+    assert lost(board, again) == []
+
+
+def lost(ours: Any, theirs: Any, at: str = "") -> list[str]:
+    """Where `theirs` lacks or changes something of `ours`; it may have more: the defaults."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [
+            found
+            for key in ours
+            for found in (
+                lost(ours[key], theirs[key], f"{at}/{key}") if key in theirs else [f"{at}/{key}"]
+            )
+        ]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [found for place, (a, b) in pairs for found in lost(a, b, f"{at}/{place}")]
+    return [] if ours == theirs else [at]
+
+
+def test_links_between_dashboards_lead_somewhere() -> None:
+    """Every /d/... in a link of a head, a cell or a column is one of the dashboards."""
+    for name, board in BOARDS.items():
+        linked = set(re.findall(r"/d/([a-z-]+)", as_text(board)))
+        assert linked <= set(BOARDS), name
+        assert linked >= set(BOARDS) - {name}, name
+
+
+# The linter itself: every rule, on a violation that was planted -------------------------------------
+def set_to(title: str, path: str, value: Any) -> Callable[[Board], None]:
+    """Plants `value` at `path` of the panel."""
+
+    def plant(board: Board) -> None:
+        where: Any = panel(board, title)
+        *steps, last = path.split(".")
+        for step in steps:
+            where = where[int(step)] if step.isdigit() else where[step]
+        where[last] = value
+
+    return plant
+
+
+def replaced(title: str, old: str, new: str) -> Callable[[Board], None]:
+    """Plants another text in the first query of the panel."""
+
+    def plant(board: Board) -> None:
+        target = panel(board, title)["targets"][0]
+        assert old in target["expr"], target["expr"]
+        target["expr"] = target["expr"].replace(old, new)
+
+    return plant
+
+
+def of_variable(name: str, field: str, value: Any) -> Callable[[Board], None]:
+    def plant(board: Board) -> None:
+        (variable,) = [each for each in board["templating"]["list"] if each["name"] == name]
+        variable[field] = value
+
+    return plant
+
+
+SLOTS = "Slots: in use, and how many there are"
+DEMAND = "Demand: calls that come, and that the slots can take"
+WAITING = "Callers waiting by queue"
+WAITS = "Wait of those who were answered"
+
+PLANTED: dict[str, tuple[str, Callable[[Board], None], str]] = {
+    "a uid made up by Grafana": (OVERVIEW, lambda b: b.update(uid="aBc123"), "uid"),
+    "no uid": (OVERVIEW, lambda b: b.update(uid=None), "uid"),
+    "an old schema": (OVERVIEW, lambda b: b.update(schemaVersion=36), "schemaVersion"),
+    "a schema of the future": (OVERVIEW, lambda b: b.update(schemaVersion=42), "schemaVersion"),
+    "editable": (OVERVIEW, lambda b: b.update(editable=True), "editable"),
+    "no description": (OVERVIEW, lambda b: b.update(description=""), "no description"),
+    "a variable is missing": (
+        OVERVIEW,
+        lambda b: b["templating"]["list"].pop(1),
+        "no variable $job",
+    ),
+    "a variable without label": (OVERVIEW, of_variable("job", "label", ""), "no label"),
+    "a variable loaded once": (OVERVIEW, of_variable("queue", "refresh", 1), "time range"),
+    "All without a pattern": (OVERVIEW, of_variable("queue", "allValue", ""), "endless list"),
+    "a variable of nothing": (
+        OVERVIEW,
+        of_variable("job", "query", {"query": "label_values(genesis_info, job)"}),
+        "nothing exposes it",
+    ),
+    "a link that forgets": (OVERVIEW, lambda b: b["links"][0].update(keepTime=False), "forgets"),
+    "no link": (OVERVIEW, lambda b: b["links"].clear(), "links to no other"),
+    "one id twice": (OVERVIEW, set_to(WAITING, "id", 2), "one id"),
+    "too wide": (OVERVIEW, set_to("Faults", "gridPos.w", 9), "outside"),
+    "on top of another": (OVERVIEW, set_to(SLOTS, "gridPos.x", 1), "overlap"),
+    "a panel without title": (OVERVIEW, set_to(WAITING, "title", ""), "no title"),
+    "a panel without unit": (OVERVIEW, set_to(WAITING, "fieldConfig.defaults.unit", ""), "no unit"),
+    "a panel without description": (OVERVIEW, set_to(WAITING, "description", ""), "no description"),
+    "a panel that does not help": (
+        OVERVIEW,
+        set_to(WAITING, "description", "Callers who wait."),
+        "does not say when it is bad",
+    ),
+    "a fixed datasource": (
+        OVERVIEW,
+        set_to(WAITING, "datasource", {"type": "prometheus", "uid": "PBFA97CFB590B2093"}),
+        "can be chosen",
+    ),
+    "a target with a fixed datasource": (
+        OVERVIEW,
+        set_to(WAITING, "targets.0.datasource", {"type": "prometheus", "uid": "main"}),
+        "can be chosen",
+    ),
+    "no query": (OVERVIEW, lambda b: panel(b, WAITING)["targets"].clear(), "asks nothing"),
+    "a fixed window": (OVERVIEW, replaced(DEMAND, "$__rate_interval", "5m"), "$__rate_interval"),
+    "the whole range at each point": (
+        OVERVIEW,
+        replaced(DEMAND, "$__rate_interval", "$__range"),
+        "$__rate_interval",
+    ),
+    "a short window for a number over all": (
+        OVERVIEW,
+        replaced("Abandon rate", "$__range", "$__rate_interval"),
+        "other than $__range",
+    ),
+    "a bare counter": (
+        OVERVIEW,
+        replaced(WAITING, "genesis_queue_waiting", "genesis_queue_reclaimed_total"),
+        "since the process began",
+    ),
+    "a sum of what is shared": (
+        OVERVIEW,
+        replaced(SLOTS, "max by (queue)", "sum by (queue)"),
+        "shared",
+    ),
+    "what is shared, not aggregated": (QUEUE, replaced("Longest wait", "max by (queue)", ""), "shared"),
+    "a max of each one's own": (OVERVIEW, replaced(WAITING, "sum by", "max by"), "each one's"),
+    "no filter by job": (OVERVIEW, replaced(WAITING, 'job=~"$job", ', ""), "$job"),
+    "no filter by instance": (
+        OVERVIEW,
+        replaced(WAITING, 'instance=~"$instance", ', ""),
+        "$instance",
+    ),
+    "no filter by queue": (OVERVIEW, replaced(WAITING, ', queue=~"$queue"', ""), "$queue"),
+    "another queue": (OVERVIEW, replaced(WAITING, '"$queue"', '"sales"'), "$queue"),
+    "quantiles without a way to a trace": (
+        QUEUE,
+        set_to(WAITS, "targets.0.exemplar", False),
+        "without exemplars",
+    ),
+    "the logs of everybody": (
+        CALL,
+        replaced("Its log, on every instance", "service_name", "job"),
+        "every service",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_the_linter_finds_what_was_planted(what: str) -> None:
+    """A dashboard with one fault has a violation that names it, and had none before."""
+    name, plant, word = PLANTED[what]
+    board = copy.deepcopy(BOARDS[name])
+    plant(board)
+    found = violations(board)
+    assert found
+    assert all(word in each for each in found), found
