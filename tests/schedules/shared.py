@@ -39,7 +39,7 @@ from tests.schedules.loop import Order, VirtualLoop
 from tests.schedules.scenario import Admin, Scenario
 from tests.schedules.sinks import BareQueue, Sinks
 from tests.schedules.truth import Books, name_of
-from tests.schedules.wire import Command, Network, Pipe, ScriptedPool, Server, pack
+from tests.schedules.wire import Command, Network, Pipe, ScriptedEndpoint, Server, pack
 
 __all__ = ["FAULTS", "SOON", "SharedSchedule"]
 
@@ -72,7 +72,7 @@ class Instance:
         self.backend = backend = RedisBackend(key_prefix=_PREFIX, lease=_LEASE)
         backend.instance_id = self.name
         # The boundary: from here on the library's bytes go where the schedule lets them go.
-        backend._pool = ScriptedPool(lambda: network.pipe(self.loop, number))  # type: ignore[assignment]
+        backend._place = ScriptedEndpoint(lambda: network.pipe(self.loop, number))
         make: Any = Queue if observed else BareQueue
         self.queue: Queue = make(backend, telemetry=sinks.telemetry)
         listener = backend._listener

@@ -1,6 +1,6 @@
 """The transport: what stands between `RedisBackend` and a real redis-server in a schedule.
 
-    RedisBackend -> ScriptedPool.make_connection() -> ScriptedConnection -> Pipe -> Server
+    RedisBackend -> ScriptedEndpoint.connection() -> ScriptedConnection -> Pipe -> Server
 
 `ScriptedConnection` is the whole boundary with the library, and the only class to change if the library
 speaks to its connection otherwise. It offers what `Link` and `Subscriber` use of redis-py's connection:
@@ -22,15 +22,17 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
+from redis.asyncio.connection import AbstractConnection, Connection
 
+from genesis.backends.redis.endpoint import Endpoint
 from tests.schedules.loop import VirtualLoop
 
-__all__ = ["Command", "Network", "Pipe", "ScriptedConnection", "ScriptedPool", "Server", "pack"]
+__all__ = ["Command", "Network", "Pipe", "ScriptedConnection", "ScriptedEndpoint", "Server", "pack"]
 
 Command = list[bytes]
 
@@ -271,14 +273,12 @@ class ScriptedConnection:
         self._pipe.hang_up()
 
 
-class ScriptedPool:
-    """Stands in for redis-py's pool, of which the library uses no more than this."""
+class ScriptedEndpoint(Endpoint):
+    """Stands in for the place that a backend connects to."""
 
     def __init__(self, make: Callable[[], Pipe]) -> None:
+        super().__init__(Connection, {})
         self._make = make
 
-    def make_connection(self) -> ScriptedConnection:
-        return ScriptedConnection(self._make())
-
-    async def disconnect(self) -> None:
-        """None was taken from it."""
+    def connection(self) -> AbstractConnection:
+        return cast(AbstractConnection, ScriptedConnection(self._make()))
