@@ -518,6 +518,9 @@ class SharedSchedule:
 
     def _check(self) -> None:
         """Who runs a body has a slot; who has ended, ended as he may."""
+        for pipe in self.network.pipes:
+            if pipe.broken and not self.instances[pipe.owner].closing:
+                self._disturbed = True  # by its client, whose patience was over
         ended = False
         for call in self._alive:
             if call.done:
@@ -552,18 +555,12 @@ class SharedSchedule:
     @property
     def _unbroken(self) -> bool:
         """Nothing was lost, so nothing takes a heartbeat to mend."""
-        return not self._disturbed and all(
-            pipe.open or pipe.connecting is not None or self._instance_closing(pipe)
-            for pipe in self.network.pipes
-        )
+        return not self._disturbed
 
     @property
     def _calm_so_far(self) -> bool:
         """Nothing was lost, and nothing was late."""
         return not self._slow and self._unbroken
-
-    def _instance_closing(self, pipe: Pipe) -> bool:
-        return pipe.owner < 0 or self.instances[pipe.owner].closing
 
     # -- the end ------------------------------------------------------------------------------------
 
@@ -600,11 +597,20 @@ class SharedSchedule:
 
     def _let_the_gone_lapse(self) -> None:
         """What the dead have, and what those who closed could not give back, is taken by the lease."""
-        while any(i.closing and i.loop.unfinished() for i in self.instances if not i.dead):
+        closing = [i for i in self.instances if i.closing and not i.dead]
+        for _ in range(_ROUNDS):
+            if all(task.done() for instance in closing for task in instance.errands):
+                break
             self.beat()
+        else:
+            raise Violation(f"{closing} do not end closing")
         for instance in self.instances:
-            if instance.dead or instance.closing:
+            left = any(instance.name in truth.leases for truth in self.books.queues.values())
+            if left and (instance.dead or instance.closing):
+                if self._calm_so_far:
+                    raise Violation(f"{instance.name} has closed, and given nothing back")
                 self._lapse(instance)
+                self._disturbed = True  # what it could not give back takes the lease, and a beat
 
     def calm(self) -> None:
         """Go on, with a network that works and no time that passes, until nothing moves."""

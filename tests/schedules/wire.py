@@ -101,6 +101,7 @@ class Pipe:
         self.number = number
         self.connecting: asyncio.Future[None] | None = None
         self.open = False
+        self.broken = False  # it was open, or about to be, and is no more
         self.outgoing: deque[Command] = deque()
         self.incoming: deque[Any] = deque()
         self.inbox: deque[Any] = deque()
@@ -169,11 +170,13 @@ class Pipe:
         """The client closes it. What it has written may arrive all the same."""
         if self.connecting is not None:
             self.connecting = None
+            self.broken = True
         if self.open:
             self._give_up(len(self.outgoing))
 
     def _give_up(self, arriving: int) -> None:
         self.open = False
+        self.broken = True
         self.late.extend(list(self.outgoing)[:arriving])
         self.outgoing.clear()
         self.incoming.clear()
@@ -271,12 +274,11 @@ class ScriptedConnection:
 
 
 class ScriptedEndpoint(Endpoint):
-    """Where the library's connections are made to."""
+    """Stands in for the place that a backend connects to."""
 
     def __init__(self, make: Callable[[], Pipe]) -> None:
         super().__init__(Connection, {})
         self._make = make
 
     def connection(self) -> AbstractConnection:
-        connection: Any = ScriptedConnection(self._make())
-        return cast("AbstractConnection", connection)
+        return cast(AbstractConnection, ScriptedConnection(self._make()))
