@@ -451,6 +451,15 @@ def test_a_free_slot_that_stays_free_while_somebody_waits_is_found(tale: Tale) -
     assert tale.rules() == ["standstill"]
 
 
+def test_a_slot_that_was_lost_for_its_holder_alone_is_not_free(tale: Tale) -> None:
+    """Its lease lapsed by its own reckoning, Redis renewed it: it is free when the body is over."""
+    tale.fault(0.2, 0.9, "a")
+    tale.call("1", 0.0, grant=0.1, leave=3.0)
+    tale.say(0.9, "lost", "a", "q", "1", reason="lapsed", fence=0.9)
+    tale.call("2", 0.8, who="b", entered=0.85, grant=3.05, leave=4.0)
+    assert tale.rules() == []
+
+
 def test_a_second_slot_that_stays_free_is_found(tale: Tale) -> None:
     """Two may hold, one does, one waits."""
     tale.call("1", 0.0, queue="two", grant=0.1, leave=2.0)

@@ -146,8 +146,14 @@ async def run(options: argparse.Namespace) -> Tally:
             else:
                 afterwards.put(campaign.server)
             afterwards.look()
+            write(tally, options.json)
         await afterwards.wait()
     return tally
+
+
+def write(tally: Tally, file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(tally.facts(), indent=2) + "\n")
 
 
 def report(campaign: Campaign, verdict: Verdict, file: Path) -> None:
@@ -204,8 +210,7 @@ def main() -> int:
     facts = tally.facts()
     text = json.dumps(facts, indent=2)
     print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    write(tally, options.json)
     unfelt = [name for name in options.only or FAULTS if not tally.felt[name]]
     if find_libfaketime() is None and "clock" in unfelt:
         print("SKIPPED: clock; libfaketime is not installed")

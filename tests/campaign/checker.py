@@ -281,8 +281,8 @@ def _stills(story: Story, queue: str, passages: list[Passage]) -> Iterator[Perio
     for passage in passages:
         if passage.entered is not None and passage.wait_end > passage.entered:
             steps += [(passage.entered, 1, 0), (passage.wait_end, -1, 0)]
-        if passage.granted is not None and passage.hold_end > passage.granted:
-            steps += [(passage.granted, 0, 1), (passage.hold_end, 0, -1)]
+        if passage.granted is not None and passage.slot_free > passage.granted:
+            steps += [(passage.granted, 0, 1), (passage.slot_free, 0, -1)]
     steps += [(mark, 0, 0) for mark in story.limit_changes(queue)]
     steps.sort()
     waiting = holding = 0

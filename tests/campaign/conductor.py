@@ -475,8 +475,10 @@ async def _set_limit(scene: Scene, operator: Queue, value: int | None) -> bool:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
+    """Cancel it until it has ended: redis-py may take a cancellation for a timeout of its own."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 async def _watch(scene: Scene) -> None:

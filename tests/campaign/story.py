@@ -63,6 +63,15 @@ class Passage:
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
+    def slot_free(self) -> float:
+        """From when on its slot should be another's. A lease that lapsed by its own reckoning may
+        not have by Redis': what is lost stays lost, but is given back only when the body is over."""
+        ends = [self.leaving, self.evicted, self.killed, self.ended]
+        if self.reason != "lapsed":
+            ends.append(self.lost)
+        return min((end for end in ends if end is not None), default=math.inf)
+
+    @property
     def listed(self) -> float:
         """From when on its instance's heartbeats name it: those before say nothing about it."""
         if self.entered is not None:
@@ -182,17 +191,25 @@ class Story:
         ]
 
     def lag(self, period: Period, who: str = "") -> float:
-        """The longest time for which an event loop stood still that touches `period`."""
-        names = (who, CONDUCTOR) if who else self.lags
+        """The longest time for which an event loop stood still that touches `period`.
+
+        With a name, those that tell something about that instance: its own, and those of others that
+        no fault explains, so that it was the machine that stood still.
+        """
         return max(
             (
                 lag.end - lag.begin
-                for name in names
-                for lag in self.lags.get(name, ())
+                for name, lags in self.lags.items()
+                for lag in lags
                 if lag.meets(period)
+                and (not who or name in (who, CONDUCTOR) or self._of_all(name, lag))
             ),
             default=0.0,
         )
+
+    def _of_all(self, who: str, lag: Period) -> bool:
+        worker = self.worker.get(who, who)
+        return not any(d.target == worker and d.period.meets(lag) for d in self.disturbances)
 
     def limits(self, queue: str, period: Period) -> set[int]:
         """Every limit that can have been in force at some moment of `period`."""
