@@ -489,6 +489,8 @@ def test_a_machine_that_stood_still_excuses_as_much(tale: Tale) -> None:
     tale.call("2", 0.2, who="b", entered=0.3, grant=2.0, leave=3.0)
     tale.say(1.6, "lag", "b", seconds=0.4)
     assert tale.rules() == []
+    tale.fault(1.1, 1.25, "b", name="block")
+    assert tale.rules() == ["standstill"], "that loop stood still because of a fault"
 
 
 def test_a_paused_queue_does_not_stand_still(tale: Tale) -> None:

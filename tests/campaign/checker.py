@@ -332,9 +332,10 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
 
 
 def _troubled(story: Story, who: str, period: Period) -> bool:
-    """Whether a fault, or a machine that stood still for a heartbeat, can explain what was seen."""
+    """Whether a fault can explain it, or a machine so busy that a few turns of several processes
+    take as long as an operation may."""
     faults = any(trouble.meets(period) for trouble in story.disturbed(who))
-    return faults or story.lag(period, who) > story.lease / 6
+    return faults or story.lag(period, who) > story.lease / 12
 
 
 # Timing

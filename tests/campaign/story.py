@@ -137,7 +137,7 @@ class Story:
         self.passages: dict[str, Passage] = {}
         self.losses: list[Period] = []
         self.disturbances: list[Disturbance] = []
-        self.lags: dict[str, list[Period]] = defaultdict(list)
+        self._lags: dict[int, list[tuple[str, Period]]] = defaultdict(list)  # by the second
         self.worker: dict[str, str] = {}  # of an instance
         self.stopped: dict[str, list[Period]] = defaultdict(list)
         self.strays: list[Event] = []  # of calls that never entered
@@ -191,25 +191,28 @@ class Story:
         ]
 
     def lag(self, period: Period, who: str = "") -> float:
-        """The longest time for which an event loop stood still that touches `period`.
+        """The longest time in `period` for which an event loop stood still, or an answer took.
 
-        With a name, those that tell something about that instance: its own, and those of others that
-        no fault explains, so that it was the machine that stood still.
+        Those of others than `who` count if no fault explains them: then it was the machine.
         """
+        last = math.floor(min(period.end, self.history.events[-1].at))
+        seconds = range(math.floor(period.begin), last + 1)
         return max(
             (
                 lag.end - lag.begin
-                for name, lags in self.lags.items()
-                for lag in lags
-                if lag.meets(period)
-                and (not who or name in (who, CONDUCTOR) or self._of_all(name, lag))
+                for second in seconds
+                for name, lag in self._lags.get(second, ())
+                if lag.meets(period) and (name in (who, CONDUCTOR) or self._of_machine(name, lag))
             ),
             default=0.0,
         )
 
-    def _of_all(self, who: str, lag: Period) -> bool:
-        worker = self.worker.get(who, who)
-        return not any(d.target == worker and d.period.meets(lag) for d in self.disturbances)
+    def _note_lag(self, who: str, begin: float, end: float) -> None:
+        for second in range(math.floor(begin), math.floor(end) + 1):
+            self._lags[second].append((who, Period(begin, end)))
+
+    def _of_machine(self, who: str, lag: Period) -> bool:
+        return not any(trouble.meets(lag) for trouble in self.disturbed(who))
 
     def limits(self, queue: str, period: Period) -> set[int]:
         """Every limit that can have been in force at some moment of `period`."""
@@ -286,10 +289,11 @@ class Story:
                 self._contacts[who, queue].fences.append((at, more["until"]))
             elif kind == "beat":
                 self._contacts[who, queue].beats.append((at, more["sent"], more["unknown"]))
+                self._note_lag(who, more["sent"], at)
             elif kind == "restored":
                 self._contacts[who, queue].restored.append(at)
             elif kind == "lag":
-                self.lags[who].append(Period(at - more["seconds"], at))
+                self._note_lag(who, at - more["seconds"], at)
             elif kind == "kill":
                 self._killed[who] = at
             elif kind == "stop":
