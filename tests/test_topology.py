@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import shutil
 import socket
 import time
@@ -233,6 +234,47 @@ async def test_a_slot_that_moves_under_load_loses_no_call_and_no_place(
     assert (load.failed, load.lost, load.inversions, load.excesses) == ([], 0, 0, [])
     for queue in instances.queues:
         await assert_nothing_kept(queue)
+
+
+async def test_calls_cancelled_while_their_slot_moves_leave_nothing(
+    redis_cluster: Cluster, instances: Instances
+) -> None:
+    """Whether a command was held back, on its way or answered when its task was cancelled."""
+    made = [instances.make(client=redis_cluster.client()) for _ in range(2)]
+    slot, served = slot_of("sales"), 0
+    rng = random.Random(7)
+
+    async def call(number: int) -> None:
+        nonlocal served
+        async with made[number % 2].slot("sales", item_id=f"call-{number}", max_concurrent=2):
+            await asyncio.sleep(rng.uniform(0.0, 0.004))
+        served += 1
+
+    tasks: list[asyncio.Task[None]] = []
+    targets = itertools.cycle(redis_cluster.servers)
+    for round_number in range(12):
+        source = redis_cluster.owner(slot)
+        target = next(server for server in targets if server is not source)
+        tasks += [asyncio.create_task(call(100 * round_number + n)) for n in range(40)]
+        redis_cluster.begin_move(slot, source, target)
+        for task in rng.sample(tasks[-40:], 20):
+            asyncio.get_running_loop().call_later(rng.uniform(0.0, 0.15), task.cancel)
+        await asyncio.sleep(rng.uniform(0.0, 0.1))  # what is on its way then is the subject
+        await asyncio.to_thread(_move_one_by_one, redis_cluster, slot, source, target)
+        redis_cluster.end_move(slot, target)
+    ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+    cancelled = sum(isinstance(end, asyncio.CancelledError) for end in ends)
+    print(f"{served} served, {cancelled} cancelled")
+    assert served + cancelled == 480
+    assert cancelled > 50
+    for queue in made:
+        await assert_nothing_kept(queue)
+    assert (await made[0].stats("sales"))[:2] == (0, 0)
+
+
+def _move_one_by_one(cluster: Cluster, slot: int, source: RedisServer, target: RedisServer) -> None:
+    while cluster.move_keys(slot, source, target, most=1):
+        pass
 
 
 async def test_a_queue_stands_still_while_its_slot_moves_and_its_neighbours_go_on(
