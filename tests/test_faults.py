@@ -386,6 +386,42 @@ async def test_a_stopped_waiter_does_not_believe_the_grant_that_came_meanwhile(h
 
 
 @pytest.mark.slow
+async def test_a_grant_that_is_heard_of_after_it_was_taken_back_is_not_believed(house: House) -> None:
+    """Granted, reaped, back in the line, and only then the message comes: it waits on."""
+    proxy = await house.proxy()
+    queue, other = house.queue(proxy.url, operation_timeout=5 * LEASE), house.queue()
+    await house.connected(queue)
+    holder = house.call(other, "holder")
+    await holder.held()
+    waiter, marker = await house.waiting(queue, "waiter", "marker")
+    proxy.commands.hold()
+    proxy.subscriber.deaf = True
+    await holder.leave()
+    holding: Any = house.server.client.zrange("genesis:queue:{sales}:holding", 0, -1, withscores=True)
+    ticket, token = holding[0][0], int(holding[0][1])
+    following = house.call(other, "following")
+    await following.held(IN_TIME)  # the instance was reaped
+    proxy.subscriber.deaf = False
+    proxy.release()
+
+    async def back() -> bool:
+        return await house.order(other) == ["waiter", "marker"]
+
+    await wait_until(back, "the waiters are in line again")
+    channel = f"genesis:queue:wake:{queue.instance_id}"
+    assert house.server.client.publish(channel, f"granted {ticket} {token} ") == 1
+    await other.evict(SALES, "marker")
+    assert isinstance(await marker.failure(), EvictedError)  # heard after the grant
+    assert not waiter.holds
+    assert await house.holders(other) == ["following"]
+    await following.leave()
+    await waiter.held(BEAT + 1)
+    assert waiter.token > token
+    await waiter.leave()
+    await house.settled()
+
+
+@pytest.mark.slow
 async def test_a_pause_shorter_than_the_lease_costs_nothing(house: House) -> None:
     """SIGSTOP for half the lease: nothing is lost, and what came meanwhile is believed."""
     here = house.queue()

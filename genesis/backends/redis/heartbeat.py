@@ -235,6 +235,7 @@ class Heart:
             if passage is None:
                 continue
             if passage.stage is Stage.WAITING:
+                self._ledger.doubt(passage)  # whatever message is still under way to it is of before
                 state = b"waiting"
             elif passage.stage is Stage.HOLDING and (data_lost or not passage.lost):
                 state = b"holding"

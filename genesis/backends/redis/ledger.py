@@ -13,7 +13,8 @@ monotonic clock, and so always arrives first, however long a message was on its 
 another instance may have reaped this one, so
 
 - a grant that is heard of then is not believed but asked about (the process was stopped, and the
-  message had lain in the socket since);
+  message had lain in the socket since), and no message about a waiter of that time is believed
+  any more, however late it comes: it may be of a grant that was taken back when the lease lapsed;
 - the holders are lost, for good, even if the next heartbeat finds that nobody reaped them: what was
   said about a slot is never taken back.
 """
@@ -45,7 +46,7 @@ class Stage(enum.Enum):
 class Passage:
     """One ticket of this instance."""
 
-    __slots__ = ("blob", "early", "future", "line", "lost", "number", "stage", "ticket")
+    __slots__ = ("blob", "doubtful", "early", "future", "line", "lost", "number", "stage", "ticket")
 
     def __init__(self, ticket: Ticket, line: Line, context: str) -> None:
         self.ticket = ticket
@@ -57,6 +58,8 @@ class Passage:
         self.future: asyncio.Future[Grant] | None = None  # from WAITING on
         # A grant whose message overtook the reply to `enter`; the two come on two connections.
         self.early: tuple[int, Party | None] | None = None
+        # It may have been reaped since it entered: only the link, which is in order, tells its grant.
+        self.doubtful = False
 
 
 class Line:
@@ -158,6 +161,13 @@ class Ledger:
         for passage in line.passages.values():
             if passage.stage is Stage.HOLDING:
                 self.lose(passage, "lapsed")
+            else:
+                self.doubt(passage)
+
+    def doubt(self, passage: Passage) -> None:
+        """Redis did not know it for a while, or may not have."""
+        passage.doubtful = True
+        passage.early = None
 
     def lose(self, passage: Passage, reason: Loss) -> None:
         if not passage.lost:
@@ -181,9 +191,13 @@ class Ledger:
         """A message told of a grant; it may be older than the state that Redis has now.
 
         Numbers are times, as epochs are. A grant from before a loss of data is none any more if its
-        waiter has registered again by now: Redis shows it waiting, and the slot may go to another.
+        waiter has registered again by now: Redis shows it waiting, and the slot may go to another. So
+        it is with a grant from before a reaping.
         """
-        if passage.stage is Stage.WAITING and token < int(passage.line.epoch or 0):
+        waits = passage.stage is Stage.WAITING
+        if (waits and token < int(passage.line.epoch or 0)) or (
+            passage.doubtful and (waits or passage.stage is Stage.ENTERING)
+        ):
             self._beat_soon(passage.line)
         else:
             self.grant(passage, token, released_by)
