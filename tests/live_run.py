@@ -188,7 +188,8 @@ class LiveRun:
         both = [self.call(i, "fragile", 100) for i in (one, two)]
         await self.seen('sum(genesis_queue_holding{queue="fragile"}) == 2', "both slots are held")
         both += [self.call(i, "fragile", 100) for i in (two, two, one, one)]
-        for_a_while = 'min_over_time(max(genesis_queue_depth{queue="fragile"})[2s:500ms]) == 4'
+        four = '(sum(genesis_queue_waiting{queue="fragile"}) == 4)'
+        for_a_while = f"count_over_time({four}[3s:500ms]) >= 4"
         await self.seen(for_a_while, "four wait, two on each")
         with self.fault("instance killed"):
             two.kill()
@@ -307,12 +308,21 @@ class LiveRun:
         )
 
     def fired(self) -> list[tuple[dict[str, str], float, float]]:
-        """Every alert that has fired: its labels, and when it did for the first and the last time."""
-        expression = 'ALERTS{alertstate="firing"}'
-        return [
-            (series["metric"], float(series["values"][0][0]), float(series["values"][-1][0]))
-            for series in self.prometheus.range(expression, self.began, self.ended, 0.5)
-        ]
+        """Each time that an alert fired: its labels, and from when until when it did."""
+        step = 0.5
+        found = []
+        for series in self.prometheus.range(
+            'ALERTS{alertstate="firing"}', self.began, self.ended, step
+        ):
+            times = [float(at) for at, _ in series["values"]]
+            first = last = times[0]
+            for at in times[1:]:
+                if at - last > 1.5 * step:
+                    found.append((series["metric"], first, last))
+                    first = at
+                last = at
+            found.append((series["metric"], first, last))
+        return found
 
     @contextmanager
     def fault(self, name: str) -> Iterator[None]:

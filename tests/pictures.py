@@ -95,7 +95,7 @@ def dead_instance(run: LiveRun) -> Any:
     axis.axvline(began, color=INK, linewidth=1)
     axis.text(began, 6.5, " SIGKILL", va="top")
     axis.set_title(title)
-    axis.set_xlim(began - 1.5, began + 3.6)
+    axis.set_xlim(began - 2.5, began + 3.6)
     axis.set_ylim(0, 6.5)
     axis.set_ylabel("callers")
     axis.set_xlabel("seconds; the lease is 2 s")

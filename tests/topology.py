@@ -273,7 +273,7 @@ def slot_of(queue_id: str) -> int:
 def _do(server: RedisServer, *words: Any, asking: bool = False) -> Any:
     """A command, and its reply as it is, without redis-py's own reading of it."""
     pool: Any = server.client.connection_pool
-    connection = pool.get_connection()
+    connection = pool.connection_class(**pool.connection_kwargs)
     try:
         if asking:
             connection.send_command("ASKING")
@@ -281,7 +281,7 @@ def _do(server: RedisServer, *words: Any, asking: bool = False) -> Any:
         connection.send_command(*words)
         return connection.read_response()
     finally:
-        pool.release(connection)
+        connection.disconnect()
 
 
 def _id(server: RedisServer) -> str:

@@ -60,6 +60,7 @@ _SLOTS = 16384
 _LOOK_EVERY = 60.0  # seconds between two looks at the map when nothing is wrong
 _LOOK_AGAIN = 0.25  # ... while a node is out of reach: its replica may have taken over
 _LOOK_AFTER_MOVE = 1.0  # ... while slots move: the move itself is known, others may come
+_SILENT = 1.0  # seconds without a reply after which the map is asked whether a node was replaced
 _PAUSE_MOST = 0.2  # seconds between two tries of a slot that is on its way
 _NEVER = b"never"
 
@@ -178,7 +179,8 @@ class ClusterLink:
         self._lanes: dict[int, _Lane] = {}
         self._no_lanes = asyncio.Event()
         self._no_lanes.set()
-        self._watchdog = self._loop.call_later(timeout / 10, self._watch)
+        self._tick = min(_LOOK_AGAIN, timeout / 10)
+        self._watchdog = self._loop.call_later(self._tick, self._watch)
         self._closed = False
         self._retiring: dict[asyncio.Task[None], _Node] = {}
         self._look_wanted = asyncio.Event()
@@ -435,10 +437,10 @@ class ClusterLink:
             for command in late:
                 text = f"it is out of reach ({lane.why}), and {self._timeout:g} s have passed"
                 conclude(command, Unreachable(text))
-        if any(node.link.silent(now) > self._timeout / 5 for node in self._nodes.values()):
+        if any(self._is_silent(node) for node in self._nodes.values()):
             # Its replica may have taken over, long before the connection is given up as dead.
             self._look_in(_LOOK_AGAIN)
-        self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
+        self._watchdog = self._loop.call_later(self._tick, self._watch)
 
     # Nodes and the map
 
@@ -563,7 +565,7 @@ class ClusterLink:
         It gets a moment for that. If it does not answer it was replaced because of that, and what it
         carries out later is thrown away with the rest of what it has.
         """
-        if node.link.up:
+        if node.link.up and not self._is_silent(node):
             await node.link.drain(self._timeout / 10)
         left = node.link.take_all()
         lanes = [lane for lane in self._lanes.values() if lane.node is node]
@@ -581,14 +583,17 @@ class ClusterLink:
         self._on_up(node.part)  # it is not missed
 
     def _in_order_of_trust(self, addresses: Iterable[Address]) -> list[Address]:
-        """Shuffled, but whoever is out of reach or in a minority comes last."""
+        """Shuffled, but whoever is out of reach, silent or in a minority comes last."""
         found = list(addresses)
         random.shuffle(found)
         return sorted(found, key=self._doubtful)
 
     def _doubtful(self, address: Address) -> bool:
         node = self._nodes.get(address)
-        return node is not None and (node.outcast or not node.link.up)
+        return node is not None and (node.outcast or not node.link.up or self._is_silent(node))
+
+    def _is_silent(self, node: _Node) -> bool:
+        return node.link.silent(self._loop.time()) > min(_SILENT, self._timeout / 5)
 
 
 def _slot_of(command: Command) -> int:
