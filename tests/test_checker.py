@@ -425,6 +425,18 @@ def test_a_waiter_whose_entering_was_answered_after_its_lease_may_be_overtaken(t
     assert tale.rules() == []
 
 
+def test_a_waiter_whose_unheard_grant_was_lost_with_the_data_was_not_overtaken(tale: Tale) -> None:
+    """Granted first, and evicted; it heard of neither before Redis lost its data, and waits again."""
+    tale.fault(0.0, 9.0)
+    tale.call("1", 0.2, queue="two", entered=0.3, grant=2.1, token=3, leave=3.0)
+    tale.call("2", 0.4, queue="two", who="b", grant=0.5, token=2, leave=2.0)
+    tale.say(0.6, "evict", "b", "two", "1")
+    tale.loss(0.7, 0.71)
+    tale.beat(0.8, 0.79, unknown=1, queue="two")
+    tale.say(0.82, "restored", "a", "two")
+    assert tale.rules() == []
+
+
 def test_a_waiter_that_has_registered_again_may_not_be_overtaken(tale: Tale) -> None:
     """Back in the line, it stands where it stood."""
     tale.fault(0.5, 5.0, "a", settle=LEASE)

@@ -234,8 +234,8 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
             if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
                 continue
             # A grant that it never heard of may have come before, and been taken back when its lease
-            # lapsed; a heartbeat that was answered in between would have told of it.
-            told = min(story.heard(waiter, other.taken.end), waiter.wait_end)
+            # lapsed, or been lost; a heartbeat that was answered in between would have told of it.
+            told = min(story.heard(waiter, other.taken.end), waiter.waits_end)
             if story.unregistered(waiter, other.taken.begin, max(other.taken.end, told)):
                 verdict.overtaken += 1
                 continue

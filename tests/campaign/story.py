@@ -81,7 +81,12 @@ class Passage:
     @property
     def wait_end(self) -> float:
         """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
-        ends = (self.granted, self.giving_up, self.evicted, self.killed, self.ended)
+        return min(self.waits_end, math.inf if self.evicted is None else self.evicted)
+
+    @property
+    def waits_end(self) -> float:
+        """Until when it waited as far as it knew itself."""
+        ends = (self.granted, self.giving_up, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
 
