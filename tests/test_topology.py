@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ from genesis.queue import RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.load import Load
 from tests.redis_server import RedisServer
-from tests.topology import Cluster, SentinelTrio, slot_of
+from tests.tcp_proxy import TcpProxy
+from tests.topology import Cluster, SentinelTrio, in_step, slot_of
 from tests.waiting import wait_until
 
 LEASE = 6.0
@@ -135,6 +137,44 @@ async def test_a_sentinel_that_does_not_answer_keeps_nobody_from_the_master(
         print(f"a slot after {took:.2f} s")
         assert took < 2.0
         await queue.close()
+
+
+@pytest.mark.slow
+async def test_a_stale_replica_that_takes_over_strands_nobody(
+    own_redis: RedisServer, instances: Instances
+) -> None:
+    """It lacks the last 200 calls: who holds and who waits registers again, and all is well."""
+    async with TcpProxy(own_redis.port) as line, TcpProxy(own_redis.port) as replication:
+        replica = RedisServer("--replicaof", f"127.0.0.1 {replication.port}")
+        try:
+            await wait_until(partial(in_step, replica), "in step")
+            load = Load([instances.make(url=line.url) for _ in range(3)], ["sales", "support"])
+            await load.served(200, "calls come and go")
+            replication.relays[-1].deaf = True  # what the master passes on is lost
+            await load.served(200, "they still do, and the replica does not hear of it")
+            own_redis.kill()
+            replica.client.replicaof("NO", "ONE")
+            line.target = replica.port
+            began = time.monotonic()
+            line.cut()
+            await load.served(300, "calls come and go on the replica")
+            await load.stop()
+            windows = [excess.ended - began for excess in load.excesses]
+            print(
+                f"stale by 200 calls: nobody was let in for {load.longest_gap(began):.2f} s; "
+                f"{load.done} served, {len(load.failed)} failed, {load.lost} lost, {len(windows)} times "
+                f"over the limit, the last until {max(windows, default=0):.2f} s, at most "
+                f"{max((e.most for e in load.excesses), default=2)} inside"
+            )
+            assert (load.failed, load.lost) == ([], 0)
+            assert all(0 <= end < LEASE / 3 + 1.5 for end in windows)
+            for queue in instances.queues:
+                await assert_nothing_kept(queue)
+            assert (await instances.queues[0].stats("sales"))[:2] == (0, 0)
+        finally:
+            for queue in instances.queues:
+                await queue.close()
+            replica.close()
 
 
 def test_a_client_that_leads_to_a_replica_is_refused() -> None:
