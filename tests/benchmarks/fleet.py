@@ -55,7 +55,7 @@ class Load(NamedTuple):
     lease: float = 15.0
     share: int = 10
     """Instances that share a queue."""
-    hold: float = 0.5
+    hold: float = 0.1
     """Seconds for which a call holds its slot."""
 
     @property
@@ -384,7 +384,7 @@ async def main(words: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a stretch")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--share", type=int, default=10, help="instances that share a queue")
-    parser.add_argument("--hold", type=float, default=0.5, help="seconds in which a call has its slot")
+    parser.add_argument("--hold", type=float, default=0.1, help="seconds in which a call has its slot")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
