@@ -236,6 +236,7 @@ class Heart:
                 continue
             if passage.stage is Stage.WAITING:
                 state = b"waiting"
+                passage.again = True
             elif passage.stage is Stage.HOLDING and (data_lost or not passage.lost):
                 state = b"holding"
             else:

@@ -45,7 +45,7 @@ class Stage(enum.Enum):
 class Passage:
     """One ticket of this instance."""
 
-    __slots__ = ("blob", "early", "future", "line", "lost", "number", "stage", "ticket")
+    __slots__ = ("again", "blob", "early", "future", "line", "lost", "number", "stage", "ticket")
 
     def __init__(self, ticket: Ticket, line: Line, context: str) -> None:
         self.ticket = ticket
@@ -54,6 +54,7 @@ class Passage:
         self.stage = Stage.ENTERING
         self.number = 0  # the place in line while WAITING, the fencing token while HOLDING
         self.lost = False  # only ever turns true
+        self.again = False  # it may have had to register again while WAITING; only ever turns true
         self.future: asyncio.Future[Grant] | None = None  # from WAITING on
         # A grant whose message overtook the reply to `enter`; the two come on two connections.
         self.early: tuple[int, Party | None] | None = None
@@ -158,6 +159,7 @@ class Ledger:
         for passage in line.passages.values():
             if passage.stage is Stage.HOLDING:
                 self.lose(passage, "lapsed")
+            passage.again = True
 
     def lose(self, passage: Passage, reason: Loss) -> None:
         if not passage.lost:
@@ -178,12 +180,14 @@ class Ledger:
             self.heard(passage, *passage.early)
 
     def heard(self, passage: Passage, token: int, released_by: Party | None) -> None:
-        """A message told of a grant; it may be older than the state that Redis has now.
+        """A message told of a grant; it may be older than what Redis shows now.
 
-        Numbers are times, as epochs are. A grant from before a loss of data is none any more if its
-        waiter has registered again by now: Redis shows it waiting, and the slot may go to another.
+        It comes on a connection of its own. By the time it is read, Redis may have lost the grant, or
+        have reaped it while this instance stood still, and shows the waiter waiting, as it has
+        registered again or entered anew: the slot may be another's. So that is asked about.
         """
-        if passage.stage is Stage.WAITING and token < int(passage.line.epoch or 0):
+        stale = passage.again or token < passage.number
+        if passage.stage is Stage.WAITING and stale:
             self._beat_soon(passage.line)
         else:
             self.grant(passage, token, released_by)
