@@ -162,8 +162,8 @@ async def test_a_stale_replica_that_takes_over_strands_nobody(
             windows = [excess.ended - began for excess in load.excesses]
             print(
                 f"stale by 200 calls: nobody was let in for {load.longest_gap(began):.2f} s; "
-                f"{load.done} served, {len(load.failed)} failed, {load.lost} lost, {len(windows)} times "
-                f"over the limit, the last until {max(windows, default=0):.2f} s, at most "
+                f"{load.done} served, {len(load.failed)} failed, {load.lost} lost, {len(windows)} "
+                f"times over the limit, the last until {max(windows, default=0):.2f} s, at most "
                 f"{max((e.most for e in load.excesses), default=2)} inside"
             )
             assert (load.failed, load.lost) == ([], 0)
