@@ -377,6 +377,16 @@ def test_a_waiter_that_gave_up_with_a_grant_on_its_way_was_not_overtaken(tale: T
     assert tale.rules() == []
 
 
+def test_a_waiter_whose_eviction_was_lost_with_the_data_may_come_back(tale: Tale) -> None:
+    """Taken out of the line, never told, and registered again: it was passed while it was out."""
+    tale.fault(0.0, 3.0)
+    tale.call("0", 0.0, who="b", grant=0.1, leave=1.0)
+    tale.call("1", 0.2, entered=0.3, grant=2.1, token=3, leave=3.0)
+    tale.say(0.9, "evict", "b", "q", "1")
+    tale.call("2", 0.4, who="b", entered=0.5, grant=1.1, token=2, leave=2.0)
+    assert tale.rules() == []
+
+
 def test_a_waiter_that_gave_up_before_was_not_overtaken(tale: Tale) -> None:
     """It had left the line when the other was granted."""
     tale.call("0", 0.0, grant=0.1, leave=1.0)

@@ -229,6 +229,8 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
                 break
             if waiter.granted is None and other.taken.end >= waiter.wait_end:
                 break
+            if waiter.evicted is not None and other.taken.end >= waiter.evicted:
+                break  # taken out, unless that was lost with the data, and it registered again
             if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
                 continue
             # A grant that it never heard of may have come before, and been taken back when its lease
