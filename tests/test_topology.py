@@ -160,11 +160,11 @@ async def test_a_stale_replica_that_takes_over_strands_nobody(
             await load.served(300, "calls come and go on the replica")
             await load.stop()
             windows = [excess.ended - began for excess in load.excesses]
+            most = max((excess.most for excess in load.excesses), default=2)
             print(
                 f"stale by 200 calls: nobody was let in for {load.longest_gap(began):.2f} s; "
                 f"{load.done} served, {len(load.failed)} failed, {load.lost} lost, {len(windows)} "
-                f"times over the limit, the last until {max(windows, default=0):.2f} s, at most "
-                f"{max((e.most for e in load.excesses), default=2)} inside"
+                f"times over the limit, until {max(windows, default=0):.2f} s, at most {most} inside"
             )
             assert (load.failed, load.lost) == ([], 0)
             assert all(0 <= end < LEASE / 3 + 1.5 for end in windows)
