@@ -503,6 +503,17 @@ def test_a_machine_that_stood_still_excuses_as_much(tale: Tale) -> None:
     assert tale.rules() == ["standstill"], "that loop stood still because of a fault"
 
 
+@pytest.mark.parametrize("seconds", [0.5, 0.01])
+def test_a_connection_given_up_excuses_only_on_a_busy_machine(tale: Tale, seconds: float) -> None:
+    """A second of standstill after a timeout: the machine stood still before it, or it did not."""
+    tale.say(0.0, "up", "b.1", worker="b")
+    tale.call("1", 0.0, grant=0.1, leave=1.0)
+    tale.call("2", 0.2, who="b.1", entered=0.3, grant=2.0, leave=3.0)
+    tale.say(0.9, "disrupted", "b.1", reason="timeout")
+    tale.say(0.8, "lag", CONDUCTOR, seconds=seconds)
+    assert tale.rules() == ([] if seconds > LEASE / 12 else ["standstill"])
+
+
 def test_a_paused_queue_does_not_stand_still(tale: Tale) -> None:
     """At limit 0 nobody is granted anything."""
     tale.limit(0.0, 0.1, 0)

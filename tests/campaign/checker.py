@@ -334,10 +334,9 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
 
 
 def _troubled(story: Story, who: str, period: Period) -> bool:
-    """Whether a fault can explain it, or a machine so busy that a few turns of several processes
-    take as long as an operation may."""
+    """Whether a fault, or a busy machine, can explain it."""
     faults = any(trouble.meets(period) for trouble in story.disturbed(who))
-    return faults or story.lag(period, who) > story.lease / 12
+    return faults or story.busy(period, who)
 
 
 # Timing

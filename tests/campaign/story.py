@@ -148,6 +148,7 @@ class Story:
         self._killed: dict[str, float] = {}
         self._take_in(history.events)
         self._end_the_killed()
+        self._note_busy_times(history.events)
         self._find_in_force()
         self._narrow_grants()
 
@@ -320,6 +321,24 @@ class Story:
         for fault in open_faults.values():
             self._fault(fault, math.inf)
         self.losses += [Period(begin, math.inf) for begin in open_losses.values()]
+
+    def busy(self, period: Period, who: str = "") -> bool:
+        """Whether the machine stood still so long that a few turns of several processes take as
+        long as an operation may."""
+        return self.lag(period, who) > self.lease / 12
+
+    def _note_busy_times(self, events: Iterable[Event]) -> None:
+        """A connection that is given up because the machine was too busy is a fault like any other:
+        what was said on it may arrive late, and be found by a heartbeat or when the lease lapses."""
+        timeout, late = self.lease / 3, 4 / 3 * self.lease + 0.3
+        found = [
+            Disturbance("busy", self.worker[event.who], Period(event.at - timeout, event.at + late))
+            for event in events
+            if event.kind == "disrupted"
+            and event.more["reason"] == "timeout"
+            and self.busy(Period(event.at - timeout, event.at), event.who)
+        ]
+        self.disturbances += found
 
     def _fault(self, begun: Event, end: float) -> None:
         more: Any = begun.more
