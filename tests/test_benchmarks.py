@@ -87,7 +87,7 @@ def test_the_command_prints_the_table_and_writes_json_and_markdown(
     assert report["machine"]["cores"] >= 1
     assert {row["row"] for row in report["comparisons"][0]["rows"]} >= {"asyncio.Semaphore"}
     assert "\n".join(markdown(report)) + "\n" == page.read_text()
-    assert "Queue, no SDK" in page.read_text()
+    assert "in memory: enter + leave, no SDK" in page.read_text()
     command.main([*words[:-1], "memory-hand-off", "--json", str(written), "--add"])
     keys = [comparison["key"] for comparison in json.loads(written.read_text())["comparisons"]]
     assert keys == ["memory-free", "memory-hand-off"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,9 +35,13 @@ def commands(server: RedisServer) -> dict[str, int]:
 async def queue(redis_server: RedisServer) -> AsyncIterator[Queue]:
     """An instance whose connections stand, and which sends nothing of its own accord."""
     telemetry = Telemetry(registry=CollectorRegistry())
-    async with Queue(RedisBackend(redis_server.url, lease=QUIET), telemetry=telemetry) as queue:
+    backend = RedisBackend(redis_server.url, lease=QUIET)
+    async with Queue(backend, telemetry=telemetry) as queue:
         await queue.ping()
-        await wait_until(lambda: redis_server.client.pubsub_channels(), "the subscriber listens")
+        session = backend._session
+        assert session is not None
+        # Who waits before it hears is asked about once more.
+        await wait_until(lambda: session.listening_since < math.inf, "the subscriber listens")
         redis_server.client.config_resetstat()
         yield queue
         await assert_nothing_kept(queue)

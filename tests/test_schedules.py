@@ -131,6 +131,43 @@ def test_a_grant_told_before_a_loss_of_data_is_not_believed_after_it(server: Ser
     assert waiter.ending == "released"
 
 
+def test_a_grant_told_before_its_waiter_was_reaped_is_not_believed_after_it(server: Server) -> None:
+    """An instance stood still and was reaped; the message about the slot it lost comes only after it
+    has registered its waiter again."""
+    plans = (
+        CallPlan("q", "holder", 1, instance=1),
+        CallPlan("q", "waiter", 1, instance=0),
+        CallPlan("q", "newcomer", 1, instance=1),
+    )
+    schedule = SharedSchedule(
+        Scenario(plans, instances=2, faults=("pause",)), Seeded(0), server, Sinks()
+    )
+    holder, waiter, newcomer = schedule.calls
+    stopped = schedule.instances[0]
+    with schedule.open():
+        schedule.warm_up()
+        schedule.start(None)
+        schedule.calm()
+        schedule.start(None)
+        schedule.calm()
+        (ears,) = (p for p in schedule.network.pipes if p.channels == [b"s:wake:A"])
+        ears.stalled = True
+        schedule.pause(stopped)
+        schedule.release(holder)
+        schedule.calm()
+        schedule.lapse(stopped)
+        schedule.start(None)
+        schedule.calm()
+        assert newcomer.inside
+        schedule.resume(stopped)
+        schedule.calm()  # its heartbeat was due
+        ears.stalled = False
+        schedule.calm()
+        assert not waiter.inside
+        schedule.finish()
+    assert waiter.ending == "released"
+
+
 def test_a_grant_told_before_the_instance_listened_is_found_at_once(server: Server) -> None:
     """A new instance's first call is granted while its enter is under way; nobody hears of it."""
     plans = (CallPlan("q", "holder", 1), CallPlan("q", "waiter", 1, instance=1))

@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ from genesis.queue import RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.load import Load
 from tests.redis_server import RedisServer
-from tests.topology import Cluster, SentinelTrio, slot_of
+from tests.tcp_proxy import TcpProxy
+from tests.topology import Cluster, SentinelTrio, in_step, slot_of
 from tests.waiting import wait_until
 
 LEASE = 6.0
@@ -137,6 +139,44 @@ async def test_a_sentinel_that_does_not_answer_keeps_nobody_from_the_master(
         await queue.close()
 
 
+@pytest.mark.slow
+async def test_a_stale_replica_that_takes_over_strands_nobody(
+    own_redis: RedisServer, instances: Instances
+) -> None:
+    """It lacks the last 200 calls: who holds and who waits registers again, and all is well."""
+    async with TcpProxy(own_redis.port) as line, TcpProxy(own_redis.port) as replication:
+        replica = RedisServer("--replicaof", f"127.0.0.1 {replication.port}")
+        try:
+            await wait_until(partial(in_step, replica), "in step")
+            load = Load([instances.make(url=line.url) for _ in range(3)], ["sales", "support"])
+            await load.served(200, "calls come and go")
+            replication.relays[-1].deaf = True  # what the master passes on is lost
+            await load.served(200, "they still do, and the replica does not hear of it")
+            own_redis.kill()
+            replica.client.replicaof("NO", "ONE")
+            line.target = replica.port
+            began = time.monotonic()
+            line.cut()
+            await load.served(300, "calls come and go on the replica")
+            await load.stop()
+            windows = [excess.ended - began for excess in load.excesses]
+            most = max((excess.most for excess in load.excesses), default=2)
+            print(
+                f"stale by 200 calls: nobody was let in for {load.longest_gap(began):.2f} s; "
+                f"{load.done} served, {len(load.failed)} failed, {load.lost} lost, {len(windows)} "
+                f"times over the limit, until {max(windows, default=0):.2f} s, at most {most} inside"
+            )
+            assert (load.failed, load.lost) == ([], 0)
+            assert all(0 <= end < LEASE / 3 + 1.5 for end in windows)
+            for queue in instances.queues:
+                await assert_nothing_kept(queue)
+            assert (await instances.queues[0].stats("sales"))[:2] == (0, 0)
+        finally:
+            for queue in instances.queues:
+                await queue.close()
+            replica.close()
+
+
 def test_a_client_that_leads_to_a_replica_is_refused() -> None:
     """`slave_for` instead of `master_for` would be refused by Redis at the first write."""
     make: Any = Sentinel
@@ -234,6 +274,46 @@ async def test_a_slot_that_moves_under_load_loses_no_call_and_no_place(
     assert (load.failed, load.lost, load.inversions, load.excesses) == ([], 0, 0, [])
     for queue in instances.queues:
         await assert_nothing_kept(queue)
+
+
+async def test_no_script_runs_half_way_while_its_slot_migrates(
+    redis_cluster: Cluster, instances: Instances
+) -> None:
+    """All keys that a script names are there, one that it would touch is not: it is refused."""
+    source, target = redis_cluster.servers[1:]
+    name = queue_on(redis_cluster, source)
+    slot = slot_of(name)
+    queue, other = (instances.make(client=redis_cluster.client(), lease=30.0) for _ in range(2))
+    holder = asyncio.Event()
+    leaver = asyncio.ensure_future(_held_until(queue, name, holder))
+    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
+    waiter = asyncio.ensure_future(_held_at(other, name))
+    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    redis_cluster.begin_move(slot, source, target)
+    before = redis_cluster.books(source, name)
+    holder.set()
+    await asyncio.wait_for(leaver, 5)  # what it gives back is owed
+    await wait_until(lambda: instances.disruptions("slot_moving"), "the script was refused")
+    assert redis_cluster.books(source, name) == before
+    assert instances.disruptions("refused") == 0
+    while redis_cluster.move_keys(slot, source, target):
+        pass
+    redis_cluster.end_move(slot, target)
+    ended = time.monotonic()
+    took = await asyncio.wait_for(waiter, 5) - ended
+    print(f"the waiter is in {took:.3f} s after the slot has arrived")
+    for each in instances.queues:
+        await assert_nothing_kept(each)
+    await asyncio.to_thread(redis_cluster.move, slot, source)
+
+
+async def _held_until(queue: Queue, name: str, until: asyncio.Event) -> None:
+    async with queue.slot(name, max_concurrent=1):
+        await until.wait()
+
+
+async def _stands(queue: Queue, name: str, waiting: int, holding: int) -> bool:
+    return (await queue.stats(name))[:2] == (waiting, holding)
 
 
 async def test_calls_cancelled_while_their_slot_moves_leave_nothing(

@@ -18,7 +18,7 @@ from redis.crc import key_slot
 
 from tests.redis_server import RedisServer, find_redis_server, free_port
 
-__all__ = ["Cluster", "SentinelTrio", "slot_of"]
+__all__ = ["Cluster", "SentinelTrio", "in_step", "slot_of"]
 
 SLOTS = 16384
 NODE_TIMEOUT = 1.0  # seconds after which nodes take each other for dead
@@ -164,7 +164,7 @@ class Cluster:
         for index, server in enumerate(replicas):
             _do(server, "CLUSTER", "REPLICATE", _id(masters[index % 3]))
         _until(lambda: all(_state(server) == "ok" for server in self.servers), "the cluster is ok")
-        _until(lambda: all(_linked(server) for server in replicas), "replicas follow their masters")
+        _until(lambda: all(in_step(server) for server in replicas), "replicas follow their masters")
 
     def _sees_all(self, server: RedisServer) -> bool:
         # `handshake` nodes are known, but not by their lasting names
@@ -191,7 +191,7 @@ class SentinelTrio:
             self.servers.append(master)
             follow = ("--replicaof", f"127.0.0.1 {master.port}")
             self.servers.append(RedisServer(*follow, *options, client=client))
-            _until(lambda: _linked(self.servers[1]), "the replica follows the master")
+            _until(lambda: in_step(self.servers[1]), "the replica follows the master")
             for number in range(3):
                 self._start_sentinel(number, master.port)
             _until(lambda: all(self._sees_all(port) for port in self.ports), "the Sentinels agree")
@@ -298,7 +298,8 @@ def _role(server: RedisServer) -> str:
     return str(replication["role"])
 
 
-def _linked(server: RedisServer) -> bool:
+def in_step(server: RedisServer) -> bool:
+    """Whether a replica follows its master."""
     replication: Any = server.client.info("replication")
     return bool(replication.get("master_link_status") == "up")
 

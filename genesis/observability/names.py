@@ -40,6 +40,8 @@ DisruptionReason: TypeAlias = Literal[
     "refused",
     "scripts_lost",
     "data_lost",
+    "slot_moving",
+    "cluster_down",
     "other",
 ]
 

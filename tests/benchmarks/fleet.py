@@ -9,8 +9,8 @@ are measured: one in which everybody waits and nothing happens but heartbeats, a
 call holds its slot for `--hold` seconds and then enters anew: slots go from instance to instance.
 
 The figures are the server's own (INFO), and the latencies those of the instances: from the release
-called in one until the next is inside, whichever process that is in. From the differences between the
-two stretches follows what a heartbeat and what a passage cost, and from that the estimate.
+called in one until the next is inside, whichever process that is in. From the two stretches follows
+what a heartbeat and what a passage cost, and from that the estimate.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Load(NamedTuple):
     lease: float = 15.0
     share: int = 10
     """Instances that share a queue."""
-    hold: float = 0.5
+    hold: float = 0.1
     """Seconds for which a call holds its slot."""
 
     @property
@@ -98,14 +98,17 @@ def estimate(found: list[Figures], lease: float) -> Figures:
     quiet, busy = largest["waiting"], largest["handing over"]
     beats = largest["instances"] * 3 / lease
     passages = max(busy["hand-offs/s"], 1e-9)
+    # Whoever enters renews its lease, so beats are fewer while calls pass: what is not one of the
+    # two script calls of a passage was a beat.
+    still = max(0.0, busy["script calls/s"] - 2 * passages) / beats
     unit: Figures = {
         "us of Redis a heartbeat of one queue": quiet["redis CPU %"] / 100 / beats * 1e6,
-        "us of Redis a passage": max(0.0, busy["redis CPU %"] - quiet["redis CPU %"])
+        "us of Redis a passage": max(0.0, busy["redis CPU %"] - still * quiet["redis CPU %"])
         / 100
         / passages
         * 1e6,
         "bytes a heartbeat": quiet["bytes/s"] / beats,
-        "bytes a passage": max(0.0, busy["bytes/s"] - quiet["bytes/s"]) / passages,
+        "bytes a passage": max(0.0, busy["bytes/s"] - still * quiet["bytes/s"]) / passages,
         "kB of Redis an instance": largest["redis MB"] * 1e3 / largest["instances"],
     }
     return {**unit, "for": [_carries(unit, instances, lease) for instances in (10, 100, 1_000)]}
@@ -384,7 +387,7 @@ async def main(words: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a stretch")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--share", type=int, default=10, help="instances that share a queue")
-    parser.add_argument("--hold", type=float, default=0.5, help="seconds in which a call has its slot")
+    parser.add_argument("--hold", type=float, default=0.1, help="seconds in which a call has its slot")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)

@@ -28,22 +28,22 @@ def verdict_lines(verdicts: list[Verdict]) -> Iterator[str]:
 
 
 PAGE: tuple[tuple[str, str, str], ...] = (
-    ("memory-free", "enter + leave, a slot free: Queue, no SDK", "Queue, no SDK"),
+    ("memory-free", "in memory: enter + leave, no SDK", "Queue, no SDK"),
     ("memory-free", "... an SDK that samples 1 %", "Queue, 1 % sampled"),
     ("memory-free", "... every call recorded", "Queue, all recorded"),
     ("memory-free", "... the bare backend", "backend, bare"),
-    ("memory-hand-off", "hand-off: Queue, no SDK", "Queue, no SDK"),
+    ("memory-hand-off", "in memory: hand-off, no SDK", "Queue, no SDK"),
     ("memory-hand-off", "... an SDK that samples 1 %", "Queue, 1 % sampled"),
     ("memory-hand-off", "... the bare backend", "backend, bare"),
-    ("redis-free", "enter + leave, one task", "Queue, 1 % sampled"),
+    ("redis-free", "Redis: enter + leave, one task", "Queue, 1 % sampled"),
     ("redis-64", "... 64 tasks at once, per pair", "Queue, 1 % sampled, 64 tasks"),
     ("redis-500", "... 500 tasks at once, per pair", "Queue, 1 % sampled, 500 tasks"),
-    ("redis-hand-off", "hand-off in one process", "Queue, 1 % sampled"),
+    ("redis-hand-off", "Redis: hand-off in one process", "Queue, 1 % sampled"),
     ("across-hand-off", "... to another process", "Queue, 1 % sampled"),
     ("across-held", "... each inside for 5 ms", "Queue, 1 % sampled"),
-    ("eight-free", "8 processes: enter + leave", "Queue, 1 % sampled"),
-    ("growth-memory", "hand-off with 100,000 waiting, in memory", "100,000 wait"),
-    ("growth-redis", "... over Redis", "100,000 wait"),
+    ("eight-free", "Redis: enter + leave in 8 processes", "Queue, 1 % sampled"),
+    ("growth-memory", "in memory: hand-off, 100,000 wait", "100,000 wait"),
+    ("growth-redis", "Redis: hand-off, 100,000 wait", "100,000 wait"),
 )
 """What a reader asks first: the comparison, how to say it, and its row."""
 
@@ -51,7 +51,7 @@ PAGE: tuple[tuple[str, str, str], ...] = (
 def markdown(report: dict[str, Any]) -> Iterator[str]:
     """The most important rows from the JSON, and the other libraries, for a page."""
     found = {comparison["key"]: comparison for comparison in report["comparisons"]}
-    yield "| | us | beside it | ratio |"
+    yield "| | microseconds | beside it | ratio |"
     yield "|---|---:|---|---:|"
     for key, what, row in PAGE:
         rows = {entry["row"]: entry for entry in found.get(key, {}).get("rows", ())}
@@ -70,10 +70,14 @@ def markdown(report: dict[str, Any]) -> Iterator[str]:
         for library in by_row[0]:
             cells = (_cell(rows.get(library, {})) for rows in by_row)
             yield f"| {library} | " + " | ".join(cells) + " |"
+        for library, entry in by_row[0].items():
+            if "median" not in entry:
+                yield ""
+                yield f"{library}: {entry['note']}"
 
 
 def _cell(entry: dict[str, Any]) -> str:
-    return _figure(entry["median"]) if "median" in entry else entry.get("note", "-")
+    return _figure(entry.get("median"))
 
 
 def as_json(

@@ -299,7 +299,7 @@ class SharedSchedule:
         if self._out_of_memory:
             return [*steps, (self._find_memory, None)]
         steps += [(self._end_window, q) for q in self.books.queues if self._window_may_end(q)]
-        steps += [(self._resume, instance) for instance in self.instances if instance.frozen]
+        steps += [(self.resume, instance) for instance in self.instances if instance.frozen]
         return steps
 
     def _lapses(self) -> list[Step]:
@@ -307,7 +307,7 @@ class SharedSchedule:
         if self._out_of_memory:
             return []  # writing what would be so would be refused as well
         return [
-            (self._lapse, instance)
+            (self.lapse, instance)
             for instance in self.instances
             if not instance.running
             and any(
@@ -331,7 +331,7 @@ class SharedSchedule:
             elif fault == "scripts":
                 steps.append((self._flush_scripts, None))
             elif fault == "pause":
-                steps += [(self._pause, instance) for instance in alive]
+                steps += [(self.pause, instance) for instance in alive]
             elif fault == "oom" and not self._out_of_memory:
                 steps.append((self._run_out_of_memory, None))
             elif fault == "kill" and len(alive) > 1:
@@ -462,12 +462,12 @@ class SharedSchedule:
         self._out_of_memory = self.books.out_of_memory = False
         self.server.ask("CONFIG", "SET", "maxmemory", "0")
 
-    def _pause(self, instance: Instance) -> None:
+    def pause(self, instance: Instance) -> None:
         self._broke("pause", "pause", instance.name)
         instance.frozen = True
         self._timers_left += 3
 
-    def _resume(self, instance: Instance) -> None:
+    def resume(self, instance: Instance) -> None:
         self._note("resume", instance.name)
         instance.frozen = False
         instance.loop.now += _LEASE + 0.001
@@ -484,7 +484,7 @@ class SharedSchedule:
                     pipe.cut(self.choices.pick(len(pipe.outgoing) + 1))
         self._alive = [call for call in self._alive if call.plan.instance != instance.number]
 
-    def _lapse(self, instance: Instance) -> None:
+    def lapse(self, instance: Instance) -> None:
         """Nobody has renewed its leases for long enough."""
         self._note("lapse", instance.name)
         for queue_id, keys in self.books.keys.items():
@@ -572,7 +572,7 @@ class SharedSchedule:
             self._find_memory(None)
         for instance in self.instances:
             if instance.frozen:
-                self._resume(instance)
+                self.resume(instance)
         for pipe in self.network.pipes:
             while pipe.late and self.choices.chance(0.5):
                 self._arrive_late(pipe)
@@ -593,7 +593,7 @@ class SharedSchedule:
         self._close_all()
         self._count("evicted holders and waiters", len(self.books.evicted))
         if self.observed:
-            self.sinks.expect(self.calls)
+            self.sinks.expect(self.calls, leaving_takes_time=True)
 
     def _let_the_gone_lapse(self) -> None:
         """What the dead have, and what those who closed could not give back, is taken by the lease."""
@@ -609,7 +609,7 @@ class SharedSchedule:
             if left and (instance.dead or instance.closing):
                 if self._calm_so_far:
                     raise Violation(f"{instance.name} has closed, and given nothing back")
-                self._lapse(instance)
+                self.lapse(instance)
                 self._disturbed = True  # what it could not give back takes the lease, and a beat
 
     def calm(self) -> None:
@@ -718,7 +718,7 @@ class SharedSchedule:
             if not left and not truth.leases:
                 continue
             for instance in self.instances:
-                self._lapse(instance)
+                self.lapse(instance)
             self._operate(queue_id, "reap")
             truth = self.books.queues[queue_id]
             if truth.waiting or truth.holding or truth.leases or truth.books:

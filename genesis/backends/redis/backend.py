@@ -172,7 +172,7 @@ class RedisBackend:
         elif state != b"gone":
             line.epoch = epoch
         ledger.admitted(passage, state, int(number))
-        if sent <= session.listening_since < math.inf:
+        if passage.stage is Stage.WAITING and sent <= session.listening_since < math.inf:
             look = 0  # it may have been granted since, before this instance listened
         session.heart.schedule(line, look / 1e6 if look >= 0 else self._lease / 3)
 

@@ -190,14 +190,13 @@ class Ledger:
     def heard(self, passage: Passage, token: int, released_by: Party | None) -> None:
         """A message told of a grant; it may be older than the state that Redis has now.
 
-        Numbers are times, as epochs are. A grant from before a loss of data is none any more if its
-        waiter has registered again by now: Redis shows it waiting, and the slot may go to another. So
-        it is with a grant from before a reaping.
+        Numbers are times, as epochs are. A grant from before a loss of data, or from before a reaping,
+        is none any more if its waiter has registered again or entered anew by now: Redis shows it
+        waiting, and the slot may go to another. So it is asked about.
         """
         waits = passage.stage is Stage.WAITING
-        if (waits and token < int(passage.line.epoch or 0)) or (
-            passage.doubtful and (waits or passage.stage is Stage.ENTERING)
-        ):
+        old = waits and token < max(passage.number, int(passage.line.epoch or 0))
+        if old or (passage.doubtful and (waits or passage.stage is Stage.ENTERING)):
             self._beat_soon(passage.line)
         else:
             self.grant(passage, token, released_by)
