@@ -16,6 +16,8 @@ from tests.benchmarks.rounds import Comparison, Plan
 from tests.benchmarks.sections import SECTIONS
 from tests.benchmarks.targets import judge
 
+pytestmark = pytest.mark.slow
+
 TINY = Plan(rounds=1, scale=0.02)
 NEED_OTHERS = {"peers"}  # installs libraries; its own rows are tried below
 
