@@ -40,7 +40,7 @@ async def test_a_planted_bug_is_found(company: Company, name: str) -> None:
     """By the rule that it breaks, in the first campaign or at the latest in the third."""
     rules: set[str] = set()
     for seed in range(1, 4):
-        _, verdict = await judged(company, seed=seed, plant=name, only=("cut",))
+        _, verdict = await judged(company, seed=seed, plant=name, only=("none",))
         rules = {violation.rule for violation in verdict.violations}
         if rules & FOUND_BY[name]:
             return
@@ -49,7 +49,7 @@ async def test_a_planted_bug_is_found(company: Company, name: str) -> None:
 
 @pytest.mark.slow
 async def test_without_a_planted_bug_nothing_is_found(company: Company) -> None:
-    """The same campaign, and the faults are seen to have happened."""
+    """A campaign as long, with faults that are seen to have happened."""
     campaign, verdict = await judged(company, seed=1, only=("cut",))
     assert verdict.violations == []
     assert campaign.faults["cut"] == campaign.felt["cut"] > 0

@@ -32,7 +32,7 @@ from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.campaign.faults import FAULTS, Effect, Fault
+from tests.campaign.faults import FAULTS, NONE, Effect, Fault
 from tests.campaign.forks import ForkServer, find_libfaketime
 from tests.campaign.history import CONDUCTOR, History, Log
 from tests.campaign.worker import LATE, QUEUES, STEADY, TICK
@@ -324,7 +324,7 @@ class Play(NamedTuple):
     lease: float
     plant: str = ""
     only: Sequence[str] = ()
-    """Kinds of fault to choose from; all of them if empty."""
+    """Kinds of fault to choose from; all of them if empty, none if it is ("none",)."""
 
 
 class Campaign(NamedTuple):
@@ -391,6 +391,9 @@ async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
 async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
     """Faults until the time is over; several at once, but never two on one worker or on the server."""
     kinds = _choice(scene, play)
+    if not kinds:
+        await asyncio.sleep(play.seconds)
+        return
     ends = time.monotonic() + play.seconds
     pause = rng.choice((0.1, 0.3, 0.6, 2.0)) * max(1.0, play.lease)  # dense campaigns, and sparse ones
     server = asyncio.Lock()
@@ -414,7 +417,7 @@ async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
 
 
 def _choice(scene: Scene, play: Play) -> list[Fault]:
-    kinds = [FAULTS[name] for name in play.only] if play.only else list(FAULTS.values())
+    kinds = [FAULTS[name] for name in play.only or FAULTS if name != NONE.name]
     if not scene.company.has_clock:
         kinds = [kind for kind in kinds if kind.name != "clock"]
     return kinds

@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from tests.campaign.conductor import Scene, Station
 
-__all__ = ["FAULTS", "Effect", "Fault"]
+__all__ = ["FAULTS", "NONE", "Effect", "Fault"]
 
 RECONNECT = 1.0  # seconds between two tries to connect, at most (`link.backoff`)
 
@@ -388,3 +388,14 @@ async def _acl_denial(
         await scene.redis("ACL", "SETUSER", "default", "+@all")
     denied = sum(int(entry["count"]) for entry in await scene.redis("ACL", "LOG"))
     effect.note(denied, f"commands denied with {rule}")
+
+
+@asynccontextmanager
+async def _nothing(
+    scene: Scene, station: Station, effect: Effect, rng: random.Random
+) -> AsyncIterator[None]:
+    effect.note(1, "")
+    yield
+
+
+NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.0))  # to see what is there without one

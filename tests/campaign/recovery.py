@@ -22,15 +22,13 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.campaign.checker import check
-from tests.campaign.conductor import Company, Scene, Station, apply, count_faults, finish, on_stage
-from tests.campaign.faults import FAULTS, Effect, Fault
+from tests.campaign.conductor import Company, Scene, apply, count_faults, finish, on_stage
+from tests.campaign.faults import FAULTS, NONE, Fault
 from tests.campaign.history import Event, History
 
 MOMENTS = ("cut", "subscriber-cut", "client-kill", "script-flush", "flushall")
@@ -41,17 +39,6 @@ class Run(NamedTuple):
 
     nobody: float
     everybody: float | None
-
-
-@asynccontextmanager
-async def _nothing(
-    scene: Scene, station: Station, effect: Effect, rng: random.Random
-) -> AsyncIterator[None]:
-    effect.note(1, "")
-    yield
-
-
-NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.5))
 
 
 async def measure(
