@@ -399,7 +399,7 @@ async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
     server = asyncio.Lock()
     running: set[asyncio.Task[None]] = set()
     bag: list[Fault] = []
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.3)  # of the campaign: its beginning is always free of faults
     while time.monotonic() < ends:
         if not bag:
             bag = rng.sample(kinds, len(kinds))
