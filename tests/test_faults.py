@@ -989,38 +989,48 @@ async def test_a_leave_whose_reply_is_lost_is_carried_out_once(house: House) -> 
 
 
 @pytest.mark.slow
-async def test_a_late_enter_of_a_call_that_gave_up_is_taken_out_by_the_heartbeat(
-    house: House,
+@pytest.mark.parametrize("kept", [True, False], ids=["others stay", "queue left"])
+@pytest.mark.parametrize("ending", ["gave up", "left", "refused"])
+async def test_a_late_enter_of_a_call_that_is_over_takes_nothing(
+    house: House, ending: str, kept: bool
 ) -> None:
-    """Its bytes arrive after its `leave`: the ghost holds the slot for one heartbeat at most."""
+    """Its bytes arrive after all is over: no slot is taken, whether or not its instance still beats."""
     proxy = await house.proxy()
-    queue, other = house.queue(proxy.url), house.queue()
+    gives_up = ending == "gave up"
+    options = {} if gives_up else {"operation_timeout": LEASE}
+    queue, other = house.queue(proxy.url, **options), house.queue()
     await house.connected(queue)
-    keeper = house.call(queue, "keeper", 2)  # keeps the instance's heart beating
-    await keeper.held()
+    staying = [house.call(other, "holder", 2)] if ending == "refused" else []
+    if kept:
+        staying.append(house.call(queue, "keeper", 2))
+    elif ending == "refused":
+        staying.append(house.call(other, "second holder", 2))
+    for call in staying:
+        await call.held()
     relay = proxy.commands
     relay.hold()
-    ghost = house.call(queue, "ghost", 2)
-    assert isinstance(await ghost.failure(), BackendUnavailableError)
-
-    async def connected_again() -> bool:
-        return proxy.commands is not relay and await house.holders(other) == ["keeper"]
-
-    await wait_until(connected_again, "the instance is connected anew")
+    late = house.call(queue, "unhurried", 2, timeout=0 if ending == "refused" else None)
+    await wait_until(lambda: b"unhurried" in relay.heard, "the first bytes are on their way")
+    if gives_up:
+        assert isinstance(await late.failure(), BackendUnavailableError)
+    else:
+        relay.cut()
+    if ending == "refused":
+        assert isinstance(await late.failure(), QueueTimeoutError)
+    elif ending == "left":
+        await late.held()
+        await late.leave()
+    await house.connected(queue)
+    await other.stats("elsewhere")
+    for call in staying:
+        if call.item.endswith("holder"):
+            await call.leave()
+    answers = relay.answers
     relay.release()
-
-    async def haunted() -> bool:
-        return "ghost" in await house.holders(other)
-
-    await wait_until(haunted, "the late bytes were carried out")
-
-    async def gone() -> bool:
-        return await house.holders(other) == ["keeper"]
-
-    took = await wait_until(gone, "the ghost is taken out")
-    print(f"late enter: taken out after {took:.2f} s (heartbeat {BEAT:.2f} s)")
-    assert took < BEAT + 0.5
-    await keeper.leave()
+    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    assert await house.holders(other) == (["keeper"] if kept else [])
+    for call in staying:
+        await call.ended()
     await house.settled(2)
 
 

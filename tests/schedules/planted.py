@@ -110,7 +110,7 @@ def give_back_a_grant_that_is_heard_twice(patch: Patch) -> None:
         kind, _, rest = message.partition(b" ")
         passage = session.ledger.find(rest.split(b" ")[0].decode())
         if kind == b"granted" and passage is not None and passage.stage is Stage.HOLDING:
-            self._say_leave(session, passage.line, passage.ticket.id, passage.blob)
+            self._say_leave(session, passage.line, passage.ticket.id, passage.blob, passage.breaks)
         on_message(self, session, message)
 
     patch.setattr(RedisBackend, "_on_message", suspicious)

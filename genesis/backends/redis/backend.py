@@ -116,7 +116,7 @@ class RedisBackend:
         session = self._join("enter", entry.queue_id, entry.item_id)
         line = session.ledger.open(entry.queue_id)
         ticket = Ticket(entry.queue_id, entry.item_id, f"{self.instance_id}:{next(self._serials)}")
-        passage = Passage(ticket, line, entry.context)
+        passage = Passage(ticket, line, entry.context, session.link.breaks)
         session.ledger.add(passage)
         if entry.limit is not None:
             line.limit = b"%d" % entry.limit
@@ -140,7 +140,7 @@ class RedisBackend:
         except BaseException as error:
             session.ledger.remove(passage)
             if session.link.abandon(command):
-                self._say_leave(session, line, ticket.id, passage.blob)
+                self._say_leave(session, line, ticket.id, passage.blob, passage.breaks)
             session.ledger.drop_if_idle(line)
             if isinstance(error, Unreachable):
                 raise self._unavailable("enter", error, entry.queue_id, entry.item_id) from error
@@ -164,6 +164,8 @@ class RedisBackend:
             return  # its task has left already
         if state == b"refused":
             ledger.remove(passage)
+            if passage.breaks != session.link.breaks:  # a stray copy of it may not be refused
+                self._say_leave(session, line, passage.ticket.id, passage.blob, passage.breaks)
             ledger.drop_if_idle(line)
             return
         ledger.renewed(line, sent)
@@ -193,7 +195,7 @@ class RedisBackend:
         session.ledger.remove(passage)
         blob = f"{context} {ticket.item_id}".encode()
         released_by = Party(ticket.item_id, self.instance_id, context)
-        command = self._say_leave(session, passage.line, ticket.id, blob, released_by)
+        command = self._say_leave(session, passage.line, ticket.id, blob, passage.breaks, released_by)
         if session.link.trouble(passage.line.keys):
             return Departure(None)  # it will be said; there is nothing to wait for
         try:
@@ -211,13 +213,17 @@ class RedisBackend:
         line: Line,
         ticket_id: str,
         blob: bytes,
+        breaks: int,
         released_by: Party | None = None,
     ) -> Any:
+        """Give a ticket back that was made when the link had broken `breaks` times."""
         line.unanswered += 1
+        stray = (b"1",) if breaks != session.link.breaks else ()
         return session.link.call(
             load("leave"),
             line.keys,
-            (ticket_id.encode(), blob, *self._constants),
+            (ticket_id.encode(), blob, *self._constants, *stray),
+            again=(b"1",),
             on_answer=partial(self._left, session, line, released_by),
             lasting=True,
         )
@@ -333,7 +339,7 @@ class RedisBackend:
             closed = self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
             fail(passage.future, closed)
         session.ledger.remove(passage)
-        self._say_leave(session, passage.line, ticket.id, passage.blob)
+        self._say_leave(session, passage.line, ticket.id, passage.blob, passage.breaks)
 
     def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> _Session:
         """The running session, or a new one in the running loop."""
@@ -464,7 +470,8 @@ class _Session:
             backend.instance_id,
             backend._lease,
             backend._constants,
-            lambda line, ticket_id: backend._say_leave(self, line, ticket_id, b" "),
+            # a stranger: how it came here is not known
+            lambda line, ticket_id: backend._say_leave(self, line, ticket_id, b" ", -1),
             backend._emit,
         )
         self.subscriber = Subscriber(

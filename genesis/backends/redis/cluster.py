@@ -182,6 +182,7 @@ class ClusterLink:
         self._tick = min(_LOOK_AGAIN, timeout / 10)
         self._watchdog = self._loop.call_later(self._tick, self._watch)
         self._closed = False
+        self.breaks = 0  # connections that were given up, or not made, see `Link`
         self._retiring: dict[asyncio.Task[None], _Node] = {}
         self._look_wanted = asyncio.Event()
         self._look_timer: asyncio.TimerHandle | None = None
@@ -449,6 +450,7 @@ class ClusterLink:
         self._on_change()
 
     def _node_down(self, node: _Node, reason: str, detail: str) -> None:
+        self.breaks += 1
         self._on_down(node.part, reason, detail)
         for lane in list(self._lanes.values()):
             if lane.node is node and lane.awaited is not None:
@@ -567,6 +569,7 @@ class ClusterLink:
         """
         if node.link.up and not self._is_silent(node):
             await node.link.drain(self._timeout / 10)
+        self.breaks += 1
         left = node.link.take_all()
         lanes = [lane for lane in self._lanes.values() if lane.node is node]
         for lane in lanes:

@@ -46,11 +46,23 @@ class Stage(enum.Enum):
 class Passage:
     """One ticket of this instance."""
 
-    __slots__ = ("blob", "doubtful", "early", "future", "line", "lost", "number", "stage", "ticket")
+    __slots__ = (
+        "blob",
+        "breaks",
+        "doubtful",
+        "early",
+        "future",
+        "line",
+        "lost",
+        "number",
+        "stage",
+        "ticket",
+    )
 
-    def __init__(self, ticket: Ticket, line: Line, context: str) -> None:
+    def __init__(self, ticket: Ticket, line: Line, context: str, breaks: int) -> None:
         self.ticket = ticket
         self.line = line
+        self.breaks = breaks  # the link's, when this was made
         self.blob = f"{context} {ticket.item_id}".encode()
         self.stage = Stage.ENTERING
         self.number = 0  # the place in line while WAITING, the fencing token while HOLDING

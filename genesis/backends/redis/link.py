@@ -16,10 +16,11 @@ meanwhile. A connection that owes a reply for that long is given up as dead, whi
 one is found. A Redis that has forgotten its scripts is left and joined again, too: joining loads them,
 and the order needs no rule of its own.
 
-A command whose bytes sit in a connection that was given up may still arrive later. Nothing here can
-prevent that. Every script finds by the ticket that it was carried out already, and changes nothing; an
-`enter` that comes after its ticket's `leave` makes a ticket that nobody has, and the heartbeat finds
-that and takes it out (the surplus in heartbeat.lua).
+A command whose bytes sit in a connection that was given up may still arrive later: it is *stray*.
+Nothing here can prevent that. Every script finds by the ticket that it was carried out already, and
+changes nothing. After the ticket's `leave` there is nothing to find, so a `leave` of which that can be
+(`breaks` has grown since the ticket was made, or the leave itself is said again) tells Redis to
+remember the ticket as left.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Command:
     caller alone: it resolves with the same, or, for a lasting command, with `Unreachable` as soon as
     the connection breaks, although the command will be said again.
 
-    `again` is appended to the arguments whenever the command is said once more. `sent` means that
-    its bytes may have reached Redis, on whichever connection.
+    `again` is appended to the arguments if the command, or one that was said before it, may have gone
+    astray. `sent` means that its bytes may have reached Redis, on whichever connection.
     """
 
     __slots__ = (
@@ -87,6 +88,7 @@ class Command:
         "reply",
         "script",
         "sent",
+        "stray",
         "written",
     )
 
@@ -108,6 +110,7 @@ class Command:
         self.reply = reply
         self.expires = expires  # the loop's clock; infinity for a lasting command
         self.sent = False
+        self.stray = False  # said on a connection that was given up since
         self.written = 0.0  # the loop's clock, on the connection in use
 
     @property
@@ -115,7 +118,7 @@ class Command:
         return self.expires == math.inf or not self.reply.done()
 
     def words(self) -> tuple[Any, ...]:
-        again = self.again if self.sent else ()
+        again = self.again if self.stray else ()
         script = self.script
         return ("EVALSHA", script.sha, len(self.keys), *self.keys, *self.arguments, *again)
 
@@ -167,6 +170,7 @@ class Link:
         self._given_up: asyncio.Future[Exception] | None = None  # why to leave it, while up
         self.connection: AbstractConnection | None = None  # while up
         self.why_down = "not connected yet"
+        self.breaks = 0  # connections that were given up: what they carried may be stray
         self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
 
     @property
@@ -194,7 +198,7 @@ class Link:
         """Say a command. Its place in the order is taken before this returns.
 
         Args:
-            again: appended to the arguments if it has to be said once more.
+            again: appended to the arguments if the connection breaks before the answer.
             on_answer: see `Command`.
             lasting: never expires; said until Redis has answered.
         """
@@ -229,6 +233,7 @@ class Link:
 
     def take_all(self) -> list[Command]:
         """Take all that has no answer, in order: others will carry it out."""
+        self._all_stray()
         taken = [*self._in_flight, *self._outbox]
         self._in_flight.clear()
         self._outbox.clear()
@@ -284,7 +289,6 @@ class Link:
             except Exception as error:  # whatever it is, it must not end the link in silence
                 reason, self.why_down = reason_of(error), self.endpoint.tell(error)
             finally:
-                self._given_up = self.connection = None
                 self._take_back()
                 await connection.disconnect(nowait=True)
             # After the taking back: whoever hears of it may withdraw what has no reply.
@@ -361,6 +365,9 @@ class Link:
 
     def _take_back(self) -> None:
         """Put what has no reply in front of what was not yet said, in the old order."""
+        if self.up:
+            self._all_stray()
+        self._given_up = self.connection = None
         unanswered, self._in_flight = self._in_flight, deque()
         self._outbox.extendleft(command for command in reversed(unanswered) if command.wanted)
         for command in unanswered:
@@ -370,6 +377,12 @@ class Link:
             if command.expires == math.inf:
                 release(command, self.why_down)
         self._note_if_drained()
+
+    def _all_stray(self) -> None:
+        # Also what was not written: an enter may be in flight whose leave is not said yet.
+        self.breaks += 1
+        for command in (*self._in_flight, *self._outbox):
+            command.stray = True
 
     def _watch(self) -> None:
         self._watchdog = None

@@ -11,7 +11,8 @@
 --
 -- Races  Sent again after its reply was lost, or arriving a second time, late, from a connection that
 --        was given up: the ticket is found and its state told once more; if it was evicted
---        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew. A newcomer never overtakes: it gets a slot only if
+--        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew. Its
+--        ticket has left: nothing. A newcomer never overtakes: it gets a slot only if
 --        nobody waits, after the free slots went to those who do. The instance knew another epoch:
 --        data was lost, so nothing is granted before everybody has registered again.
 
@@ -56,6 +57,11 @@ if again or ARGV[8] == '1' then
   elseif word then
     redis.call('HDEL', BASE .. 'gone', ticket) -- reaped, and never knew that it had been granted
   end
+end
+
+if not again and redis.call('EXISTS', BASE .. 'left:' .. ticket) == 1 then
+  epoch = epoch or ''
+  return reply('gone', 0, 0, depth(), -1)
 end
 
 if not epoch then

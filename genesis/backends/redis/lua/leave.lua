@@ -2,18 +2,23 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 ticket   2 "<context> <item_id>" of the ticket that leaves   3 lease (us)
---        4 prefix of the wake-up channels
+--        4 prefix of the wake-up channels   5 '1' if a stray copy of what was said of the ticket
+--        may still come (see link.py); more of them say no more
 -- Reply  {holding | waiting | '', granted, reclaimed}
 --
 -- Races  A waiter times out or is cancelled while it is being granted: it has left either way, and
 --        the slot it may just have got goes to the next head here. Sent again after its reply was
 --        lost: finds nothing and changes nothing. Loss of data: the same. Ended by others: the owner has
---        learned it, so the word about it goes.
+--        learned it, so the word about it goes. A stray copy of its enter comes later still: the
+--        ticket is remembered as left.
 
 local ttl = seconds_to_live(tonumber(ARGV[3]))
 local was = remove(ARGV[1])
 if not was then
   redis.call('HDEL', BASE .. 'gone', ARGV[1])
+end
+if ARGV[5] then
+  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)
 end
 grant(ARGV[4], ARGV[1] .. ' ' .. ARGV[2], ttl)
 settle()

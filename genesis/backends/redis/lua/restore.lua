@@ -49,6 +49,9 @@ end
 for i = 8, #ARGV, 4 do
   local ticket, state, number, blob = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
   local reason = redis.call('HGET', BASE .. 'gone', ticket)
+  if redis.call('EXISTS', BASE .. 'left:' .. ticket) == 1 then
+    reason = 'left' -- this is a stray copy, and nobody reads its reply
+  end
   local held = redis.call('ZSCORE', HOLDING, ticket)
   if reason == 'reaped' and state == 'waiting' then
     -- it was granted while its instance was stopped, and never knew: it still waits
