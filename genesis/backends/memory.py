@@ -36,6 +36,7 @@ from genesis.backends.protocol import (
     Snapshot,
     State,
     Ticket,
+    made,
 )
 from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -43,7 +44,6 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 
-_made = tuple.__new__  # a named tuple, at a third of the cost of calling its type
 _DEPARTED: dict[State, Departure] = {"waiting": Departure("waiting"), "holding": Departure("holding")}
 
 
@@ -65,8 +65,8 @@ class _Line:
 
     __slots__ = ("holding", "limit", "override", "waiting")
 
-    def __init__(self, override: int | None) -> None:
-        self.limit: int | None = None  # the call sites' number that came last
+    def __init__(self, limit: int | None, override: int | None) -> None:
+        self.limit = limit  # the call sites' number that came last
         self.override = override
         # An OrderedDict, because taking the first key of a plain dict again and again is quadratic.
         self.waiting: OrderedDict[str, _Passage] = OrderedDict()
@@ -111,16 +111,16 @@ class InMemoryBackend:
             raise self._closed_error("enter", queue_id, entry.item_id)
         line = self._lines.get(queue_id)
         if line is None:
-            line = self._open_line(queue_id)
-        if entry.limit is not None and entry.limit != line.limit:
+            line = self._open_line(queue_id, entry.limit)
+        elif entry.limit is not None and entry.limit != line.limit:
             self._adopt_limit(queue_id, line, entry.limit)
         number = next(self._numbers)
-        ticket = _made(Ticket, (queue_id, entry.item_id, f"{self.instance_id}:{number}"))
+        ticket = made(Ticket, (queue_id, entry.item_id, f"{self.instance_id}:{number}"))
         if not line.waiting and len(line.holding) < line.effective_limit:
             passage = _Passage(ticket, entry.context, self._clock())
             passage.token = number
             line.holding[ticket.id] = passage
-            return _made(Admission, (ticket, _made(Grant, (number, None, 0.0)), 0, 0))
+            return made(Admission, (ticket, made(Grant, (number, None, 0.0)), 0, 0))
         if entry.only_if_free:
             depth = len(line.waiting)
             self._drop_if_idle(queue_id, line)
@@ -153,8 +153,8 @@ class InMemoryBackend:
         else:
             return Departure(None)
         if line.waiting:
-            granted = self._hand_over(line, Party(ticket.item_id, self.instance_id, context))
-            return Departure(was, granted)
+            leaver = made(Party, (ticket.item_id, self.instance_id, context))
+            return made(Departure, (was, self._hand_over(line, leaver)))
         if not line.holding:
             del self._lines[ticket.queue_id]
         return _DEPARTED[was]
@@ -236,8 +236,8 @@ class InMemoryBackend:
             for passage in line.holding.values():
                 self._emit(SlotLost(passage.ticket, "closed"))
 
-    def _open_line(self, queue_id: str) -> _Line:
-        line = self._lines[queue_id] = _Line(self._overrides.get(queue_id))
+    def _open_line(self, queue_id: str, limit: int | None) -> _Line:
+        line = self._lines[queue_id] = _Line(limit, self._overrides.get(queue_id))
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop = loop
@@ -266,8 +266,9 @@ class InMemoryBackend:
             passage.since = self._clock()
             future, passage.future = passage.future, None
             if future is not None and not future.done():
-                future.set_result(Grant(passage.token, released_by))
-            granted += (Party(passage.ticket.item_id, self.instance_id, passage.context),)
+                future.set_result(made(Grant, (passage.token, released_by, 0.0)))
+            owner = (passage.ticket.item_id, self.instance_id, passage.context)
+            granted += (made(Party, owner),)
         return granted
 
     def _stats(self, line: _Line) -> QueueStats:

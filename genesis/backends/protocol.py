@@ -43,9 +43,15 @@ __all__ = [
     "Snapshot",
     "State",
     "Ticket",
+    "made",
 ]
 
 State: TypeAlias = Literal["waiting", "holding"]
+
+
+made = tuple.__new__
+"""A named tuple of the type and the tuple of *all* its fields, at a third of the cost of calling the
+type: for those that are made in the path of every call."""
 
 
 class Entry(NamedTuple):

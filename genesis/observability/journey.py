@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from genesis.backends.protocol import Admission, Departure, Entry, Grant, Party
+from genesis.backends.protocol import Admission, Departure, Entry, Grant, Party, made
 from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
@@ -95,7 +95,7 @@ class Journey:
         """The slot is held from here on; returns the grant with its wait."""
         if not at_once:
             waited = max(0.0, now - self.began)
-            grant = Grant(grant.fencing_token, grant.released_by, waited)
+            grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
         self._end_wait(grant.waited, "granted", None, grant.released_by)
         self.began = now
         self.holding = True

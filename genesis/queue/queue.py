@@ -16,6 +16,7 @@ from genesis.backends.protocol import (
     QueueEntry,
     QueueStats,
     SlotLost,
+    made,
 )
 from genesis.exceptions import LimitMismatchError, QueueTimeoutError
 from genesis.observability.layer import ObservedBackend
@@ -105,7 +106,8 @@ class Queue:
             check_limit("max_concurrent", queue_id, max_concurrent, least=1)
         if timeout is not None:
             timeout = check_timeout(queue_id, timeout)
-        return SlotRequest(self, Entry(queue_id, item_id, max_concurrent, timeout == 0), timeout)
+        entry = made(Entry, (queue_id, item_id, max_concurrent, timeout == 0, ""))
+        return SlotRequest(self, entry, timeout)
 
     def semaphore(
         self, queue_id: str, max_concurrent: int | None = None, timeout: float | None = None
@@ -209,7 +211,7 @@ class Queue:
     async def _release(self, slot: Slot | None, error: BaseException | None) -> None:
         if slot is None:
             return  # its entering had failed
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             error = None  # a call that is cancelled has not failed
         try:
             slot.mark_left()

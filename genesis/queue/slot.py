@@ -22,26 +22,30 @@ class Slot:
             distributed locking", 2016).
     """
 
-    __slots__ = (
-        "_held",
-        "_lapsed",
-        "_lost",
-        "fencing_token",
-        "item_id",
-        "queue_id",
-        "ticket",
-        "waited",
-    )
+    __slots__ = ("_grant", "_held", "_lapsed", "_lost", "ticket")
 
     def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
-        self.queue_id = ticket.queue_id
-        self.item_id = ticket.item_id
-        self.waited = grant.waited
-        self.fencing_token = grant.fencing_token
         self.ticket = ticket
+        self._grant = grant
         self._lapsed = lapsed
         self._lost = False
         self._held = True  # until the block is left; a slot that was given back is not lost
+
+    @property
+    def queue_id(self) -> str:
+        return self.ticket.queue_id
+
+    @property
+    def item_id(self) -> str:
+        return self.ticket.item_id
+
+    @property
+    def waited(self) -> float:
+        return self._grant.waited
+
+    @property
+    def fencing_token(self) -> int:
+        return self._grant.fencing_token
 
     @property
     def lost(self) -> bool:
