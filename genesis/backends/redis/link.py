@@ -35,6 +35,11 @@ from typing import Any
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
+try:
+    from hiredis import pack_command
+except ImportError:  # the extra is not installed
+    pack_command = None  # type: ignore[assignment]
+
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.scripts import SCRIPT_NAMES, Script, load
 
@@ -358,7 +363,7 @@ class Link:
                     command.sent = True
                     command.written = now
                 self._in_flight.extend(batch)
-                packed = connection.pack_commands(words)
+                packed = _pack(connection, words)
                 await connection.send_packed_command(packed, check_health=False)
             self._something_to_write.clear()
             await self._something_to_write.wait()
@@ -411,6 +416,14 @@ class Link:
     def _note_if_drained(self) -> None:
         if not self._in_flight and not self._outbox:
             self._drained.set()
+
+
+def _pack(connection: AbstractConnection, commands: list[tuple[Any, ...]]) -> list[bytes]:
+    """As `connection` packs them, which is most of a command's cost; hiredis needs a fifth of it."""
+    if pack_command is None:
+        packed: list[bytes] = connection.pack_commands(commands)
+        return packed
+    return [pack_command(command) for command in commands]
 
 
 def _is_elsewhere(error: Exception) -> bool:
