@@ -77,19 +77,15 @@ end
 local function remove(ticket)
   local instance = instance_of(ticket)
   local mine = BASE .. 'at:' .. instance
-  local blob = redis.call('HGET', mine, ticket)
-  if blob then
-    redis.call('HDEL', mine, ticket)
-    if redis.call('EXISTS', mine) == 0 then
-      redis.call('ZREM', LEASES, instance)
-    end
+  if redis.call('HDEL', mine, ticket) == 1 and redis.call('EXISTS', mine) == 0 then
+    redis.call('ZREM', LEASES, instance)
   end
   if redis.call('ZREM', HOLDING, ticket) == 1 then
-    return 'holding', blob
+    return 'holding'
   elseif redis.call('ZREM', WAITING, ticket) == 1 then
-    return 'waiting', blob
+    return 'waiting'
   end
-  return false, blob
+  return false
 end
 
 -- Leaves word for the owner of a ticket that ended without it; the word expires.
@@ -139,15 +135,9 @@ end
 -- of memory), nobody is lost. A head whose instance is dead is reaped instead of granted.
 -- `origin` is "<ticket> <context> <item_id>" of whoever made room, or ''.
 local function grant(channel, origin, ttl)
-  if NOW < window then
-    return
-  end
-  local free = limit - redis.call('ZCARD', HOLDING)
-  while free > 0 do
-    local ticket = redis.call('ZRANGE', WAITING, 0, 0)[1]
-    if not ticket then
-      break
-    end
+  local ticket = NOW >= window and redis.call('ZRANGE', WAITING, 0, 0)[1]
+  local free = ticket and limit - redis.call('ZCARD', HOLDING) or 0
+  while ticket and free > 0 do
     local instance = instance_of(ticket)
     local lapses = redis.call('ZSCORE', LEASES, instance)
     if lapses and tonumber(lapses) > NOW then
@@ -166,6 +156,7 @@ local function grant(channel, origin, ttl)
       -- the reaped instance may have held slots as well
       free = limit - redis.call('ZCARD', HOLDING)
     end
+    ticket = free > 0 and redis.call('ZRANGE', WAITING, 0, 0)[1]
   end
 end
 
