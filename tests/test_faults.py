@@ -1384,6 +1384,29 @@ async def test_a_look_at_a_queue_of_the_dead_shows_nobody(own_redis: RedisServer
         await wait_until(nobody, "nobody is shown any more", LEASE + 1.5)
 
 
+async def test_a_close_while_the_connection_is_broken_gives_back_what_it_has(house: House) -> None:
+    """It is made anew within the operation timeout: the next waiter need not wait for the lease."""
+    proxy = await house.proxy()
+    queue, other = house.queue(proxy.url), house.queue()
+    holder = house.call(queue, "holder")
+    await holder.held()
+    (waiter,) = await house.waiting(other, "waiter")
+    proxy.refusing = True
+    proxy.cut()
+    broken = {"backend": "redis", "reason": "connection"}
+    await wait_until(
+        lambda: house.counted("genesis_backend_disruptions_total", **broken), "the connection is broken"
+    )
+    closing = asyncio.create_task(queue.close())
+    await wait_until(lambda: holder.lost, "the holder is told")
+    proxy.refusing = False
+    await closing
+    await waiter.held(timeout=BEAT)
+    await waiter.leave()
+    await holder.ended()
+    await house.settled()
+
+
 async def test_a_close_that_is_cancelled_still_closes(own_redis: RedisServer) -> None:
     """Cut off half way, with Redis standing still, close goes on; a second one waits for its end."""
     queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=Telemetry(CollectorRegistry()))

@@ -167,7 +167,11 @@ class Queue:
         await self._backend.ping()
 
     async def close(self) -> None:
-        """Give back all that this Queue has and close the backend; waiters get an error."""
+        """Give back all that this Queue has and close the backend; waiters get an error.
+
+        A backend that cannot be reached is tried for its operation timeout; then it is closed, and what
+        was owed to it is taken back when the lease lapses.
+        """
         await self._backend.close()
 
     async def __aenter__(self) -> Queue:

@@ -315,8 +315,8 @@ class RedisBackend:
         for line in list(session.ledger.lines.values()):
             for passage in list(line.passages.values()):
                 self._close_passage(session, passage)
-        if session.link.up:
-            await session.link.drain(self._timeout)
+        # Also if the link is down: it is tried anew, and what is owed would else wait for the lease.
+        await session.link.drain(self._timeout)
         await session.subscriber.close()
         await session.link.close()
 
