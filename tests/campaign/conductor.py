@@ -549,7 +549,8 @@ async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
     async def nobody() -> bool:
         stats = await operator.stats(queue)
         keys = await scene.redis("KEYS", f"genesis:queue:{{{queue}}}:*")
-        left = [key for key in keys if not key.endswith((":meta", ":gone"))]
+        # Those may stay until they expire, which is looked for later.
+        left = [key for key in keys if not key.endswith((":meta", ":gone")) and "}:left:" not in key]
         return (stats.waiting, stats.in_use, left) == (0, 0, [])
 
     try:
