@@ -1275,6 +1275,28 @@ async def test_without_memory_for_longer_than_the_lease_nobody_loses_a_slot(hous
     assert not lost
 
 
+async def test_a_place_that_cannot_be_registered_again_for_lack_of_memory_is_told(
+    house: House,
+) -> None:
+    """The line is lost and there is no memory: operators hear of it, and the place comes back later."""
+    queue, other = house.queue(), house.queue()
+    holder = house.call(other, "holder")
+    await holder.held()
+    (waiter,) = await house.waiting(queue, "waiter")
+    house.server.client.config_set("maxmemory", "1")
+    house.server.client.delete(f"genesis:queue:{{{SALES}}}:waiting")
+    refused = {"backend": "redis", "reason": "refused"}
+    await wait_until(
+        lambda: house.counted("genesis_backend_disruptions_total", **refused), "it is told of"
+    )
+    house.server.client.config_set("maxmemory", "0")
+    await house.waits(other, "waiter")
+    await holder.leave()
+    await waiter.held()
+    await waiter.leave()
+    await house.settled()
+
+
 @pytest.mark.slow
 async def test_a_leave_that_was_refused_is_made_up_for_by_the_heartbeat(house: House) -> None:
     """The server forbids scripts for a moment: the slot is free soon after it allows them again."""

@@ -183,7 +183,7 @@ class Heart:
             line.beating = False
             self._emit(Heartbeat(self._loop.time() - sent, "error" if failed else "ok"))
         if failed:
-            self._note_refusal(line, reply)
+            self._note_refusal(line, "heartbeat", reply)
             self._wake_at(line.due)
             return
         line.refused = ""
@@ -207,10 +207,10 @@ class Heart:
         line.pressed = line.pressed and not last
         self._ledger.drop_if_idle(line)
 
-    def _note_refusal(self, line: Line, reply: Unreachable) -> None:
+    def _note_refusal(self, line: Line, what: str, reply: Unreachable) -> None:
         if isinstance(reply, Refused):
             if not line.refused:
-                self._emit(Disrupted("refused", f"queue {line.queue_id!r}: heartbeat: {reply}"))
+                self._emit(Disrupted("refused", f"queue {line.queue_id!r}: {what}: {reply}"))
             line.refused = str(reply)
 
     def _absorb_corrections(self, missed: Any, ended: Any) -> None:
@@ -260,6 +260,7 @@ class Heart:
 
     def _on_restored(self, line: Line, sent: float, reply: Any) -> None:
         if isinstance(reply, Unreachable):
+            self._note_refusal(line, "registering again", reply)
             return  # the next beat finds the same again
         epoch, look, missed, ended, granted, reclaimed = reply
         self._ledger.renewed(line, sent)
