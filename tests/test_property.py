@@ -198,8 +198,7 @@ class Line(RuleBasedStateMachine):
 
     def agreed(self, instance: int) -> int | None:
         """The number that the calls of one Queue agree on."""
-        agreement = self.queues[instance]._agreements.get(QUEUE_ID)
-        return agreement.limit if agreement is not None else None
+        return self.queues[instance]._agreements.get(QUEUE_ID, (0, None))[1]
 
     async def agree(self) -> None:
         """The queue is, or at once becomes, what the model is."""

@@ -28,16 +28,6 @@ from genesis.version import VERSION
 __all__ = ["Queue", "QueueSemaphore", "SlotRequest"]
 
 
-class _Agreement:
-    """The limit that this `Queue`'s calls in one queue agree on, and how many they are."""
-
-    __slots__ = ("calls", "limit")
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.limit: int | None = None
-
-
 class Queue:
     """A fair waiting line with a limit on how many hold a slot at once.
 
@@ -63,7 +53,8 @@ class Queue:
             )
         self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
         self._backend.listen(self._on_event)
-        self._agreements: dict[str, _Agreement] = {}  # of queues with calls of this object only
+        # How many calls of this object are in a queue, and the limit that they agree on.
+        self._agreements: dict[str, tuple[int, int | None]] = {}
         self._slots: dict[str, Slot] = {}  # held now, by ticket
 
     @property
@@ -225,23 +216,21 @@ class Queue:
             await self._backend.leave(slot.ticket, error=error)
 
     def _agree(self, entry: Entry) -> None:
-        limit = entry.limit
-        agreement = self._agreements.get(entry.queue_id)
-        if agreement is None:
-            agreement = self._agreements[entry.queue_id] = _Agreement()
-        elif limit is not None and agreement.limit not in (None, limit):
-            assert agreement.limit is not None
-            raise LimitMismatchError(entry.queue_id, entry.item_id, agreement.limit, limit)
-        if limit is not None:
-            agreement.limit = limit
-        agreement.calls += 1
+        queue_id, item_id, limit = entry[:3]
+        calls, agreed = self._agreements.get(queue_id, (0, None))
+        if agreed is None:
+            agreed = limit
+        elif limit is not None and limit != agreed:
+            raise LimitMismatchError(queue_id, item_id, agreed, limit)
+        self._agreements[queue_id] = (calls + 1, agreed)
 
     def _disagree(self, queue_id: str) -> None:
         """One call fewer is in the queue; without any, its limit is forgotten."""
-        agreement = self._agreements[queue_id]
-        agreement.calls -= 1
-        if not agreement.calls:
+        calls, agreed = self._agreements[queue_id]
+        if calls == 1:
             del self._agreements[queue_id]
+        else:
+            self._agreements[queue_id] = (calls - 1, agreed)
 
     def _on_event(self, event: BackendEvent) -> None:
         if isinstance(event, SlotLost):
