@@ -420,6 +420,19 @@ def test_tokens_and_places_grow_even_if_the_clock_steps_back(line: Line) -> None
     assert future + 2 < int(first_grant[1]) < int(second_grant[1])
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["into the line", "into a free slot"])
+def test_nothing_expires_under_many_who_never_stay_for_a_heartbeat(line: Line, waits: bool) -> None:
+    """Short calls of many instances: each that comes newly puts off the expiry of all that there is."""
+    for ticket in ("a:1", "b:1", "c:1") if waits else ("a:1",):
+        line.enter(ticket, 2)
+    there = line.client.keys("test:{sales}:[^a]*")  # an instance's own book is for that instance
+    assert len(there) == (4 if waits else 3)
+    for key in there:
+        line.client.expire(key, 5)
+    line.enter("d:1", 2)
+    assert min(line.client.ttl(key) for key in there) > 5
+
+
 def test_numbers_are_written_out_in_full(line: Line) -> None:
     """No number ever travels in exponent notation, which Lua's own tostring would give."""
     line.enter("a:1")

@@ -97,23 +97,26 @@ if not free and only_if_free then
 end
 
 redis.call('HSET', mine, ticket, blob)
-if redis.call('ZADD', LEASES, text(NOW + lease), instance) == 1 then
+local arrived = redis.call('ZADD', LEASES, text(NOW + lease), instance) == 1
+local number = next_number()
+redis.call('HSET', META, 'last', text(number))
+redis.call('ZADD', free and HOLDING or WAITING, text(number), ticket)
+-- Whoever has something here came newly a moment ago, or beats. So if both put off the expiry of all
+-- that there is, nothing expires under many who come and go too quickly ever to beat.
+if arrived then
   redis.call('EXPIRE', mine, ttl)
   redis.call('EXPIRE', LEASES, ttl)
 end
-local number = next_number()
-redis.call('HSET', META, 'last', text(number))
-if free then
-  redis.call('ZADD', HOLDING, text(number), ticket)
-  if holders == 0 then
-    redis.call('EXPIRE', HOLDING, ttl)
-    keep_meta(ttl)
-  end
-  return reply('granted', number, 0, 0, -1)
+if holders > 0 and arrived or holders == 0 and free then
+  redis.call('EXPIRE', HOLDING, ttl)
 end
-redis.call('ZADD', WAITING, text(number), ticket)
-if waiters == 0 then
+if waiters > 0 and arrived or waiters == 0 and not free then
   redis.call('EXPIRE', WAITING, ttl)
+end
+if arrived or free and holders == 0 or waiters == 0 and not free then
   keep_meta(ttl)
+end
+if free then
+  return reply('granted', number, 0, 0, -1)
 end
 return reply('waiting', number, waiters + 1, waiters + 1, next_look())
