@@ -1386,6 +1386,36 @@ async def test_a_repeated_set_limit_does_not_undo_a_newer_one(own_redis: RedisSe
         await two.set_limit("line", None)
 
 
+async def test_a_late_first_copy_of_a_set_limit_does_not_undo_a_newer_one(house: House) -> None:
+    """Held back while its connection is given up, and said again: the first copy comes last of all."""
+    proxy = await house.proxy()
+    one, two = house.queue(proxy.url), house.queue()
+    await one.ping()
+    relay = proxy.commands
+    relay.hold()
+    setting = asyncio.create_task(one.set_limit(SALES, 5))
+    await wait_until(lambda: relay.held_chunks, "the first copy is on its way")
+    relay.cut()
+    await setting
+    await two.set_limit(SALES, 7)
+    answers = relay.answers
+    relay.release()
+    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    assert (await two.stats(SALES)).limit == 7
+    await two.set_limit(SALES, None)
+
+
+async def test_what_is_remembered_of_a_set_limit_expires_by_itself(house: House) -> None:
+    """However often it is said: nothing that lives on with the next one grows with each."""
+    queue = house.queue()
+    for limit in range(100):
+        await queue.set_limit(SALES, limit)
+    client: Any = house.server.client
+    lasting = [key for key in client.keys("*") if ":left:" not in key]
+    assert lasting == [f"genesis:queue:{{{SALES}}}:meta"]
+    await queue.set_limit(SALES, None)
+
+
 @pytest.mark.slow
 async def test_a_look_at_a_queue_of_the_dead_shows_nobody(own_redis: RedisServer) -> None:
     """The only instance in a queue is killed: a lease later, stats and entries are empty for others."""

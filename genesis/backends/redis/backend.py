@@ -252,7 +252,7 @@ class RedisBackend:
         value = b"" if limit is None else b"%d" % limit
         call = f"{self.instance_id}:{next(self._serials)}".encode()
         arguments = (value, *self._constants, call)
-        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments, again=(b"1",))
+        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments)
         self._join("set_limit", queue_id).ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
@@ -360,11 +360,10 @@ class RedisBackend:
         script: str,
         queue_id: str,
         arguments: Sequence[bytes] = (),
-        again: tuple[bytes, ...] = (),
     ) -> Any:
         session = self._join(operation, queue_id)
         keys = queue_keys(self._key_prefix, queue_id)
-        command = session.link.call(load(script), keys, arguments, again=again)
+        command = session.link.call(load(script), keys, arguments)
         try:
             return await command.reply
         except Unreachable as error:

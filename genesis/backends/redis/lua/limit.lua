@@ -2,20 +2,18 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
---        4 a name of this very call   5 '1' if this is sent again
+--        4 a name of this very call
 -- Reply  {granted, reclaimed}
 --
 -- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
 --        lowered one takes nothing from holders: nobody is granted until enough of them have left.
 --        Two set_limit at once: the one that Redis carries out last is in force everywhere. Sent
---        again after its reply was lost: changes nothing, as somebody may have set another since.
+--        again after its reply was lost, or a stray copy of it that comes when all is over: changes
+--        nothing, as somebody may have set another since.
 
 local ttl = seconds_to_live(tonumber(ARGV[2]))
-if ARGV[5] == '1' and redis.call('HEXISTS', BASE .. 'gone', ARGV[4]) == 1 then
+if ARGV[4] and not redis.call('SET', BASE .. 'left:' .. ARGV[4], '1', 'NX', 'EX', ttl) then
   return {granted, reclaimed}
-end
-if ARGV[4] then
-  leave_word(ARGV[4], 'done', ttl)
 end
 if ARGV[1] == '' then
   -- When it ended is kept, so that an instance that registers again does not bring it back.

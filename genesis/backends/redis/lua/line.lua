@@ -13,9 +13,9 @@
 --   in a Cluster a fifth is declared that never exists, so that no script runs half way, see cluster.py
 -- and three that are derived from KEYS[1], under the same tag
 --   at:<instance>    hash  ticket -> "<context> <item_id>"; all that the instance has in this queue
---   gone             hash  ticket -> "reaped" | "evicted": for its owner, until it says leave;
---                          and the names of set_limit calls -> "done"
---   left:<ticket>    string, for a while: what still comes of it is a stray copy
+--   gone             hash  ticket -> "reaped" | "evicted": for its owner, until it says leave
+--   left:<ticket>    string, for a while: what still comes of it is a stray copy; the same for the
+--                    name of each set_limit
 --
 -- Invariants after every script
 --   a ticket in waiting or in holding is in exactly one of them, and in at:<its instance>
