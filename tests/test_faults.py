@@ -7,6 +7,7 @@ connections; lost replies and late commands; cancellation; several instances; a 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -239,6 +240,32 @@ async def test_four_processes_with_fifty_waiters_each_keep_limit_and_order(house
     for worker in workers:
         await worker.close()
     await house.settled(2)
+
+
+def test_a_backend_that_was_made_before_a_fork_is_refused_in_the_child(own_redis: RedisServer) -> None:
+    """Parent and child would be one instance, whose tickets are the same: both would hold one slot."""
+    queue = Queue(RedisBackend(own_redis.url), telemetry=Telemetry(registry=CollectorRegistry()))
+
+    async def hold() -> None:
+        async with queue.slot(SALES):
+            pass
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            asyncio.run(hold())
+        except RuntimeError as error:
+            code = 0 if "fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    async def pass_here() -> None:
+        await hold()
+        await queue.close()
+
+    asyncio.run(pass_here())
 
 
 # Dead instances

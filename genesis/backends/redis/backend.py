@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -58,7 +59,8 @@ class RedisBackend:
 
     One connection for commands (in a Cluster one to each master in use), one for wake-ups, one
     heartbeat, however many calls wait. The connections are made with the first operation, in the event
-    loop that runs then; from there on the object belongs to that loop.
+    loop that runs then; from there on the object belongs to that loop. A process that forks makes one
+    in each child.
 
     Args:
         url: as redis-py takes it (`redis://`, `rediss://` for TLS, `unix://`; user, password and
@@ -96,6 +98,7 @@ class RedisBackend:
             raise ValueError("url and client were given; give the one or the other")
         self._place = _place_of(url, timeout) if client is None else _place_like(client, timeout)
         self.instance_id = new_instance_id()
+        self._pid = os.getpid()
         self.heartbeat_interval = lease / 3
         self._lease = lease
         self._timeout = timeout
@@ -347,6 +350,11 @@ class RedisBackend:
             raise self._unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.loop.is_closed():
+            if os.getpid() != self._pid:
+                # Its tickets would be taken for those of the other process, and share their slots.
+                raise RuntimeError(
+                    "this RedisBackend was made before the process forked; make one in each process"
+                )
             self._session = _Session(self, loop)
         elif self._session.loop is not loop:
             raise RuntimeError(
