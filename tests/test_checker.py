@@ -285,6 +285,35 @@ def test_an_override_that_failed_may_be_in_force(tale: Tale) -> None:
     assert tale.rules() == []
 
 
+def test_an_override_that_failed_is_over_with_the_next_that_did_not(tale: Tale) -> None:
+    """What was said before it comes before it, or never: more than one at a time are too many again."""
+    tale.limit(0.0, 0.1, 5, ok=False)
+    tale.limit(4.0, 4.1, None)
+    tale.call("1", 5.0, grant=5.1, leave=7.0)
+    tale.call("2", 5.0, who="b", grant=5.2, leave=7.0)
+    assert tale.rules() == ["limit"]
+
+
+def test_a_pause_that_failed_is_over_with_the_next_that_did_not(tale: Tale) -> None:
+    """A slot that stands free later is not free because the queue may be paused."""
+    tale.fault(0.0, 1.0, settle=2.0)
+    tale.limit(0.5, 0.6, 0, ok=False)
+    tale.limit(4.0, 4.1, None)
+    tale.call("1", 5.0, grant=5.1, leave=6.0)
+    tale.call("2", 5.2, who="b", entered=5.3, grant=7.0, leave=8.0)
+    assert tale.rules() == ["standstill"]
+
+
+def test_a_pause_that_failed_may_be_carried_out_when_the_server_is_back(tale: Tale) -> None:
+    """The answer came to nobody, what was said lay in the server's socket."""
+    tale.fault(0.0, 5.0, settle=1.0)
+    tale.limit(0.5, 0.6, 0, ok=False)
+    tale.limit(4.0, 4.1, None)
+    tale.call("1", 6.0, grant=6.1, leave=7.0)
+    tale.call("2", 6.2, who="b", entered=6.3, grant=8.0, leave=9.0)
+    assert tale.rules() == []
+
+
 def test_an_ended_override_comes_back_only_if_a_loss_was_near(tale: Tale) -> None:
     """An instance may register again what it last heard of; much later nobody knows it any more."""
     tale.limit(0.0, 0.1, 2)

@@ -130,7 +130,8 @@ class _Contact:
 class _Setting(NamedTuple):
     value: int
     begin: float
-    end: float  # infinity if it is not known to have been carried out
+    end: float  # of its answer; infinity if there is none
+    sure: bool = False  # it was carried out
 
 
 class Story:
@@ -232,13 +233,14 @@ class Story:
         """Moments at which what `limits` says may change."""
         settings = self._settings[queue]
         marks = [s.begin for s in settings] + [s.end for s in settings if s.end < math.inf]
+        marks += [replaced for _, _, replaced in self._in_force[queue] if replaced < math.inf]
         return marks + [mark for loss in self.losses for mark in loss]
 
     def _find_in_force(self) -> None:
         """From when until when each number can have been in force."""
         felt = [(loss, self._felt(loss)) for loss in self.losses]
         for queue, limit in self.history.limits.items():
-            base = _Setting(limit, -math.inf, -math.inf)
+            base = _Setting(limit, -math.inf, -math.inf, sure=True)
             settings = [base, *self._settings[queue]]
             self._in_force[queue] = [
                 (s.value, s.begin, self._replaced(s, settings, felt, forgotten=s is base))
@@ -259,13 +261,22 @@ class Story:
         again, a stopped one what was in force when it was stopped. If no instance was in the queue, no
         override is: then the call sites' limit comes back.
         """
-        replaced = min((s.end for s in settings if s.begin > setting.end), default=math.inf)
+        until = setting.end if setting.sure else self._may_come_until(setting)
+        settings = [s for s in settings if s.sure]
+        replaced = min((s.end for s in settings if s.begin > until), default=math.inf)
         for loss, felt in losses:
             remembered = forgotten or loss.begin - self.lease - felt <= replaced
             if remembered and loss.end >= setting.begin:
                 anew = min((s.end for s in settings if s.begin > loss.end), default=math.inf)
                 replaced = max(replaced, anew)
         return replaced
+
+    def _may_come_until(self, setting: _Setting) -> float:
+        """Until when what failed may still be carried out: no proxy holds what the operator says, so it
+        comes as soon as the server is there again, or never."""
+        asked = Period(setting.begin, setting.end)
+        troubles = [d.period.end for d in self.disturbances if not d.target and d.period.meets(asked)]
+        return max([setting.end + self.lease, *troubles])
 
     def _felt(self, loss: Period) -> float:
         """For how long before a loss some instance may have been out of touch."""
@@ -310,9 +321,10 @@ class Story:
                 limits[who, more["id"]] = (event, len(self._settings[queue]))
                 value = self.history.limits[queue] if more["value"] is None else more["value"]
                 self._settings[queue].append(_Setting(value, at, math.inf))
-            elif kind == "limited" and more["ok"]:
+            elif kind == "limited":
                 _, index = limits[who, more["id"]]
-                self._settings[queue][index] = self._settings[queue][index]._replace(end=at)
+                setting = self._settings[queue][index]
+                self._settings[queue][index] = setting._replace(end=at, sure=more["ok"])
             elif kind == "fault":
                 open_faults[more["id"]] = event
             elif kind == "fault_end":
