@@ -354,6 +354,30 @@ def test_an_overshoot_after_the_holder_has_registered_again_is_found(tale: Tale)
     assert tale.rules() == ["limit"]
 
 
+def test_a_holder_that_never_registers_again_is_excused_no_longer_than_promised(tale: Tale) -> None:
+    """Nor if another fault was near, which keeps the rule `window` from judging."""
+    tale.say(0.0, "up", "a", worker="a")
+    tale.call("1", 0.0, grant=0.1, leave=9.0)
+    tale.loss(1.0, 1.01)
+    tale.fault(1.0, 1.01)
+    tale.fault(0.9, 0.95, "c")
+    tale.call("2", 2.0, queue="q", who="b", grant=2.1, leave=3.0)
+    assert tale.rules() == []
+    tale.call("3", 4.0, who="b", grant=4.1, leave=5.0)
+    assert tale.rules() == ["limit"]
+
+
+def test_a_holder_that_is_kept_from_registering_is_excused_for_longer(tale: Tale) -> None:
+    """Its instance was stopped meanwhile; what troubles others is no reason."""
+    tale.say(0.0, "up", "a", worker="a")
+    tale.call("1", 0.0, grant=0.1, leave=9.0)
+    tale.loss(1.0, 1.01)
+    tale.fault(1.0, 1.01)
+    tale.fault(2.0, 3.5, "a")
+    tale.call("3", 4.0, who="b", grant=4.1, leave=5.0)
+    assert tale.rules() == []
+
+
 # Order
 
 
@@ -490,6 +514,18 @@ def test_a_waiter_may_be_overtaken_between_a_loss_and_its_registration(tale: Tal
     verdict = check(tale.history())
     assert verdict.violations == []
     assert verdict.overtaken == 1
+
+
+def test_a_waiter_that_never_registers_again_may_be_overtaken_no_longer_than_promised(
+    tale: Tale,
+) -> None:
+    """Nor does the lease that lapses then excuse for ever that it is passed."""
+    tale.call("0", 0.0, who="c", grant=0.01, leave=6.0)
+    tale.call("1", 0.1, entered=0.2, grant=9.01, token=9, leave=9.5)
+    tale.loss(1.0, 1.01)
+    tale.fault(1.0, 1.01)
+    tale.call("2", 5.6, who="b", entered=5.7, grant=6.01, token=5, leave=9.0)
+    assert tale.rules() == ["fifo", "window"]
 
 
 # Standstill

@@ -15,7 +15,8 @@ Rules (the promises of the README's table), each of which decides for any histor
     left_over  neither Redis nor an instance keeps anything when all is over
 
 Excused, because documented, are grants made over holders, or past waiters, that Redis could not know
-of: those of an instance whose lease had lapsed or whose data was lost, until it had registered again.
+of: those of an instance whose lease had lapsed or whose data was lost, until it had registered again,
+or should have.
 How long that took is measured, and judged by the rule
 
     window     after a loss of data, an instance within reach has registered again in the promised time
@@ -387,7 +388,10 @@ def _check_windows(story: Story, verdict: Verdict) -> None:
         for passage in story.passages.values():
             if passage.entered is None or not passage.entered < loss.begin < _gone(passage):
                 continue
-            for period in story.unregistered(passage, loss.begin, loss.end, losses_only=True):
+            periods = story.unregistered(
+                passage, loss.begin, loss.end, losses_only=True, promised=False
+            )
+            for period in periods:
                 if period.begin != loss.begin:
                     continue  # another loss
                 known = min(period.end, _gone(passage)) - loss.end

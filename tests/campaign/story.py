@@ -28,6 +28,7 @@ class Period(NamedTuple):
 
 
 ALWAYS = Period(-math.inf, math.inf)
+RECONNECT = 1.2  # seconds for a connection to be made anew, tried at least every second
 
 
 @dataclass
@@ -162,24 +163,44 @@ class Story:
         return [passage for passage in self.passages.values() if passage.queue == queue]
 
     def unregistered(
-        self, passage: Passage, begin: float, end: float, *, losses_only: bool = False
+        self,
+        passage: Passage,
+        begin: float,
+        end: float,
+        *,
+        losses_only: bool = False,
+        promised: bool = True,
     ) -> list[Period]:
         """When between `begin` and `end` Redis may not have known of `passage`: its instance's lease
-        had lapsed, or the data was lost, until it had registered again."""
+        had lapsed, or the data was lost, until it had registered again; with `promised`, at the latest
+        until it should have, if nothing kept it from that."""
         contact = self._contacts[passage.who, passage.queue]
         listed = passage.listed
-        periods = [
-            Period(loss.begin, contact.registered(max(loss.end, listed)))
+        lost = [
+            (loss.begin, max(loss.end, listed))
             for loss in self.losses
             if passage.invoked <= loss.end and loss.begin <= end
         ]
         if not losses_only:
             since = passage.invoked if passage.entered is None else passage.entered
-            periods += [
-                Period(lapse, contact.registered(max(lapse, listed)))
-                for lapse in contact.lapses(since, end)
-            ]
+            lost += [(lapse, max(lapse, listed)) for lapse in contact.lapses(since, end)]
+        periods = []
+        for gone, back in lost:
+            known = contact.registered(back)
+            if promised:
+                known = min(known, self._due(passage.who, back))
+            periods.append(Period(gone, known))
         return [period for period in periods if period.meets(Period(begin, end))]
+
+    def _due(self, who: str, since: float) -> float:
+        """When `who` must have registered again: an interval after all that may keep it from that."""
+        if since == math.inf:
+            return since
+        wait = self.lease / 3 + RECONNECT
+        for begin, end in sorted(self.disturbed(who)):
+            if begin <= since + wait:
+                since = max(since, end)
+        return since + wait + 3 * self.lag(Period(since, since + wait), who)
 
     def heard(self, passage: Passage, sent_after: float) -> float:
         """When its instance first had an answer to a heartbeat that was sent after that moment."""
