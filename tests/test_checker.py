@@ -161,6 +161,23 @@ def test_a_timeout_after_a_grant_is_found(tale: Tale) -> None:
     assert tale.rules() == ["ending"]
 
 
+def test_a_call_that_enters_twice_is_found(tale: Tale) -> None:
+    """It has two places in the line."""
+    tale.call("1", 0.0, entered=0.1, place=5, grant=0.15, leave=0.3)
+    tale.say(0.12, "entered", "a", "q", "1", place=7)
+    assert tale.rules() == ["ending"]
+
+
+@pytest.mark.parametrize(("how", "timeout"), [("timeout", None), ("refused", None), ("refused", 9.0)])
+def test_who_waits_for_ever_neither_times_out_nor_is_refused(
+    tale: Tale, how: str, timeout: float | None
+) -> None:
+    """Nor is refused who would have waited for a while."""
+    tale.call("0", 0.0, who="b", grant=0.01, leave=9.0)
+    tale.call("1", 0.1, entered=0.2, timeout=timeout, end=3.0, how=how)
+    assert tale.rules() == ["ending"]
+
+
 def test_an_ending_out_of_nothing_is_found(tale: Tale) -> None:
     """A call ends that nobody made."""
     tale.say(1.0, "end", "a", "q", "ghost", how="released")
@@ -182,6 +199,15 @@ def test_a_token_smaller_than_an_earlier_one_is_found(tale: Tale) -> None:
     tale.call("1", 0.0, grant=0.1, token=8, leave=0.2)
     tale.call("2", 0.3, grant=0.4, token=7, leave=0.5)
     assert "token" in tale.rules()
+
+
+def test_a_token_of_another_time_is_found(tale: Tale) -> None:
+    """With the offset of the two clocks, a token says when it was given: not before its call."""
+    tale.say(0.0, "clock", CONDUCTOR, offset=100.0, error=0.001)
+    tale.call("1", 0.0, grant=0.01, token=100_005_000, leave=1.0)
+    assert tale.rules() == []
+    tale.call("2", 8.0, grant=8.01, token=100_006_000, leave=9.0)
+    assert tale.rules() == ["token"]
 
 
 def test_tokens_of_grants_that_overlap_may_come_in_either_order(tale: Tale) -> None:
@@ -249,6 +275,18 @@ def test_an_evicted_holder_holds_no_longer(tale: Tale) -> None:
     tale.say(0.7, "lost", "a", "q", "1", reason="evicted", fence=None)
     tale.call("2", 0.2, who="b", entered=0.3, grant=0.6, leave=1.0)
     assert tale.rules() == []
+
+
+@pytest.mark.parametrize(("found", "trouble"), [(0, False), (0, True), (1, False)])
+def test_a_holder_that_was_evicted_in_vain_holds_on(tale: Tale, found: int, trouble: bool) -> None:
+    """The eviction found nobody: no reason for a second holder, unless that answer may be wrong."""
+    tale.call("1", 0.0, grant=0.1, leave=5.0)
+    tale.say(0.5, "evict", "b", "q", "1")
+    tale.say(0.6, "evicted", "b", "q", "1", count=found)
+    tale.call("2", 1.0, who="b", grant=1.1, leave=4.0)
+    if trouble:
+        tale.fault(0.4, 0.7, "b")
+    assert tale.rules() == (["limit"] if not found and not trouble else [])
 
 
 def test_a_raised_limit_holds_from_when_it_was_said(tale: Tale) -> None:
@@ -580,6 +618,17 @@ def test_a_machine_that_stood_still_excuses_as_much(tale: Tale) -> None:
     assert tale.rules() == ["standstill"], "that loop stood still because of a fault"
 
 
+def test_who_is_refused_a_slot_that_is_free_is_found(tale: Tale) -> None:
+    """It would not have waited, and nobody was there; a moment after another, it is not known."""
+    tale.call("0", 0.0, who="b", grant=0.01, leave=1.0)
+    tale.call("1", 1.05, timeout=0.0, end=1.1, how="refused")
+    assert tale.rules() == []
+    tale.call("2", 2.0, timeout=0.0, end=2.1, how="refused")
+    assert tale.rules() == ["standstill"]
+    tale.fault(1.9, 1.95, "b", settle=0.2)
+    assert tale.rules() == []
+
+
 @pytest.mark.parametrize("seconds", [0.5, 0.01])
 def test_a_connection_given_up_excuses_only_on_a_busy_machine(tale: Tale, seconds: float) -> None:
     """A second of standstill after a timeout: the machine stood still before it, or it did not."""
@@ -625,6 +674,14 @@ def test_a_slot_lost_in_a_fault_is_explained(tale: Tale) -> None:
     tale.say(4.0, "lost", "a.1", "q", "1", reason="lapsed", fence=3.9)
     tale.fault(1.0, 4.0, "a")
     assert tale.rules() == []
+
+
+def test_a_slot_lost_to_a_closing_is_found(tale: Tale) -> None:
+    """Nobody closes before all calls are over, whatever else happens."""
+    tale.fault(0.0, 9.0)
+    tale.call("1", 0.0, grant=0.1, leave=5.0)
+    tale.say(4.0, "lost", "a", "q", "1", reason="closed", fence=None)
+    assert tale.rules() == ["cause"]
 
 
 def test_an_eviction_that_nobody_said_is_found(tale: Tale) -> None:

@@ -4,11 +4,12 @@ Rules (the promises of the README's table), each of which decides for any histor
 
     ending     every call ends exactly once: granted and given back or lost, or refused, timed out,
                cancelled, evicted, failed; only a killed process owes an ending
-    token      no two grants of a queue bear the same token, and tokens grow in the order of time
+    token      no two grants of a queue bear the same token, and tokens grow in the order of time,
+               which is Redis'
     limit      at no grant do more hold than the limit that can have been in force, a holder counting
                until its slot.lost could be true
     fifo       nobody who had entered before, and still waits, is overtaken
-    standstill no free slot stays without its head waiter while no fault is felt
+    standstill no free slot stays without its head waiter while no fault is felt, and none is refused
     cause      no slot is lost, no call evicted and none failed without a cause in the history
     timing     a timeout comes neither early nor late
     stuck      nobody is in the queue when all is over
@@ -99,10 +100,11 @@ def check(history: History) -> Verdict:
     _check_endings(story, verdict)
     for queue in history.limits:
         passages = story.of(queue)
-        _check_tokens(queue, passages, verdict)
+        _check_tokens(story, queue, passages, verdict)
         _check_limit(story, queue, passages, verdict)
         _check_fifo(story, queue, passages, verdict)
         _check_standstill(story, queue, passages, verdict)
+        _check_refusals(story, queue, passages, verdict)
     _check_causes(story, verdict)
     _check_timing(story, verdict)
     _check_windows(story, verdict)
@@ -146,7 +148,7 @@ def _check_endings(story: Story, verdict: Verdict) -> None:
 def _wrong_ending(passage: Passage) -> str:
     events = passage.events
     counts = Counter(events)
-    for kind in ("grant", "end", "leave", "lost"):
+    for kind in ("entered", "grant", "end", "leave", "lost"):
         if counts[kind] > 1:
             return f"has {counts[kind]} times {kind}"
     if "end" in events:
@@ -154,6 +156,10 @@ def _wrong_ending(passage: Passage) -> str:
             return f"goes on after its end: {events}"
         if passage.how not in _ALLOWED:
             return f"ends in an unknown way: {passage.how}"
+        if passage.how == "timeout" and not passage.timeout:
+            return "timed out without a timeout"
+        if passage.how == "refused" and passage.timeout != 0:
+            return "was refused, and would have waited"
         if passage.how == "released" and "grant" not in events:
             return "was released without a grant"
         if passage.how not in ("released", "cancelled") and "grant" in events:
@@ -166,12 +172,20 @@ def _wrong_ending(passage: Passage) -> str:
 # Tokens
 
 
-def _check_tokens(queue: str, passages: list[Passage], verdict: Verdict) -> None:
+def _check_tokens(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
     granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
     for one, other in pairwise(granted):
         if one.token == other.token:
             text = f"{one.call} and {other.call} bear the same token {one.token}"
             verdict.add("token", other.invoked, queue, text)
+    # A token is Redis' time of the grant, if the two clocks can be compared.
+    for passage in granted if story.offset is not None else ():
+        assert story.offset is not None
+        assert passage.granted is not None
+        moment, error = passage.token / 1e6 - story.offset[0], story.offset[1] + EARLY
+        if not passage.invoked - error <= moment <= passage.granted + error:
+            text = f"{passage.call} bears a token of another time, {moment:.3f}"
+            verdict.add("token", passage.granted, queue, text)
     # A greater token must not have been answered before a smaller one was asked for.
     earliest: Passage | None = None
     for passage in reversed(granted):
@@ -278,6 +292,22 @@ def _check_standstill(story: Story, queue: str, passages: list[Passage], verdict
                 verdict.add("standstill", rest.begin, queue, text)
 
 
+def _check_refusals(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
+    """Who does not wait is refused only if as many others as the limit are there, or were just now."""
+    for passage in passages:
+        if passage.how != "refused" or passage.ended is None:
+            continue
+        before = AT_ONCE + 3 * story.lag(Period(passage.invoked - 0.1, passage.ended))
+        asked = Period(passage.invoked - before, passage.ended)
+        if any(trouble.meets(asked) for trouble in story.disturbed()):
+            continue
+        there = sum(o.invoked <= asked.end and o.over >= asked.begin for o in passages) - 1
+        least = min(story.limits(queue, asked))
+        if there < least:
+            text = f"{passage.call} was refused, and {there} others were there, of {least}"
+            verdict.add("standstill", passage.ended, queue, text)
+
+
 def _stills(story: Story, queue: str, passages: list[Passage]) -> Iterator[Period]:
     """Each stretch of time in which a slot was free although a live waiter was in line."""
     steps: list[tuple[float, int, int]] = []  # when, waiters more, holders more
@@ -318,7 +348,10 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
                 if passage.evicted is None:
                     text = f"{passage.call} lost its slot to an eviction that nobody said"
                     verdict.add("cause", passage.lost_noticed, queue, text)
-            elif passage.reason != "closed":
+            elif passage.reason == "closed":
+                text = f"{passage.call} lost its slot to a closing, and nothing closes before the end"
+                verdict.add("cause", passage.lost_noticed, queue, text)
+            else:
                 since = Period(passage.lost - story.lease, passage.lost_noticed)
                 if not _troubled(story, passage.who, since):
                     text = f"{passage.call} lost its slot ({passage.reason}), and nothing had happened"

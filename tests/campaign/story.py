@@ -73,6 +73,12 @@ class Passage:
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
+    def over(self) -> float:
+        """From when on nothing of it is there any more."""
+        ends = (self.killed, self.ended)
+        return min((end for end in ends if end is not None), default=math.inf)
+
+    @property
     def listed(self) -> float:
         """From when on its instance's heartbeats name it: those before say nothing about it."""
         if self.entered is not None:
@@ -135,6 +141,14 @@ class _Setting(NamedTuple):
     sure: bool = False  # it was carried out
 
 
+class _Eviction(NamedTuple):
+    who: str
+    call: str
+    at: float
+    answered: float = math.inf
+    found: int | None = None
+
+
 class Story:
     """See the module's text."""
 
@@ -153,7 +167,10 @@ class Story:
         self._in_force: dict[str, list[tuple[int, float, float]]] = {}
         self._clocks: list[tuple[float, float]] = []
         self._killed: dict[str, float] = {}
+        self._evictions: list[_Eviction] = []
         self._take_in(history.events)
+        self.offset = self._offset()
+        self._note_evictions()
         self._end_the_killed()
         self._note_busy_times(history.events)
         self._find_in_force()
@@ -316,9 +333,11 @@ class Story:
                 else:
                     self.passages[call] = Passage(call, queue, who, at, more.get("timeout"))
             elif kind == "evict":
-                passage = self.passages.get(call)
-                if passage is not None and passage.evicted is None:
-                    passage.evicted = at
+                self._evictions.append(_Eviction(who, call, at))
+            elif kind == "evicted":
+                for index, said in enumerate(self._evictions):
+                    if (said.who, said.call, said.found) == (who, call, None):
+                        self._evictions[index] = said._replace(answered=at, found=more["count"])
             elif kind in ("entered", "grant", "giving_up", "given_up", "leave", "lost", "end"):
                 self._of_call(event)
             elif kind == "up":
@@ -378,6 +397,14 @@ class Story:
         ]
         self.disturbances += found
 
+    def _note_evictions(self) -> None:
+        """One that found nobody evicted nobody, unless a fault came between it and its answer."""
+        for said in reversed(self._evictions):
+            asked = Period(said.at, said.answered)
+            in_vain = said.found == 0 and not any(d.period.meets(asked) for d in self.disturbances)
+            if said.call in self.passages and not in_vain:
+                self.passages[said.call].evicted = said.at
+
     def _fault(self, begun: Event, end: float) -> None:
         more: Any = begun.more
         period = Period(begun.at, end + more["settle"])
@@ -422,7 +449,6 @@ class Story:
     def _narrow_grants(self) -> None:
         """Bounds the moment of every grant in Redis. Tokens are given in Redis' order, so a
         grant comes after the invocation of all with smaller ones, before the answer of all greater."""
-        offset = self._offset()
         for queue in self.history.limits:
             granted = sorted(
                 (p for p in self.of(queue) if p.granted is not None), key=lambda p: p.token
@@ -433,7 +459,7 @@ class Story:
             for passage, begin in zip(reversed(granted), reversed(begins), strict=True):
                 assert passage.granted is not None
                 end = min(end, passage.granted)
-                passage.taken = _narrowed(Period(begin, end), passage.token, offset)
+                passage.taken = _narrowed(Period(begin, end), passage.token, self.offset)
 
     def _offset(self) -> tuple[float, float] | None:
         """Redis' clock minus the shared one, if it stayed the same throughout."""
