@@ -19,7 +19,10 @@ FOUND_BY = {
     "skip-renewal": {"limit", "cause"},
     "drop-handoff": {"standstill"},
     "publish-first": {"limit"},
+    "forget-left": {"standstill"},
 }
+# Without faults, which would excuse what they do; but for one that shows in nothing else.
+NEEDED = {"forget-left": ("requests-lost",)}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,10 @@ async def judged(company: Company, **options: object) -> tuple[Campaign, Verdict
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PLANTS))
 async def test_a_planted_bug_is_found(company: Company, name: str) -> None:
-    """By the rule that it breaks, in the first campaign or at the latest in the third."""
+    """By the rule that it breaks, in the first campaign or at the latest in the fifth."""
     rules: set[str] = set()
-    for seed in range(1, 4):
-        _, verdict = await judged(company, seed=seed, plant=name, only=("none",))
+    for seed in range(1, 6):
+        _, verdict = await judged(company, seed=seed, plant=name, only=NEEDED.get(name, ("none",)))
         rules = {violation.rule for violation in verdict.violations}
         if rules & FOUND_BY[name]:
             return

@@ -71,9 +71,6 @@ FAULTS: dict[str, Fault] = {}
 
 # In leases: a lease lapses; a heartbeat comes; data is registered again and the window ends.
 _LAPSE, _BEAT, _RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
-# An `enter` that comes late, after its `leave`, holds a place that nobody has until its instance beats
-# in that queue again or the lease lapses; both, if the instance comes back to the queue just before.
-_LATE = _LAPSE + _BEAT
 
 
 # Processes
@@ -148,7 +145,7 @@ async def _refuse(
         station.proxy.refusing = False
 
 
-@_fault("worker", (0.1, 0.9), (_LATE, 0.3))
+@_fault("worker", (0.1, 0.9), (0.0, 0.3))
 async def _requests_lost(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -181,7 +178,7 @@ async def _replies_lost(
         relay.cut()
 
 
-@_fault("worker", (0.6, 1.0), (_LATE, 0.3), "disrupted")
+@_fault("worker", (0.6, 1.0), (1 / 2, 0.3), "disrupted")
 async def _half_open(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -192,7 +189,7 @@ async def _half_open(
     yield
 
 
-@_fault("worker", (0.2, 0.6), (_LATE, 0.3))
+@_fault("worker", (0.2, 0.6), (0.0, 0.3))
 async def _stall(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:

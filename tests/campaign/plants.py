@@ -59,7 +59,15 @@ def _publish_first() -> None:
     )
 
 
+def _forget_left() -> None:
+    """A stray copy of an enter that comes after its ticket's leave makes a holder that nobody is."""
+    _change_scripts(
+        ("leave", "  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)\n", "", 1),
+    )
+
+
 PLANTS: dict[str, Callable[[], None]] = {
+    "forget-left": _forget_left,
     "skip-renewal": _skip_renewal,
     "drop-handoff": _drop_handoff,
     "publish-first": _publish_first,
