@@ -295,6 +295,13 @@ async def _restart_empty(
         await scene.server_up(keep=False)
 
 
+async def _loaded(scene: Scene) -> int:
+    """Keys that the server found when it started; before 7.0 it does not say, and has them now."""
+    return await scene.info("persistence", "rdb_last_load_keys_loaded") or int(
+        await scene.redis("DBSIZE")
+    )
+
+
 @_fault("server", (0.05, 0.5), (_BEAT + _LAPSE, RECONNECT + 0.3))
 async def _restart_with_data(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
@@ -303,7 +310,7 @@ async def _restart_with_data(
     await scene.server_down(save=True)
     yield
     await scene.server_up(keep=True)
-    effect.note(max(1, int(await scene.redis("DBSIZE"))), "keys there again")
+    effect.note(await _loaded(scene), "keys there again")
 
 
 @_fault("server", (0.05, 0.5), (_RESTORE + _LAPSE, RECONNECT + 0.3))
@@ -314,10 +321,11 @@ async def _restart_stale(
     await scene.redis("SAVE")
     await asyncio.sleep(rng.uniform(0.05, 0.5) * scene.lease)
     with scene.loss():
+        lost = await scene.info("persistence", "rdb_changes_since_last_save")
         await scene.server_down()
         yield
         await scene.server_up(keep=True)
-    effect.note(max(1, int(await scene.redis("DBSIZE"))), "keys of before")
+    effect.note(min(lost, await _loaded(scene)), "changes lost, of a state that came back")
 
 
 @_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3), "disrupted")
