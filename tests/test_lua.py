@@ -689,6 +689,14 @@ def test_waiters_register_again_in_their_order_before_newcomers(line: Line) -> N
     assert int(line.client.zscore(line.holding, "a:1")) == token
 
 
+def test_a_newcomer_between_a_heartbeat_and_its_registration_leaves_no_key_for_ever(line: Line) -> None:
+    """The lease is there already, the instance's book is not: `run` looks at the expiry of all keys."""
+    line.enter("b:1", 5)
+    line.heartbeat("a", holding=("a:9",), known="before")
+    line.close_window()
+    assert line.enter("a:2", 5)[0] == "granted"
+
+
 def test_nothing_is_granted_before_everybody_could_register(line: Line) -> None:
     """The first who knew the old epoch opens the window, during which no slot is given."""
     line.enter("a:1")

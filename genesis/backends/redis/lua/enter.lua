@@ -103,8 +103,8 @@ redis.call('HSET', META, 'last', text(number))
 redis.call('ZADD', free and HOLDING or WAITING, text(number), ticket)
 -- Whoever has something here came newly a moment ago, or beats. So if both put off the expiry of all
 -- that there is, nothing expires under many who come and go too quickly ever to beat.
-if arrived then
-  redis.call('EXPIRE', mine, ttl)
+if arrived or redis.call('HLEN', mine) == 1 then
+  redis.call('EXPIRE', mine, ttl) -- it may be new although the lease is not, after a loss of data
   redis.call('EXPIRE', LEASES, ttl)
 end
 if holders > 0 and arrived or holders == 0 and free then
