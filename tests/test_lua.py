@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.scripts import SCRIPT_NAMES, load
@@ -920,6 +921,19 @@ def test_a_leave_passes_the_slot_on_even_without_memory(line: Line) -> None:
         line.client.config_set("maxmemory", "0")
     assert [t for t, _, _ in granted] == ["b:1"]
     assert (line.holders(), line.order()) == (["b:1"], [])
+
+
+def test_a_leave_passes_the_slot_on_even_if_it_may_not_be_remembered(line: Line) -> None:
+    """A user of before tickets were remembered lacks a right: the leave fails, the line does not."""
+    line.enter("a:1")
+    line.enter("b:1")
+    line.client.execute_command("ACL", "SETUSER", "default", "-set")
+    try:
+        with pytest.raises(redis.RedisError):
+            line.run("leave", "a:1", "ctx item-a:1", LEASE, WAKE, "1")
+    finally:
+        line.client.execute_command("ACL", "SETUSER", "default", "+set")
+    assert line.holders() == ["b:1"]
 
 
 # Asking

@@ -17,9 +17,9 @@ local was = remove(ARGV[1])
 if not was then
   redis.call('HDEL', BASE .. 'gone', ARGV[1])
 end
-if ARGV[5] then
-  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)
-end
 grant(ARGV[4], ARGV[1] .. ' ' .. ARGV[2], ttl)
 settle()
+if ARGV[5] then -- last: a user who may not is refused here, when the slot has passed on
+  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)
+end
 return {was or '', granted, reclaimed}
