@@ -15,7 +15,7 @@
 --   at:<instance>    hash  ticket -> "<context> <item_id>"; all that the instance has in this queue
 --   gone             hash  ticket -> "reaped" | "evicted": for its owner, until it says leave
 --   left:<ticket>    string, for a while: what still comes of it is a stray copy; the same for the
---                    name of each set_limit
+--                    name of each set_limit, and with ":evicted" for each eviction
 --
 -- Invariants after every script
 --   a ticket in waiting or in holding is in exactly one of them, and in at:<its instance>
