@@ -242,6 +242,7 @@ async def test_four_processes_with_fifty_waiters_each_keep_limit_and_order(house
     await house.settled(2)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python's, if there are threads
 def test_a_backend_that_was_made_before_a_fork_is_refused_in_the_child(own_redis: RedisServer) -> None:
     """Parent and child would be one instance, whose tickets are the same: both would hold one slot."""
     queue = Queue(RedisBackend(own_redis.url), telemetry=Telemetry(registry=CollectorRegistry()))
