@@ -658,6 +658,15 @@ def test_a_slot_lost_out_of_nothing_is_found(tale: Tale) -> None:
     assert tale.rules() == ["cause"]
 
 
+@pytest.mark.parametrize("seconds", [0.3, 0.6])
+def test_a_slot_is_not_lost_because_the_machine_was_a_little_late(tale: Tale, seconds: float) -> None:
+    """Three delays of a tenth of the lease leave time for a renewal; of a fifth they may not."""
+    tale.call("1", 0.0, grant=0.1, leave=5.0)
+    tale.say(4.0, "lost", "a", "q", "1", reason="reaped", fence=None)
+    tale.say(3.0, "lag", CONDUCTOR, seconds=seconds)
+    assert tale.rules() == (["cause"] if seconds < LEASE / 6 else [])
+
+
 def test_a_slot_lost_because_of_a_fault_elsewhere_is_found(tale: Tale) -> None:
     """What troubles one worker is no reason for another to lose its slots."""
     tale.say(0.0, "up", "a", worker="a")

@@ -353,7 +353,9 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
                 verdict.add("cause", passage.lost_noticed, queue, text)
             else:
                 since = Period(passage.lost - story.lease, passage.lost_noticed)
-                if not _troubled(story, passage.who, since):
+                # Two renewals in a row have to be missed: a machine that is a little late is no reason.
+                late = story.lag(since, passage.who) > story.lease / 6
+                if not late and not any(t.meets(since) for t in story.disturbed(passage.who)):
                     text = f"{passage.call} lost its slot ({passage.reason}), and nothing had happened"
                     verdict.add("cause", passage.lost_noticed, queue, text)
         if passage.ended is None:
