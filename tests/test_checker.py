@@ -516,6 +516,26 @@ def test_a_waiter_whose_entering_was_answered_after_its_lease_may_be_overtaken(t
     assert tale.rules() == []
 
 
+def test_a_waiter_whose_entering_was_answered_after_a_heartbeat_may_be_overtaken(tale: Tale) -> None:
+    """As before, but the lease was renewed just before it heard: Redis' time tells that it lapsed."""
+    tale.say(0.0, "clock", CONDUCTOR, offset=100.0, error=0.001)
+    tale.fault(0.1, 5.0, "a", settle=LEASE)
+    tale.call("0", 0.0, who="b", grant=0.1, token=100_050_000, leave=5.2)
+    tale.say(0.0, "fence", "a", "q", until=3.0)
+    tale.say(0.05, "enter", "a", "q", "1", timeout=None)
+    tale.beat(5.05, 4.95, unknown=1)  # sent before it was known to wait, so it does not name it
+    tale.say(5.05, "fence", "a", "q", until=7.95)
+    tale.say(5.06, "entered", "a", "q", "1", place=100_060_000)
+    tale.say(5.1, "restored", "a", "q")  # of another
+    tale.call("2", 5.1, who="b", entered=5.15, grant=5.25, token=105_200_000, leave=5.5)
+    tale.beat(5.3, 5.1, unknown=1)
+    tale.say(5.4, "restored", "a", "q")
+    tale.say(5.6, "grant", "a", "q", "1", token=105_550_000)
+    tale.say(6.0, "leave", "a", "q", "1", lost=False)
+    tale.say(6.0, "end", "a", "q", "1", how="released")
+    assert tale.rules() == []
+
+
 def test_a_waiter_whose_unheard_grant_was_lost_with_the_data_was_not_overtaken(tale: Tale) -> None:
     """Granted first, and evicted; it heard of neither before Redis lost its data, and waits again."""
     tale.fault(0.0, 9.0)

@@ -199,7 +199,7 @@ class Story:
             if passage.invoked <= loss.end and loss.begin <= end
         ]
         if not losses_only:
-            since = passage.invoked if passage.entered is None else passage.entered
+            since = self._stood(passage)
             lost += [(lapse, max(lapse, listed)) for lapse in contact.lapses(since, end)]
         periods = []
         for gone, back in lost:
@@ -208,6 +208,15 @@ class Story:
                 known = min(known, self._due(passage.who, back))
             periods.append(Period(gone, known))
         return [period for period in periods if period.meets(Period(begin, end))]
+
+    def _stood(self, passage: Passage) -> float:
+        """From when on Redis had it; a process that stood still read the answer much later."""
+        if passage.entered is None:
+            return passage.invoked
+        if passage.place is None or self.offset is None:
+            return passage.entered
+        moment = passage.place / 1e6 - self.offset[0] + self.offset[1]
+        return max(passage.invoked, min(passage.entered, moment))
 
     def _due(self, who: str, since: float) -> float:
         """When `who` must have registered again: an interval after all that may keep it from that."""
