@@ -450,12 +450,20 @@ class ClusterLink:
         self._on_change()
 
     def _node_down(self, node: _Node, reason: str, detail: str) -> None:
-        self.breaks += 1
+        self._gone_astray(node)
         self._on_down(node.part, reason, detail)
         for lane in list(self._lanes.values()):
             if lane.node is node and lane.awaited is not None:
                 self._bring_home(lane)
         self._look_in(0.0)
+
+    def _gone_astray(self, node: _Node) -> None:
+        # Also what a lane holds: the leave of an enter that was on its way on this connection, perhaps.
+        self.breaks += 1
+        for lane in self._lanes.values():
+            if lane.node is node:
+                for command in lane.commands():
+                    command.stray = True
 
     def _look_in(self, seconds: float) -> None:
         """Look at the map in so many seconds, or sooner if that is intended already."""
@@ -569,7 +577,7 @@ class ClusterLink:
         """
         if node.link.up and not self._is_silent(node):
             await node.link.drain(self._timeout / 10)
-        self.breaks += 1
+        self._gone_astray(node)
         left = node.link.take_all()
         lanes = [lane for lane in self._lanes.values() if lane.node is node]
         for lane in lanes:
