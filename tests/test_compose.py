@@ -54,6 +54,12 @@ def test_every_image_is_pinned(services: dict[str, Any]) -> None:
         assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?", image), image
 
 
+def test_grafana_can_open_the_trace_of_a_call(services: dict[str, Any]) -> None:
+    """Grafana 12.0 to 12.3 ask Jaeger for `$trace_id` by that very name (grafana/grafana#115513)."""
+    major, minor = services["grafana"]["image"].split(":")[1].split(".")[:2]
+    assert (int(major), int(minor)) >= (12, 4)
+
+
 def test_everything_mounted_or_copied_is_there(services: dict[str, Any]) -> None:
     """A bind mount without a source would be made an empty folder, in silence."""
     mounts = [mount for each in services.values() for mount in each.get("volumes", [])]
