@@ -120,6 +120,23 @@ def test_the_ways_between_metric_trace_and_log_are_wired(datasources: dict[str, 
     assert (field["matcherRegex"], field["datasourceUid"]) == ("trace_id", "genesis-jaeger")
 
 
+def test_exemplars_are_kept_and_log_lines_find_their_way(services: dict[str, Any]) -> None:
+    """Flags, paths and addresses without which a link of the above leads nowhere, in silence."""
+    assert "--enable-feature=exemplar-storage" in services["prometheus"]["command"]
+    collector = read(ROOT / "compose" / "collector.yaml")
+    (folder,) = {Path(each).parent for each in collector["receivers"]["filelog"]["include"]}
+    assert f"logs:{folder}:ro" in services["collector"]["volumes"]
+    for name, each in services.items():
+        if each.get("hostname") == name:
+            assert f"logs:{folder}" in each["volumes"]
+            assert f"2>> {folder}/" in each["command"][-1]
+            assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4318"
+            assert each["environment"]["GENESIS_REDIS_URL"] == "redis://redis:6379"
+    assert collector["exporters"]["otlphttp"]["endpoint"] == "http://loki:3100/otlp"
+    copied = [each["from"] for each in collector["receivers"]["filelog"]["operators"] if "from" in each]
+    assert 'attributes.line["service.name"]' in copied
+
+
 def test_the_rate_interval_fits_the_scrapes(datasources: dict[str, Any]) -> None:
     """$__rate_interval is four of Grafana's idea of the scrape interval, which must be the real one."""
     scraped = read(ROOT / "prometheus" / "prometheus.yml")["global"]["scrape_interval"]
