@@ -128,6 +128,13 @@ def test_a_link_in_a_cell_keeps_what_was_chosen() -> None:
             assert all(each.endswith(":percentencode}") for each in fields), url
 
 
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_variable_that_is_used_is_declared(name: str) -> None:
+    """Grafana asks for the name of a variable that it does not know, and finds nothing."""
+    used = set(re.findall(r"\$\{?([a-z]\w+)", json.dumps(BOARDS[name]["panels"])))
+    assert used <= {each["name"] for each in BOARDS[name]["templating"]["list"]}
+
+
 def test_all_jobs_are_those_that_bear_our_metrics() -> None:
     """`up` is there for every job of a Prometheus, so that All as a pattern would count them all."""
     for board in BOARDS.values():
