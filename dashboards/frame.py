@@ -21,6 +21,7 @@ JOB = panels.label_variable(
     "The application, by the name of its scrape job. Applications on one Redis belong together; "
     "choose one if they have a Redis each.",
     names.BUILD_INFO,
+    all_is=None,  # of those that bear our metrics: `up` is there for every job of a Prometheus
 )
 INSTANCE = panels.label_variable(
     "instance",
@@ -58,14 +59,16 @@ def others(here: str) -> list[panels.Json]:
     return [panels.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
 
 
+# What is in a cell is encoded: an id may bear `&`, `+` or `#`, at which an address would end.
 # In a table: to the dashboard of that line's queue, or to the overview of that line's instance.
 _KEPT = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 TO_QUEUE = panels.cell_link(
     "This queue in depth",
-    f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue}}",
+    f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue:percentencode}}",
 )
 TO_INSTANCE = panels.cell_link(
-    "Only this instance", f"/d/{OVERVIEW}?{_KEPT}&var-instance=${{__data.fields.Instance}}"
+    "Only this instance",
+    f"/d/{OVERVIEW}?{_KEPT}&${{queue:queryparam}}&var-instance=${{__data.fields.Instance:percentencode}}",
 )
 # In the list of traces: the same dashboard, with that trace opened.
 TO_TRACE = panels.cell_link(

@@ -187,7 +187,7 @@ def table(
         ref = next(refs)
         targets.append(prometheus_target(ref, Query(column.expr, now=True), "table"))
         renamed[f"Value #{ref}"] = column.title
-        properties: Json = {"unit": column.unit}
+        properties: Json = {"unit": column.unit, "noValue": ""}  # that of the table is for no lines
         if column.decimals is not None:
             properties["decimals"] = column.decimals
         if column.thresholds is not None:
@@ -247,7 +247,8 @@ def label_table(
             },
         }
     ]
-    overrides = []
+    # `empty` is for a table without lines; Grafana would write it into each empty cell, too.
+    overrides = [_override({"id": "byRegexp", "options": "/.*/"}, {"noValue": ""})]
     if link is not None:
         overrides.append(_override({"id": "byName", "options": link[0]}, {"links": [link[1]]}))
     defaults = {
@@ -443,9 +444,17 @@ def datasource_variable(name: str, label: str, plugin: str) -> Json:
 
 
 def label_variable(
-    name: str, label: str, description: str, metric: str, *, of: str = "", several: bool = True
+    name: str,
+    label: str,
+    description: str,
+    metric: str,
+    *,
+    of: str = "",
+    several: bool = True,
+    all_is: str | None = ".+",
 ) -> Json:
-    """The values of a label; `of` narrows them by another variable."""
+    """The values of a label; `of` narrows them by another variable. All is the pattern `all_is`, or
+    the values that are listed."""
     query = f"label_values({metric}{{{of}}}, {name})" if of else f"label_values({metric}, {name})"
     return {
         "type": "query",
@@ -459,7 +468,7 @@ def label_variable(
         "hide": 0,
         "multi": several,
         "includeAll": True,  # also for one: the others' links may bring All along
-        "allValue": ".+",
+        **({"allValue": all_is} if all_is else {}),
         "current": {"text": ["All"], "value": ["$__all"]} if several else {},
         "regex": "",
     }

@@ -238,7 +238,14 @@ def limit_disagreements(by: str, window: str = STEP) -> str:
 
 def faults_of_queues() -> str:
     """What went wrong with calls in the time shown, by queue: 0 on a good day."""
-    return " + ".join(kind("queue", SHOWN) for kind in (reclaimed, lost, failed))
+    # Not a sum of sums, which is nothing if one of them is: in multiprocess mode a series comes with
+    # the first fault of its kind.
+    kinds = (
+        series(names.RECLAIMED),
+        series(names.HOLD_SECONDS + "_count", 'outcome="lost"'),
+        series(names.WAIT_SECONDS + "_count", 'outcome="error"'),
+    )
+    return _sum("queue", " or ".join(f"increase({kind}[{SHOWN}])" for kind in kinds))
 
 
 # Instances and the backend -------------------------------------------------------------------------
@@ -264,7 +271,9 @@ def operations(by: str, *more: str) -> str:
 
 
 def alerts() -> str:
-    return 'ALERTS{job=~"$job", alertname=~"Genesis.+", alertstate="firing"}'
+    """One line for each, with the labels that are shown, and no other."""
+    firing = 'ALERTS{job=~"$job", alertname=~"Genesis.+", alertstate="firing"}'
+    return f"max by (alertname, severity, queue, instance) ({firing})"
 
 
 # Logs ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dashboards.generate import FOLDER
+from genesis.observability import names
 from tests.telemetry_names import RULE_FILES
 
 ROOT = Path(__file__).parents[1] / "dashboards"
@@ -52,6 +53,12 @@ def test_every_image_is_pinned(services: dict[str, Any]) -> None:
     assert len(used) == 7
     for image in used:
         assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?", image), image
+
+
+def test_grafana_can_open_the_trace_of_a_call(services: dict[str, Any]) -> None:
+    """Grafana 12.0 to 12.3 ask Jaeger for `$trace_id` by that very name (grafana/grafana#115513)."""
+    major, minor = services["grafana"]["image"].split(":")[1].split(".")[:2]
+    assert (int(major), int(minor)) >= (12, 4)
 
 
 def test_everything_mounted_or_copied_is_there(services: dict[str, Any]) -> None:
@@ -106,8 +113,28 @@ def test_the_ways_between_metric_trace_and_log_are_wired(datasources: dict[str, 
     assert (exemplars["name"], exemplars["datasourceUid"]) == ("trace_id", "genesis-jaeger")
     assert jaeger["tracesToLogsV2"]["datasourceUid"] == "genesis-loki"
     assert '__span.tags["genesis.item_id"]' in jaeger["tracesToLogsV2"]["query"]
+    # A variable that is not there hides the link: of the resource Jaeger has all but service.name.
+    used = set(re.findall(r'__span\.tags\["([^"]+)"\]', jaeger["tracesToLogsV2"]["query"]))
+    assert used == {names.ITEM_ID}
     (field,) = loki["derivedFields"]
     assert (field["matcherRegex"], field["datasourceUid"]) == ("trace_id", "genesis-jaeger")
+
+
+def test_exemplars_are_kept_and_log_lines_find_their_way(services: dict[str, Any]) -> None:
+    """Flags, paths and addresses without which a link of the above leads nowhere, in silence."""
+    assert "--enable-feature=exemplar-storage" in services["prometheus"]["command"]
+    collector = read(ROOT / "compose" / "collector.yaml")
+    (folder,) = {Path(each).parent for each in collector["receivers"]["filelog"]["include"]}
+    assert f"logs:{folder}:ro" in services["collector"]["volumes"]
+    for name, each in services.items():
+        if each.get("hostname") == name:
+            assert f"logs:{folder}" in each["volumes"]
+            assert f"2>> {folder}/" in each["command"][-1]
+            assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4318"
+            assert each["environment"]["GENESIS_REDIS_URL"] == "redis://redis:6379"
+    assert collector["exporters"]["otlphttp"]["endpoint"] == "http://loki:3100/otlp"
+    copied = [each["from"] for each in collector["receivers"]["filelog"]["operators"] if "from" in each]
+    assert 'attributes.line["service.name"]' in copied
 
 
 def test_the_rate_interval_fits_the_scrapes(datasources: dict[str, Any]) -> None:
