@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dashboards.generate import FOLDER
+from genesis.observability import names
 from tests.telemetry_names import RULE_FILES
 
 ROOT = Path(__file__).parents[1] / "dashboards"
@@ -105,7 +106,9 @@ def test_the_ways_between_metric_trace_and_log_are_wired(datasources: dict[str, 
     (exemplars,) = prometheus["exemplarTraceIdDestinations"]
     assert (exemplars["name"], exemplars["datasourceUid"]) == ("trace_id", "genesis-jaeger")
     assert jaeger["tracesToLogsV2"]["datasourceUid"] == "genesis-loki"
-    assert '__span.tags["genesis.item_id"]' in jaeger["tracesToLogsV2"]["query"]
+    # Only what Jaeger has among a span's tags: service.name is not, and without a value there is no link.
+    used = set(re.findall(r'__span\.tags\["([^"]+)"\]', jaeger["tracesToLogsV2"]["query"]))
+    assert used == {names.ITEM_ID}
     (field,) = loki["derivedFields"]
     assert (field["matcherRegex"], field["datasourceUid"]) == ("trace_id", "genesis-jaeger")
 
