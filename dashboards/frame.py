@@ -58,14 +58,16 @@ def others(here: str) -> list[panels.Json]:
     return [panels.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
 
 
+# Percent-encoded, because a link by itself leaves & + # as they are: "R&D" would open the queue "R".
 # In a table: to the dashboard of that line's queue, or to the overview of that line's instance.
 _KEPT = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 TO_QUEUE = panels.cell_link(
     "This queue in depth",
-    f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue}}",
+    f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue:percentencode}}",
 )
 TO_INSTANCE = panels.cell_link(
-    "Only this instance", f"/d/{OVERVIEW}?{_KEPT}&var-instance=${{__data.fields.Instance}}"
+    "Only this instance",
+    f"/d/{OVERVIEW}?{_KEPT}&${{queue:queryparam}}&var-instance=${{__data.fields.Instance:percentencode}}",
 )
 # In the list of traces: the same dashboard, with that trace opened.
 TO_TRACE = panels.cell_link(

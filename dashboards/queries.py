@@ -198,8 +198,12 @@ def mean_hold(by: str = "queue", window: str = STEP) -> str:
 
 
 def capacity() -> str:
-    """Calls a second that the slots can take at the present length of a call, all queues together."""
-    return f"sum({shared(names.LIMIT)} / ({mean_hold()} > 0))"
+    """Calls a second that the slots can take at the present length of a call, all queues together.
+
+    The length is that of all calls: by queue, every queue in which none ended just now would be missing
+    from the sum, and with calls of some minutes that is most of them.
+    """
+    return f"{in_all(names.LIMIT)} / ({mean_hold('')} > 0)"
 
 
 def load(window: str = STEP) -> str:
@@ -238,19 +242,28 @@ def limit_disagreements(by: str, window: str = STEP) -> str:
 
 def faults_of_queues() -> str:
     """What went wrong with calls in the time shown, by queue: 0 on a good day."""
-    return " + ".join(kind("queue", SHOWN) for kind in (reclaimed, lost, failed))
+    # In multiprocess mode, what never happened has no series.
+    none = f"0 * {ended('queue', SHOWN)}"
+    return " + ".join(f"({kind('queue', SHOWN)} or {none})" for kind in (reclaimed, lost, failed))
 
 
 # Instances and the backend -------------------------------------------------------------------------
 WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
 
 
+def _scraped() -> str:
+    # Every job has an `up`, and All is a pattern: so only of jobs that had this library in them.
+    ours = series(names.BUILD_INFO, of='job=~"$job", instance=~".+"')
+    jobs = f"group by (job) (last_over_time({ours}[{SHOWN}]))"
+    return f"{series('up', of=PROCESS)} and on (job) {jobs}"
+
+
 def up() -> str:
-    return f"max by (instance) ({series('up', of=PROCESS)})"
+    return f"max by (instance) ({_scraped()})"
 
 
 def down() -> str:
-    return f"count({series('up', of=PROCESS)} == 0) or vector(0)"
+    return f"count(({_scraped()}) == 0) or vector(0)"
 
 
 def operation_quantile(quantile: float, by: str, window: str = STEP) -> str:

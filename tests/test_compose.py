@@ -106,7 +106,7 @@ def test_the_ways_between_metric_trace_and_log_are_wired(datasources: dict[str, 
     (exemplars,) = prometheus["exemplarTraceIdDestinations"]
     assert (exemplars["name"], exemplars["datasourceUid"]) == ("trace_id", "genesis-jaeger")
     assert jaeger["tracesToLogsV2"]["datasourceUid"] == "genesis-loki"
-    # Only what Jaeger has among a span's tags: service.name is not, and without a value there is no link.
+    # Only what Jaeger has among a span's tags (not service.name): without a value there is no link.
     used = set(re.findall(r'__span\.tags\["([^"]+)"\]', jaeger["tracesToLogsV2"]["query"]))
     assert used == {names.ITEM_ID}
     (field,) = loki["derivedFields"]

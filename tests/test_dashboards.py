@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dashboards import queries
 from dashboards.generate import as_text, dashboards
+from genesis.observability import names
 from tests.dashboard_linter import violations
-from tests.telemetry_names import complaints, panel_expressions
+from tests.telemetry_names import complaints, filled_in, panel_expressions
 
 BOARDS = {path.stem: board for path, board in dashboards().items()}
 OVERVIEW, QUEUE, CALL = "genesis-overview", "genesis-queue", "genesis-call"
@@ -84,6 +89,99 @@ def test_links_between_dashboards_lead_somewhere() -> None:
         assert linked >= set(BOARDS) - {name}, name
 
 
+# Panels whose numbers are easily wrong: what they give on series made up for them ------------------
+def counted(name: str, values: str, **labels: str) -> Board:
+    pairs = ", ".join(
+        f'{key}="{value}"' for key, value in {"job": "pbx", "instance": "a", **labels}.items()
+    )
+    return {"series": f"{name}{{{pairs}}}", "values": values}
+
+
+def in_turn() -> list[Board]:
+    """Ten queues of one slot; in each a call of 5 minutes every 10, one queue after the other."""
+    series = []
+    for place in range(10):
+        queue = f"q{place}"
+        begun = [max(0, at - 4 * place + 40) // 40 for at in range(120)]
+        ended = [max(0, at - 4 * place + 20) // 40 for at in range(120)]
+        series += [
+            counted(names.LIMIT, "1x120", queue=queue, backend="redis"),
+            counted(f"{names.POSITION}_count", " ".join(map(str, begun)), queue=queue),
+            counted(f"{names.HOLD_SECONDS}_count", " ".join(map(str, ended)), queue=queue),
+            counted(f"{names.HOLD_SECONDS}_sum", " ".join(str(300 * n) for n in ended), queue=queue),
+        ]
+    return series
+
+
+ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
+    "instances of other jobs are not ours": (
+        queries.down(),
+        [
+            counted("up", "1x120"),
+            counted(names.BUILD_INFO, "1x120", version="1", backend="redis"),
+            counted("up", "0x120", job="node", instance="n"),
+        ],
+        "{}",
+        0,
+    ),
+    "one of ours that is down is counted": (
+        queries.down(),
+        [
+            counted("up", "1x60 0x60"),
+            counted(names.BUILD_INFO, "1x60 stale", version="1", backend="redis"),
+        ],
+        "{}",
+        1,
+    ),
+    "long calls in small queues: twice as many can be taken as come": (
+        f"{queries.capacity()} / {queries.arriving('')}",
+        in_turn(),
+        "{}",
+        2,
+    ),
+    "faults of one kind count where the others have no series": (
+        queries.faults_of_queues(),
+        [
+            counted(names.RECLAIMED, "0x60 5x60", queue="sales", state="waiting"),
+            counted(f"{names.WAIT_SECONDS}_count", "0+1x120", queue="sales", outcome="granted"),
+        ],
+        '{queue="sales"}',
+        5,
+    ),
+}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no `promtool` on this machine")
+def test_panels_give_the_right_number(tmp_path: Path) -> None:
+    """Evaluated by promtool, with all variables at All."""
+    variables = {
+        "job": ".+",
+        "instance": ".+",
+        "queue": ".+",
+        "__rate_interval": "1m",
+        "__range": "30m",
+    }
+    cases = [
+        {
+            "name": what,
+            "interval": "15s",
+            "input_series": series,
+            "promql_expr_test": [
+                {
+                    "expr": filled_in(expression, variables),
+                    "eval_time": "28m",
+                    "exp_samples": [{"labels": labels, "value": value}],
+                }
+            ],
+        }
+        for what, (expression, series, labels, value) in ANSWERS.items()
+    ]
+    file = tmp_path / "answers.test.yml"
+    file.write_text(json.dumps({"evaluation_interval": "15s", "tests": cases}))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # The linter itself: every rule, on a violation that was planted -------------------------------------
 def set_to(title: str, path: str, value: Any) -> Callable[[Board], None]:
     """Plants `value` at `path` of the panel."""
@@ -105,6 +203,17 @@ def replaced(title: str, old: str, new: str) -> Callable[[Board], None]:
         target = panel(board, title)["targets"][0]
         assert old in target["expr"], target["expr"]
         target["expr"] = target["expr"].replace(old, new)
+
+    return plant
+
+
+def in_cell_link(title: str, old: str, new: str) -> Callable[[Board], None]:
+    """Plants another text in the link of a table's key."""
+
+    def plant(board: Board) -> None:
+        (link,) = panel(board, title)["fieldConfig"]["overrides"][-1]["properties"][0]["value"]
+        assert old in link["url"], link["url"]
+        link["url"] = link["url"].replace(old, new)
 
     return plant
 
@@ -144,6 +253,17 @@ PLANTED: dict[str, tuple[str, Callable[[Board], None], str]] = {
     ),
     "a link that forgets": (OVERVIEW, lambda b: b["links"][0].update(keepTime=False), "forgets"),
     "no link": (OVERVIEW, lambda b: b["links"].clear(), "links to no other"),
+    "a link of a cell that forgets": (
+        OVERVIEW,
+        in_cell_link("Instances", "&${queue:queryparam}", ""),
+        "forgets queue",
+    ),
+    "a link of a cell without time": (
+        OVERVIEW,
+        in_cell_link("Queues", "&${__url_time_range}", ""),
+        "forgets the time",
+    ),
+    "a link that cuts a name off": (OVERVIEW, in_cell_link("Queues", ":percentencode", ""), "cuts"),
     "one id twice": (OVERVIEW, set_to(WAITING, "id", 2), "one id"),
     "too wide": (OVERVIEW, set_to("Faults", "gridPos.w", 9), "outside"),
     "on top of another": (OVERVIEW, set_to(SLOTS, "gridPos.x", 1), "overlap"),
