@@ -139,6 +139,28 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         "{}",
         2,
     ),
+    "many queues under one label are not stuck": (
+        queries.how_many(queries.stuck()),
+        [
+            counted(names.DEPTH, "3x120", queue="_other", backend="redis"),
+            counted(names.IN_USE, "90x120", queue="_other", backend="redis"),
+            counted(names.LIMIT, "400x120", queue="_other", backend="redis"),
+        ],
+        "{}",
+        0,
+    ),
+    "nobody answered is a service level of 0, also where no such series is": (
+        queries.service_level_strict(""),
+        [counted(f"{names.WAIT_SECONDS}_count", "0+1x120", queue="sales", outcome="timeout")],
+        "{}",
+        0,
+    ),
+    "nobody gave up is an abandon rate of 0, also where no such series is": (
+        queries.abandon_rate(""),
+        [counted(f"{names.WAIT_SECONDS}_count", "0+1x120", queue="sales", outcome="granted")],
+        "{}",
+        0,
+    ),
     "faults of one kind count where the others have no series": (
         queries.faults_of_queues(),
         [
