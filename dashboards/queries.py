@@ -309,4 +309,5 @@ def log_number(field: str) -> str:
 
 
 def log_instances() -> str:
-    return f"count(sum by (instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"
+    # Not instance_id: that of `reclaimed` is the dead one's, whose call it was, not the writer's.
+    return f"count(sum by (service_instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"

@@ -89,6 +89,12 @@ def test_links_between_dashboards_lead_somewhere() -> None:
         assert linked >= set(BOARDS) - {name}, name
 
 
+def test_who_logged_a_call_is_who_wrote_the_line() -> None:
+    """`reclaimed` bears the instance_id of the dead instance, so that cannot be what is counted."""
+    (target,) = panel(BOARDS[CALL], "Instances that logged it")["targets"]
+    assert "sum by (service_instance_id)" in target["expr"]
+
+
 # Panels whose numbers are easily wrong: what they give on series made up for them ------------------
 def counted(name: str, values: str, **labels: str) -> Board:
     pairs = ", ".join(
