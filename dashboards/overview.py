@@ -133,8 +133,12 @@ def _in_one_look() -> list[Json]:
         stat(
             "Occupancy now",
             Says(
-                "Slots in use, of all slots of the chosen queues.",
-                bad="above 85 % for long, a small peak will then make a line; red above 95 %.",
+                "Slots in use, of the slots of those chosen queues that have calls at this moment; an "
+                "idle queue reports none.",
+                bad=(
+                    "above 85 % for long, a small peak will then make a line; red above 95 %. One call "
+                    "in a queue of one slot is 100 % and no harm: it is bad only if callers wait."
+                ),
                 then=("more slots (set_limit), or fewer calls; a queue by itself is in the table."),
             ),
             "percentunit",

@@ -45,22 +45,28 @@ def ended_within(by: str, window: str, outcome: str, seconds: str = SERVICE_LEVE
     return _sum(by, f"rate({within}[{window}])")
 
 
+def _or_none(what: str, by: str, window: str) -> str:
+    # An outcome that never came has no series yet in multiprocess mode.
+    return f"({what} or 0 * {ended(by, window)})"
+
+
 def gave_up_within(by: str, window: str, seconds: str) -> str:
-    # An outcome that never came has no buckets yet.
-    return f"({ended_within(by, window, GAVE_UP, seconds)} or 0 * {ended(by, window)})"
+    return _or_none(ended_within(by, window, GAVE_UP, seconds), by, window)
+
+
+def answered_in_time(by: str, window: str) -> str:
+    return _or_none(ended_within(by, window, 'outcome="granted"'), by, window)
 
 
 def service_level_strict(by: str = "queue", window: str = STEP) -> str:
     """Answered within 20 s, of all whose wait ended."""
-    in_time = ended_within(by, window, 'outcome="granted"')
-    return f"{in_time} / ({ended(by, window)} > 0)"
+    return f"{answered_in_time(by, window)} / ({ended(by, window)} > 0)"
 
 
 def service_level_lenient(by: str = "queue", window: str = STEP) -> str:
     """The same, without the callers who gave up within 20 s."""
-    in_time = ended_within(by, window, 'outcome="granted"')
     others = gave_up_within(by, window, SERVICE_LEVEL_SECONDS)
-    return f"{in_time} / ({ended(by, window)} - {others} > 0)"
+    return f"{answered_in_time(by, window)} / ({ended(by, window)} - {others} > 0)"
 
 
 def service_level_burn() -> str:
@@ -79,7 +85,8 @@ def speed_of_answer(by: str = "queue", window: str = STEP) -> str:
 def abandon_rate(by: str = "queue", window: str = STEP) -> str:
     """Gave up, of all whose wait ended; without those who gave up within 5 s on either side."""
     hasty = gave_up_within(by, window, HASTY_SECONDS)
-    return f"({ended(by, window, GAVE_UP)} - {hasty}) / ({ended(by, window)} - {hasty} > 0)"
+    gave_up = _or_none(ended(by, window, GAVE_UP), by, window)
+    return f"({gave_up} - {hasty}) / ({ended(by, window)} - {hasty} > 0)"
 
 
 def held(by: str) -> str:
@@ -161,7 +168,9 @@ def stuck() -> str:
     Both must hold in one and the same instance's report: reports of different moments may well differ.
     """
     free = f"{series(names.IN_USE)} < {series(names.LIMIT)}"
-    return f"max by (queue) ({series(names.DEPTH)} > 0 and {free})"
+    # Not of _other, as in the alert: the waiters of one queue stand beside the free slots of another.
+    one_line = series(names.DEPTH, of=f'queue!="{names.OTHER_QUEUES}", {QUEUE}')
+    return f"max by (queue) ({one_line} > 0 and {free})"
 
 
 def or_zero(what: str) -> str:
@@ -198,8 +207,12 @@ def mean_hold(by: str = "queue", window: str = STEP) -> str:
 
 
 def capacity() -> str:
-    """Calls a second that the slots can take at the present length of a call, all queues together."""
-    return f"sum({shared(names.LIMIT)} / ({mean_hold()} > 0))"
+    """Calls a second that the slots can take at the present length of a call, all queues together.
+
+    The length is that of all calls: by queue, every queue in which none ended just now would be missing
+    from the sum, and with calls of some minutes that is most of them.
+    """
+    return f"{in_all(names.LIMIT)} / ({mean_hold('')} > 0)"
 
 
 def load(window: str = STEP) -> str:
@@ -252,12 +265,19 @@ def faults_of_queues() -> str:
 WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
 
 
+def _scraped() -> str:
+    # Every job has an `up`, and All is a pattern: so only of jobs that had this library in them.
+    ours = series(names.BUILD_INFO, of='job=~"$job", instance=~".+"')
+    jobs = f"group by (job) (last_over_time({ours}[{SHOWN}]))"
+    return f"{series('up', of=PROCESS)} and on (job) {jobs}"
+
+
 def up() -> str:
-    return f"max by (instance) ({series('up', of=PROCESS)})"
+    return f"max by (instance) ({_scraped()})"
 
 
 def down() -> str:
-    return f"count({series('up', of=PROCESS)} == 0) or vector(0)"
+    return f"count(({_scraped()}) == 0) or vector(0)"
 
 
 def operation_quantile(quantile: float, by: str, window: str = STEP) -> str:
@@ -297,4 +317,5 @@ def log_number(field: str) -> str:
 
 
 def log_instances() -> str:
-    return f"count(sum by (instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"
+    # Not instance_id: that of `reclaimed` is the dead one's, whose call it was, not the writer's.
+    return f"count(sum by (service_instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"

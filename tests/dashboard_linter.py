@@ -88,6 +88,16 @@ def links_keep_what_was_chosen(dashboard: Dashboard) -> Iterator[str]:
             yield f"the link {link.get('title')!r} forgets variables or time"
 
 
+def cell_links_keep_what_was_chosen(dashboard: Dashboard) -> Iterator[str]:
+    for url in re.findall(r"'url': '(/d/[^']+\?[^']+)'", str(dashboard["panels"])):
+        kept = {*re.findall(r"\$\{(\w+):queryparam\}", url), *re.findall(r"var-(\w+)=", url)}
+        missing = set(VARIABLES) - kept
+        if missing or "${__url_time_range}" not in url:
+            yield f"the link {url!r} forgets {', '.join(missing) or 'the time'}"
+        if re.search(r"__data\.fields\.\w+}", url):
+            yield f"the link {url!r} cuts a value off at & or #"
+
+
 def is_laid_out(dashboard: Dashboard) -> Iterator[str]:
     ids = [panel["id"] for panel in panels(dashboard)]
     if len(set(ids)) != len(ids):
@@ -257,6 +267,7 @@ RULES: tuple[Rule, ...] = (
     has_variables,
     variables_list_what_exists,
     links_keep_what_was_chosen,
+    cell_links_keep_what_was_chosen,
     is_laid_out,
     tells_its_reader,
     asks_a_chosen_datasource,
