@@ -49,6 +49,7 @@ SHORTER = {
     "10m": "8s",
     "15m": "8s",
     "30m": "10s",
+    "40m": "10s",
     "1h": "12s",
     "6h": "16s",
     "time() - 600": "time() - 8",  # the 10 minutes once more, as a number
