@@ -113,6 +113,20 @@ def test_the_ways_between_metric_trace_and_log_are_wired(datasources: dict[str, 
     assert (field["matcherRegex"], field["datasourceUid"]) == ("trace_id", "genesis-jaeger")
 
 
+def test_exemplars_spans_and_logs_arrive(services: dict[str, Any]) -> None:
+    """Exemplars are stored, spans go to the port for OTLP, and what routers write is read."""
+    assert "--enable-feature=exemplar-storage" in services["prometheus"]["command"]
+    collector = read(ROOT / "compose" / "collector.yaml")
+    (pattern,) = collector["receivers"]["filelog"]["include"]
+    assert collector["exporters"]["otlphttp"]["endpoint"] == "http://loki:3100/otlp"
+    for name in ("router-1", "router-2", "router-3"):
+        assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4318"
+        (file,) = re.findall(r"2>> (\S+)", services[name]["command"][-1])
+        assert Path(file).match(pattern)
+        mounts = [each["volumes"] for each in (services[name], services["collector"])]
+        assert all(f"logs:{Path(file).parent}" in " ".join(each) for each in mounts)
+
+
 def test_the_rate_interval_fits_the_scrapes(datasources: dict[str, Any]) -> None:
     """$__rate_interval is four of Grafana's idea of the scrape interval, which must be the real one."""
     scraped = read(ROOT / "prometheus" / "prometheus.yml")["global"]["scrape_interval"]

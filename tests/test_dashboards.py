@@ -119,8 +119,8 @@ def in_turn() -> list[Board]:
     return series
 
 
-# Of ten callers six are answered in 20 s, one later; one hangs up at once, one after 10 s, and one is sent
-# away after more than 20 s. The waits of the answered add up to 70 s.
+# Of ten callers six are answered in 20 s, one later; one hangs up at once, one after 10 s, and one is
+# sent away after more than 20 s. The waits of the answered add up to 70 s.
 TEN_CALLERS = [
     counted(f"{names.WAIT_SECONDS}_{sample}", f"0+{each}x120", queue="sales", **labels)
     for sample, each, labels in (
