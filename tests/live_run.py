@@ -195,6 +195,7 @@ class LiveRun:
         with self.fault("instance killed"):
             two.kill()
             await self.firing("GenesisReclaims", queue="fragile")
+            await self.firing("GenesisInstanceDown")
             two.start()
         for_a_while = 'max_over_time(sum(genesis_queue_waiting{queue="fragile"})[2s:500ms]) == 1'
         await self.seen(for_a_while, "the dead one's slot has gone to one of the living two")

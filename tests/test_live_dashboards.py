@@ -31,6 +31,7 @@ SHOWN_BY = {
     "GenesisOldestWait": "slots exhausted",
     "GenesisOccupancy": "slots exhausted",
     "GenesisReclaims": "instance killed",
+    "GenesisInstanceDown": "instance killed",
     "GenesisLostLeases": "instance stopped",
     "GenesisLimitDisagreement": "limits disagree",
     "GenesisTelemetryErrors": "sink raises",
@@ -61,6 +62,7 @@ TO_BLAME = {
     # there are calls: what is to blame is that machine.
     "GenesisReclaims": {"fragile", "stopped", "calm", "busy", "deployed", "steady", "paused", "stuck"},
     "GenesisLostLeases": {"stopped", "cut off", "calm", "busy", "deployed", "steady", "stuck"},
+    "GenesisInstanceDown": {""},
     "GenesisLimitDisagreement": {"deployed"},
     "GenesisTelemetryErrors": {""},
     "GenesisStuckHead": {"stuck"},
