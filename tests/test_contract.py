@@ -1006,6 +1006,7 @@ async def test_a_semaphore_serves_many_tasks_at_once(queue: Queue) -> None:
     sem = queue.semaphore("support", max_concurrent=2)
     order: list[int] = []
     inside = most = 0
+    two_inside = asyncio.Event()
 
     async def call(number: int) -> None:
         nonlocal inside, most
@@ -1014,6 +1015,10 @@ async def test_a_semaphore_serves_many_tasks_at_once(queue: Queue) -> None:
             order.append(number)
             inside += 1
             most = max(most, inside)
+            if inside == 2:
+                two_inside.set()
+            if number == 0:  # else each might have left before the next is granted
+                await two_inside.wait()
             await quiesce(number % 4)
             inside -= 1
 
