@@ -221,12 +221,12 @@ class RedisBackend:
     ) -> Any:
         """Give a ticket back that was made when the link had broken `breaks` times."""
         line.unanswered += 1
-        stray = (b"1",) if breaks != session.link.breaks else ()
         return session.link.call(
             load("leave"),
             line.keys,
-            (ticket_id.encode(), blob, *self._constants, *stray),
+            (ticket_id.encode(), blob, *self._constants),
             again=(b"1",),
+            since=breaks,
             on_answer=partial(self._left, session, line, released_by),
             lasting=True,
         )

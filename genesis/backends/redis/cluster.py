@@ -41,6 +41,7 @@ from redis.crc import key_slot
 
 from genesis.backends.redis.endpoint import Endpoint, settings
 from genesis.backends.redis.link import (
+    Breaks,
     Command,
     Link,
     Unreachable,
@@ -182,7 +183,7 @@ class ClusterLink:
         self._tick = min(_LOOK_AGAIN, timeout / 10)
         self._watchdog = self._loop.call_later(self._tick, self._watch)
         self._closed = False
-        self.breaks = 0  # connections that were given up, or not made, see `Link`
+        self._breaks = Breaks()
         self._retiring: dict[asyncio.Task[None], _Node] = {}
         self._look_wanted = asyncio.Event()
         self._look_timer: asyncio.TimerHandle | None = None
@@ -191,6 +192,11 @@ class ClusterLink:
     @property
     def up(self) -> bool:
         return any(node.link.up for node in self._nodes.values())
+
+    @property
+    def breaks(self) -> int:
+        """See `Link`."""
+        return self._breaks.count
 
     def subscribe_at(self) -> Endpoint:
         """Any node hears all wake-ups; one that is likely to answer."""
@@ -211,6 +217,7 @@ class ClusterLink:
         arguments: Sequence[bytes],
         *,
         again: tuple[bytes, ...] = (),
+        since: int | None = None,
         on_answer: Callable[[Any], None] | None = None,
         lasting: bool = False,
     ) -> Command:
@@ -218,7 +225,8 @@ class ClusterLink:
         keys = (*keys, keys[0][: -len(b"meta")] + _NEVER)
         expires = math.inf if lasting else self._loop.time() + self._timeout
         reply = self._loop.create_future()
-        command = Command(script, keys, arguments, again, on_answer, reply, expires)
+        breaks = self.breaks if since is None else since
+        command = Command(script, keys, arguments, again, on_answer, reply, expires, breaks)
         self._say(command)
         return command
 
@@ -239,14 +247,13 @@ class ClusterLink:
         return command.sent
 
     async def drain(self, timeout: float) -> None:
-        """Wait until all that was said to nodes within reach is answered, `timeout` seconds at most."""
+        """Wait until all that was said is answered, `timeout` seconds at most."""
         until = self._loop.time() + timeout
         waiting = asyncio.ensure_future(self._no_lanes.wait())
         await asyncio.wait({waiting}, timeout=timeout)
         waiting.cancel()
         for node in list(self._nodes.values()):
-            if node.link.up:
-                await node.link.drain(max(0.0, until - self._loop.time()))
+            await node.link.drain(max(0.0, until - self._loop.time()))
 
     async def close(self) -> None:
         """Stop at once; commands without an answer, and all that are said later, fail."""
@@ -298,6 +305,7 @@ class ClusterLink:
                 partial(self._node_up, node),
                 partial(self._node_down, node),
                 partial(self._redirected, node),
+                self._breaks,
             )
         return node
 
@@ -450,20 +458,11 @@ class ClusterLink:
         self._on_change()
 
     def _node_down(self, node: _Node, reason: str, detail: str) -> None:
-        self._gone_astray(node)
         self._on_down(node.part, reason, detail)
         for lane in list(self._lanes.values()):
             if lane.node is node and lane.awaited is not None:
                 self._bring_home(lane)
         self._look_in(0.0)
-
-    def _gone_astray(self, node: _Node) -> None:
-        # Also what a lane holds: the leave of an enter that was on its way on this connection, perhaps.
-        self.breaks += 1
-        for lane in self._lanes.values():
-            if lane.node is node:
-                for command in lane.commands():
-                    command.stray = True
 
     def _look_in(self, seconds: float) -> None:
         """Look at the map in so many seconds, or sooner if that is intended already."""
@@ -577,7 +576,6 @@ class ClusterLink:
         """
         if node.link.up and not self._is_silent(node):
             await node.link.drain(self._timeout / 10)
-        self._gone_astray(node)
         left = node.link.take_all()
         lanes = [lane for lane in self._lanes.values() if lane.node is node]
         for lane in lanes:

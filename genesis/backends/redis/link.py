@@ -18,9 +18,8 @@ and the order needs no rule of its own.
 
 A command whose bytes sit in a connection that was given up may still arrive later: it is *stray*.
 Nothing here can prevent that. Every script finds by the ticket that it was carried out already, and
-changes nothing. After the ticket's `leave` there is nothing to find, so a `leave` of which that can be
-(`breaks` has grown since the ticket was made, or the leave itself is said again) tells Redis to
-remember the ticket as left.
+changes nothing. After the ticket's `leave` there is nothing to find, so a `leave` tells Redis to
+remember the ticket as left, if a connection has broken since the ticket was made.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.scripts import SCRIPT_NAMES, Script, load
 
 __all__ = [
+    "Breaks",
     "Command",
     "Link",
     "Refused",
@@ -80,20 +80,21 @@ class Command:
     caller alone: it resolves with the same, or, for a lasting command, with `Unreachable` as soon as
     the connection breaks, although the command will be said again.
 
-    `again` is appended to the arguments if the command, or one that was said before it, may have gone
-    astray. `sent` means that its bytes may have reached Redis, on whichever connection.
+    `again` is appended to the arguments if connections have broken by the time it is written, more
+    than `breaks` of them in all: it, or what was said before it, may be stray. `sent` means that its
+    bytes may have reached Redis, on whichever connection.
     """
 
     __slots__ = (
         "again",
         "arguments",
+        "breaks",
         "expires",
         "keys",
         "on_answer",
         "reply",
         "script",
         "sent",
-        "stray",
         "written",
     )
 
@@ -106,6 +107,7 @@ class Command:
         on_answer: Callable[[Any], None] | None,
         reply: asyncio.Future[Any],
         expires: float,
+        breaks: int,
     ) -> None:
         self.script = script
         self.keys = keys
@@ -115,17 +117,26 @@ class Command:
         self.reply = reply
         self.expires = expires  # the loop's clock; infinity for a lasting command
         self.sent = False
-        self.stray = False  # said on a connection that was given up since
+        self.breaks = breaks  # as long as there are no more of them, nothing is stray
         self.written = 0.0  # the loop's clock, on the connection in use
 
     @property
     def wanted(self) -> bool:
         return self.expires == math.inf or not self.reply.done()
 
-    def words(self) -> tuple[Any, ...]:
-        again = self.again if self.stray else ()
+    def words(self, breaks: int) -> tuple[Any, ...]:
+        again = self.again if breaks != self.breaks else ()
         script = self.script
         return ("EVALSHA", script.sha, len(self.keys), *self.keys, *self.arguments, *again)
+
+
+class Breaks:
+    """How many connections were given up, with what they carried. The links of a cluster share one."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 def _nowhere_else(command: Command, refusal: redis_errors.ResponseError) -> bool:
@@ -147,6 +158,7 @@ class Link:
         on_down: called with a reason and a detail each time it broke or could not be made.
         on_redirect: called with a command that was refused and the refusal; returns whether it takes
             the command over, because another server is to carry it out.
+        breaks: is counted up; its own if None.
     """
 
     def __init__(
@@ -156,12 +168,14 @@ class Link:
         on_up: Callable[[], None],
         on_down: Callable[[str, str], None],
         on_redirect: Callable[[Command, redis_errors.ResponseError], bool] = _nowhere_else,
+        breaks: Breaks | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
         self._on_up = on_up
         self._on_down = on_down
         self._on_redirect = on_redirect
+        self._breaks = Breaks() if breaks is None else breaks
         self._loop = asyncio.get_running_loop()
         self._outbox: deque[Command] = deque()  # said, not written on this connection
         self._in_flight: deque[Command] = deque()  # written; replies come in this order
@@ -175,12 +189,15 @@ class Link:
         self._given_up: asyncio.Future[Exception] | None = None  # why to leave it, while up
         self.connection: AbstractConnection | None = None  # while up
         self.why_down = "not connected yet"
-        self.breaks = 0  # connections that were given up: what they carried may be stray
         self._task = self._loop.create_task(self._run(), name="genesis-redis-link")
 
     @property
     def up(self) -> bool:
         return self._given_up is not None
+
+    @property
+    def breaks(self) -> int:
+        return self._breaks.count
 
     def subscribe_at(self) -> Endpoint:
         """Where the wake-ups of this link's commands are heard."""
@@ -197,19 +214,22 @@ class Link:
         arguments: Sequence[bytes],
         *,
         again: tuple[bytes, ...] = (),
+        since: int | None = None,
         on_answer: Callable[[Any], None] | None = None,
         lasting: bool = False,
     ) -> Command:
         """Say a command. Its place in the order is taken before this returns.
 
         Args:
-            again: appended to the arguments if the connection breaks before the answer.
+            again: appended to the arguments if a connection has broken by the time it is written.
+            since: ... since there had been this many `breaks`; since now if None.
             on_answer: see `Command`.
             lasting: never expires; said until Redis has answered.
         """
         expires = math.inf if lasting else self._loop.time() + self._timeout
         reply = self._loop.create_future()
-        command = Command(script, keys, arguments, again, on_answer, reply, expires)
+        breaks = self.breaks if since is None else since
+        command = Command(script, keys, arguments, again, on_answer, reply, expires, breaks)
         self.say(command)
         return command
 
@@ -238,7 +258,7 @@ class Link:
 
     def take_all(self) -> list[Command]:
         """Take all that has no answer, in order: others will carry it out."""
-        self._all_stray()
+        self._breaks.count += 1
         taken = [*self._in_flight, *self._outbox]
         self._in_flight.clear()
         self._outbox.clear()
@@ -355,7 +375,7 @@ class Link:
         while True:
             while self._outbox:
                 batch = [self._outbox.popleft() for _ in range(min(_BATCH_MOST, len(self._outbox)))]
-                words = [command.words() for command in batch]
+                words = [command.words(self.breaks) for command in batch]
                 # In flight before the bytes leave: a reply can never find its command missing, and
                 # after a write that fails half way all of them are said again.
                 now = self._loop.time()
@@ -370,8 +390,7 @@ class Link:
 
     def _take_back(self) -> None:
         """Put what has no reply in front of what was not yet said, in the old order."""
-        if self.up:
-            self._all_stray()
+        self._breaks.count += self.up
         self._given_up = self.connection = None
         unanswered, self._in_flight = self._in_flight, deque()
         self._outbox.extendleft(command for command in reversed(unanswered) if command.wanted)
@@ -382,12 +401,6 @@ class Link:
             if command.expires == math.inf:
                 release(command, self.why_down)
         self._note_if_drained()
-
-    def _all_stray(self) -> None:
-        # Also what was not written: an enter may be in flight whose leave is not said yet.
-        self.breaks += 1
-        for command in (*self._in_flight, *self._outbox):
-            command.stray = True
 
     def _watch(self) -> None:
         self._watchdog = None

@@ -11,10 +11,10 @@
 --
 -- Races  Sent again after its reply was lost, or arriving a second time, late, from a connection that
 --        was given up: the ticket is found and its state told once more; if it was evicted
---        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew. Its
---        ticket has left: nothing. A newcomer never overtakes: it gets a slot only if
---        nobody waits, after the free slots went to those who do. The instance knew another epoch:
---        data was lost, so nothing is granted before everybody has registered again.
+--        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew; if
+--        it has left, nothing. A newcomer never overtakes: it gets a slot only if nobody waits, after
+--        the free slots went to those who do. The instance knew another epoch: data was lost, so
+--        nothing is granted before everybody has registered again.
 
 local ticket, blob, wanted, only_if_free = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == 'free'
 local known, lease, channel = ARGV[5], tonumber(ARGV[6]), ARGV[7]

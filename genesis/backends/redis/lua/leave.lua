@@ -3,7 +3,7 @@
 -- KEYS   see line.lua
 -- ARGV   1 ticket   2 "<context> <item_id>" of the ticket that leaves   3 lease (us)
 --        4 prefix of the wake-up channels   5 '1' if a stray copy of what was said of the ticket
---        may still come (see link.py); more of them say no more
+--        may still come (see link.py)
 -- Reply  {holding | waiting | '', granted, reclaimed}
 --
 -- Races  A waiter times out or is cancelled while it is being granted: it has left either way, and

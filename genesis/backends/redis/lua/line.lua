@@ -28,8 +28,8 @@
 -- before all newcomers, and a waiter's age and a holder's age need no field of their own. No
 -- instance's clock is read.
 --
--- Every key expires some time after the last heartbeat or newcomer, so that nothing stays behind even if all
--- instances die at once; only a queue with an override keeps meta.
+-- Every key expires some time after the last heartbeat or newcomer, so that nothing stays behind even
+-- if all instances die at once; only a queue with an override keeps meta.
 
 local META, WAITING, HOLDING, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local BASE = string.sub(META, 1, -5)
