@@ -47,7 +47,7 @@ from examples.call_centre import (
     read_day,
 )
 from genesis import Queue
-from genesis.backends.protocol import Admission, Entry
+from genesis.backends.protocol import Admission, Departure, Entry, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.redis_server import RedisServer, free_port
@@ -601,15 +601,31 @@ class OneTooMany(InMemoryBackend):
 
 
 class Unfair(InMemoryBackend):
-    """Lets every tenth caller stand outside for a while."""
+    """Lets every tenth caller stand outside until three others have entered, or nobody is there."""
 
-    calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.outside: list[tuple[int, asyncio.Event]] = []  # who goes in after which call
 
     async def enter(self, entry: Entry) -> Admission:
         self.calls += 1
         if self.calls % 10 == 0:
-            await asyncio.sleep(0.05)  # three or more others enter meanwhile
-        return await super().enter(entry)
+            door = asyncio.Event()
+            self.outside.append((self.calls + 3, door))
+            await door.wait()
+        admission = await super().enter(entry)
+        self.let_in()
+        return admission
+
+    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+        departure = await super().leave(ticket, context)
+        self.let_in()
+        return departure
+
+    def let_in(self) -> None:
+        while self.outside and (self.outside[0][0] <= self.calls or not self._lines):
+            self.outside.pop(0)[1].set()
 
 
 async def replay_in_memory(path: Path, speed: float, backend: InMemoryBackend | None = None) -> Replay:

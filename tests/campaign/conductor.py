@@ -325,6 +325,8 @@ class Play(NamedTuple):
     plant: str = ""
     only: Sequence[str] = ()
     """Kinds of fault to choose from; all of them if empty, none if it is ("none",)."""
+    pause: float | None = None
+    """Leases between the beginnings of two faults, on average; drawn for the campaign if None."""
 
 
 class Campaign(NamedTuple):
@@ -395,7 +397,8 @@ async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
         await asyncio.sleep(play.seconds)
         return
     ends = time.monotonic() + play.seconds
-    pause = rng.choice((0.1, 0.3, 0.6, 2.0)) * max(1.0, play.lease)  # dense campaigns, and sparse ones
+    leases = rng.choice((0.1, 0.3, 0.6, 2.0)) if play.pause is None else play.pause  # dense, or sparse
+    pause = leases * max(1.0, play.lease)
     server = asyncio.Lock()
     running: set[asyncio.Task[None]] = set()
     bag: list[Fault] = []
