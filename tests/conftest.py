@@ -64,7 +64,6 @@ class BareQueue(Queue):
     def __init__(self, backend: QueueBackend) -> None:
         super().__init__(backend, telemetry=Telemetry(registry=CollectorRegistry()))
         self._backend = WithoutLayer(backend)  # type: ignore[assignment]
-        backend.listen(self._on_event)
 
 
 class Spans(InMemorySpanExporter):
@@ -205,7 +204,7 @@ async def assert_nothing_kept(queue: Queue) -> None:
 
 def state_of(queue: Queue) -> dict[str, Any]:
     """What `queue`, its layer and its backend keep of calls, by name; empty when nobody is there."""
-    state: dict[str, Any] = {"agreements": queue._agreements, "slots": queue._slots}
+    state: dict[str, Any] = {"agreements": queue._agreements}
     layer: Any = queue._backend
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
     state["journeys"] = getattr(layer, "_journeys", {})

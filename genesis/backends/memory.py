@@ -3,13 +3,13 @@
 Everything here happens between two await points of one event loop, so each method is atomic by
 itself and the invariant needs no lock::
 
-    a line never has a free slot and a waiter at the same time        (checked by `_hand_over`)
+    a line never has a free slot and a waiter at the same time
 
-Every method that frees a slot, adds one or removes the head ends with `_hand_over`, which restores
-it. A waiter that was granted is a holder from that instant, even if its task is just being
-cancelled; that task says `leave`, as every task does, and the slot passes on. So a grant never has
-to look at the state of the task it is for (anyio and trio decide it the same way: "already
-granted? then pass it on").
+Every method that frees a slot or adds one restores it: `leave` by one grant, because it frees one
+slot at most, all others by `_hand_over`. A waiter that was granted is a holder from that instant, even
+if its task is just being cancelled; that task says `leave`, as every task does, and the slot passes
+on. So a grant never has to look at the state of the task it is for (anyio and trio decide it the same
+way: "already granted? then pass it on").
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from genesis.backends.protocol import (
     QueueStats,
     SlotLost,
     Snapshot,
-    State,
     Ticket,
     made,
 )
@@ -44,20 +43,29 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 
-_DEPARTED: dict[State, Departure] = {"waiting": Departure("waiting"), "holding": Departure("holding")}
+_WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(Departure, ("holding", "waiting", None))
 
 
 class _Passage:
     """One ticket in the line: a waiter while `token` is 0, then a holder."""
 
-    __slots__ = ("context", "future", "since", "ticket", "token")
+    __slots__ = ("since", "ticket", "token")
 
-    def __init__(self, ticket: Ticket, context: str, since: float) -> None:
+    def __init__(self, ticket: Ticket, since: float, token: int) -> None:
         self.ticket = ticket
-        self.context = context
         self.since = since  # when it entered; from the grant on, when it was granted
-        self.token = 0
-        self.future: asyncio.Future[Grant] | None = None  # set while a waiter
+        self.token = token
+
+
+class _Waiter(_Passage):
+    """One that had to wait."""
+
+    __slots__ = ("future", "owner")
+
+    def __init__(self, ticket: Ticket, since: float, owner: Party) -> None:
+        super().__init__(ticket, since, 0)
+        self.owner = owner  # as whoever makes room for it will know it
+        self.future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
 
 
 class _Line:
@@ -69,7 +77,7 @@ class _Line:
         self.limit = limit  # the call sites' number that came last
         self.override = override
         # An OrderedDict, because taking the first key of a plain dict again and again is quadratic.
-        self.waiting: OrderedDict[str, _Passage] = OrderedDict()
+        self.waiting: OrderedDict[str, _Waiter] = OrderedDict()
         self.holding: dict[str, _Passage] = {}
 
     @property
@@ -117,17 +125,14 @@ class InMemoryBackend:
         number = next(self._numbers)
         ticket = made(Ticket, (queue_id, entry.item_id, f"{self.instance_id}:{number}"))
         if not line.waiting and len(line.holding) < line.effective_limit:
-            passage = _Passage(ticket, entry.context, self._clock())
-            passage.token = number
-            line.holding[ticket.id] = passage
+            line.holding[ticket.id] = _Passage(ticket, self._clock(), number)
             return made(Admission, (ticket, made(Grant, (number, None, 0.0)), 0, 0))
         if entry.only_if_free:
             depth = len(line.waiting)
             self._drop_if_idle(queue_id, line)
             return Admission(ticket, None, 0, depth)
-        passage = _Passage(ticket, entry.context, self._clock())
-        passage.future = asyncio.get_running_loop().create_future()
-        line.waiting[ticket.id] = passage
+        owner = made(Party, (entry.item_id, self.instance_id, entry.context))
+        line.waiting[ticket.id] = _Waiter(ticket, self._clock(), owner)
         depth = len(line.waiting)
         return Admission(ticket, None, depth, depth)
 
@@ -137,27 +142,25 @@ class InMemoryBackend:
         if not passage:
             self._check_open("wait", *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
-        if passage.future is None:
+        if not isinstance(passage, _Waiter):
             return Grant(passage.token)
         return await until_granted(passage.future, timeout)
 
     async def leave(self, ticket: Ticket, context: str = "") -> Departure:
         line = self._lines.get(ticket.queue_id)
         if line is None:
-            return Departure(None)
-        was: State
-        if line.holding.pop(ticket.id, None) is not None:
-            was = "holding"
-        elif line.waiting.pop(ticket.id, None) is not None:
-            was = "waiting"
-        else:
-            return Departure(None)
-        if line.waiting:
+            return _HAD_NOTHING
+        departure = _WAS_HOLDING
+        if line.holding.pop(ticket.id, None) is None:
+            if line.waiting.pop(ticket.id, None) is None:
+                return _HAD_NOTHING
+            departure = _WAS_WAITING  # it had no slot, so none is free now, by the invariant
+        elif line.waiting and len(line.holding) < line.effective_limit:
             leaver = made(Party, (ticket.item_id, self.instance_id, context))
-            return made(Departure, (was, self._hand_over(line, leaver)))
-        if not line.holding:
+            return made(Departure, ("holding", (self._grant_head(line, leaver),)))
+        if not line.holding and not line.waiting:
             del self._lines[ticket.queue_id]
-        return _DEPARTED[was]
+        return departure
 
     def lapsed(self, ticket: Ticket) -> bool:
         # Nothing lapses without a lease; but an eviction, or closing, takes the slot.
@@ -173,7 +176,7 @@ class InMemoryBackend:
         line = self._lines.get(queue_id)
         if line is not None:
             line.override = limit
-            self._hand_over(line, None)
+            self._hand_over(line)
 
     async def stats(self, queue_id: str) -> QueueStats:
         self._check_open("stats", queue_id)
@@ -208,14 +211,13 @@ class InMemoryBackend:
             return 0
         waiters = [p for p in line.waiting.values() if p.ticket.item_id == item_id]
         holders = [p for p in line.holding.values() if p.ticket.item_id == item_id]
-        for passage in waiters:
-            del line.waiting[passage.ticket.id]
-            if passage.future is not None:
-                fail(passage.future, EvictedError(queue_id, item_id))
-        for passage in holders:
-            del line.holding[passage.ticket.id]
-            self._emit(SlotLost(passage.ticket, "evicted"))
-        self._hand_over(line, None)
+        for waiter in waiters:
+            del line.waiting[waiter.ticket.id]
+            fail(waiter.future, EvictedError(queue_id, item_id))
+        for holder in holders:
+            del line.holding[holder.ticket.id]
+            self._emit(SlotLost(holder.ticket, "evicted"))
+        self._hand_over(line)
         self._drop_if_idle(queue_id, line)
         return len(waiters) + len(holders)
 
@@ -230,11 +232,10 @@ class InMemoryBackend:
             self._timer.cancel()
         lines, self._lines = self._lines, {}
         for line in lines.values():
-            for passage in line.waiting.values():
-                if passage.future is not None:
-                    fail(passage.future, self._closed_error("wait", *passage.ticket[:2]))
-            for passage in line.holding.values():
-                self._emit(SlotLost(passage.ticket, "closed"))
+            for waiter in line.waiting.values():
+                fail(waiter.future, self._closed_error("wait", *waiter.ticket[:2]))
+            for holder in line.holding.values():
+                self._emit(SlotLost(holder.ticket, "closed"))
 
     def _open_line(self, queue_id: str, limit: int | None) -> _Line:
         line = self._lines[queue_id] = _Line(limit, self._overrides.get(queue_id))
@@ -253,23 +254,22 @@ class InMemoryBackend:
         if previous is not None:
             self._emit(LimitDisagreement(queue_id, previous, limit))
         # Before the newcomer is looked at: a raised limit belongs to those who already wait.
-        self._hand_over(line, None)
+        self._hand_over(line)
 
-    def _hand_over(self, line: _Line, released_by: Party | None) -> tuple[Party, ...]:
-        """Grant free slots to the heads of the line, in order."""
-        granted: tuple[Party, ...] = ()
-        limit = line.effective_limit
-        while line.waiting and len(line.holding) < limit:
-            key, passage = line.waiting.popitem(last=False)
-            line.holding[key] = passage
-            passage.token = next(self._numbers)
-            passage.since = self._clock()
-            future, passage.future = passage.future, None
-            if future is not None and not future.done():
-                future.set_result(made(Grant, (passage.token, released_by, 0.0)))
-            owner = (passage.ticket.item_id, self.instance_id, passage.context)
-            granted += (made(Party, owner),)
-        return granted
+    def _hand_over(self, line: _Line) -> None:
+        """Grant the free slots to the heads of the line, in order."""
+        while line.waiting and len(line.holding) < line.effective_limit:
+            self._grant_head(line, None)
+
+    def _grant_head(self, line: _Line, released_by: Party | None) -> Party:
+        """Grant a free slot to the head of the line; returns who that is."""
+        key, head = line.waiting.popitem(last=False)
+        line.holding[key] = head
+        head.token = token = next(self._numbers)
+        head.since = self._clock()
+        if not head.future.done():
+            head.future.set_result(made(Grant, (token, released_by, 0.0)))
+        return head.owner
 
     def _stats(self, line: _Line) -> QueueStats:
         oldest = 0.0

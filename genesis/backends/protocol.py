@@ -253,7 +253,11 @@ class QueueBackend(Protocol):
         """
 
     def lapsed(self, ticket: Ticket) -> bool:
-        """Whether the holder's lease has run out, as far as this process can tell at this moment."""
+        """Whether a holder has no slot any more, or cannot prove that it has one, at this moment.
+
+        It was evicted or reaped, the backend was closed, or the lease has run out, as far as this
+        process can tell. Once true, it stays true. Not asked after `leave`.
+        """
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         """Override the limit of a queue for all instances; None ends the override."""

@@ -94,7 +94,7 @@ class Journey:
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
         if not at_once:
-            waited = max(0.0, now - self.began)
+            waited = now - self.began
             grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
         self._end_wait(grant.waited, "granted", None, grant.released_by)
         self.began = now
@@ -113,7 +113,7 @@ class Journey:
         if not self.waiting:
             return
         refused = outcome == "timeout" and self._entry.only_if_free
-        waited = 0.0 if refused else max(0.0, self._telemetry.clock() - self.began)
+        waited = 0.0 if refused else self._telemetry.clock() - self.began
         self._end_wait(waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
         self._log(level, event, error if outcome == "error" else None, waited=waited)
@@ -132,7 +132,7 @@ class Journey:
     def leaving(self, error: BaseException | None, now: float) -> None:
         """The body has ended; `released` follows."""
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
-        held = max(0.0, now - self.began)
+        held = now - self.began
         self.holding = False
         try:
             if self._series is not None:

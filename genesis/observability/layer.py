@@ -64,6 +64,7 @@ class ObservedBackend:
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
+        self._well: dict[str, Any] = {}  # those of "ok" again: the path of every call builds no key
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -112,7 +113,7 @@ class ObservedBackend:
             journey.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        self._count_operation("enter", "ok", now - began)
+        self._went_well("enter", now - began)
         if admission.grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
@@ -133,7 +134,7 @@ class ObservedBackend:
                 journey.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        self._count_operation("wait", "ok", now - began)
+        self._went_well("wait", now - began)
         return grant if journey is None else journey.granted(grant, now, at_once=False)
 
     async def leave(
@@ -149,19 +150,17 @@ class ObservedBackend:
                     context = context or journey.held_context()
             else:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
-        departure: Departure | None = None
-        failure: BaseException | None = None
         try:
             departure = await self._inner.leave(ticket, context)
-            return departure
         except BaseException as raised:
-            failure = raised
-            raise
-        finally:
-            outcome = "ok" if failure is None else _operation_outcome(failure)
-            self._count_operation("leave", outcome, self._clock() - began)
+            self._count_operation("leave", _operation_outcome(raised), self._clock() - began)
             if journey is not None and journey.recorded is not None:
-                journey.released(departure, failure)
+                journey.released(None, raised)
+            raise
+        self._went_well("leave", self._clock() - began)
+        if journey is not None and journey.recorded is not None:
+            journey.released(departure, None)
+        return departure
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -224,14 +223,21 @@ class ObservedBackend:
                 self._telemetry.failed("traces")
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
+    def _went_well(self, operation: str, seconds: float) -> None:
+        try:
+            self._well[operation].observe(seconds)
+        except Exception:  # the first of its kind, or the sink fails
+            self._count_operation(operation, "ok", seconds)
+
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
-        """Every operation ends here."""
         try:
             key = (operation, outcome)
             child = self._operations.get(key)
             if child is None:
                 histogram = self._telemetry.instruments.operation
                 child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+                if outcome == "ok":
+                    self._well[operation] = child
             child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")

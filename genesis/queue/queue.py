@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import (
-    BackendEvent,
     Entry,
     QueueBackend,
     QueueEntry,
     QueueStats,
-    SlotLost,
     made,
 )
 from genesis.exceptions import LimitMismatchError, QueueTimeoutError
@@ -52,10 +48,8 @@ class Queue:
                 f"got {type(inner).__name__}"
             )
         self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
-        self._backend.listen(self._on_event)
         # How many calls of this object are in a queue, and the limit that they agree on.
         self._agreements: dict[str, tuple[int, int | None]] = {}
-        self._slots: dict[str, Slot] = {}  # held now, by ticket
 
     @property
     def instance_id(self) -> str:
@@ -176,52 +170,17 @@ class Queue:
     ) -> None:
         await self.close()
 
-    async def _acquire(self, request: SlotRequest, entry: Entry, timeout: float | None) -> Slot:
-        # One coroutine, and none inside it: a task that is woken passes through each of them again.
-        self._agree(entry)
-        backend = self._backend
-        ticket = None
-        try:
-            admission = await backend.enter(entry)
-            grant = admission.grant
-            if grant is None:
-                if admission.position == 0:
-                    raise QueueTimeoutError(entry.queue_id, entry.item_id, 0)
-                ticket = admission.ticket
-                grant = await backend.wait(ticket, timeout)
-        except BaseException as error:
-            self._disagree(entry.queue_id)
-            if ticket is not None:
-                # Whatever ended the wait, and whatever the ticket has got by now: it is given back
-                # before the error is passed on. The backend acts before it first suspends, so a
-                # second cancellation here cuts off only the waiting for its answer.
-                await backend.leave(ticket)
-                if isinstance(error, TimeoutError) and timeout is not None:
-                    raise QueueTimeoutError(entry.queue_id, entry.item_id, timeout) from None
-            raise
-        slot = request.slot = Slot(admission.ticket, grant, backend.lapsed)
-        self._slots[slot.ticket.id] = slot
-        return slot
-
-    async def _release(self, slot: Slot | None, error: BaseException | None) -> None:
-        if slot is None:
-            return  # its entering had failed
-        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            error = None  # a call that is cancelled has not failed
-        try:
-            slot.mark_left()
-        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
-            self._slots.pop(slot.ticket.id, None)
-            self._disagree(slot.queue_id)
-            await self._backend.leave(slot.ticket, error=error)
-
     def _agree(self, entry: Entry) -> None:
-        queue_id, item_id, limit = entry[:3]
-        calls, agreed = self._agreements.get(queue_id, (0, None))
+        queue_id, limit = entry.queue_id, entry.limit
+        agreement = self._agreements.get(queue_id)
+        if agreement is None:
+            self._agreements[queue_id] = (1, limit)
+            return
+        calls, agreed = agreement
         if agreed is None:
             agreed = limit
         elif limit is not None and limit != agreed:
-            raise LimitMismatchError(queue_id, item_id, agreed, limit)
+            raise LimitMismatchError(queue_id, entry.item_id, agreed, limit)
         self._agreements[queue_id] = (calls + 1, agreed)
 
     def _disagree(self, queue_id: str) -> None:
@@ -232,18 +191,9 @@ class Queue:
         else:
             self._agreements[queue_id] = (calls - 1, agreed)
 
-    def _on_event(self, event: BackendEvent) -> None:
-        if isinstance(event, SlotLost):
-            slot = self._slots.get(event.ticket.id)
-            if slot is not None:
-                slot.mark_lost()
-
 
 class SlotRequest:
-    """What `Queue.slot` returns: enter it with `async with`, once.
-
-    Entering and leaving hand out the queue's coroutine instead of being one: see `Queue._acquire`.
-    """
+    """What `Queue.slot` returns: enter it with `async with`, once."""
 
     __slots__ = ("_entry", "_queue", "_timeout", "slot")
 
@@ -253,20 +203,54 @@ class SlotRequest:
         self._timeout = timeout
         self.slot: Slot | None = None  # while it is held
 
-    def __aenter__(self) -> Coroutine[Any, Any, Slot]:
+    async def __aenter__(self) -> Slot:
+        # One coroutine, and none inside it: a task that is woken passes through each of them again.
         entry, self._entry = self._entry, None
         if entry is None:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
-        return self._queue._acquire(self, entry, self._timeout)
+        queue = self._queue
+        queue._agree(entry)
+        backend = queue._backend
+        ticket = None
+        try:
+            admission = await backend.enter(entry)
+            grant = admission.grant
+            if grant is None:
+                if admission.position == 0:
+                    raise QueueTimeoutError(entry.queue_id, entry.item_id, 0)
+                ticket = admission.ticket
+                grant = await backend.wait(ticket, self._timeout)
+        except BaseException as error:
+            queue._disagree(entry.queue_id)
+            if ticket is not None:
+                # Whatever ended the wait, and whatever the ticket has got by now: it is given back
+                # before the error is passed on. The backend acts before it first suspends, so a
+                # second cancellation here cuts off only the waiting for its answer.
+                await backend.leave(ticket)
+                if isinstance(error, TimeoutError) and self._timeout is not None:
+                    raise QueueTimeoutError(entry.queue_id, entry.item_id, self._timeout) from None
+            raise
+        self.slot = slot = Slot(admission.ticket, grant, backend.lapsed)
+        return slot
 
-    def __aexit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
+    ) -> None:
         slot, self.slot = self.slot, None
-        return self._queue._release(slot, error)
+        if slot is None:
+            return  # its entering had failed
+        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            error = None  # a call that is cancelled has not failed
+        queue = self._queue
+        ticket = slot.ticket
+        try:
+            slot.mark_left()
+        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+            queue._disagree(ticket.queue_id)
+            await queue._backend.leave(ticket, error=error)
 
 
 class QueueSemaphore:

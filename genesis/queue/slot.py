@@ -63,17 +63,12 @@ class Slot:
         if self.lost:
             raise SlotLostError(self.queue_id, self.item_id, self.fencing_token)
 
-    def mark_lost(self) -> None:
-        """For the queue: the backend has reported the loss."""
-        self._lost = True
-
-    def mark_left(self) -> bool:
-        """For the queue: the block is being left; returns whether the slot was lost by then."""
+    def mark_left(self) -> None:
+        """For the queue: the block is being left; nothing is lost after that."""
         if not self._lost:
             self._lost = self._lapsed(self.ticket)
         self._held = False
-        return self._lost
 
     def __repr__(self) -> str:
-        lost = ", lost" if self._lost else ""
+        lost = ", lost" if self.lost else ""
         return f"<Slot {self.fencing_token} of {self.queue_id!r} held by {self.item_id!r}{lost}>"

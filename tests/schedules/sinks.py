@@ -22,7 +22,6 @@ class BareQueue(Queue):
     def __init__(self, backend: Any, telemetry: Telemetry) -> None:
         super().__init__(backend, telemetry=telemetry)
         self._backend = WithoutLayer(backend)  # type: ignore[assignment]
-        backend.listen(self._on_event)
 
 
 class Clock:
