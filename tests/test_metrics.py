@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
@@ -25,6 +27,8 @@ from genesis.observability.metrics import (
     IDLE_SECONDS,
     MOST_QUEUES,
     WAIT_BUCKETS,
+    Distribution,
+    FastHistogram,
     SharedGauges,
 )
 from genesis.queue import InMemoryBackend
@@ -98,6 +102,58 @@ async def test_an_infinite_bucket_is_exposed_once(registry: CollectorRegistry) -
         labels = 'outcome="granted",queue="sales"'
         start = f'{names.WAIT_SECONDS}_bucket{{le="+Inf",{labels}}}'
         assert [line for line in series(registry) if line.startswith(start)] == [f"{start} 1.0"]
+
+
+SECONDS = st.one_of(st.sampled_from(WAIT_BUCKETS), st.floats(0, 7_200))  # on the bounds, too
+
+
+@given(st.lists(st.one_of(SECONDS, st.none()), max_size=600))
+def test_observations_fall_where_prometheus_client_puts_them(observed: list[float | None]) -> None:
+    """Its own Histogram shows the same, however often it is read in between (None)."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    histogram = FastHistogram("seconds", "Text.", (), WAIT_BUCKETS)
+    ours.register(histogram)
+    reference = Histogram("seconds", "Text.", registry=theirs, buckets=WAIT_BUCKETS)
+    child = histogram.labels()
+    for value in observed:
+        if value is None:
+            child.read()
+        else:
+            child.observe(value)
+            reference.observe(value)
+    expected = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in series(theirs)}
+    shown = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in series(ours)}
+    del expected["seconds_created"]
+    assert shown == pytest.approx(expected)
+
+
+def test_threads_that_observe_and_read_at_once_lose_nothing() -> None:
+    """Four event loops feed one child, while scrapes read it."""
+    child = Distribution(WAIT_BUCKETS, usual=True)
+    done = threading.Event()
+
+    def observe() -> None:
+        for number in range(20_000):
+            child.observe(float(number % 7))
+
+    def read() -> None:
+        while not done.is_set():
+            child.read()
+
+    feeders = [threading.Thread(target=observe) for _ in range(4)]
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in (*feeders, *readers):
+            thread.start()
+        for thread in feeders:
+            thread.join()
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+    counts, total, _ = child.read()
+    assert (sum(counts), total) == (80_000, 4 * sum(number % 7 for number in range(20_000)))
 
 
 @pytest.mark.parametrize("wrong", [(), (math.inf,), (1, 5, 2), (1, 1), (1, math.nan)])
