@@ -96,14 +96,18 @@ class Journey:
         if not at_once:
             waited = now - self.began
             grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
-        self._end_wait(grant.waited, "granted", None, grant.released_by)
-        self.began = now
+        self.waiting = False
         self.holding = True
+        self.began = now
         try:
-            if self._trail is not None:
-                self._trail.begin_hold(grant)
+            if self._series is not None:
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
+                self._series.granted(grant.waited, exemplar)
         except Exception:
-            self._telemetry.failed("traces")
+            self._telemetry.failed("metrics")
+        if self._trail is not None:
+            self._end_trail_of_wait(grant.waited, "granted", None, grant.released_by)
+            self._begin_trail_of_hold(self._trail, grant)
         if self._info:
             self._log(INFO, "granted", waited=grant.waited, fencing_token=grant.fencing_token)
         return grant
@@ -114,7 +118,14 @@ class Journey:
             return
         refused = outcome == "timeout" and self._entry.only_if_free
         waited = 0.0 if refused else self._telemetry.clock() - self.began
-        self._end_wait(waited, outcome, error, None)
+        self.waiting = False
+        try:
+            if self._series is not None:
+                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
+                self._series.not_granted(outcome, waited, exemplar)
+        except Exception:
+            self._telemetry.failed("metrics")
+        self._end_trail_of_wait(waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
         self._log(level, event, error if outcome == "error" else None, waited=waited)
 
@@ -157,23 +168,22 @@ class Journey:
         except Exception:
             self._telemetry.failed("traces")
 
-    def _end_wait(
+    def _end_trail_of_wait(
         self,
         waited: float,
         outcome: names.WaitOutcome,
         error: BaseException | None,
         released_by: Party | None,
     ) -> None:
-        self.waiting = False
-        try:
-            if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
-                self._series.wait_ended(outcome, waited, exemplar)
-        except Exception:
-            self._telemetry.failed("metrics")
         try:
             if self.recorded is not None:
                 self.recorded.end_wait(waited, outcome, error, released_by)
+        except Exception:
+            self._telemetry.failed("traces")
+
+    def _begin_trail_of_hold(self, trail: Trail, grant: Grant) -> None:
+        try:
+            trail.begin_hold(grant)
         except Exception:
             self._telemetry.failed("traces")
 

@@ -202,17 +202,22 @@ class QueueSeries:
         if self._gauges is not None:
             self._gauges[0].inc()
 
-    def wait_ended(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer waits; if it was granted, one more holds."""
+    def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits, and one more holds."""
         self.waiting -= 1
-        if outcome == "granted":
-            self.holding += 1
+        self.holding += 1
         if self._gauges is not None:
             self._gauges[0].dec()
-            self._gauges[1].inc(outcome == "granted")
-        child = self._wait.get(outcome)
-        if child is None:
-            child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
+            self._gauges[1].inc()
+        child = self._wait.get("granted") or self._wait_child("granted")
+        child.observe(waited, exemplar)
+
+    def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits."""
+        self.waiting -= 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+        child = self._wait.get(outcome) or self._wait_child(outcome)
         child.observe(waited, exemplar)
 
     def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
@@ -224,6 +229,10 @@ class QueueSeries:
         if child is None:
             child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
         child.observe(held, exemplar)
+
+    def _wait_child(self, outcome: str) -> Any:
+        child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
+        return child
 
 
 class SharedGauges(Collector):
