@@ -1438,6 +1438,58 @@ async def test_a_late_first_copy_of_a_set_limit_does_not_undo_a_newer_one(house:
     await two.set_limit(SALES, None)
 
 
+async def test_a_late_copy_of_a_set_limit_that_failed_does_not_undo_a_newer_one(
+    own_redis: RedisServer,
+) -> None:
+    """The caller was told that it failed, and has set another: a pause must not come after that."""
+    async with TcpProxy(own_redis.port) as proxy, AsyncExitStack() as stack:
+        one, two = [
+            await stack.enter_async_context(
+                Queue(
+                    RedisBackend(url, operation_timeout=0.5),
+                    telemetry=Telemetry(CollectorRegistry()),
+                )
+            )
+            for url in (proxy.url, own_redis.url)
+        ]
+        await one.ping()
+        relay = proxy.commands
+        relay.hold()
+        with pytest.raises(BackendUnavailableError):
+            await one.set_limit("line", 0)
+        await one.set_limit("line", 7)
+        answers = relay.answers
+        relay.release()
+        await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+        assert (await two.stats("line")).limit == 7
+        await two.set_limit("line", None)
+
+
+async def test_a_late_enter_of_a_holder_that_was_evicted_takes_no_slot_for_good(house: House) -> None:
+    """Its task goes on working for an hour: the next heartbeat gives back what the late copy took."""
+    proxy = await house.proxy()
+    queue, other = house.queue(proxy.url), house.queue()
+    await queue.ping()
+    relay = proxy.commands
+    relay.hold()
+    holder = house.call(queue, "stuck")
+    await wait_until(lambda: relay.held_chunks, "the first copy is on its way")
+    relay.cut()
+    await holder.held()
+    assert await other.evict(SALES, "stuck") == 1
+    await wait_until(lambda: holder.lost, "the holder knows")
+    answers = relay.answers
+    relay.release()
+    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+
+    async def nobody() -> bool:
+        return (await other.stats(SALES))[:2] == (0, 0)
+
+    await wait_until(nobody, "the slot is given back while the task still works", 2 * BEAT)
+    await holder.leave()
+    await house.settled()
+
+
 async def test_what_is_remembered_of_a_set_limit_expires_by_itself(house: House) -> None:
     """However often it is said: nothing that lives on with the next one grows with each."""
     queue = house.queue()

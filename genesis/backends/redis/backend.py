@@ -254,9 +254,20 @@ class RedisBackend:
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
         call = f"{self.instance_id}:{next(self._serials)}".encode()
-        arguments = (value, *self._constants, call)
-        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments)
-        self._join("set_limit", queue_id).ledger.absorb(queue_id, granted, reclaimed)
+        session = self._join("set_limit", queue_id)
+        keys = queue_keys(self._key_prefix, queue_id)
+        command = session.link.call(load("limit"), keys, (value, *self._constants, call))
+        try:
+            granted, reclaimed = await command.reply
+        except BaseException as error:
+            if session.link.abandon(command):
+                # A stray copy of it must not undo what is set after it has failed.
+                line = session.ledger.open(queue_id)
+                self._say_leave(session, line, call.decode(), b" ", -1)
+            if isinstance(error, Unreachable):
+                raise self._unavailable("set_limit", error, queue_id) from error
+            raise
+        session.ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
         self._say_reap("stats", queue_id)

@@ -194,7 +194,7 @@ class Heart:
         self._absorb_corrections(missed, ended)
         self._ledger.absorb(line.queue_id, granted, reclaimed)
         self._restore(line, known, unknown)
-        strangers = [raw.decode() for raw in surplus if self._ledger.find(raw.decode()) is None]
+        strangers = [ticket_id for raw in surplus if self._is_over(ticket_id := raw.decode())]
         for ticket_id in strangers:
             self._say_leave(line, ticket_id)
         if last:
@@ -206,6 +206,11 @@ class Heart:
         self._look_again(line, 0 if last and line.pressed else look)
         line.pressed = line.pressed and not last
         self._ledger.drop_if_idle(line)
+
+    def _is_over(self, ticket_id: str) -> bool:
+        passage = self._ledger.find(ticket_id)
+        # Ended by others while its task still works: a stray copy of its enter may have come since.
+        return passage is None or passage.stage is Stage.GONE
 
     def _note_refusal(self, line: Line, what: str, reply: Unreachable) -> None:
         if isinstance(reply, Refused):
