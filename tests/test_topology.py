@@ -353,6 +353,102 @@ async def test_a_close_while_a_node_is_not_connected_gives_back_what_it_has(
     await holder
 
 
+@pytest.mark.parametrize("arrived", [True, False], ids=["moved", "moving"])
+async def test_a_close_that_is_told_of_a_move_gives_back_what_it_has(
+    redis_cluster: Cluster, instances: Instances, arrived: bool
+) -> None:
+    """Its leave is the first to be refused: it is said again where the slot is, before the end."""
+    source, target = redis_cluster.servers[1:]
+    name = queue_on(redis_cluster, source)
+    slot = slot_of(name)
+    queue, other = (instances.make(client=redis_cluster.client(), lease=30.0) for _ in range(2))
+    go = asyncio.Event()
+    holder = asyncio.ensure_future(_held_until(queue, name, go))
+    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
+    waiter = asyncio.ensure_future(_held_at(other, name))
+    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    redis_cluster.begin_move(slot, source, target)
+    redis_cluster.move_keys(slot, source, target, most=1000 if arrived else 2)
+    if arrived:
+        redis_cluster.end_move(slot, target)
+    closing = asyncio.ensure_future(queue.close())
+    if not arrived:
+        await wait_until(lambda: instances.disruptions("slot_moving"), "the leave was refused")
+        assert not closing.done()
+        while redis_cluster.move_keys(slot, source, target):
+            pass
+        redis_cluster.end_move(slot, target)
+    await asyncio.wait_for(closing, 5)
+    await asyncio.wait_for(waiter, 2)
+    go.set()
+    await holder
+    await asyncio.to_thread(redis_cluster.move, slot, source)
+
+
+@pytest.mark.parametrize("how", ["cut", "overdue"])
+async def test_a_lane_outlasts_the_end_of_the_command_that_it_awaits(
+    redis_cluster: Cluster, instances: Instances, how: str
+) -> None:
+    """A cancelled enter is the last on its way when its connection breaks: nothing overtakes the first,
+    and its leave is remembered."""
+    source, target = redis_cluster.servers[1:]
+    name = queue_on(redis_cluster, source)
+    slot = slot_of(name)
+    async with TcpProxy(source.port) as proxy:
+
+        def remap(address: tuple[str, int]) -> tuple[str, int]:
+            return (address[0], proxy.port) if address[1] == source.port else address
+
+        patience = PATIENCE if how == "cut" else 2.0
+        client = redis_cluster.client(address_remap=remap)
+        queue, other = (
+            instances.make(client=client, operation_timeout=patience),
+            instances.make(client=redis_cluster.client()),
+        )
+        go = asyncio.Event()
+        holder = asyncio.ensure_future(_held_until(other, name, go))
+        await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
+        await queue.stats(name)
+        await queue.stats(queue_on(redis_cluster, target))
+        link: Any = queue._backend._inner._session.link  # type: ignore[attr-defined]
+        node = next(node for address, node in link._nodes.items() if address[1] == proxy.port)
+        relay = next(relay for relay in reversed(proxy.relays) if relay.open and not relay.subscriber)
+        relay.hold()
+        served: list[str] = []
+        calls = []
+        if how == "cut":
+            calls.append(asyncio.ensure_future(_served(queue, name, served, "first")))
+            await asyncio.sleep(0)
+        cancelled = asyncio.ensure_future(_served(queue, name, served, "cancelled"))
+        await wait_until(lambda: len(node.link.unanswered()) > len(calls), "they are on their way")
+        await asyncio.to_thread(redis_cluster.move, slot, target)
+        await wait_until(lambda: slot in link._lanes, "the instance knows of the move")
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        if how == "cut":
+            calls.append(asyncio.ensure_future(_served(queue, name, served, "last")))
+            await asyncio.sleep(0)
+            relay.cut()
+        await wait_until(lambda: _stands(other, name, len(calls), 1), "the calls wait")
+        await wait_until(lambda: slot not in link._lanes, "all is said")
+        go.set()
+        await asyncio.gather(holder, *calls)
+        assert served == ["first", "last"][: len(calls)]
+        await asyncio.to_thread(redis_cluster.move, slot, source)
+        await wait_until(lambda: _stands(other, name, 0, 0), "nobody is there")
+        answers = relay.answers
+        relay.release()
+        await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+        assert await _stands(other, name, 0, 0)
+        await assert_nothing_kept(queue)
+        await queue.close()
+
+
+async def _served(queue: Queue, name: str, served: list[str], item_id: str) -> None:
+    async with queue.slot(name, item_id=item_id, max_concurrent=1):
+        served.append(item_id)
+
+
 async def _held_until(queue: Queue, name: str, until: asyncio.Event) -> None:
     async with queue.slot(name, max_concurrent=1):
         await until.wait()

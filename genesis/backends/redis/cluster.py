@@ -30,7 +30,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -44,6 +44,7 @@ from genesis.backends.redis.link import (
     Breaks,
     Command,
     Link,
+    Refused,
     Unreachable,
     backoff,
     conclude,
@@ -249,11 +250,17 @@ class ClusterLink:
     async def drain(self, timeout: float) -> None:
         """Wait until all that was said is answered, `timeout` seconds at most."""
         until = self._loop.time() + timeout
-        waiting = asyncio.ensure_future(self._no_lanes.wait())
-        await asyncio.wait({waiting}, timeout=timeout)
-        waiting.cancel()
-        for node in list(self._nodes.values()):
-            await node.link.drain(max(0.0, until - self._loop.time()))
+        while (left := until - self._loop.time()) > 0 and (owing := self._owing()):
+            waiting = [asyncio.ensure_future(each) for each in owing]
+            await asyncio.wait(waiting, timeout=left)
+            for each in waiting:
+                each.cancel()
+
+    def _owing(self) -> list[Coroutine[Any, Any, Any]]:
+        # Asked anew each time: what a node refuses as moved is held in a lane, then said to another.
+        lanes = [self._no_lanes.wait()] if self._lanes else []
+        busy = [node.link for node in self._nodes.values() if node.link.owes]
+        return [*lanes, *(link.drain(self._timeout) for link in busy)]
 
     async def close(self) -> None:
         """Stop at once; commands without an answer, and all that are said later, fail."""
@@ -365,14 +372,20 @@ class ClusterLink:
         lane.awaited, lane.node = command, node
 
         def answered(answer: Any) -> None:
-            lane.awaited = lane.told = None
+            lane.told = None
             try:
                 if told is not None:
                     told(answer)
             finally:
                 if not isinstance(answer, Unreachable):
                     node.outcast = False
-                self._end_lane(lane)
+                if not isinstance(answer, Unreachable) or isinstance(answer, Refused) or self._closed:
+                    lane.awaited = None
+                    self._end_lane(lane)
+                elif command not in node.link.unanswered():
+                    self._bring_home(lane)
+                # else it was given up, and its connection is about to be: `_node_down` goes on. What
+                # is held is not said before that break is counted, and overtakes nothing.
 
         command.on_answer = answered
 

@@ -286,11 +286,18 @@ class Link:
             self._note_if_drained()
         return command.sent
 
+    @property
+    def owes(self) -> bool:
+        """Whether anything that was said has no answer."""
+        return not self._drained.is_set()
+
     async def drain(self, timeout: float) -> None:
         """Wait until all that was said is answered, `timeout` seconds at most."""
         waiting = asyncio.ensure_future(self._drained.wait())
-        await asyncio.wait({waiting}, timeout=timeout)
-        waiting.cancel()
+        try:
+            await asyncio.wait({waiting}, timeout=timeout)
+        finally:
+            waiting.cancel()
 
     async def close(self) -> None:
         """Stop at once; commands without an answer, and all that are said later, fail."""
