@@ -1462,6 +1462,10 @@ async def test_a_late_copy_of_a_set_limit_that_failed_does_not_undo_a_newer_one(
         relay.release()
         await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
         assert (await two.stats("line")).limit == 7
+        client: Any = own_redis.client
+        marks = client.keys("*:left:*")
+        assert len(marks) == 2
+        assert min(map(client.ttl, marks)) > 3_000, "what comes late is in force for ever"
         await two.set_limit("line", None)
 
 

@@ -910,6 +910,30 @@ async def test_a_failing_sink_never_reaches_a_call(registry: CollectorRegistry, 
     assert [other for other in others if errors(registry, other)] == []
 
 
+async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
+    registry: CollectorRegistry,
+) -> None:
+    """And asked once an operation: what it has counted before it raised is not counted twice."""
+    telemetry = Telemetry(registry)
+    backend = ObservedBackend(InMemoryBackend(), telemetry, "1")
+    asked = 0
+
+    class Fickle:
+        def observe(self, *_: object) -> None:
+            nonlocal asked
+            asked += 1
+            if asked % 2:
+                raise SickError
+
+    ticket = (await backend.enter(Entry("sales", "call"))).ticket
+    await backend.leave(ticket)
+    for operation in ("enter", "leave"):
+        backend._well[operation] = Fickle()
+    for _ in range(10):
+        await backend.leave((await backend.enter(Entry("sales", "call"))).ticket)
+    assert (asked, errors(registry, "metrics")) == (20, 10)
+
+
 @pytest.mark.parametrize(
     "sick", ["provider", "tracer", "span", "processor", "logger", "level", "structlog"]
 )

@@ -28,6 +28,7 @@ class Line:
         for name in SCRIPT_NAMES:
             self.client.script_load(load(name).source)
         self.epoch = ""
+        self.limits = 0  # said so far
 
     def run(self, name: str, *arguments: object) -> Any:
         """Call a script; whatever it did, every key has an expiry afterwards."""
@@ -58,7 +59,8 @@ class Line:
         return self.run("evict", ticket, LEASE, WAKE)
 
     def limit(self, limit: object) -> Any:
-        return self.run("limit", limit, LEASE, WAKE)
+        self.limits += 1
+        return self.run("limit", limit, LEASE, WAKE, f"call:{self.limits}", 3600)
 
     def heartbeat(
         self,
@@ -499,7 +501,7 @@ def test_only_an_override_keeps_meta_without_expiry(line: Line) -> None:
 def test_ending_an_override_that_is_not_there_leaves_nothing(line: Line) -> None:
     """set_limit(None) on a queue that does not exist is remembered for a while, and then forgotten."""
     assert line.limit("") == [[], []]
-    assert line.client.keys("*") == [line.meta]
+    assert sorted(line.client.keys("*")) == [f"{line.base}left:call:1", line.meta]
     assert line.client.ttl(line.meta) > 0
 
 

@@ -127,6 +127,27 @@ def test_observations_fall_where_prometheus_client_puts_them(observed: list[floa
     assert shown == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("wrong", [None, math.nan, "3"])
+def test_an_observation_that_is_no_number_is_lost_alone(wrong: Any) -> None:
+    """A backend of somebody else's may answer anything; 300 are more than are noted unsorted."""
+    child = Distribution((1.0, 2.0), usual=True)
+    for number in range(300):
+        child.observe(wrong if number == 100 else 1.5)
+    counts, total, _ = child.read()
+    assert (counts, total) == ([0, 299, 0], 299 * 1.5)
+
+
+def test_observing_within_a_reading_waits_for_nothing() -> None:
+    """The collector may close a call, which is observed, while the same thread reads."""
+    child = Distribution((1.0,), usual=True)
+    with child._lock:
+        for number in range(600):
+            child.observe(0.5, {"trace_id": str(number)})
+    counts, _, exemplars = child.read()
+    assert counts == [600, 0]
+    assert exemplars == {0: ({"trace_id": "599"}, 0.5)}
+
+
 def test_threads_that_observe_and_read_at_once_lose_nothing() -> None:
     """Four event loops feed one child, while scrapes read it."""
     child = Distribution(WAIT_BUCKETS, usual=True)

@@ -216,9 +216,10 @@ class InMemoryBackend:
             fail(waiter.future, EvictedError(queue_id, item_id))
         for holder in holders:
             del line.holding[holder.ticket.id]
-            self._emit(SlotLost(holder.ticket, "evicted"))
         self._hand_over(line)
         self._drop_if_idle(queue_id, line)
+        for holder in holders:  # last: what the listener does is not known here
+            self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
 
     async def ping(self) -> None:
@@ -251,10 +252,10 @@ class InMemoryBackend:
 
     def _adopt_limit(self, queue_id: str, line: _Line, limit: int) -> None:
         previous, line.limit = line.limit, limit
-        if previous is not None:
-            self._emit(LimitDisagreement(queue_id, previous, limit))
         # Before the newcomer is looked at: a raised limit belongs to those who already wait.
         self._hand_over(line)
+        if previous is not None:
+            self._emit(LimitDisagreement(queue_id, previous, limit))
 
     def _hand_over(self, line: _Line) -> None:
         """Grant the free slots to the heads of the line, in order."""

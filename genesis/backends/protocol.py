@@ -256,7 +256,8 @@ class QueueBackend(Protocol):
         """Whether a holder has no slot any more, or cannot prove that it has one, at this moment.
 
         It was evicted or reaped, the backend was closed, or the lease has run out, as far as this
-        process can tell. Once true, it stays true. Not asked after `leave`.
+        process can tell; in any case when `SlotLost` has told of it. Once true, it stays true. Not
+        asked after `leave`.
         """
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:

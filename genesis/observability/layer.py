@@ -224,10 +224,14 @@ class ObservedBackend:
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
     def _went_well(self, operation: str, seconds: float) -> None:
-        try:
-            self._well[operation].observe(seconds)
-        except Exception:  # the first of its kind, or the sink fails
+        child = self._well.get(operation)
+        if child is None:
             self._count_operation(operation, "ok", seconds)
+            return
+        try:
+            child.observe(seconds)
+        except Exception:
+            self._telemetry.failed("metrics")
 
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
         try:

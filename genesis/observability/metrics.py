@@ -9,6 +9,7 @@ there are too many. They are removed at a scrape, not when the queue becomes idl
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -70,41 +71,55 @@ class Distribution:
         # appended meanwhile comes after that part. So several threads' loops may feed it while another
         # thread reads, and none is lost or counted twice.
         self._unsorted: list[float] = []
-        self._lock = threading.Lock()  # over the sorting, and over what follows
+        self._lock = threading.Lock()  # over the sorting, and over the next two
         self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
         self._sum = 0.0
         self._exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
+        # Never waits for the lock: the collector may have closed a call in the middle of `read`.
         unsorted = self._unsorted
         unsorted.append(value)
         if exemplar is not None:
-            with self._lock:
-                self._exemplars[bisect_left(self._bounds, value)] = (exemplar, value)
-        if len(unsorted) >= _MOST_UNSORTED:
-            self.read()
+            self._exemplars[bisect_left(self._bounds, value)] = (exemplar, value)
+        if len(unsorted) >= _MOST_UNSORTED and self._lock.acquire(blocking=False):
+            try:
+                self._sort()
+            finally:
+                self._lock.release()
 
     def read(self) -> tuple[list[int], float, dict[int, tuple[dict[str, str], float]]]:
         """Observations by bucket, their sum, and the latest exemplars by bucket."""
         with self._lock:
-            values = self._unsorted[:]
-            if values:
-                del self._unsorted[: len(values)]
-                values.sort()
-                self._sum += sum(values)
-                below = 0
-                for place, bound in enumerate(self._bounds):
-                    reached = bisect_right(values, bound, below)
-                    self._counts[place] += reached - below
-                    below = reached
-                self._counts[-1] += len(values) - below
+            self._sort()
             return list(self._counts), self._sum, dict(self._exemplars)
+
+    def _sort(self) -> None:
+        values = self._unsorted[:]
+        if not values:
+            return
+        del self._unsorted[: len(values)]
+        try:
+            total = sum(values)
+            values.sort()
+        except TypeError:
+            total = math.nan
+        if total != total:  # something is no number: it is left out, and it alone
+            values = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
+            total = sum(values)
+        self._sum += total
+        below = 0
+        for place, bound in enumerate(self._bounds):
+            reached = bisect_right(values, bound, below)
+            self._counts[place] += reached - below
+            below = reached
+        self._counts[-1] += len(values) - below
 
 
 class FastHistogram(Collector):
     """A histogram that observes at a third of the cost of prometheus_client's.
 
-    Four of its observations stand in the path of every call; they, not the line, would decide what a
+    Five of its observations stand in the path of every call; they, not the line, would decide what a
     call costs. The exposition is left to prometheus_client. In multiprocess mode, which knows no custom
     collectors, its own Histogram is used instead.
 
@@ -380,6 +395,8 @@ class Instruments:
                 series.idle_since = None
             elif series.idle_since is None:
                 series.idle_since = now
+                if self.busy(label):  # a call has come meanwhile, in another thread
+                    series.idle_since = None
             elif now - series.idle_since >= patience:
                 self._remove(label, series)
 

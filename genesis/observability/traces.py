@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +115,9 @@ class Trail:
         self._hold: Span | None = None
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
         self._token: Any = None
-        self._task: asyncio.Task[Any] | None = None  # in whose context the token is good
+        # In whose context the token is good. Weakly, as the loop has it: a task that is forgotten must
+        # be closed, to give its slot back.
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         within = trace.set_span_in_context(self._acquire, self._parent)
         if not trace.get_current_span(self._parent).get_span_context().is_valid:
             self._parent = within
@@ -249,13 +252,14 @@ class Trail:
         return self._start(title, parent, kind, attributes, links, start_time)
 
     def _attach(self, context: Context) -> None:
-        self._task = _current_task()
+        task = _current_task()
+        self._task = None if task is None else weakref.ref(task)
         self._token = otel_context.attach(context)
 
     def _detach(self) -> None:
         """Leave the context; a body left in another task than it was entered in has none to leave."""
         token, self._token = self._token, None
-        if token is not None and _current_task() is self._task:
+        if token is not None and _current_task() is (None if self._task is None else self._task()):
             otel_context.detach(token)
         self._task = None
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
-from types import TracebackType
+from collections.abc import Callable, Coroutine
+from functools import partial
+from types import FrameType, TracebackType
+from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import (
@@ -12,6 +16,7 @@ from genesis.backends.protocol import (
     QueueBackend,
     QueueEntry,
     QueueStats,
+    Ticket,
     made,
 )
 from genesis.exceptions import LimitMismatchError, QueueTimeoutError
@@ -50,6 +55,8 @@ class Queue:
         self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
         # How many calls of this object are in a queue, and the limit that they agree on.
         self._agreements: dict[str, tuple[int, int | None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # of these calls
+        self._late: set[asyncio.Task[None]] = set()  # endings put off, see `_end_later`
 
     @property
     def instance_id(self) -> str:
@@ -174,6 +181,7 @@ class Queue:
         queue_id, limit = entry.queue_id, entry.limit
         agreement = self._agreements.get(queue_id)
         if agreement is None:
+            self._loop = asyncio.get_running_loop()
             self._agreements[queue_id] = (1, limit)
             return
         calls, agreed = agreement
@@ -190,6 +198,37 @@ class Queue:
             del self._agreements[queue_id]
         else:
             self._agreements[queue_id] = (calls - 1, agreed)
+
+    def _interrupted(self) -> bool:
+        """Whether the ending of a call comes out of nowhere, in the middle of another call's step.
+
+        asyncio holds tasks weakly. If nothing else holds one, the collector may close it at any
+        allocation: of this library, whose every step counts on being left alone, or in another thread.
+        """
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return False  # nothing else is at work any more
+        if asyncio._get_running_loop() is not loop:
+            return True
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals is globals():
+            frame = frame.f_back  # the ending itself
+        while frame is not None:
+            if str(frame.f_globals.get("__name__")).startswith("genesis."):
+                return True
+            frame = frame.f_back
+        return False
+
+    def _end_later(self, ending: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """In a turn of the loop, which has nothing else under way then."""
+        assert self._loop is not None
+
+        def begin() -> None:
+            task = asyncio.ensure_future(ending())
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+        self._loop.call_soon_threadsafe(begin)
 
 
 class SlotRequest:
@@ -221,14 +260,12 @@ class SlotRequest:
                 ticket = admission.ticket
                 grant = await backend.wait(ticket, self._timeout)
         except BaseException as error:
-            queue._disagree(entry.queue_id)
-            if ticket is not None:
-                # Whatever ended the wait, and whatever the ticket has got by now: it is given back
-                # before the error is passed on. The backend acts before it first suspends, so a
-                # second cancellation here cuts off only the waiting for its answer.
-                await backend.leave(ticket)
-                if isinstance(error, TimeoutError) and self._timeout is not None:
-                    raise QueueTimeoutError(entry.queue_id, entry.item_id, self._timeout) from None
+            if isinstance(error, GeneratorExit) and queue._interrupted():
+                queue._end_later(partial(self._give_up, entry.queue_id, ticket))
+                raise
+            await self._give_up(entry.queue_id, ticket)
+            if ticket is not None and isinstance(error, TimeoutError) and self._timeout is not None:
+                raise QueueTimeoutError(entry.queue_id, entry.item_id, self._timeout) from None
             raise
         self.slot = slot = Slot(admission.ticket, grant, backend.lapsed)
         return slot
@@ -239,18 +276,29 @@ class SlotRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        queue = self._queue
+        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            if isinstance(error, GeneratorExit) and queue._interrupted():
+                queue._end_later(partial(self.__aexit__, None, None, None))
+                return
+            error = None  # a call that is cancelled has not failed
         slot, self.slot = self.slot, None
         if slot is None:
             return  # its entering had failed
-        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            error = None  # a call that is cancelled has not failed
-        queue = self._queue
         ticket = slot.ticket
         try:
             slot.mark_left()
         finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
             queue._disagree(ticket.queue_id)
             await queue._backend.leave(ticket, error=error)
+
+    async def _give_up(self, queue_id: str, ticket: Ticket | None) -> None:
+        self._queue._disagree(queue_id)
+        if ticket is not None:
+            # Whatever ended the wait, and whatever the ticket has got by now: it is given back
+            # before the error is passed on. The backend acts before it first suspends, so a
+            # second cancellation here cuts off only the waiting for its answer.
+            await self._queue._backend.leave(ticket)
 
 
 class QueueSemaphore:
@@ -265,8 +313,9 @@ class QueueSemaphore:
         self.queue_id = queue_id
         self.max_concurrent = max_concurrent
         self.timeout = timeout
-        # What is held through this handle, by the task that entered, the last one last.
-        self._held: dict[asyncio.Task[object] | None, list[SlotRequest]] = {}
+        # What is held through this handle, by the id of the task that entered, the last one last. Not
+        # by the task: who holds a task that all others have forgotten keeps it from giving back.
+        self._held: dict[int, list[SlotRequest]] = {}
 
     def __call__(self, item_id: str | None = None) -> SlotRequest:
         """A slot for a named item: `async with sem(item_id=...) as slot`."""
@@ -280,7 +329,7 @@ class QueueSemaphore:
     async def __aenter__(self) -> Slot:
         request = self()
         slot = await request.__aenter__()
-        self._held.setdefault(asyncio.current_task(), []).append(request)
+        self._held.setdefault(_task_id(), []).append(request)
         return slot
 
     async def __aexit__(
@@ -289,7 +338,7 @@ class QueueSemaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        task = asyncio.current_task()
+        task = _task_id()
         if task not in self._held:
             # Left in another task than entered. Slots without a name are alike: give one back.
             task = next(iter(self._held))
@@ -298,3 +347,10 @@ class QueueSemaphore:
         if not requests:
             del self._held[task]
         await request.__aexit__(kind, error, traceback)
+
+
+def _task_id() -> int:
+    try:
+        return id(asyncio.current_task())
+    except RuntimeError:  # no loop: the collector closes a task in another thread
+        return id(None)

@@ -65,10 +65,15 @@ class Slot:
 
     def mark_left(self) -> None:
         """For the queue: the block is being left; nothing is lost after that."""
-        if not self._lost:
-            self._lost = self._lapsed(self.ticket)
-        self._held = False
+        try:
+            if not self._lost:
+                self._lost = self._lapsed(self.ticket)
+        finally:
+            self._held = False
 
     def __repr__(self) -> str:
-        lost = ", lost" if self.lost else ""
+        try:
+            lost = ", lost" if self.lost else ""
+        except Exception:
+            lost = ""  # a backend that cannot be asked; a repr raises nothing
         return f"<Slot {self.fencing_token} of {self.queue_id!r} held by {self.item_id!r}{lost}>"

@@ -23,6 +23,9 @@ _WRITTEN_DOWN = """\
         redis.call('EXPIRE', HOLDING, ttl)
       end
 """
+_REMEMBERED = """\
+  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', math.max(ttl, tonumber(ARGV[5])))
+"""
 
 
 def plant(name: str) -> None:
@@ -62,7 +65,7 @@ def _publish_first() -> None:
 def _forget_left() -> None:
     """A stray copy of an enter that comes after its ticket's leave makes a holder that nobody is."""
     _change_scripts(
-        ("leave", "  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)\n", "", 1),
+        ("leave", _REMEMBERED, "", 1),
     )
 
 

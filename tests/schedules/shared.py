@@ -764,7 +764,7 @@ class SharedSchedule:
         backend = self.instances[0].backend
         command = [b"EVALSHA", load(script).sha, b"4", *keys, *first, *backend._constants]
         if script == "limit":
-            command.append(b"operator")
+            command += [b"operator", b"3600"]
         if self.counts.get("scripts"):
             self.server.ask("SCRIPT", "LOAD", load(script).source)
         self._carry_out(self._operator, command, "elsewhere")

@@ -52,6 +52,7 @@ __all__ = ["RedisBackend"]
 
 _ENTRIES_PAGE = 1000
 _DEFAULT_URL = "redis://localhost:6379"
+_REMEMBERED = b"3600"  # seconds for which a set_limit is; a late copy would be in force for ever
 
 
 class RedisBackend:
@@ -218,6 +219,8 @@ class RedisBackend:
         blob: bytes,
         breaks: int,
         released_by: Party | None = None,
+        *,
+        remembered: bytes = b"0",
     ) -> Any:
         """Give a ticket back that was made when the link had broken `breaks` times."""
         line.unanswered += 1
@@ -225,7 +228,7 @@ class RedisBackend:
             load("leave"),
             line.keys,
             (ticket_id.encode(), blob, *self._constants),
-            again=(b"1",),
+            again=(remembered,),
             since=breaks,
             on_answer=partial(self._left, session, line, released_by),
             lasting=True,
@@ -246,7 +249,7 @@ class RedisBackend:
         session = self._session
         passage = session.ledger.find(ticket.id) if session is not None else None
         if session is None or passage is None:
-            return self._closed
+            return True  # closed, or the loop in which it was granted was
         if session.loop.time() >= passage.line.fence:
             session.ledger.lapse(passage.line)
         return passage.lost
@@ -256,14 +259,15 @@ class RedisBackend:
         call = f"{self.instance_id}:{next(self._serials)}".encode()
         session = self._join("set_limit", queue_id)
         keys = queue_keys(self._key_prefix, queue_id)
-        command = session.link.call(load("limit"), keys, (value, *self._constants, call))
+        arguments = (value, *self._constants, call, _REMEMBERED)
+        command = session.link.call(load("limit"), keys, arguments)
         try:
             granted, reclaimed = await command.reply
         except BaseException as error:
             if session.link.abandon(command):
                 # A stray copy of it must not undo what is set after it has failed.
                 line = session.ledger.open(queue_id)
-                self._say_leave(session, line, call.decode(), b" ", -1)
+                self._say_leave(session, line, call.decode(), b" ", -1, remembered=_REMEMBERED)
             if isinstance(error, Unreachable):
                 raise self._unavailable("set_limit", error, queue_id) from error
             raise
@@ -314,21 +318,21 @@ class RedisBackend:
         await self._ask("ping", "stats", "ping")
 
     async def close(self) -> None:
-        # In a task of its own, which every call of close awaits: a close that is cancelled half way
-        # must not leave connections and tasks behind that nobody can end any more.
+        # What takes time, in a task of its own, which every call of close awaits: a close that is
+        # cancelled half way must not leave connections and tasks behind that nobody can end any more.
         if self._closing is None:
             self._closed = True
             session, self._session = self._session, None
             if session is None:
                 return
+            session.heart.stop()
+            for line in list(session.ledger.lines.values()):
+                for passage in list(line.passages.values()):
+                    self._close_passage(session, passage)
             self._closing = asyncio.create_task(self._shut_down(session))
         await asyncio.shield(self._closing)
 
     async def _shut_down(self, session: _Session) -> None:
-        session.heart.stop()
-        for line in list(session.ledger.lines.values()):
-            for passage in list(line.passages.values()):
-                self._close_passage(session, passage)
         # Also if the link is down: it is tried anew, and what is owed would else wait for the lease.
         await session.link.drain(self._timeout)
         await session.subscriber.close()

@@ -2,8 +2,8 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 ticket   2 "<context> <item_id>" of the ticket that leaves   3 lease (us)
---        4 prefix of the wake-up channels   5 '1' if a stray copy of what was said of the ticket
---        may still come (see link.py)
+--        4 prefix of the wake-up channels   5 seconds for which to remember it, at least; if a stray
+--        copy of what was said of the ticket may still come (see link.py)
 -- Reply  {holding | waiting | '', granted, reclaimed}
 --
 -- Races  A waiter times out or is cancelled while it is being granted: it has left either way, and
@@ -20,6 +20,6 @@ end
 grant(ARGV[4], ARGV[1] .. ' ' .. ARGV[2], ttl)
 settle()
 if ARGV[5] then -- last: a user who may not is refused here, when the slot has passed on
-  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', ttl)
+  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', math.max(ttl, tonumber(ARGV[5])))
 end
 return {was or '', granted, reclaimed}

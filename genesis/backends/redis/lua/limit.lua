@@ -2,7 +2,7 @@
 --
 -- KEYS   see line.lua
 -- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
---        4 a name of this very call
+--        4 a name of this very call   5 seconds for which that is remembered, at least
 -- Reply  {granted, reclaimed}
 --
 -- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
@@ -12,7 +12,8 @@
 --        nothing, as somebody may have set another since.
 
 local ttl = seconds_to_live(tonumber(ARGV[2]))
-if ARGV[4] and not redis.call('SET', BASE .. 'left:' .. ARGV[4], '1', 'NX', 'EX', ttl) then
+if not redis.call('SET', BASE .. 'left:' .. ARGV[4], '1', 'NX', 'EX',
+    math.max(ttl, tonumber(ARGV[5]))) then
   return {granted, reclaimed}
 end
 if ARGV[1] == '' then

@@ -1,0 +1,132 @@
+"""Calls that nobody refers to any more: the collector closes them, wherever it happens to run.
+
+asyncio holds its tasks weakly, and `gc.set_threshold` decides at which allocation the collector runs:
+in the middle of another call's step, at each of its allocations in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue
+from genesis.observability import Telemetry
+from tests.conftest import assert_nothing_kept
+from tests.waiting import quiesce, wait_until
+
+ALLOCATIONS = 60  # more than a step has
+
+
+@pytest.fixture(autouse=True)
+def _usual_collector() -> Iterator[None]:
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+    gc.enable()
+
+
+async def forget(queue: Queue, enter: Callable[[], Any]) -> None:
+    """A task holds a slot, waits for what nobody can give it, and is referred to by nobody."""
+    in_use = (await queue.stats("sales")).in_use
+
+    async def hold() -> None:
+        async with enter():
+            await asyncio.get_running_loop().create_future()
+
+    async def holds() -> bool:
+        return (await queue.stats("sales")).in_use > in_use
+
+    asyncio.get_running_loop().create_task(hold())
+    await wait_until(holds, "it holds")
+
+
+async def collect_in(step: Awaitable[Any], allocations: int) -> None:
+    """Take a step, in which the collector runs once, after so many allocations."""
+    gc.set_threshold(gc.get_count()[0] + allocations, 1000, 1000)
+    gc.enable()
+    try:
+        await step
+    finally:
+        gc.disable()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("step", ["enter", "leave"])
+async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
+    limit: int, step: str
+) -> None:
+    """No slot stays free beside a waiter, none is given twice, and nobody is told of an eviction."""
+    for allocations in range(ALLOCATIONS):
+        gc.collect()
+        gc.disable()
+        async with Queue(telemetry=Telemetry(CollectorRegistry())) as queue:
+            others = [queue.slot("sales", max_concurrent=limit) for _ in range(limit - 1)]
+            for other in others:
+                await other.__aenter__()
+            await forget(queue, partial(queue.slot, "sales", max_concurrent=limit))
+            inside = 0
+            go = asyncio.Event()
+
+            async def call(queue: Queue = queue, go: asyncio.Event = go) -> None:
+                nonlocal inside
+                async with queue.slot("sales", max_concurrent=limit):
+                    inside += 1
+                    assert inside <= limit
+                    await go.wait()
+                    inside -= 1
+
+            calls = [asyncio.create_task(call())]
+            if step == "enter":
+                await collect_in(asyncio.sleep(0), allocations)
+            else:
+                await quiesce()
+                leaver = others.pop() if others else None
+                left = asyncio.sleep(0) if leaver is None else leaver.__aexit__(None, None, None)
+                await collect_in(left, allocations)
+            calls += [asyncio.create_task(call()) for _ in range(2)]
+            await quiesce()
+            gc.collect()
+            await quiesce()
+            stats = await queue.stats("sales")
+            assert (stats.waiting, stats.in_use) == (3 - (limit - len(others)), limit), allocations
+            go.set()
+            await asyncio.gather(*calls)
+            for other in others:
+                await other.__aexit__(None, None, None)
+            await assert_nothing_kept(queue)
+
+
+@pytest.mark.parametrize("how", ["slot", "semaphore"])
+async def test_a_forgotten_call_is_closed_in_another_thread(queue: Queue, how: str) -> None:
+    """As when a scrape sets the collector off: its slot goes to the next all the same, and soon."""
+    gc.collect()
+    gc.disable()
+    semaphore = queue.semaphore("sales", 1)
+
+    def enter() -> Any:
+        return queue.slot("sales", max_concurrent=1) if how == "slot" else semaphore
+
+    await forget(queue, enter)
+
+    async def call() -> None:
+        async with enter():
+            pass
+
+    waiter = asyncio.create_task(call())
+    await wait_until(lambda: _waits(queue), "it waits")
+    collector = threading.Thread(target=gc.collect)
+    collector.start()
+    await asyncio.wait_for(waiter, 2)
+    collector.join()
+    await assert_nothing_kept(queue)
+
+
+async def _waits(queue: Queue) -> bool:
+    return (await queue.stats("sales")).waiting == 1
