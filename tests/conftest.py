@@ -204,7 +204,7 @@ async def assert_nothing_kept(queue: Queue) -> None:
 
 def state_of(queue: Queue) -> dict[str, Any]:
     """What `queue`, its layer and its backend keep of calls, by name; empty when nobody is there."""
-    state: dict[str, Any] = {"agreements": queue._agreements}
+    state: dict[str, Any] = {"agreements": queue._agreements, "late": queue._late}
     layer: Any = queue._backend
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
     state["journeys"] = getattr(layer, "_journeys", {})

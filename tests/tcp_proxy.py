@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from types import TracebackType
 
+from tests.waiting import wait_until
+
 __all__ = ["Relay", "TcpProxy"]
 
 
@@ -41,6 +43,12 @@ class Relay:
     def release(self) -> None:
         """Deliver what was held, late as it is."""
         self._held.set()
+
+    async def arrive_late(self) -> None:
+        """Release, and return when the server has answered."""
+        answers = self.answers
+        self.release()
+        await wait_until(lambda: self.answers > answers, "the late bytes were carried out")
 
     @property
     def open(self) -> bool:

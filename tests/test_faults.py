@@ -1058,9 +1058,7 @@ async def test_a_late_enter_of_a_call_that_is_over_takes_nothing(
     for call in staying:
         if call.item.endswith("holder"):
             await call.leave()
-    answers = relay.answers
-    relay.release()
-    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    await relay.arrive_late()
     assert await house.holders(other) == (["keeper"] if kept else [])
     for call in staying:
         await call.ended()
@@ -1089,9 +1087,7 @@ async def test_a_late_first_copy_of_an_enter_changes_nothing(house: House, posit
         await call.held()
     calls.append(call)
     calls += await house.waiting(other, "behind")
-    answers = relay.answers
-    relay.release()
-    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    await relay.arrive_late()
     entries = await other.entries(SALES)
     await drain(calls)
     assert [entry.item_id for entry in entries] == [item.item for item in calls]
@@ -1431,42 +1427,36 @@ async def test_a_late_first_copy_of_a_set_limit_does_not_undo_a_newer_one(house:
     relay.cut()
     await setting
     await two.set_limit(SALES, 7)
-    answers = relay.answers
-    relay.release()
-    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    await relay.arrive_late()
     assert (await two.stats(SALES)).limit == 7
     await two.set_limit(SALES, None)
 
 
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
 async def test_a_late_copy_of_a_set_limit_that_failed_does_not_undo_a_newer_one(
-    own_redis: RedisServer,
+    house: House, ending: str
 ) -> None:
-    """The caller was told that it failed, and has set another: a pause must not come after that."""
-    async with TcpProxy(own_redis.port) as proxy, AsyncExitStack() as stack:
-        one, two = [
-            await stack.enter_async_context(
-                Queue(
-                    RedisBackend(url, operation_timeout=0.5),
-                    telemetry=Telemetry(CollectorRegistry()),
-                )
-            )
-            for url in (proxy.url, own_redis.url)
-        ]
-        await one.ping()
-        relay = proxy.commands
-        relay.hold()
-        with pytest.raises(BackendUnavailableError):
-            await one.set_limit("line", 0)
-        await one.set_limit("line", 7)
-        answers = relay.answers
-        relay.release()
-        await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
-        assert (await two.stats("line")).limit == 7
-        client: Any = own_redis.client
-        marks = client.keys("*:left:*")
-        assert len(marks) == 2
-        assert min(map(client.ttl, marks)) > 3_000, "what comes late is in force for ever"
-        await two.set_limit("line", None)
+    """The caller has given it up, and has set another: a pause must not come after that."""
+    proxy = await house.proxy()
+    one, two = house.queue(proxy.url, operation_timeout=0.5), house.queue()
+    await one.ping()
+    relay = proxy.commands
+    relay.hold()
+    setting = asyncio.create_task(one.set_limit(SALES, 0))
+    await wait_until(lambda: relay.held_chunks, "it is on its way")
+    if ending == "cancelled":
+        setting.cancel()
+    (error,) = await asyncio.gather(setting, return_exceptions=True)
+    assert isinstance(error, (BackendUnavailableError, asyncio.CancelledError))
+    relay.cut()
+    await one.set_limit(SALES, 7)
+    await relay.arrive_late()
+    assert (await two.stats(SALES)).limit == 7
+    client: Any = house.server.client
+    marks = client.keys("*:left:*")
+    assert len(marks) == 2
+    assert min(map(client.ttl, marks)) > 3_000, "what comes late is in force for ever"
+    await two.set_limit(SALES, None)
 
 
 async def test_a_late_enter_of_a_holder_that_was_evicted_takes_no_slot_for_good(house: House) -> None:
@@ -1482,9 +1472,7 @@ async def test_a_late_enter_of_a_holder_that_was_evicted_takes_no_slot_for_good(
     await holder.held()
     assert await other.evict(SALES, "stuck") == 1
     await wait_until(lambda: holder.lost, "the holder knows")
-    answers = relay.answers
-    relay.release()
-    await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+    await relay.arrive_late()
 
     async def nobody() -> bool:
         return (await other.stats(SALES))[:2] == (0, 0)

@@ -57,10 +57,9 @@ async def collect_in(step: Awaitable[Any], allocations: int) -> None:
         gc.disable()
 
 
-@pytest.mark.parametrize("limit", [1, 2])
-@pytest.mark.parametrize("step", ["enter", "leave"])
+@pytest.mark.parametrize(("step", "limit"), [("enter", 1), ("enter", 2), ("leave", 2)])
 async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
-    limit: int, step: str
+    step: str, limit: int
 ) -> None:
     """No slot stays free beside a waiter, none is given twice, and nobody is told of an eviction."""
     for allocations in range(ALLOCATIONS):
@@ -84,12 +83,10 @@ async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
 
             calls = [asyncio.create_task(call())]
             if step == "enter":
-                await collect_in(asyncio.sleep(0), allocations)
+                await collect_in(quiesce(), allocations)
             else:
                 await quiesce()
-                leaver = others.pop() if others else None
-                left = asyncio.sleep(0) if leaver is None else leaver.__aexit__(None, None, None)
-                await collect_in(left, allocations)
+                await collect_in(others.pop().__aexit__(None, None, None), allocations)
             calls += [asyncio.create_task(call()) for _ in range(2)]
             await quiesce()
             gc.collect()

@@ -277,11 +277,7 @@ async def test_no_script_runs_half_way_while_its_slot_migrates(
     name = queue_on(redis_cluster, source)
     slot = slot_of(name)
     queue, other = (instances.make(client=redis_cluster.client(), lease=30.0) for _ in range(2))
-    holder = asyncio.Event()
-    leaver = asyncio.ensure_future(_held_until(queue, name, holder))
-    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
-    waiter = asyncio.ensure_future(_held_at(other, name))
-    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    holder, leaver, waiter = await _one_holds_one_waits(queue, other, name)
     redis_cluster.begin_move(slot, source, target)
     before = redis_cluster.books(source, name)
     holder.set()
@@ -337,11 +333,7 @@ async def test_a_close_while_a_node_is_not_connected_gives_back_what_it_has(
     server = redis_cluster.servers[1]
     name = queue_on(redis_cluster, server)
     queue, other = (instances.make(client=redis_cluster.client()) for _ in range(2))
-    go = asyncio.Event()
-    holder = asyncio.ensure_future(_held_until(queue, name, go))
-    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
-    waiter = asyncio.ensure_future(_held_at(other, name))
-    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    go, holder, waiter = await _one_holds_one_waits(queue, other, name)
     link: Any = queue._backend._inner._session.link  # type: ignore[attr-defined]
     node = next(node for address, node in link._nodes.items() if address[1] == server.port)
     monkeypatch.setattr("genesis.backends.redis.link.backoff", lambda _: 0.3)
@@ -362,11 +354,7 @@ async def test_a_close_that_is_told_of_a_move_gives_back_what_it_has(
     name = queue_on(redis_cluster, source)
     slot = slot_of(name)
     queue, other = (instances.make(client=redis_cluster.client(), lease=30.0) for _ in range(2))
-    go = asyncio.Event()
-    holder = asyncio.ensure_future(_held_until(queue, name, go))
-    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
-    waiter = asyncio.ensure_future(_held_at(other, name))
-    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    go, holder, waiter = await _one_holds_one_waits(queue, other, name)
     redis_cluster.begin_move(slot, source, target)
     redis_cluster.move_keys(slot, source, target, most=1000 if arrived else 2)
     if arrived:
@@ -418,7 +406,7 @@ async def test_a_lane_outlasts_the_end_of_the_command_that_it_awaits(
         calls = []
         if how == "cut":
             calls.append(asyncio.ensure_future(_served(queue, name, served, "first")))
-            await asyncio.sleep(0)
+            await wait_until(node.link.unanswered, "the first is on its way")
         cancelled = asyncio.ensure_future(_served(queue, name, served, "cancelled"))
         await wait_until(lambda: len(node.link.unanswered()) > len(calls), "they are on their way")
         await asyncio.to_thread(redis_cluster.move, slot, target)
@@ -427,7 +415,7 @@ async def test_a_lane_outlasts_the_end_of_the_command_that_it_awaits(
         await asyncio.gather(cancelled, return_exceptions=True)
         if how == "cut":
             calls.append(asyncio.ensure_future(_served(queue, name, served, "last")))
-            await asyncio.sleep(0)
+            await wait_until(lambda: link._lanes[slot].held, "the last is held back")
             relay.cut()
         await wait_until(lambda: _stands(other, name, len(calls), 1), "the calls wait")
         await wait_until(lambda: slot not in link._lanes, "all is said")
@@ -436,9 +424,7 @@ async def test_a_lane_outlasts_the_end_of_the_command_that_it_awaits(
         assert served == ["first", "last"][: len(calls)]
         await asyncio.to_thread(redis_cluster.move, slot, source)
         await wait_until(lambda: _stands(other, name, 0, 0), "nobody is there")
-        answers = relay.answers
-        relay.release()
-        await wait_until(lambda: relay.answers > answers, "the late bytes were carried out")
+        await relay.arrive_late()
         assert await _stands(other, name, 0, 0)
         await assert_nothing_kept(queue)
         await queue.close()
@@ -447,6 +433,18 @@ async def test_a_lane_outlasts_the_end_of_the_command_that_it_awaits(
 async def _served(queue: Queue, name: str, served: list[str], item_id: str) -> None:
     async with queue.slot(name, item_id=item_id, max_concurrent=1):
         served.append(item_id)
+
+
+async def _one_holds_one_waits(
+    queue: Queue, other: Queue, name: str
+) -> tuple[asyncio.Event, asyncio.Task[None], asyncio.Task[float]]:
+    """The holder on `queue` leaves when the event is set; the waiter on `other`, at once."""
+    go = asyncio.Event()
+    holder = asyncio.ensure_future(_held_until(queue, name, go))
+    await wait_until(lambda: _stands(other, name, 0, 1), "the holder holds")
+    waiter = asyncio.ensure_future(_held_at(other, name))
+    await wait_until(lambda: _stands(other, name, 1, 1), "the waiter waits")
+    return go, holder, waiter
 
 
 async def _held_until(queue: Queue, name: str, until: asyncio.Event) -> None:

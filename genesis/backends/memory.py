@@ -1,7 +1,8 @@
 """The line in one process: no server, no lease, the same promises.
 
-Everything here happens between two await points of one event loop, so each method is atomic by
-itself and the invariant needs no lock::
+Everything here happens between two await points of one event loop (`Queue` sees to it that a call
+which the collector closes does not come in between), so each method is atomic by itself and the
+invariant needs no lock::
 
     a line never has a free slot and a waiter at the same time
 

@@ -12,12 +12,12 @@ MOST_SLOTS = 2**63 - 1
 
 def check_id(name: str, value: object) -> None:
     """Raise unless `value` is a non-empty str of at most `MOST_ID_BYTES` of UTF-8."""
-    if isinstance(value, str) and value.isascii() and 0 < len(value) <= MOST_ID_BYTES:
-        return
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}: {value!r:.100}")
     if not value:
         raise ValueError(f"{name} must not be empty")
+    if value.isascii() and len(value) <= MOST_ID_BYTES:
+        return
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
@@ -228,7 +229,8 @@ class Queue:
             self._late.add(task)
             task.add_done_callback(self._late.discard)
 
-        self._loop.call_soon_threadsafe(begin)
+        # In no context: it is not that of the call which was interrupted.
+        self._loop.call_soon_threadsafe(begin, context=Context())
 
 
 class SlotRequest:
@@ -293,11 +295,11 @@ class SlotRequest:
             await queue._backend.leave(ticket, error=error)
 
     async def _give_up(self, queue_id: str, ticket: Ticket | None) -> None:
+        """Whatever ended the wait, and whatever the ticket has got by now: it is given back."""
         self._queue._disagree(queue_id)
         if ticket is not None:
-            # Whatever ended the wait, and whatever the ticket has got by now: it is given back
-            # before the error is passed on. The backend acts before it first suspends, so a
-            # second cancellation here cuts off only the waiting for its answer.
+            # The backend acts before it first suspends, so a second cancellation here cuts off only
+            # the waiting for its answer.
             await self._queue._backend.leave(ticket)
 
 

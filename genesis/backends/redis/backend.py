@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -256,21 +256,16 @@ class RedisBackend:
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
-        call = f"{self.instance_id}:{next(self._serials)}".encode()
+        call = f"{self.instance_id}:{next(self._serials)}"
         session = self._join("set_limit", queue_id)
-        keys = queue_keys(self._key_prefix, queue_id)
-        arguments = (value, *self._constants, call, _REMEMBERED)
-        command = session.link.call(load("limit"), keys, arguments)
-        try:
-            granted, reclaimed = await command.reply
-        except BaseException as error:
-            if session.link.abandon(command):
-                # A stray copy of it must not undo what is set after it has failed.
-                line = session.ledger.open(queue_id)
-                self._say_leave(session, line, call.decode(), b" ", -1, remembered=_REMEMBERED)
-            if isinstance(error, Unreachable):
-                raise self._unavailable("set_limit", error, queue_id) from error
-            raise
+
+        def given_up() -> None:
+            # A stray copy of it must not undo what is set after it has failed.
+            line = session.ledger.open(queue_id)
+            self._say_leave(session, line, call, b" ", -1, remembered=_REMEMBERED)
+
+        arguments = (value, *self._constants, call.encode(), _REMEMBERED)
+        granted, reclaimed = await self._ask("set_limit", "limit", queue_id, arguments, given_up)
         session.ledger.absorb(queue_id, granted, reclaimed)
 
     async def stats(self, queue_id: str) -> QueueStats:
@@ -383,14 +378,20 @@ class RedisBackend:
         script: str,
         queue_id: str,
         arguments: Sequence[bytes] = (),
+        given_up: Callable[[], None] | None = None,
     ) -> Any:
+        """Say it, and wait for the reply; `given_up` is called if that ends while it may still come."""
         session = self._join(operation, queue_id)
         keys = queue_keys(self._key_prefix, queue_id)
         command = session.link.call(load(script), keys, arguments)
         try:
             return await command.reply
-        except Unreachable as error:
-            raise self._unavailable(operation, error, queue_id) from error
+        except BaseException as error:
+            if given_up is not None and session.link.abandon(command):
+                given_up()
+            if isinstance(error, Unreachable):
+                raise self._unavailable(operation, error, queue_id) from error
+            raise
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
