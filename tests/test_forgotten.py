@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -101,7 +100,10 @@ async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
 
 
 @pytest.mark.parametrize("how", ["slot", "semaphore"])
-async def test_a_forgotten_call_is_closed_in_another_thread(queue: Queue, how: str) -> None:
+@pytest.mark.parametrize("where", ["thread", "callback"])
+async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
+    queue: Queue, how: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """As when a scrape sets the collector off: its slot goes to the next all the same, and soon."""
     gc.collect()
     gc.disable()
@@ -118,10 +120,12 @@ async def test_a_forgotten_call_is_closed_in_another_thread(queue: Queue, how: s
 
     waiter = asyncio.create_task(call())
     await wait_until(lambda: _waits(queue), "it waits")
-    collector = threading.Thread(target=gc.collect)
-    collector.start()
+    if where == "thread":
+        await asyncio.to_thread(gc.collect)
+    else:
+        asyncio.get_running_loop().call_soon(gc.collect)
     await asyncio.wait_for(waiter, 2)
-    collector.join()
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
     await assert_nothing_kept(queue)
 
 

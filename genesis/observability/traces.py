@@ -252,14 +252,13 @@ class Trail:
         return self._start(title, parent, kind, attributes, links, start_time)
 
     def _attach(self, context: Context) -> None:
-        task = _current_task()
-        self._task = None if task is None else weakref.ref(task)
+        self._task = _current_task()
         self._token = otel_context.attach(context)
 
     def _detach(self) -> None:
         """Leave the context; a body left in another task than it was entered in has none to leave."""
         token, self._token = self._token, None
-        if token is not None and _current_task() is (None if self._task is None else self._task()):
+        if token is not None and _current_task() == self._task:
             otel_context.detach(token)
         self._task = None
 
@@ -277,12 +276,13 @@ class Trail:
         return self._trace_id
 
 
-def _current_task() -> asyncio.Task[Any] | None:
+def _current_task() -> weakref.ref[asyncio.Task[Any]] | None:
     """None as well without a loop: a task that its loop has outlived is closed by whoever frees it."""
     try:
-        return asyncio.current_task()
+        task = asyncio.current_task()
     except RuntimeError:
         return None
+    return None if task is None else weakref.ref(task)
 
 
 # What a failure without an exception is called in `error.type`.

@@ -204,12 +204,13 @@ class Queue:
         """Whether the ending of a call comes out of nowhere, in the middle of another call's step.
 
         asyncio holds tasks weakly. If nothing else holds one, the collector may close it at any
-        allocation: of this library, whose every step counts on being left alone, or in another thread.
+        allocation: of this library, whose every step counts on being left alone, in another thread, or
+        outside of all tasks, where nothing can be awaited.
         """
         loop = self._loop
         if loop is None or loop.is_closed():
             return False  # nothing else is at work any more
-        if asyncio._get_running_loop() is not loop:
+        if asyncio._get_running_loop() is not loop or asyncio.current_task() is None:
             return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_globals is globals():
