@@ -918,17 +918,16 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
     backend = ObservedBackend(InMemoryBackend(), telemetry, "1")
     asked = 0
 
-    class Fickle:
-        def observe(self, *_: object) -> None:
-            nonlocal asked
-            asked += 1
-            if asked % 2:
-                raise SickError
+    def fickle(seconds: float) -> None:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            raise SickError
 
     ticket = (await backend.enter(Entry("sales", "call"))).ticket
     await backend.leave(ticket)
     for operation in ("enter", "leave"):
-        backend._well[operation] = Fickle()
+        backend._well[operation] = fickle
     for _ in range(10):
         await backend.leave((await backend.enter(Entry("sales", "call"))).ticket)
     assert (asked, errors(registry, "metrics")) == (20, 10)

@@ -137,6 +137,20 @@ def test_an_observation_that_is_no_number_is_lost_alone(wrong: Any) -> None:
     assert (counts, total) == ([0, 299, 0], 299 * 1.5)
 
 
+async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: CollectorRegistry) -> None:
+    """An application may have no scraper at all: what is noted unsorted is bounded all the same."""
+    telemetry = Telemetry(registry)
+    async with Queue(telemetry=telemetry) as queue:
+        for _ in range(2_000):
+            async with queue.slot("sales"):
+                pass
+        instruments = telemetry.instruments
+        histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
+        children = [child for histogram in histograms for child in histogram._children.values()]
+        assert max(len(child._unsorted) for child in children) < 300
+        assert sum(sum(child.read()[0]) for child in children) == 5 * 2_000
+
+
 def test_observing_within_a_reading_waits_for_nothing() -> None:
     """The collector may close a call, which is observed, while the same thread reads."""
     child = Distribution((1.0,), usual=True)

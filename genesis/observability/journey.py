@@ -10,7 +10,7 @@ from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.traces import Tracing, Trail
+from genesis.observability.traces import Tracing, Trail, UnrecordedTrail
 
 __all__ = ["Journey"]
 
@@ -52,7 +52,7 @@ class Journey:
         self.holding = False
         self._lost: names.HoldOutcome | None = None
         self.began = began = telemetry.clock()  # the wait; then the hold
-        self._trail: Trail | None = None
+        self._trail: Trail | UnrecordedTrail | None = None
         self.recorded: Trail | None = None  # the trail, if its spans go anywhere
         if began >= tracing.next_look:
             self._begin_trail(tracing)
@@ -80,7 +80,7 @@ class Journey:
         """The backend has answered: granted, waiting or refused."""
         try:
             if self._series is not None:
-                self._series.position.observe(admission.position)
+                self._series.note_position(admission.position)
         except Exception:
             self._telemetry.failed("metrics")
         try:
@@ -105,9 +105,13 @@ class Journey:
                 self._series.granted(grant.waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
-        if self._trail is not None:
-            self._end_trail_of_wait(grant.waited, "granted", None, grant.released_by)
-            self._begin_trail_of_hold(self._trail, grant)
+        if self.recorded is not None:
+            self._end_trail_of_wait(self.recorded, grant.waited, "granted", None, grant.released_by)
+        try:
+            if self._trail is not None:
+                self._trail.begin_hold(grant)
+        except Exception:
+            self._telemetry.failed("traces")
         if self._info:
             self._log(INFO, "granted", waited=grant.waited, fencing_token=grant.fencing_token)
         return grant
@@ -125,7 +129,8 @@ class Journey:
                 self._series.not_granted(outcome, waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
-        self._end_trail_of_wait(waited, outcome, error, None)
+        if self.recorded is not None:
+            self._end_trail_of_wait(self.recorded, waited, outcome, error, None)
         event, level = _WAIT_EVENTS[outcome]
         self._log(level, event, error if outcome == "error" else None, waited=waited)
 
@@ -170,27 +175,21 @@ class Journey:
 
     def _end_trail_of_wait(
         self,
+        trail: Trail,
         waited: float,
         outcome: names.WaitOutcome,
         error: BaseException | None,
         released_by: Party | None,
     ) -> None:
         try:
-            if self.recorded is not None:
-                self.recorded.end_wait(waited, outcome, error, released_by)
-        except Exception:
-            self._telemetry.failed("traces")
-
-    def _begin_trail_of_hold(self, trail: Trail, grant: Grant) -> None:
-        try:
-            trail.begin_hold(grant)
+            trail.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
 
     def _begin_trail(self, tracing: Tracing) -> None:
         try:
             self._trail = trail = tracing.trail(self._entry, self.began)
-            if trail is not None and trail.recorded:
+            if isinstance(trail, Trail):
                 self.recorded = trail
         except Exception:
             self._telemetry.failed("traces")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
@@ -39,6 +40,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
+from genesis.observability.metrics import noting
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -64,7 +66,10 @@ class ObservedBackend:
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        self._well: dict[str, Any] = {}  # those of "ok" again: the path of every call builds no key
+        # How to note that an operation went well: the path of every call looks up no child.
+        self._well: dict[str, Callable[[float], None]] = {
+            step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
+        }
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -113,7 +118,10 @@ class ObservedBackend:
             journey.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        self._went_well("enter", now - began)
+        try:
+            self._well["enter"](now - began)
+        except Exception:
+            self._telemetry.failed("metrics")
         if admission.grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
@@ -134,7 +142,10 @@ class ObservedBackend:
                 journey.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        self._went_well("wait", now - began)
+        try:
+            self._well["wait"](now - began)
+        except Exception:
+            self._telemetry.failed("metrics")
         return grant if journey is None else journey.granted(grant, now, at_once=False)
 
     async def leave(
@@ -157,7 +168,10 @@ class ObservedBackend:
             if journey is not None and journey.recorded is not None:
                 journey.released(None, raised)
             raise
-        self._went_well("leave", self._clock() - began)
+        try:
+            self._well["leave"](self._clock() - began)
+        except Exception:
+            self._telemetry.failed("metrics")
         if journey is not None and journey.recorded is not None:
             journey.released(departure, None)
         return departure
@@ -223,16 +237,6 @@ class ObservedBackend:
                 self._telemetry.failed("traces")
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
-    def _went_well(self, operation: str, seconds: float) -> None:
-        child = self._well.get(operation)
-        if child is None:
-            self._count_operation(operation, "ok", seconds)
-            return
-        try:
-            child.observe(seconds)
-        except Exception:
-            self._telemetry.failed("metrics")
-
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
         try:
             key = (operation, outcome)
@@ -240,8 +244,8 @@ class ObservedBackend:
             if child is None:
                 histogram = self._telemetry.instruments.operation
                 child = self._operations[key] = histogram.labels(self._name, operation, outcome)
-                if outcome == "ok":
-                    self._well[operation] = child
+                if outcome == "ok" and operation in self._well:
+                    self._well[operation] = noting(child)
             child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")

@@ -43,6 +43,7 @@ IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
+_MOST_UNSETTLED = 128  # passages of a queue
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
@@ -60,9 +61,14 @@ class Distribution:
 
     An observation is only noted. Whoever reads sorts them into the buckets, and so does the observer
     once there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
+
+    Attributes:
+        note: observes a value without an exemplar, and never sorts. For the path of every call, in
+            which whoever notes calls `settle` now and then.
+        usual: as `FastHistogram` says.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "usual")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "note", "usual")
 
     def __init__(self, bounds: tuple[float, ...], *, usual: bool) -> None:
         self._bounds = bounds
@@ -71,18 +77,23 @@ class Distribution:
         # appended meanwhile comes after that part. So several threads' loops may feed it while another
         # thread reads, and none is lost or counted twice.
         self._unsorted: list[float] = []
+        self.note = self._unsorted.append
         self._lock = threading.Lock()  # over the sorting, and over the next two
         self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
         self._sum = 0.0
         self._exemplars: dict[int, tuple[dict[str, str], float]] = {}  # the latest, by bucket
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        # Never waits for the lock: the collector may have closed a call in the middle of `read`.
-        unsorted = self._unsorted
-        unsorted.append(value)
+        self.note(value)
         if exemplar is not None:
             self._exemplars[bisect_left(self._bounds, value)] = (exemplar, value)
-        if len(unsorted) >= _MOST_UNSORTED and self._lock.acquire(blocking=False):
+        if len(self._unsorted) >= _MOST_UNSORTED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort what was noted, unless another is just at it."""
+        # Never waits for the lock: the collector may have closed a call in the middle of `read`.
+        if self._unsorted and self._lock.acquire(blocking=False):
             try:
                 self._sort()
             finally:
@@ -143,6 +154,10 @@ class FastHistogram(Collector):
             child = self._children[values] = Distribution(self._bounds, usual=usual)
         return child
 
+    def settle(self) -> None:
+        for child in list(self._children.values()):
+            child.settle()
+
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         places = {self._labelnames.index(name): value for name, value in labels.items()}
         for key in list(self._children):
@@ -169,27 +184,41 @@ class FastHistogram(Collector):
         yield family
 
 
+def noting(child: Any) -> Callable[[float], None]:
+    """The cheapest way to observe a value without an exemplar, of either kind of histogram."""
+    note: Callable[[float], None] = getattr(child, "note", None) or child.observe
+    return note
+
+
 class QueueSeries:
-    """The children of one `queue` label, and how many calls of this process are in it."""
+    """The children of one `queue` label, and how many calls of this process are in it.
+
+    Attributes:
+        note_position: observes the place on entering.
+    """
 
     __slots__ = (
         "_gauges",
         "_hold",
         "_instruments",
+        "_note_granted",
+        "_note_released",
+        "_position",
+        "_unsettled",
         "_wait",
         "holding",
         "idle_since",
         "label",
-        "position",
+        "note_position",
         "waiting",
     )
 
     def __init__(self, instruments: Instruments, label: str) -> None:
         self.label = label
-        self.position: Any = instruments.position.labels(label)
         self.waiting = 0
         self.holding = 0
         self.idle_since: float | None = None  # as of the first scrape that found nobody here
+        self._unsettled = 0  # passages whose observations may not be sorted yet
         self._instruments = instruments
         self._wait: dict[str, Any] = {}
         self._hold: dict[str, Any] = {}
@@ -206,6 +235,10 @@ class QueueSeries:
             for outcome in get_args(names.HoldOutcome):
                 usual = outcome in _USUAL_OUTCOMES
                 self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
+        self._position: Any = instruments.position.labels(label)
+        self.note_position = noting(self._position)
+        self._note_granted = noting(self._child_of_wait("granted"))
+        self._note_released = noting(self._child_of_hold("released"))
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
         instruments.disagreements.labels(label)
@@ -214,8 +247,11 @@ class QueueSeries:
         """One more waits."""
         self.waiting += 1
         self.idle_since = None
+        self._unsettled += 1
         if self._gauges is not None:
             self._gauges[0].inc()
+        elif self._unsettled >= _MOST_UNSETTLED:
+            self._settle()
 
     def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
         """One fewer waits, and one more holds."""
@@ -224,29 +260,45 @@ class QueueSeries:
         if self._gauges is not None:
             self._gauges[0].dec()
             self._gauges[1].inc()
-        child = self._wait.get("granted") or self._wait_child("granted")
-        child.observe(waited, exemplar)
+        if exemplar is None:
+            self._note_granted(waited)
+        else:
+            self._child_of_wait("granted").observe(waited, exemplar)
 
     def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
         """One fewer waits."""
         self.waiting -= 1
         if self._gauges is not None:
             self._gauges[0].dec()
-        child = self._wait.get(outcome) or self._wait_child(outcome)
-        child.observe(waited, exemplar)
+        self._child_of_wait(outcome).observe(waited, exemplar)
 
     def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
         """One fewer holds."""
         self.holding -= 1
         if self._gauges is not None:
             self._gauges[1].dec()
+        if exemplar is None and outcome == "released":
+            self._note_released(held)
+        else:
+            self._child_of_hold(outcome).observe(held, exemplar)
+
+    def _settle(self) -> None:
+        """Sort what the passages of this queue have noted, so that it does not grow between scrapes."""
+        self._unsettled = 0
+        for child in (self._position, *self._wait.values(), *self._hold.values()):
+            child.settle()
+        self._instruments.operation.settle()
+
+    def _child_of_wait(self, outcome: str) -> Any:
+        child = self._wait.get(outcome)
+        if child is None:
+            child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
+        return child
+
+    def _child_of_hold(self, outcome: str) -> Any:
         child = self._hold.get(outcome)
         if child is None:
             child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
-        child.observe(held, exemplar)
-
-    def _wait_child(self, outcome: str) -> Any:
-        child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
         return child
 
 

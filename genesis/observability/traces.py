@@ -1,18 +1,18 @@
 """Spans with the OpenTelemetry API alone.
 
 `Trail` holds the spans of one passage, in the caller's own trace; a caller without a trace gets one,
-which begins with `acquire`. If that span is not recorded (no SDK, not sampled), none of the others is
-made: they would not be recorded either, and each would cost as much as the line itself.
+which begins with `acquire`. If that span is not recorded, an `UnrecordedTrail` takes its place, and
+none of the others is made: they would not be recorded either, and each would cost as much as the line
+itself.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextvars import Token
+from typing import Any, TypeAlias
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -22,7 +22,9 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from genesis.backends.protocol import Admission, Entry, Grant, Party
 from genesis.observability import names
 
-__all__ = ["Tracing", "Trail", "context_of", "fail"]
+__all__ = ["Tracing", "Trail", "UnrecordedTrail", "context_of", "fail"]
+
+StartSpan: TypeAlias = Callable[..., Span]
 
 
 class Tracing:
@@ -62,7 +64,7 @@ class Tracing:
         attributes = self.attributes(queue_id, item_id)
         return self.start_span(f"{operation} {queue_id}", None, SpanKind.CLIENT, attributes)
 
-    def trail(self, entry: Entry, now: float) -> Trail | None:
+    def trail(self, entry: Entry, now: float) -> Trail | UnrecordedTrail | None:
         """The spans of a passage; None as long as the application has no SDK.
 
         Whether it has one is looked up once a second: an application may set it up after its queues,
@@ -74,7 +76,48 @@ class Tracing:
                 self.next_look = now + 1.0
                 return None
             self._provider = provider
-        return Trail(self, entry)
+        parent = otel_context.get_current()
+        attributes = self.attributes(entry.queue_id, entry.item_id)
+        title = f"{names.SPAN_ACQUIRE} {entry.queue_id}"
+        acquire = self.start_span(title, parent, SpanKind.INTERNAL, attributes)
+        if not acquire.is_recording():
+            return UnrecordedTrail(acquire, parent)
+        return Trail(self.start_span, entry.queue_id, attributes, acquire, parent)
+
+
+class UnrecordedTrail:
+    """What is left of a passage's spans if they are not recorded: the ids, and the decision.
+
+    Args:
+        acquire: the dropped span.
+        parent: the context in which it was started.
+    """
+
+    __slots__ = ("_acquire", "_parent", "_token")
+
+    def __init__(self, acquire: Span, parent: Context) -> None:
+        self._acquire = acquire
+        self._parent = parent
+        self._token: Token[Context] | None = None
+
+    def ids(self) -> dict[str, str] | None:
+        """Of the dropped span, for log events; None if it has none."""
+        context = self._acquire.get_span_context()
+        if not context.is_valid:
+            return None
+        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+    def begin_hold(self, grant: Grant) -> None:  # noqa: ARG002
+        """If the decision was made here, the body's own spans are not recorded either."""
+        parent = self._parent
+        if not parent or not trace.get_current_span(parent).get_span_context().is_valid:
+            self._token = otel_context.attach(trace.set_span_in_context(self._acquire, parent))
+
+    def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:  # noqa: ARG002
+        """Leave the context."""
+        if self._token is not None:
+            _detach(self._token)
+            self._token = None
 
 
 class Trail:
@@ -96,48 +139,39 @@ class Trail:
         "_queue_id",
         "_since",
         "_start",
-        "_task",
         "_token",
         "_trace_id",
+        "_within",
     )
 
-    def __init__(self, tracing: Tracing, entry: Entry) -> None:
-        self._start = tracing.start_span
-        self._queue_id = entry.queue_id
-        self._attributes = tracing.attributes(entry.queue_id, entry.item_id)
-        self._parent = otel_context.get_current()
-        self._acquire = self._span(
-            names.SPAN_ACQUIRE, SpanKind.INTERNAL, self._parent, self._attributes
-        )
-        self._current = self._acquire.get_span_context()  # of `hold` once there is one
+    def __init__(
+        self,
+        start: StartSpan,
+        queue_id: str,
+        attributes: dict[str, Any],
+        acquire: Span,
+        parent: Context,
+    ) -> None:
+        self._start = start
+        self._queue_id = queue_id
+        self._attributes = attributes  # what every span bears
+        self._acquire = acquire
+        self._current = acquire.get_span_context()  # of `hold` once there is one
+        self._within = trace.set_span_in_context(acquire, parent)  # for the children of `acquire`
+        has_parent = trace.get_current_span(parent).get_span_context().is_valid
+        self._parent = parent if has_parent else self._within  # for `hold` and `release`
         self._trace_id = ""  # in hex, once somebody wants it
-        self._enqueue: Span | None = None
         self._hold: Span | None = None
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
-        self._token: Any = None
-        # In whose context the token is good. Weakly, as the loop has it: a task that is forgotten must
-        # be closed, to give its slot back.
-        self._task: weakref.ref[asyncio.Task[Any]] | None = None
-        within = trace.set_span_in_context(self._acquire, self._parent)
-        if not trace.get_current_span(self._parent).get_span_context().is_valid:
-            self._parent = within
-        if self._acquire.is_recording():
-            try:
-                self._enqueue = self._span(
-                    names.SPAN_ENQUEUE, SpanKind.PRODUCER, within, self._attributes
-                )
-            except Exception:
-                self._acquire.end()  # without a trail nobody else would
-                raise
+        self._token: Token[Context] | None = None
+        try:
+            self._enqueue = self._span(names.SPAN_ENQUEUE, SpanKind.PRODUCER, self._within, attributes)
+        except Exception:
+            acquire.end()  # without a trail nobody else would
+            raise
 
-    @property
-    def recorded(self) -> bool:
-        return self._enqueue is not None
-
-    def ids(self) -> dict[str, str] | None:
-        """Of the innermost span of the passage, for log events; None if it has none."""
-        if not self._current.is_valid:
-            return None
+    def ids(self) -> dict[str, str]:
+        """Of the innermost span of the passage, for log events."""
         return {"trace_id": self._hex_trace_id(), "span_id": f"{self._current.span_id:016x}"}
 
     def exemplar(self) -> dict[str, str] | None:
@@ -147,15 +181,13 @@ class Trail:
     def carried(self) -> str:
         """What travels with the ticket: the `enqueue` span, which ends at once and so is visible
         while the call still waits."""
-        return "" if self._enqueue is None else self._traceparent(self._enqueue.get_span_context())
+        return self._traceparent(self._enqueue.get_span_context())
 
     def held(self) -> str:
         """What is told to whoever gets the slot next: the `hold` span."""
         return "" if self._hold is None else self._traceparent(self._current)
 
     def enqueued(self, admission: Admission) -> None:
-        if self._enqueue is None:
-            return
         self._enqueue.set_attribute(names.AT_POSITION, admission.position)
         self._enqueue.set_attribute(names.AT_DEPTH, admission.depth)
         self._enqueue.end()
@@ -169,7 +201,7 @@ class Trail:
         error: BaseException | None,
         released_by: Party | None,
     ) -> None:
-        if self._enqueue is not None and self._enqueue.is_recording():
+        if self._enqueue.is_recording():
             self._enqueue.end()  # entering failed before it was answered
         failure: BaseException | str | None = None
         if outcome == "timeout":
@@ -195,19 +227,14 @@ class Trail:
     ) -> None:
         since, self._since = self._since, 0
         attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
-        within = trace.set_span_in_context(self._acquire, self._parent)
         links = _links(names.LINK_RELEASED_BY, () if released_by is None else (released_by,))
-        wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, within, attributes, links, since)
+        wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, self._within, attributes, links, since)
         if failure is not None:
             fail(wait, failure)
         wait.end()
 
     def begin_hold(self, grant: Grant) -> None:
         """Start `hold` and make it the current span of the caller's body."""
-        if self._enqueue is None:
-            # Not recorded. The body's own spans must not be either, if the decision was made here.
-            self._attach(self._parent)
-            return
         attributes = {
             **self._attributes,
             names.FENCING_TOKEN: grant.fencing_token,
@@ -215,11 +242,14 @@ class Trail:
         }
         self._hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent, attributes)
         self._current = self._hold.get_span_context()
-        self._attach(trace.set_span_in_context(self._hold, otel_context.get_current()))
+        context = trace.set_span_in_context(self._hold, otel_context.get_current())
+        self._token = otel_context.attach(context)
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
         """End `hold` and leave its context; `release` begins."""
-        self._detach()
+        if self._token is not None:
+            _detach(self._token)
+            self._token = None
         if self._hold is None:
             return
         self._since = time.time_ns()
@@ -251,17 +281,6 @@ class Trail:
         title = f"{name} {self._queue_id}"
         return self._start(title, parent, kind, attributes, links, start_time)
 
-    def _attach(self, context: Context) -> None:
-        self._task = _current_task()
-        self._token = otel_context.attach(context)
-
-    def _detach(self) -> None:
-        """Leave the context; a body left in another task than it was entered in has none to leave."""
-        token, self._token = self._token, None
-        if token is not None and _current_task() == self._task:
-            otel_context.detach(token)
-        self._task = None
-
     def _traceparent(self, context: SpanContext) -> str:
         """W3C `traceparent` of a span of this trail.
 
@@ -276,13 +295,16 @@ class Trail:
         return self._trace_id
 
 
-def _current_task() -> weakref.ref[asyncio.Task[Any]] | None:
-    """None as well without a loop: a task that its loop has outlived is closed by whoever frees it."""
+def _detach(token: Token[Context]) -> None:
+    """Make current again what was before.
+
+    By the token itself, and not by `opentelemetry.context.detach`, which logs an error if the body is
+    left in another task than it was entered in. The context of that one has nothing to leave.
+    """
     try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return None
-    return None if task is None else weakref.ref(task)
+        token.var.reset(token)
+    except ValueError:
+        return
 
 
 # What a failure without an exception is called in `error.type`.

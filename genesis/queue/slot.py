@@ -22,14 +22,14 @@ class Slot:
             distributed locking", 2016).
     """
 
-    __slots__ = ("_grant", "_held", "_lapsed", "_lost", "ticket")
+    __slots__ = ("_grant", "_lapsed", "_lost", "ticket")
 
     def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
         self.ticket = ticket
         self._grant = grant
-        self._lapsed = lapsed
+        # None once the block is left: a slot that was given back is not lost.
+        self._lapsed: Callable[[Ticket], bool] | None = lapsed
         self._lost = False
-        self._held = True  # until the block is left; a slot that was given back is not lost
 
     @property
     def queue_id(self) -> str:
@@ -54,7 +54,7 @@ class Slot:
         True as soon as the lease has run out by this process' own reckoning, which is never later
         than Redis', or the holder was evicted, or the queue was closed.
         """
-        if not self._lost and self._held and self._lapsed(self.ticket):
+        if not self._lost and self._lapsed is not None and self._lapsed(self.ticket):
             self._lost = True
         return self._lost
 
@@ -65,11 +65,9 @@ class Slot:
 
     def mark_left(self) -> None:
         """For the queue: the block is being left; nothing is lost after that."""
-        try:
-            if not self._lost:
-                self._lost = self._lapsed(self.ticket)
-        finally:
-            self._held = False
+        lapsed, self._lapsed = self._lapsed, None
+        if not self._lost and lapsed is not None:
+            self._lost = lapsed(self.ticket)
 
     def __repr__(self) -> str:
         try:
