@@ -124,16 +124,17 @@ class InMemoryBackend:
         elif entry.limit is not None and entry.limit != line.limit:
             self._adopt_limit(queue_id, line, entry.limit)
         number = next(self._numbers)
-        ticket = made(Ticket, (queue_id, entry.item_id, f"{self.instance_id}:{number}"))
+        key = str(number)
+        ticket = made(Ticket, (queue_id, entry.item_id, key))
         if not line.waiting and len(line.holding) < line.effective_limit:
-            line.holding[ticket.id] = _Passage(ticket, self._clock(), number)
+            line.holding[key] = _Passage(ticket, self._clock(), number)
             return made(Admission, (ticket, made(Grant, (number, None, 0.0)), 0, 0))
         if entry.only_if_free:
             depth = len(line.waiting)
             self._drop_if_idle(queue_id, line)
             return Admission(ticket, None, 0, depth)
         owner = made(Party, (entry.item_id, self.instance_id, entry.context))
-        line.waiting[ticket.id] = _Waiter(ticket, self._clock(), owner)
+        line.waiting[key] = _Waiter(ticket, self._clock(), owner)
         depth = len(line.waiting)
         return Admission(ticket, None, depth, depth)
 

@@ -68,7 +68,7 @@ class Entry(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """One passage of an item through a queue; `id` is unique, `item_id` need not be."""
+    """One passage of an item through a queue. `id` is the backend's own, and unique in it."""
 
     queue_id: str
     item_id: str

@@ -54,16 +54,22 @@ class Journey:
         self.began = began = telemetry.clock()  # the wait; then the hold
         self._trail: Trail | UnrecordedTrail | None = None
         self.recorded: Trail | None = None  # the trail, if its spans go anywhere
-        if began >= tracing.next_look:
-            self._begin_trail(tracing)
+        try:
+            if began >= tracing.next_look:
+                self._trail = trail = tracing.trail(entry, began)
+                if isinstance(trail, Trail):
+                    self.recorded = trail
+        except Exception:
+            telemetry.failed("traces")
         try:
             self._info = telemetry.log.enabled(INFO)  # asked once a passage
         except Exception:
             self._info = False
             telemetry.failed("logs")
         try:
-            self._series: QueueSeries | None = telemetry.series(entry.queue_id)
-            self._series.entered()
+            self._series: QueueSeries | None
+            self._series = series = telemetry.series(entry.queue_id)
+            series.entered()
         except Exception:
             self._series = None
             telemetry.failed("metrics")
@@ -93,6 +99,7 @@ class Journey:
 
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
+        waited = 0.0
         if not at_once:
             waited = now - self.began
             grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
@@ -102,18 +109,18 @@ class Journey:
         try:
             if self._series is not None:
                 exemplar = None if self.recorded is None else self._exemplar(self.recorded)
-                self._series.granted(grant.waited, exemplar)
+                self._series.granted(waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self.recorded is not None:
-            self._end_trail_of_wait(self.recorded, grant.waited, "granted", None, grant.released_by)
+            self._end_trail_of_wait(self.recorded, waited, "granted", None, grant.released_by)
         try:
             if self._trail is not None:
                 self._trail.begin_hold(grant)
         except Exception:
             self._telemetry.failed("traces")
         if self._info:
-            self._log(INFO, "granted", waited=grant.waited, fencing_token=grant.fencing_token)
+            self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
 
     def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
@@ -183,14 +190,6 @@ class Journey:
     ) -> None:
         try:
             trail.end_wait(waited, outcome, error, released_by)
-        except Exception:
-            self._telemetry.failed("traces")
-
-    def _begin_trail(self, tracing: Tracing) -> None:
-        try:
-            self._trail = trail = tracing.trail(self._entry, self.began)
-            if isinstance(trail, Trail):
-                self.recorded = trail
         except Exception:
             self._telemetry.failed("traces")
 

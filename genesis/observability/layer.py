@@ -122,12 +122,13 @@ class ObservedBackend:
             self._well["enter"](now - began)
         except Exception:
             self._telemetry.failed("metrics")
-        if admission.grant is None and not admission.position:
+        grant = admission.grant
+        if grant is None and not admission.position:
             journey.not_granted("timeout", None)  # refused: it was never in the line
             return admission
         journey.enqueued(admission)
-        if admission.grant is not None:
-            journey.granted(admission.grant, now, at_once=True)
+        if grant is not None:
+            journey.granted(grant, now, at_once=True)
         self._journeys[admission.ticket.id] = journey
         return admission
 

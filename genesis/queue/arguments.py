@@ -33,7 +33,7 @@ def check_id(name: str, value: object) -> None:
 
 def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
     """Raise unless `value` is None or an int of at least `least`."""
-    if value is None:
+    if value is None or (type(value) is int and least <= value <= MOST_SLOTS):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
