@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from genesis import EvictedError, Queue
-from genesis.backends.protocol import QueueStats, State
+from genesis.backends.protocol import Admission, Entry, QueueStats, State
 from genesis.backends.redis import link
 from genesis.observability import Telemetry, names
 from genesis.observability.metrics import (
@@ -149,6 +150,48 @@ async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: Coll
         children = [child for histogram in histograms for child in histogram._children.values()]
         assert max(len(child._unsorted) for child in children) < 300
         assert sum(sum(child.read()[0]) for child in children) == 5 * 2_000
+
+
+async def test_observations_do_not_pile_up_while_a_long_line_drains(
+    registry: CollectorRegistry,
+) -> None:
+    """Thousands may leave before the next one enters: what they note is sorted all the same."""
+    telemetry = Telemetry(registry)
+    async with Queue(telemetry=telemetry) as queue:
+
+        async def call() -> None:
+            async with queue.slot("sales"):
+                pass
+
+        first = queue.slot("sales")
+        await first.__aenter__()
+        calls = [asyncio.create_task(call()) for _ in range(2_000)]
+        await quiesce()
+        await first.__aexit__(None, None, None)
+        await asyncio.gather(*calls)
+        instruments = telemetry.instruments
+        histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
+        children = [child for histogram in histograms for child in histogram._children.values()]
+        assert max(len(child._unsorted) for child in children) < 300
+
+
+class Decimals(InMemoryBackend):
+    """As one over a store whose numbers are Decimals."""
+
+    async def enter(self, entry: Entry) -> Admission:
+        admission = await super().enter(entry)
+        return admission._replace(position=Decimal(admission.position))  # type: ignore[arg-type]
+
+
+async def test_a_number_of_another_kind_costs_no_observation(registry: CollectorRegistry) -> None:
+    telemetry = Telemetry(registry)
+    async with Queue(Decimals(), telemetry=telemetry) as queue:
+        for _ in range(1_000):
+            async with queue.slot("sales"):
+                pass
+    assert (telemetry.series("sales").waiting, telemetry.series("sales").holding) == (0, 0)
+    assert sum(telemetry.instruments.wait.labels("sales", "granted").read()[0]) == 1_000
+    assert sum(telemetry.instruments.position.labels("sales").read()[0]) == 1_000
 
 
 def test_observing_within_a_reading_waits_for_nothing() -> None:
