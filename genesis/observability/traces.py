@@ -299,12 +299,14 @@ def _detach(token: Token[Context]) -> None:
     """Make current again what was before.
 
     By the token itself, and not by `opentelemetry.context.detach`, which logs an error if the body is
-    left in another task than it was entered in. The context of that one has nothing to leave.
+    left in another context than it was entered in: there the token is not good, and nothing is undone.
     """
     try:
         token.var.reset(token)
     except ValueError:
         return
+    except AttributeError:  # the token of a runtime context that is not OpenTelemetry's own
+        otel_context.detach(token)
 
 
 # What a failure without an exception is called in `error.type`.
