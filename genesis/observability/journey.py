@@ -66,13 +66,13 @@ class Journey:
         except Exception:
             self._info = False
             telemetry.failed("logs")
+        series: QueueSeries | None = None
         try:
-            self._series: QueueSeries | None
-            self._series = series = telemetry.series(entry.queue_id)
+            series = telemetry.series(entry.queue_id)
             series.entered()
         except Exception:
-            self._series = None
             telemetry.failed("metrics")
+        self._series = series  # also if it raised on entering: it counts this call already
 
     def carried_context(self) -> str:
         """What travels with the ticket, for the link of whoever will grant it."""

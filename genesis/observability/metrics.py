@@ -43,7 +43,7 @@ IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
-_MOST_UNSETTLED = 128  # passages of a queue
+_MOST_UNSETTLED = 256  # times that a call entered a queue, or ended
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
@@ -111,9 +111,9 @@ class Distribution:
             return
         del self._unsorted[: len(values)]
         try:
-            total = sum(values)
+            total = float(sum(values))
             values.sort()
-        except TypeError:
+        except (TypeError, OverflowError):
             total = math.nan
         if total != total:  # something is no number: it is left out, and it alone
             values = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
@@ -218,7 +218,7 @@ class QueueSeries:
         self.waiting = 0
         self.holding = 0
         self.idle_since: float | None = None  # as of the first scrape that found nobody here
-        self._unsettled = 0  # passages whose observations may not be sorted yet
+        self._unsettled = 0  # times that a call entered or ended since the last sorting
         self._instruments = instruments
         self._wait: dict[str, Any] = {}
         self._hold: dict[str, Any] = {}
@@ -281,6 +281,9 @@ class QueueSeries:
             self._note_released(held)
         else:
             self._child_of_hold(outcome).observe(held, exemplar)
+        self._unsettled += 1
+        if self._unsettled >= _MOST_UNSETTLED and self._gauges is None:
+            self._settle()
 
     def _settle(self) -> None:
         """Sort what the passages of this queue have noted, so that it does not grow between scrapes."""
