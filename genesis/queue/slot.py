@@ -54,7 +54,8 @@ class Slot:
         True as soon as the lease has run out by this process' own reckoning, which is never later
         than Redis', or the holder was evicted, or the queue was closed.
         """
-        if not self._lost and self._lapsed is not None and self._lapsed(self.ticket):
+        lapsed = self._lapsed  # read once: a thread of the body's may ask while the block is left
+        if not self._lost and lapsed is not None and lapsed(self.ticket):
             self._lost = True
         return self._lost
 
@@ -65,9 +66,10 @@ class Slot:
 
     def mark_left(self) -> None:
         """For the queue: the block is being left; nothing is lost after that."""
-        lapsed, self._lapsed = self._lapsed, None
-        if not self._lost and lapsed is not None:
-            self._lost = lapsed(self.ticket)
+        try:
+            self.lost  # noqa: B018
+        finally:
+            self._lapsed = None
 
     def __repr__(self) -> str:
         try:
