@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
+from genesis.backends.protocol import QueueBackend
 from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.waiting import quiesce, wait_until
 
@@ -131,3 +134,44 @@ async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
 
 async def _waits(queue: Queue) -> bool:
     return (await queue.stats("sales")).waiting == 1
+
+
+def _in_memory(request: pytest.FixtureRequest) -> QueueBackend:
+    return InMemoryBackend()
+
+
+def _over_redis(request: pytest.FixtureRequest) -> QueueBackend:
+    return RedisBackend(request.getfixturevalue("redis_server").url, lease=600.0)
+
+
+_caller: ContextVar[Any] = ContextVar("_caller")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine ignored GeneratorExit")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("make", [_in_memory, _over_redis])
+async def test_a_backend_s_timers_and_tasks_keep_no_call_s_context(
+    request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest], QueueBackend]
+) -> None:
+    """An application may keep a call's own task in its context: that context must not outlive it."""
+    async with Queue(make(request), telemetry=Telemetry(CollectorRegistry())) as queue:
+
+        def enter() -> Any:  # in the task that holds: the first that the backend sees
+            _caller.set(asyncio.current_task())
+            return queue.slot("sales")
+
+        async def hold() -> None:
+            async with enter():
+                inside.set()
+                await asyncio.get_running_loop().create_future()
+
+        inside = asyncio.Event()
+        asyncio.get_running_loop().create_task(hold())
+        await inside.wait()
+        await quiesce()
+
+        async def all_left() -> bool:
+            gc.collect()
+            return (await queue.stats("sales")).in_use == 0
+
+        await wait_until(all_left, "the forgotten call has left")

@@ -31,6 +31,7 @@ from genesis.backends.protocol import (
     Departure,
     Disrupted,
     Entry,
+    Grant,
     Heartbeat,
     LimitDisagreement,
     QueueBackend,
@@ -931,6 +932,23 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
     for _ in range(10):
         await backend.leave((await backend.enter(Entry("sales", "call"))).ticket)
     assert (asked, errors(registry, "metrics")) == (20, 10)
+
+
+class Telling(InMemoryBackend):
+    """Fills in a wait by itself, by whatever clock."""
+
+    async def enter(self, entry: Entry) -> Admission:
+        admission = await super().enter(entry)
+        return admission._replace(grant=Grant(1, None, 5.0))
+
+
+async def test_a_wait_that_a_backend_fills_in_is_not_believed(registry: CollectorRegistry) -> None:
+    """The slot, and the histogram, tell what the layer measured: nothing, for a grant at once."""
+    queue = Queue(Telling(), telemetry=Telemetry(registry))
+    async with queue.slot("sales") as slot:
+        assert slot.waited == 0.0
+    labels = {"queue": "sales", "outcome": "granted"}
+    assert registry.get_sample_value(f"{names.WAIT_SECONDS}_sum", labels) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import Context
 
 from genesis.backends.identity import new_instance_id
 from genesis.backends.protocol import (
@@ -245,7 +246,7 @@ class InMemoryBackend:
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop = loop
-            self._timer = loop.call_later(self.heartbeat_interval, self._report)
+            self._arm(loop)
         return line
 
     def _drop_if_idle(self, queue_id: str, line: _Line) -> None:
@@ -297,7 +298,13 @@ class InMemoryBackend:
             self._emit(Snapshot(queue_id, self._stats(line)))
         if self._lines:
             assert self._loop is not None
-            self._timer = self._loop.call_later(self.heartbeat_interval, self._report)
+            self._arm(self._loop)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        # In no context: that of the call which came first would live for as long as a line is in use,
+        # and with it whatever its application keeps there; its task, for one, never to be collected.
+        interval = self.heartbeat_interval
+        self._timer = loop.call_later(interval, self._report, context=Context())
 
     def _emit(self, event: BackendEvent) -> None:
         if self._listener is not None:

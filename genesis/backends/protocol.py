@@ -68,7 +68,10 @@ class Entry(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """One passage of an item through a queue. `id` is the backend's own, and unique in it."""
+    """One passage of an item through a queue.
+
+    `id` is the backend's own, and unique in it; `item_id` need not be.
+    """
 
     queue_id: str
     item_id: str

@@ -99,9 +99,8 @@ class Journey:
 
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
-        waited = 0.0
-        if not at_once:
-            waited = now - self.began
+        waited = 0.0 if at_once else now - self.began
+        if grant.waited != waited:
             grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
         self.waiting = False
         self.holding = True

@@ -40,7 +40,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import noting
+from genesis.observability.metrics import MOST_UNSETTLED, FastHistogram, noting
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -66,10 +66,12 @@ class ObservedBackend:
         self._instance_id = inner.instance_id
         self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        # How to note that an operation went well: the path of every call looks up no child.
+        # How to note that a step went well: the path of every call looks up no child. Only one that a
+        # `leave` soon follows is noted, which sees to the sorting.
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
+        self._left = 0  # times, since the last sorting
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -118,17 +120,22 @@ class ObservedBackend:
             journey.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        try:
-            self._well["enter"](now - began)
-        except Exception:
-            self._telemetry.failed("metrics")
         grant = admission.grant
-        if grant is None and not admission.position:
-            journey.not_granted("timeout", None)  # refused: it was never in the line
-            return admission
-        journey.enqueued(admission)
         if grant is not None:
-            journey.granted(grant, now, at_once=True)
+            try:
+                self._well["enter"](now - began)
+            except Exception:
+                self._telemetry.failed("metrics")
+            journey.enqueued(admission)
+            granted = journey.granted(grant, now, at_once=True)
+            if granted is not grant:
+                admission = admission._replace(grant=granted)
+        else:
+            self._count_operation("enter", "ok", now - began)
+            if not admission.position:
+                journey.not_granted("timeout", None)  # refused: it was never in the line
+                return admission
+            journey.enqueued(admission)
         self._journeys[admission.ticket.id] = journey
         return admission
 
@@ -171,6 +178,9 @@ class ObservedBackend:
             raise
         try:
             self._well["leave"](self._clock() - began)
+            self._left += 1
+            if self._left >= MOST_UNSETTLED:
+                self._settle()
         except Exception:
             self._telemetry.failed("metrics")
         if journey is not None and journey.recorded is not None:
@@ -250,6 +260,12 @@ class ObservedBackend:
             child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")
+
+    def _settle(self) -> None:
+        self._left = 0
+        histogram = self._telemetry.instruments.operation
+        if isinstance(histogram, FastHistogram):
+            histogram.settle()
 
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of

@@ -24,7 +24,7 @@ from prometheus_client.utils import floatToGoString
 from genesis.backends.protocol import QueueStats, State
 from genesis.observability import names
 
-__all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
+__all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of", "noting"]
 
 # fmt: off
 WAIT_BUCKETS = (
@@ -43,7 +43,7 @@ IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
-_MOST_UNSETTLED = 256  # times that a call entered a queue, or ended
+MOST_UNSETTLED = 512  # times that a call entered or ended
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
@@ -59,8 +59,8 @@ _SHARED = (
 class Distribution:
     """One child of a `FastHistogram`.
 
-    An observation is only noted. Whoever reads sorts them into the buckets, and so does the observer
-    once there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
+    An observation is only noted. Whoever reads sorts them into the buckets, and so does `observe` once
+    there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
 
     Attributes:
         note: observes a value without an exemplar, and never sorts. For the path of every call, in
@@ -185,7 +185,10 @@ class FastHistogram(Collector):
 
 
 def noting(child: Any) -> Callable[[float], None]:
-    """The cheapest way to observe a value without an exemplar, of either kind of histogram."""
+    """The cheapest way to observe a value without an exemplar, of either kind of histogram.
+
+    Who uses it calls `settle` on the histogram or the child, of the kind that has it, now and then.
+    """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note
 
@@ -250,7 +253,7 @@ class QueueSeries:
         self._unsettled += 1
         if self._gauges is not None:
             self._gauges[0].inc()
-        elif self._unsettled >= _MOST_UNSETTLED:
+        elif self._unsettled >= MOST_UNSETTLED:
             self._settle()
 
     def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
@@ -282,15 +285,14 @@ class QueueSeries:
         else:
             self._child_of_hold(outcome).observe(held, exemplar)
         self._unsettled += 1
-        if self._unsettled >= _MOST_UNSETTLED and self._gauges is None:
+        if self._unsettled >= MOST_UNSETTLED and self._gauges is None:
             self._settle()
 
     def _settle(self) -> None:
-        """Sort what the passages of this queue have noted, so that it does not grow between scrapes."""
+        """Sort what the passages of this queue have noted: there may be no scrape for long, or none."""
         self._unsettled = 0
         for child in (self._position, *self._wait.values(), *self._hold.values()):
             child.settle()
-        self._instruments.operation.settle()
 
     def _child_of_wait(self, outcome: str) -> Any:
         child = self._wait.get(outcome)

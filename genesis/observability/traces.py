@@ -108,16 +108,20 @@ class UnrecordedTrail:
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def begin_hold(self, grant: Grant) -> None:  # noqa: ARG002
-        """If the decision was made here, the body's own spans are not recorded either."""
-        parent = self._parent
-        if not parent or not trace.get_current_span(parent).get_span_context().is_valid:
-            self._token = otel_context.attach(trace.set_span_in_context(self._acquire, parent))
+        """If the decision was made here, the body's own spans are not recorded either.
+
+        Else nothing changes but what the body may attach and forget: it ends with the body, as it does
+        when the call is recorded.
+        """
+        context = self._parent
+        if not context or not trace.get_current_span(context).get_span_context().is_valid:
+            context = trace.set_span_in_context(self._acquire, context)
+        self._token = otel_context.attach(context)
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:  # noqa: ARG002
         """Leave the context."""
-        if self._token is not None:
-            _detach(self._token)
-            self._token = None
+        token, self._token = self._token, None
+        _detach(token)
 
 
 class Trail:
@@ -170,8 +174,10 @@ class Trail:
             acquire.end()  # without a trail nobody else would
             raise
 
-    def ids(self) -> dict[str, str]:
-        """Of the innermost span of the passage, for log events."""
+    def ids(self) -> dict[str, str] | None:
+        """Of the innermost span of the passage, for log events; None if it has none."""
+        if not self._current.is_valid:
+            return None
         return {"trace_id": self._hex_trace_id(), "span_id": f"{self._current.span_id:016x}"}
 
     def exemplar(self) -> dict[str, str] | None:
@@ -247,9 +253,8 @@ class Trail:
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
         """End `hold` and leave its context; `release` begins."""
-        if self._token is not None:
-            _detach(self._token)
-            self._token = None
+        token, self._token = self._token, None
+        _detach(token)
         if self._hold is None:
             return
         self._since = time.time_ns()
@@ -295,12 +300,14 @@ class Trail:
         return self._trace_id
 
 
-def _detach(token: Token[Context]) -> None:
-    """Make current again what was before.
+def _detach(token: Token[Context] | None) -> None:
+    """Make current again what was before; None if nothing was changed.
 
     By the token itself, and not by `opentelemetry.context.detach`, which logs an error if the body is
     left in another context than it was entered in: there the token is not good, and nothing is undone.
     """
+    if token is None:
+        return
     try:
         token.var.reset(token)
     except ValueError:

@@ -66,9 +66,11 @@ class Slot:
 
     def mark_left(self) -> None:
         """For the queue: the block is being left; nothing is lost after that."""
+        lapsed = self._lapsed
         try:
-            self.lost  # noqa: B018
-        finally:
+            if lapsed is not None and lapsed(self.ticket):
+                self._lost = True
+        finally:  # last: whoever is told of the loss now may ask the slot
             self._lapsed = None
 
     def __repr__(self) -> str:

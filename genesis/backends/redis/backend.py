@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -365,7 +366,9 @@ class RedisBackend:
                 raise RuntimeError(
                     "this RedisBackend was made before the process forked; make one in each process"
                 )
-            self._session = _Session(self, loop)
+            # In no context: its tasks would keep that of the call which came first, and whatever its
+            # application has there.
+            self._session = Context().run(_Session, self, loop)
         elif self._session.loop is not loop:
             raise RuntimeError(
                 "this RedisBackend is in use in another event loop; make one for each loop"

@@ -29,6 +29,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -242,7 +243,7 @@ class Link:
         self._drained.clear()
         self._something_to_write.set()
         if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._timeout, self._watch)
+            self._watchdog = self._loop.call_later(self._timeout, self._watch, context=Context())
 
     def withdraw(self, chosen: Callable[[Command], bool]) -> list[Command]:
         """Take back, in their order, those commands that are not written on this connection."""
@@ -430,7 +431,7 @@ class Link:
             why = "it did not answer" if self.up else f"it is out of reach ({self.why_down})"
             conclude(command, Unreachable(f"{why}, and {self._timeout:g} s have passed"))
         if self._in_flight or self._outbox:
-            self._watchdog = self._loop.call_later(self._timeout / 10, self._watch)
+            self._watchdog = self._loop.call_later(self._timeout / 10, self._watch, context=Context())
         self._note_if_drained()
 
     def _note_if_drained(self) -> None:
