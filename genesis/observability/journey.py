@@ -83,10 +83,13 @@ class Journey:
         return "" if self.recorded is None else self._text(self.recorded.held)
 
     def enqueued(self, admission: Admission) -> None:
-        """The backend has answered: granted, waiting or refused."""
+        """The backend has answered: granted at once, or waiting."""
         try:
-            if self._series is not None:
-                self._series.note_position(admission.position)
+            if (series := self._series) is not None:
+                if admission.grant is not None:
+                    series.note_position(admission.position)
+                else:
+                    series.position.observe(admission.position)
         except Exception:
             self._telemetry.failed("metrics")
         try:

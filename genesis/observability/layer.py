@@ -40,7 +40,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.journey import Journey
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import MOST_UNSETTLED, FastHistogram, noting
+from genesis.observability.metrics import MOST_UNSETTLED, noting
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -180,7 +180,8 @@ class ObservedBackend:
             self._well["leave"](self._clock() - began)
             self._left += 1
             if self._left >= MOST_UNSETTLED:
-                self._settle()
+                self._left = 0
+                self._telemetry.instruments.settle()
         except Exception:
             self._telemetry.failed("metrics")
         if journey is not None and journey.recorded is not None:
@@ -260,12 +261,6 @@ class ObservedBackend:
             child.observe(seconds)
         except Exception:
             self._telemetry.failed("metrics")
-
-    def _settle(self) -> None:
-        self._left = 0
-        histogram = self._telemetry.instruments.operation
-        if isinstance(histogram, FastHistogram):
-            histogram.settle()
 
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of

@@ -43,7 +43,7 @@ IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
-MOST_UNSETTLED = 512  # times that a call entered or ended
+MOST_UNSETTLED = 256  # calls that left
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
@@ -64,7 +64,7 @@ class Distribution:
 
     Attributes:
         note: observes a value without an exemplar, and never sorts. For the path of every call, in
-            which whoever notes calls `settle` now and then.
+            which `noting` says who sorts.
         usual: as `FastHistogram` says.
     """
 
@@ -119,12 +119,14 @@ class Distribution:
             values = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
             total = sum(values)
         self._sum += total
-        below = 0
-        for place, bound in enumerate(self._bounds):
-            reached = bisect_right(values, bound, below)
-            self._counts[place] += reached - below
+        counts, bounds, below, place = self._counts, self._bounds, 0, 0
+        while below < len(values):  # one step a bucket that has any
+            place = bisect_left(bounds, values[below], place)
+            reached = len(values)
+            if place < len(bounds):
+                reached = bisect_right(values, bounds[place], below)
+            counts[place] += reached - below
             below = reached
-        self._counts[-1] += len(values) - below
 
 
 class FastHistogram(Collector):
@@ -187,7 +189,7 @@ class FastHistogram(Collector):
 def noting(child: Any) -> Callable[[float], None]:
     """The cheapest way to observe a value without an exemplar, of either kind of histogram.
 
-    Who uses it calls `settle` on the histogram or the child, of the kind that has it, now and then.
+    Who uses it calls `Instruments.settle` every `MOST_UNSETTLED` calls that leave.
     """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note
@@ -197,7 +199,8 @@ class QueueSeries:
     """The children of one `queue` label, and how many calls of this process are in it.
 
     Attributes:
-        note_position: observes the place on entering.
+        position: observes the place on entering.
+        note_position: the same, for a call that leaves soon; see `noting`.
     """
 
     __slots__ = (
@@ -206,13 +209,12 @@ class QueueSeries:
         "_instruments",
         "_note_granted",
         "_note_released",
-        "_position",
-        "_unsettled",
         "_wait",
         "holding",
         "idle_since",
         "label",
         "note_position",
+        "position",
         "waiting",
     )
 
@@ -221,7 +223,6 @@ class QueueSeries:
         self.waiting = 0
         self.holding = 0
         self.idle_since: float | None = None  # as of the first scrape that found nobody here
-        self._unsettled = 0  # times that a call entered or ended since the last sorting
         self._instruments = instruments
         self._wait: dict[str, Any] = {}
         self._hold: dict[str, Any] = {}
@@ -238,8 +239,8 @@ class QueueSeries:
             for outcome in get_args(names.HoldOutcome):
                 usual = outcome in _USUAL_OUTCOMES
                 self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
-        self._position: Any = instruments.position.labels(label)
-        self.note_position = noting(self._position)
+        self.position: Any = instruments.position.labels(label)
+        self.note_position = noting(self.position)
         self._note_granted = noting(self._child_of_wait("granted"))
         self._note_released = noting(self._child_of_hold("released"))
         for state in get_args(State):
@@ -250,11 +251,8 @@ class QueueSeries:
         """One more waits."""
         self.waiting += 1
         self.idle_since = None
-        self._unsettled += 1
         if self._gauges is not None:
             self._gauges[0].inc()
-        elif self._unsettled >= MOST_UNSETTLED:
-            self._settle()
 
     def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
         """One fewer waits, and one more holds."""
@@ -284,14 +282,10 @@ class QueueSeries:
             self._note_released(held)
         else:
             self._child_of_hold(outcome).observe(held, exemplar)
-        self._unsettled += 1
-        if self._unsettled >= MOST_UNSETTLED and self._gauges is None:
-            self._settle()
 
-    def _settle(self) -> None:
-        """Sort what the passages of this queue have noted: there may be no scrape for long, or none."""
-        self._unsettled = 0
-        for child in (self._position, *self._wait.values(), *self._hold.values()):
+    def settle(self) -> None:
+        """Sort what the passages of this queue have noted."""
+        for child in (self.position, *self._wait.values(), *self._hold.values()):
             child.settle()
 
     def _child_of_wait(self, outcome: str) -> Any:
@@ -435,6 +429,14 @@ class Instruments:
             if series is None:
                 series = self.known[label] = QueueSeries(self, label)
             return series
+
+    def settle(self) -> None:
+        """Sort what was noted, of whichever queue: there may be no scrape for long, or none."""
+        if self.multiprocess:
+            return
+        for series in list(self.known.values()):
+            series.settle()
+        self.operation.settle()
 
     def busy(self, label: str) -> bool:
         """Whether a call of this process is under this label."""
