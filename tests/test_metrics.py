@@ -149,7 +149,7 @@ async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: Coll
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= 2 * MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
         assert sum(sum(child.read()[0]) for child in children) == 5 * 2_000
 
 
@@ -171,11 +171,11 @@ async def test_observations_do_not_pile_up_while_a_long_line_drains(
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= 2 * MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
         await first.__aexit__(None, None, None)
         await asyncio.gather(*calls)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= 2 * MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
 
 
 class Decimals(InMemoryBackend):

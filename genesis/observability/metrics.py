@@ -43,7 +43,7 @@ IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
-MOST_UNSETTLED = 256  # calls that left
+MOST_UNSETTLED = 512  # calls that left
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
