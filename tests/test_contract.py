@@ -211,9 +211,9 @@ async def assert_free(queue: Queue, queue_id: str, slots: int) -> None:
 async def test_grants_are_given_in_the_order_of_entering(queue: Queue) -> None:
     """Waiters get their slots first in, first out, two at a time.
 
-    In the order of the fencing tokens, that is of the grants. Two bodies may begin in another: when both
-    are granted in one turn of the loop, one that waits already is woken in the next, and the other, which
-    is just being told that it entered, has not begun to wait.
+    In the order of the fencing tokens, that is of the grants. Two bodies may begin in another: if both
+    are granted in one turn of the loop, one that waits already is woken in the next, and the other,
+    which is just being told that it entered, has not begun to wait.
     """
     granted: list[tuple[int, int]] = []
 
