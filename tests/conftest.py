@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import uvloop
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,17 +29,35 @@ LEASE = 2.0  # seconds; short, so that tests of dead instances take seconds
 MakeQueue = Callable[..., Queue]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The cluster is asked through no layer: what the layer adds does not depend on the servers.
+LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+ON_BOTH_LOOPS = ("test_contract.py", "test_queue_api.py")
 
-    And only by the contract, of which it is one more backend.
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What depends on the event loop runs on both of the loops that applications use."""
+    return LOOPS if item.path.name in ON_BOTH_LOOPS else {"asyncio": LOOPS["asyncio"]}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out combinations that prove nothing new.
+
+    What the layer adds depends neither on the kind of server nor on the loop: the Cluster is one more
+    backend for the contract alone, without a layer, and failing sinks fail on one loop.
     """
 
     def wanted(item: pytest.Item) -> bool:
         params = getattr(item, "callspec", None)
-        if params is None or params.params.get("backend_kind") != "cluster":
+        if params is None:
             return True
-        return item.path.name == "test_contract.py" and params.params.get("layer") == "bare"
+        layer, uses_uvloop = params.params.get("layer"), "uvloop" in params.id
+        if params.params.get("backend_kind") == "cluster":
+            return item.path.name == "test_contract.py" and layer == "bare"
+        return not (uses_uvloop and layer == "failing")
 
     left_out = [item for item in items if not wanted(item)]
     if left_out:

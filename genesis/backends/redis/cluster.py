@@ -188,6 +188,7 @@ class ClusterLink:
         self._retiring: dict[asyncio.Task[None], _Node] = {}
         self._look_wanted = asyncio.Event()
         self._look_timer: asyncio.TimerHandle | None = None
+        self._look_due = 0.0  # of `_look_timer`; uvloop handles might have no `when()`
         self._task = self._loop.create_task(self._keep_map(), name="genesis-redis-map")
 
     @property
@@ -481,9 +482,10 @@ class ClusterLink:
         """Look at the map in so many seconds, or sooner if that is intended already."""
         when = self._loop.time() + seconds
         if self._look_timer is not None:
-            if self._look_timer.when() <= when:
+            if self._look_due <= when:
                 return
             self._look_timer.cancel()
+        self._look_due = when
         self._look_timer = self._loop.call_at(when, self._look_wanted.set)
 
     async def _keep_map(self) -> None:

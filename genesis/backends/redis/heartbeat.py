@@ -75,6 +75,7 @@ class Heart:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0  # of `_timer`; uvloop handles might have no `when()`
         self._stopped = False
 
     def schedule(self, line: Line, delay: float) -> None:
@@ -102,9 +103,10 @@ class Heart:
         if self._stopped:
             return
         if self._timer is not None:
-            if self._timer.when() <= when and not self._timer.cancelled():
+            if self._timer_due <= when and not self._timer.cancelled():
                 return
             self._timer.cancel()
+        self._timer_due = when
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
