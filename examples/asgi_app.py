@@ -34,7 +34,7 @@ __all__ = ["Application", "app"]
 QUEUE_ID = "calls"
 LIMIT = 2
 WAIT_SECONDS = 30.0
-MOST_SECONDS = 3600.0
+MAX_SECONDS = 3600.0
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -127,8 +127,8 @@ class Application:
 async def _call(queue: Queue, item_id: str, scope: Scope) -> Reply:
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     seconds = float(query.get("seconds", ["0"])[0])
-    if not (math.isfinite(seconds) and 0 <= seconds <= MOST_SECONDS):
-        raise ValueError(f"seconds must be from 0 to {MOST_SECONDS:g}")
+    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
+        raise ValueError(f"seconds must be from 0 to {MAX_SECONDS:g}")
     queue_id = query.get("queue", [QUEUE_ID])[0]
     carrier = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
     tracer = trace.get_tracer("genesis.examples.asgi")

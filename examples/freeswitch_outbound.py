@@ -40,8 +40,8 @@ from genesis.queue import RedisBackend
 
 __all__ = ["CallEndedError", "EslConnection", "EslError", "Frame", "Settings", "handle_call", "serve"]
 
-MOST_HEADER = 256 * 1024  # bytes; a channel with many variables takes some 20 kB
-MOST_BODY = 4 * 1024 * 1024
+MAX_HEADER = 256 * 1024  # bytes; a channel with many variables takes some 20 kB
+MAX_BODY = 4 * 1024 * 1024
 CLOSE_SECONDS = 1.0
 
 logger = logging.getLogger("freeswitch")
@@ -92,8 +92,8 @@ def parse_headers(block: bytes) -> dict[str, str]:
 
 def body_length(headers: Mapping[str, str]) -> int:
     text = headers.get("Content-Length", "0")
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= MOST_BODY):
-        raise EslError(f"not a Content-Length up to {MOST_BODY}: {text[:80]!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= MAX_BODY):
+        raise EslError(f"not a Content-Length up to {MAX_BODY}: {text[:80]!r}")
     return int(text)
 
 
@@ -109,7 +109,7 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame:
         length = body_length(headers)
         body = await reader.readexactly(length) if length else b""
     except asyncio.LimitOverrunError:
-        raise EslError(f"a frame's headers are longer than {MOST_HEADER} bytes") from None
+        raise EslError(f"a frame's headers are longer than {MAX_HEADER} bytes") from None
     except (asyncio.IncompleteReadError, OSError) as error:
         raise CallEndedError(f"the connection ended ({type(error).__name__})") from None
     # The channel's data, which answer `connect`, are the one reply with an event's headers in it.
@@ -404,7 +404,7 @@ async def serve(
         calls.add(call)
         call.add_done_callback(calls.discard)
 
-    server = await asyncio.start_server(accept, host, port, limit=MOST_HEADER, backlog=1024)
+    server = await asyncio.start_server(accept, host, port, limit=MAX_HEADER, backlog=1024)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.backends.protocol import Departure, QueueBackend, Ticket
+from genesis.backends.protocol import LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
@@ -76,7 +76,7 @@ class WithoutLayer:
 
     async def leave(
         self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
-    ) -> Departure:
+    ) -> LeaveResult:
         return await self.inner.leave(ticket, context)
 
 

@@ -47,7 +47,7 @@ from examples.call_centre import (
     read_day,
 )
 from genesis import Queue
-from genesis.backends.protocol import Admission, Departure, Entry, Ticket
+from genesis.backends.protocol import EnterRequest, EnterResult, LeaveResult, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.redis_server import RedisServer, free_port
@@ -608,7 +608,7 @@ class Unfair(InMemoryBackend):
         self.calls = 0
         self.outside: list[tuple[int, asyncio.Event]] = []  # who goes in after which call
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         self.calls += 1
         if self.calls % 10 == 0:
             door = asyncio.Event()
@@ -618,7 +618,7 @@ class Unfair(InMemoryBackend):
         self.let_in()
         return admission
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         departure = await super().leave(ticket, context)
         self.let_in()
         return departure

@@ -26,7 +26,7 @@ FOUND_BY = {
 # if the next fault is not there before the line stands still. Of 10 such campaigns, 6 found it.
 WITHOUT_FAULTS: Mapping[str, Any] = {"only": ("none",)}
 NEEDED = {"forget-left": {"only": ("requests-lost",), "pause": 1.0, "seconds": 20.0}}
-MOST_CAMPAIGNS = 12
+MAX_CAMPAIGNS = 12
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ async def judged(company: Company, **options: Any) -> tuple[Campaign, Verdict]:
 async def test_a_planted_bug_is_found(company: Company, name: str) -> None:
     """By the rule that it breaks, mostly in the first campaign."""
     rules: set[str] = set()
-    for seed in range(1, MOST_CAMPAIGNS + 1):
+    for seed in range(1, MAX_CAMPAIGNS + 1):
         _, verdict = await judged(company, seed=seed, plant=name, **NEEDED.get(name, WITHOUT_FAULTS))
         rules = {violation.rule for violation in verdict.violations}
         if rules & FOUND_BY[name]:

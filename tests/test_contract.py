@@ -20,7 +20,7 @@ import pytest
 
 from genesis import Queue, QueueTimeoutError
 from genesis.backends import memory, waiting
-from genesis.backends.protocol import Entry, Grant
+from genesis.backends.protocol import EnterRequest, Grant
 from genesis.backends.redis import backend as redis_backend
 from genesis.exceptions import (
     BackendUnavailableError,
@@ -699,9 +699,9 @@ async def test_a_second_cancellation_changes_nothing(
 async def test_leave_gives_back_whatever_there_is_and_only_once(queue: Queue) -> None:
     """leave(), in each state of a ticket, tells what it had; the second time it has nothing."""
     backend = queue._backend
-    holder = await backend.enter(Entry("sales", "holder"))
-    gone = await backend.enter(Entry("sales", "gone"))
-    heir = await backend.enter(Entry("sales", "heir"))
+    holder = await backend.enter(EnterRequest("sales", "holder"))
+    gone = await backend.enter(EnterRequest("sales", "gone"))
+    heir = await backend.enter(EnterRequest("sales", "heir"))
     assert [holder.position, gone.position, heir.position] == [0, 1, 2]
     assert await backend.leave(gone.ticket) == ("waiting", ())
     assert await backend.leave(gone.ticket) == (None, ())

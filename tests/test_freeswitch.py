@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pytest
 
 from examples.freeswitch_outbound import (
-    MOST_BODY,
-    MOST_HEADER,
+    MAX_BODY,
+    MAX_HEADER,
     CallEndedError,
     EslConnection,
     EslError,
@@ -174,7 +174,7 @@ async def stand(queue: Queue, waiting: int, in_use: int) -> None:
 
 
 def fed(data: bytes, *, end: bool = True) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=MOST_HEADER)
+    reader = asyncio.StreamReader(limit=MAX_HEADER)
     reader.feed_data(data)
     if end:
         reader.feed_eof()
@@ -210,12 +210,12 @@ async def test_frames_are_taken_apart() -> None:
         b"Content-Type: api/response\nContent-Length: -1\n\n",
         b"Content-Type: api/response\nContent-Length: 1e3\n\n",
         b"Content-Type: api/response\nContent-Length: \xd9\xa3\n\n",
-        b"Content-Type: api/response\nContent-Length: %d\n\n" % (MOST_BODY + 1),
+        b"Content-Type: api/response\nContent-Length: %d\n\n" % (MAX_BODY + 1),
         b"Content-Type: api/response\nContent-Length: " + b"9" * 5000 + b"\n\n",
         b"Content-Type: text/event-plain\n\n",
         b"Content-Type: text/event-plain\nContent-Length: 5\n\nhello",
         b"Content-Type: text/event-plain\nContent-Length: 22\n\nContent-Length: 9\n\nabc",
-        b"X: " + b"x" * MOST_HEADER + b"\n\n",
+        b"X: " + b"x" * MAX_HEADER + b"\n\n",
     ],
 )
 async def test_a_malformed_frame_is_an_error(data: bytes) -> None:

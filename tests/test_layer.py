@@ -26,13 +26,13 @@ from prometheus_client import CollectorRegistry
 import genesis
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import (
-    Admission,
     BackendEvent,
-    Departure,
     Disrupted,
-    Entry,
+    EnterRequest,
+    EnterResult,
     Grant,
     Heartbeat,
+    LeaveResult,
     LimitDisagreement,
     QueueBackend,
     Reclaimed,
@@ -109,8 +109,8 @@ def errors(registry: CollectorRegistry, sink: str) -> float:
 
 async def enter(
     backend: QueueBackend, item_id: str = "call-1", *, only_if_free: bool = False
-) -> Admission:
-    return await backend.enter(Entry("sales", item_id, 1, only_if_free))
+) -> EnterResult:
+    return await backend.enter(EnterRequest("sales", item_id, 1, only_if_free))
 
 
 async def send_wait(backend: QueueBackend) -> None:
@@ -405,7 +405,7 @@ async def test_whatever_entering_raises_reaches_the_caller_and_counts_as_an_erro
 ) -> None:
     """A timeout of the backend's own is not the caller's; an error need not have a text."""
 
-    async def broken(entry: Entry) -> Admission:
+    async def broken(entry: EnterRequest) -> EnterResult:
         raise error
 
     monkeypatch.setattr(inner, "enter", broken)
@@ -678,7 +678,7 @@ class SlowToLeave(InMemoryBackend):
         super().__init__()
         self.told = asyncio.Event()
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         departure = await super().leave(ticket, context)
         await self.told.wait()
         return departure
@@ -925,19 +925,19 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
         if asked % 2:
             raise SickError
 
-    ticket = (await backend.enter(Entry("sales", "call"))).ticket
+    ticket = (await backend.enter(EnterRequest("sales", "call"))).ticket
     await backend.leave(ticket)
     for operation in ("enter", "leave"):
         backend._well[operation] = fickle
     for _ in range(10):
-        await backend.leave((await backend.enter(Entry("sales", "call"))).ticket)
+        await backend.leave((await backend.enter(EnterRequest("sales", "call"))).ticket)
     assert (asked, errors(registry, "metrics")) == (20, 10)
 
 
 class Telling(InMemoryBackend):
     """Fills in a wait by itself, by whatever clock."""
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         admission = await super().enter(entry)
         return admission._replace(grant=Grant(1, None, 5.0))
 

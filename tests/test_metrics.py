@@ -20,14 +20,14 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from genesis import EvictedError, Queue
-from genesis.backends.protocol import Admission, Entry, QueueStats, State
+from genesis.backends.protocol import EnterRequest, EnterResult, QueueStats, State
 from genesis.backends.redis import link
 from genesis.observability import Telemetry, names
 from genesis.observability.metrics import (
     CROWDED_IDLE_SECONDS,
     IDLE_SECONDS,
-    MOST_QUEUES,
-    MOST_UNSETTLED,
+    MAX_QUEUES,
+    MAX_UNSETTLED,
     WAIT_BUCKETS,
     Distribution,
     FastHistogram,
@@ -36,7 +36,7 @@ from genesis.observability.metrics import (
 from genesis.queue import InMemoryBackend
 from tests.waiting import quiesce, wait_until
 
-MOST_SERIES = 15_000
+MAX_SERIES = 15_000
 
 
 class Clock:
@@ -63,11 +63,11 @@ async def test_ten_thousand_items_in_five_hundred_queues_leave_the_series_bounde
                 pass
         exposed = series(registry)
         labels = {line.split('queue="')[1].split('"')[0] for line in exposed if 'queue="' in line}
-    assert len(labels) == MOST_QUEUES + 1
+    assert len(labels) == MAX_QUEUES + 1
     assert names.OTHER_QUEUES in labels
     assert not [line for line in exposed if "item-" in line]
     print(f"{len(exposed)} series")
-    assert len(exposed) < MOST_SERIES
+    assert len(exposed) < MAX_SERIES
     count = f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="{names.OTHER_QUEUES}"}}'
     assert [float(line.split()[-1]) for line in exposed if line.startswith(count)] == [8_000.0]
 
@@ -149,7 +149,7 @@ async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: Coll
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
         assert sum(sum(child.read()[0]) for child in children) == 5 * 2_000
 
 
@@ -171,17 +171,17 @@ async def test_observations_do_not_pile_up_while_a_long_line_drains(
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
         await first.__aexit__(None, None, None)
         await asyncio.gather(*calls)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MOST_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
 
 
 class Decimals(InMemoryBackend):
     """As one over a store whose numbers are Decimals."""
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         admission = await super().enter(entry)
         return admission._replace(position=Decimal(admission.position))  # type: ignore[arg-type]
 
@@ -314,7 +314,7 @@ async def test_idle_queues_make_room_when_there_are_too_many(registry: Collector
     """With all places taken, ten idle minutes cost a queue its series, and newcomers get the places."""
     clock = Clock()
     async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
-        for number in range(MOST_QUEUES):
+        for number in range(MAX_QUEUES):
             async with queue.slot(f"queue-{number}"):
                 pass
         series(registry)  # finds all of them idle

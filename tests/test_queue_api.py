@@ -18,7 +18,7 @@ import genesis
 import genesis.exceptions
 import genesis.queue
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import Admission, Departure, Entry, Grant, Ticket
+from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveResult, Ticket
 from genesis.exceptions import (
     BackendUnavailableError,
     EvictedError,
@@ -273,7 +273,7 @@ class Own(InMemoryBackend):
         self.told: list[str] = []
         self.failure: Exception | None = None
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         self.told.append("enter")
         if self.failure is not None:
             raise self.failure
@@ -283,7 +283,7 @@ class Own(InMemoryBackend):
         self.told.append("wait")
         return await super().wait(ticket, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         self.told.append("leave")
         return await super().leave(ticket, context)
 

@@ -24,20 +24,20 @@ from contextvars import Context
 
 from genesis.backends.identity import new_instance_id
 from genesis.backends.protocol import (
-    Admission,
     BackendEvent,
-    Departure,
-    Entry,
+    CallRef,
+    EnterRequest,
+    EnterResult,
     Grant,
+    LeaveResult,
     LimitDisagreement,
     Listener,
-    Party,
     QueueEntry,
     QueueStats,
     SlotLost,
     Snapshot,
     Ticket,
-    made,
+    new_tuple,
 )
 from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -45,7 +45,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 
-_WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(Departure, ("holding", "waiting", None))
+_WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
 
 
 class _Passage:
@@ -64,7 +64,7 @@ class _Waiter(_Passage):
 
     __slots__ = ("future", "owner")
 
-    def __init__(self, ticket: Ticket, since: float, owner: Party) -> None:
+    def __init__(self, ticket: Ticket, since: float, owner: CallRef) -> None:
         super().__init__(ticket, since, 0)
         self.owner = owner  # as whoever makes room for it will know it
         self.future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
@@ -115,7 +115,7 @@ class InMemoryBackend:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         queue_id = entry.queue_id
         if self._closed:
             raise self._closed_error("enter", queue_id, entry.item_id)
@@ -126,18 +126,18 @@ class InMemoryBackend:
             self._adopt_limit(queue_id, line, entry.limit)
         number = next(self._numbers)
         key = str(number)
-        ticket = made(Ticket, (queue_id, entry.item_id, key))
+        ticket = new_tuple(Ticket, (queue_id, entry.item_id, key))
         if not line.waiting and len(line.holding) < line.effective_limit:
             line.holding[key] = _Passage(ticket, self._clock(), number)
-            return made(Admission, (ticket, made(Grant, (number, None, 0.0)), 0, 0))
+            return new_tuple(EnterResult, (ticket, new_tuple(Grant, (number, None, 0.0)), 0, 0))
         if entry.only_if_free:
             depth = len(line.waiting)
             self._drop_if_idle(queue_id, line)
-            return Admission(ticket, None, 0, depth)
-        owner = made(Party, (entry.item_id, self.instance_id, entry.context))
+            return EnterResult(ticket, None, 0, depth)
+        owner = new_tuple(CallRef, (entry.item_id, self.instance_id, entry.context))
         line.waiting[key] = _Waiter(ticket, self._clock(), owner)
         depth = len(line.waiting)
-        return Admission(ticket, None, depth, depth)
+        return EnterResult(ticket, None, depth, depth)
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         line = self._lines.get(ticket.queue_id)
@@ -149,7 +149,7 @@ class InMemoryBackend:
             return Grant(passage.token)
         return await until_granted(passage.future, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         line = self._lines.get(ticket.queue_id)
         if line is None:
             return _HAD_NOTHING
@@ -159,8 +159,8 @@ class InMemoryBackend:
                 return _HAD_NOTHING
             departure = _WAS_WAITING  # it had no slot, so none is free now, by the invariant
         elif line.waiting and len(line.holding) < line.effective_limit:
-            leaver = made(Party, (ticket.item_id, self.instance_id, context))
-            return made(Departure, ("holding", (self._grant_head(line, leaver),)))
+            leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))
+            return new_tuple(LeaveResult, ("holding", (self._grant_head(line, leaver),)))
         if not line.holding and not line.waiting:
             del self._lines[ticket.queue_id]
         return departure
@@ -265,14 +265,14 @@ class InMemoryBackend:
         while line.waiting and len(line.holding) < line.effective_limit:
             self._grant_head(line, None)
 
-    def _grant_head(self, line: _Line, released_by: Party | None) -> Party:
+    def _grant_head(self, line: _Line, released_by: CallRef | None) -> CallRef:
         """Grant a free slot to the head of the line; returns who that is."""
         key, head = line.waiting.popitem(last=False)
         line.holding[key] = head
         head.token = token = next(self._numbers)
         head.since = self._clock()
         if not head.future.done():
-            head.future.set_result(made(Grant, (token, released_by, 0.0)))
+            head.future.set_result(new_tuple(Grant, (token, released_by, 0.0)))
         return head.owner
 
     def _stats(self, line: _Line) -> QueueStats:

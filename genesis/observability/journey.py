@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from genesis.backends.protocol import Admission, Departure, Entry, Grant, Party, made
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, LeaveResult, new_tuple
 from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.traces import Tracing, Trail, UnrecordedTrail
+from genesis.observability.traces import CallSpans, Tracing, UnrecordedSpans
 
-__all__ = ["Journey"]
+__all__ = ["CallRecorder"]
 
 _WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
     "timeout": ("timeout", WARNING),
@@ -22,7 +22,7 @@ _WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
 }
 
 
-class Journey:
+class CallRecorder:
     """One item's metrics, spans and log events.
 
     Every public method is one step of the passage and never raises. The sinks are independent: a tracer
@@ -44,7 +44,9 @@ class Journey:
         "waiting",
     )
 
-    def __init__(self, telemetry: Telemetry, tracing: Tracing, instance_id: str, entry: Entry) -> None:
+    def __init__(
+        self, telemetry: Telemetry, tracing: Tracing, instance_id: str, entry: EnterRequest
+    ) -> None:
         self._telemetry = telemetry
         self._instance_id = instance_id
         self._entry = entry
@@ -52,12 +54,12 @@ class Journey:
         self.holding = False
         self._lost: names.HoldOutcome | None = None
         self.began = began = telemetry.clock()  # the wait; then the hold
-        self._trail: Trail | UnrecordedTrail | None = None
-        self.recorded: Trail | None = None  # the trail, if its spans go anywhere
+        self._trail: CallSpans | UnrecordedSpans | None = None
+        self.recorded: CallSpans | None = None  # the trail, if its spans go anywhere
         try:
             if began >= tracing.next_look:
                 self._trail = trail = tracing.trail(entry, began)
-                if isinstance(trail, Trail):
+                if isinstance(trail, CallSpans):
                     self.recorded = trail
         except Exception:
             telemetry.failed("traces")
@@ -82,7 +84,7 @@ class Journey:
         """What is told to whoever gets the slot after this hold."""
         return "" if self.recorded is None else self._text(self.recorded.held)
 
-    def enqueued(self, admission: Admission) -> None:
+    def enqueued(self, admission: EnterResult) -> None:
         """The backend has answered: granted at once, or waiting."""
         try:
             if (series := self._series) is not None:
@@ -104,7 +106,7 @@ class Journey:
         """The slot is held from here on; returns the grant with its wait."""
         waited = 0.0 if at_once else now - self.began
         if grant.waited != waited:
-            grant = made(Grant, (grant.fencing_token, grant.released_by, waited))
+            grant = new_tuple(Grant, (grant.fencing_token, grant.released_by, waited))
         self.waiting = False
         self.holding = True
         self.began = now
@@ -173,7 +175,7 @@ class Journey:
         except Exception:
             self._telemetry.failed("traces")
 
-    def released(self, departure: Departure | None, error: BaseException | None) -> None:
+    def released(self, departure: LeaveResult | None, error: BaseException | None) -> None:
         """The backend has taken the slot back, or the attempt failed."""
         try:
             if self.recorded is not None:
@@ -184,18 +186,18 @@ class Journey:
 
     def _end_trail_of_wait(
         self,
-        trail: Trail,
+        trail: CallSpans,
         waited: float,
         outcome: names.WaitOutcome,
         error: BaseException | None,
-        released_by: Party | None,
+        released_by: CallRef | None,
     ) -> None:
         try:
             trail.end_wait(waited, outcome, error, released_by)
         except Exception:
             self._telemetry.failed("traces")
 
-    def _exemplar(self, trail: Trail) -> dict[str, str] | None:
+    def _exemplar(self, trail: CallSpans) -> dict[str, str] | None:
         try:
             return trail.exemplar()
         except Exception:

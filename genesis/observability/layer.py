@@ -18,13 +18,13 @@ from typing import Any, TypeVar, get_args
 from opentelemetry.trace import NoOpTracerProvider
 
 from genesis.backends.protocol import (
-    Admission,
     BackendEvent,
-    Departure,
     Disrupted,
-    Entry,
+    EnterRequest,
+    EnterResult,
     Grant,
     Heartbeat,
+    LeaveResult,
     LimitDisagreement,
     Listener,
     QueueBackend,
@@ -38,9 +38,9 @@ from genesis.backends.protocol import (
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
-from genesis.observability.journey import Journey
+from genesis.observability.journey import CallRecorder
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import MOST_UNSETTLED, noting
+from genesis.observability.metrics import MAX_UNSETTLED, noting
 from genesis.observability.telemetry import Telemetry
 from genesis.observability.traces import Tracing, fail
 
@@ -64,7 +64,7 @@ class ObservedBackend:
         self._clock = telemetry.clock
         self._name = inner.name
         self._instance_id = inner.instance_id
-        self._journeys: dict[str, Journey] = {}  # by ticket; from `enter` until `leave`
+        self._journeys: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # How to note that a step went well: the path of every call looks up no child. Only one that a
         # `leave` soon follows is noted, which sees to the sorting.
@@ -105,11 +105,13 @@ class ObservedBackend:
     # The three steps of a passage do without a coroutine around the inner one, which would cost every
     # resumption, and ask the clock once between two steps.
 
-    async def enter(self, entry: Entry) -> Admission:
-        journey = Journey(self._telemetry, self._tracing, self._instance_id, entry)
+    async def enter(self, entry: EnterRequest) -> EnterResult:
+        journey = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
         if journey.recorded is not None:
             context = journey.carried_context()
-            entry = Entry(entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context)
+            entry = EnterRequest(
+                entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context
+            )
         began = journey.began
         try:
             admission = await self._inner.enter(entry)
@@ -158,7 +160,7 @@ class ObservedBackend:
 
     async def leave(
         self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
-    ) -> Departure:
+    ) -> LeaveResult:
         """As the protocol's `leave`; `error` is what the body raised, if it did."""
         journey = self._journeys.pop(ticket.id, None)
         began = self._clock()
@@ -179,7 +181,7 @@ class ObservedBackend:
         try:
             self._well["leave"](self._clock() - began)
             self._left += 1
-            if self._left >= MOST_UNSETTLED:
+            if self._left >= MAX_UNSETTLED:
                 self._left = 0
                 self._telemetry.instruments.settle()
         except Exception:

@@ -37,13 +37,13 @@ OPERATION_BUCKETS = (
 )
 POSITION_BUCKETS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 10000.0)
 # fmt: on
-MOST_QUEUES = 100
-MOST_REPORTS = 10_000
+MAX_QUEUES = 100
+MAX_REPORTS = 10_000
 IDLE_SECONDS = 86_400.0
-CROWDED_IDLE_SECONDS = 600.0  # once there are MOST_QUEUES of them
+CROWDED_IDLE_SECONDS = 600.0  # once there are MAX_QUEUES of them
 STALE_HEARTBEATS = 3
 _MOST_UNSORTED = 256
-MOST_UNSETTLED = 512  # calls that left
+MAX_UNSETTLED = 512  # calls that left
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
@@ -189,7 +189,7 @@ class FastHistogram(Collector):
 def noting(child: Any) -> Callable[[float], None]:
     """The cheapest way to observe a value without an exemplar, of either kind of histogram.
 
-    Who uses it calls `Instruments.settle` every `MOST_UNSETTLED` calls that leave.
+    Who uses it calls `Instruments.settle` every `MAX_UNSETTLED` calls that leave.
     """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note
@@ -332,7 +332,7 @@ class SharedGauges(Collector):
         For one only when this process has no call left there: no newer report will come, and the
         last one tells of calls that have gone.
         """
-        if len(self._reports) >= MOST_REPORTS:
+        if len(self._reports) >= MAX_REPORTS:
             self._drop_stale()
         self._reports[queue_id, backend] = (label, stats, self._clock(), heartbeat)
 
@@ -421,9 +421,9 @@ class Instruments:
         self._changing = threading.Lock()  # held to add to `known` or remove from it, with the children
 
     def series(self, label: str) -> QueueSeries:
-        """The series of a queue, or, once there are `MOST_QUEUES`, those of all others together."""
+        """The series of a queue, or, once there are `MAX_QUEUES`, those of all others together."""
         with self._changing:
-            if label not in self.known and len(self.known) >= MOST_QUEUES:
+            if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
             series = self.known.get(label)
             if series is None:
@@ -448,7 +448,7 @@ class Instruments:
         if self.multiprocess:
             return  # files of other processes: nothing can be removed from them
         now = self.clock()
-        patience = IDLE_SECONDS if len(self.known) < MOST_QUEUES else CROWDED_IDLE_SECONDS
+        patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
         for label, series in list(self.known.items()):
             if self.busy(label):
                 series.idle_since = None

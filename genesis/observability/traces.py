@@ -1,7 +1,7 @@
 """Spans with the OpenTelemetry API alone.
 
-`Trail` holds the spans of one passage, in the caller's own trace; a caller without a trace gets one,
-which begins with `acquire`. If that span is not recorded, an `UnrecordedTrail` takes its place, and
+`CallSpans` holds the spans of one passage, in the caller's own trace; a caller without a trace gets one,
+which begins with `acquire`. If that span is not recorded, an `UnrecordedSpans` takes its place, and
 none of the others is made: they would not be recorded either, and each would cost as much as the line
 itself.
 """
@@ -19,10 +19,10 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from genesis.backends.protocol import Admission, Entry, Grant, Party
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant
 from genesis.observability import names
 
-__all__ = ["Tracing", "Trail", "UnrecordedTrail", "context_of", "fail"]
+__all__ = ["Tracing", "CallSpans", "UnrecordedSpans", "context_of", "fail"]
 
 StartSpan: TypeAlias = Callable[..., Span]
 
@@ -64,7 +64,7 @@ class Tracing:
         attributes = self.attributes(queue_id, item_id)
         return self.start_span(f"{operation} {queue_id}", None, SpanKind.CLIENT, attributes)
 
-    def trail(self, entry: Entry, now: float) -> Trail | UnrecordedTrail | None:
+    def trail(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
         """The spans of a passage; None as long as the application has no SDK.
 
         Whether it has one is looked up once a second: an application may set it up after its queues,
@@ -81,11 +81,11 @@ class Tracing:
         title = f"{names.SPAN_ACQUIRE} {entry.queue_id}"
         acquire = self.start_span(title, parent, SpanKind.INTERNAL, attributes)
         if not acquire.is_recording():
-            return UnrecordedTrail(acquire, parent)
-        return Trail(self.start_span, entry.queue_id, attributes, acquire, parent)
+            return UnrecordedSpans(acquire, parent)
+        return CallSpans(self.start_span, entry.queue_id, attributes, acquire, parent)
 
 
-class UnrecordedTrail:
+class UnrecordedSpans:
     """What is left of a passage's spans if they are not recorded: the ids, and the decision.
 
     Args:
@@ -124,7 +124,7 @@ class UnrecordedTrail:
         _detach(token)
 
 
-class Trail:
+class CallSpans:
     """The spans of one passage. Its methods may raise what the tracer raises.
 
     A span costs as much as the line itself, and each attribute that it is given later half as much as
@@ -193,7 +193,7 @@ class Trail:
         """What is told to whoever gets the slot next: the `hold` span."""
         return "" if self._hold is None else self._traceparent(self._current)
 
-    def enqueued(self, admission: Admission) -> None:
+    def enqueued(self, admission: EnterResult) -> None:
         self._enqueue.set_attribute(names.AT_POSITION, admission.position)
         self._enqueue.set_attribute(names.AT_DEPTH, admission.depth)
         self._enqueue.end()
@@ -205,7 +205,7 @@ class Trail:
         waited: float,
         outcome: names.WaitOutcome,
         error: BaseException | None,
-        released_by: Party | None,
+        released_by: CallRef | None,
     ) -> None:
         if self._enqueue.is_recording():
             self._enqueue.end()  # entering failed before it was answered
@@ -229,7 +229,7 @@ class Trail:
         waited: float,
         outcome: names.WaitOutcome,
         failure: BaseException | str | None,
-        released_by: Party | None,
+        released_by: CallRef | None,
     ) -> None:
         since, self._since = self._since, 0
         attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
@@ -263,7 +263,7 @@ class Trail:
             fail(self._hold, outcome if error is None else error)
         self._hold.end()
 
-    def end_release(self, granted_to: tuple[Party, ...], error: BaseException | None) -> None:
+    def end_release(self, granted_to: tuple[CallRef, ...], error: BaseException | None) -> None:
         if not self._since:
             return
         links = _links(names.LINK_GRANTED_TO, granted_to)
@@ -331,7 +331,7 @@ def fail(span: Span, cause: BaseException | str) -> None:
     span.set_status(Status(StatusCode.ERROR, str(cause)))
 
 
-def _links(relation: str, parties: tuple[Party, ...]) -> list[Link]:
+def _links(relation: str, parties: tuple[CallRef, ...]) -> list[Link]:
     """Links to the spans whose `traceparent`s came through the backend, as far as there are any."""
     links = []
     for party in parties:

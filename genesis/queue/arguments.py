@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MOST_ID_BYTES", "check_id", "check_limit", "check_timeout"]
+__all__ = ["MAX_ID_BYTES", "check_id", "check_limit", "check_timeout"]
 
-MOST_ID_BYTES = 16_384
-MOST_SLOTS = 2**63 - 1
+MAX_ID_BYTES = 16_384
+MAX_SLOTS = 2**63 - 1
 
 
 def check_id(name: str, value: object) -> None:
-    """Raise unless `value` is a non-empty str of at most `MOST_ID_BYTES` of UTF-8."""
+    """Raise unless `value` is a non-empty str of at most `MAX_ID_BYTES` of UTF-8."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}: {value!r:.100}")
     if not value:
         raise ValueError(f"{name} must not be empty")
-    if value.isascii() and len(value) <= MOST_ID_BYTES:
+    if value.isascii() and len(value) <= MAX_ID_BYTES:
         return
     try:
         size = len(value.encode())
@@ -25,21 +25,21 @@ def check_id(name: str, value: object) -> None:
             f"{name} {value!r:.100} is not encodable as UTF-8 ({error.reason}); "
             "decode it with errors='replace' first"
         ) from None
-    if size > MOST_ID_BYTES:
+    if size > MAX_ID_BYTES:
         raise ValueError(
-            f"{name} {value!r:.40}... has {size} bytes; at most {MOST_ID_BYTES} are allowed"
+            f"{name} {value!r:.40}... has {size} bytes; at most {MAX_ID_BYTES} are allowed"
         )
 
 
 def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
     """Raise unless `value` is None or an int of at least `least`."""
-    if value is None or (type(value) is int and least <= value <= MOST_SLOTS):
+    if value is None or (type(value) is int and least <= value <= MAX_SLOTS):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"queue {queue_id!r}: {name} must be an int or None, got {type(value).__name__}: {value!r}"
         )
-    if value > MOST_SLOTS:
+    if value > MAX_SLOTS:
         raise ValueError(f"queue {queue_id!r}: {name} must be below 2**63")
     if value < least:
         raise ValueError(f"queue {queue_id!r}: {name} must be at least {least}, got {value}")

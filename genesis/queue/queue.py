@@ -13,12 +13,12 @@ from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import (
-    Entry,
+    EnterRequest,
     QueueBackend,
     QueueEntry,
     QueueStats,
     Ticket,
-    made,
+    new_tuple,
 )
 from genesis.exceptions import LimitMismatchError, QueueTimeoutError
 from genesis.observability.layer import ObservedBackend
@@ -99,7 +99,7 @@ class Queue:
             check_limit("max_concurrent", queue_id, max_concurrent, least=1)
         if timeout is not None:
             timeout = check_timeout(queue_id, timeout)
-        entry = made(Entry, (queue_id, item_id, max_concurrent, timeout == 0, ""))
+        entry = new_tuple(EnterRequest, (queue_id, item_id, max_concurrent, timeout == 0, ""))
         return SlotRequest(self, entry, timeout)
 
     def semaphore(
@@ -178,7 +178,7 @@ class Queue:
     ) -> None:
         await self.close()
 
-    def _agree(self, entry: Entry) -> None:
+    def _agree(self, entry: EnterRequest) -> None:
         queue_id, limit = entry.queue_id, entry.limit
         agreement = self._agreements.get(queue_id)
         if agreement is None:
@@ -239,9 +239,9 @@ class SlotRequest:
 
     __slots__ = ("_entry", "_queue", "_timeout", "slot")
 
-    def __init__(self, queue: Queue, entry: Entry, timeout: float | None) -> None:
+    def __init__(self, queue: Queue, entry: EnterRequest, timeout: float | None) -> None:
         self._queue = queue
-        self._entry: Entry | None = entry  # until it is entered
+        self._entry: EnterRequest | None = entry  # until it is entered
         self._timeout = timeout
         self.slot: Slot | None = None  # while it is held
 

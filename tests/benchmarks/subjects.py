@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.backends.protocol import Entry, QueueBackend, Ticket
+from genesis.backends.protocol import EnterRequest, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import RedisBackend
@@ -170,7 +170,7 @@ async def hand_offs_on(
     """Microseconds per hand-off of a backend, with no `Queue` around it."""
 
     def enter(number: int) -> _Passage:
-        return _Passage(backend, Entry(queue_id, f"item-{number}", 1))
+        return _Passage(backend, EnterRequest(queue_id, f"item-{number}", 1))
 
     return await drain(enter, waiters, _in_line(backend, queue_id, waiters), clock)
 
@@ -179,7 +179,7 @@ async def pairs_on(
     backend: QueueBackend, queue_id: str, count: int, clock: Clock = time.perf_counter
 ) -> float:
     """Microseconds per enter + leave of a backend, with no `Queue` around it."""
-    entry = Entry(queue_id, "call", 1)
+    entry = EnterRequest(queue_id, "call", 1)
 
     async def call() -> None:
         for _ in range(count):
@@ -194,7 +194,7 @@ class _Passage:
 
     __slots__ = ("_backend", "_entry", "_ticket")
 
-    def __init__(self, backend: QueueBackend, entry: Entry) -> None:
+    def __init__(self, backend: QueueBackend, entry: EnterRequest) -> None:
         self._backend = backend
         self._entry = entry
         self._ticket: Ticket | None = None

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 
-from genesis.backends.protocol import Departure, Ticket
+from genesis.backends.protocol import LeaveResult, Ticket
 from genesis.backends.redis import backend, heartbeat, link
 from genesis.backends.redis.ledger import Stage
 from genesis.backends.redis.scripts import Script, load
@@ -44,12 +44,12 @@ def _drop_handoff() -> None:
     """Who gives up waiting is forgotten here, but nothing is said: what it had is not handed on."""
     honest = backend.RedisBackend.leave
 
-    async def leave(self: backend.RedisBackend, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self: backend.RedisBackend, ticket: Ticket, context: str = "") -> LeaveResult:
         session = self._session
         passage = session.ledger.find(ticket.id) if session is not None else None
         if session is not None and passage is not None and passage.stage is Stage.WAITING:
             session.ledger.remove(passage)
-            return Departure(None)
+            return LeaveResult(None)
         return await honest(self, ticket, context)
 
     backend.RedisBackend.leave = leave  # type: ignore[method-assign]

@@ -21,12 +21,12 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.backends.protocol import (
-    Admission,
     BackendEvent,
-    Departure,
     Disrupted,
-    Entry,
+    EnterRequest,
+    EnterResult,
     Grant,
+    LeaveResult,
     Listener,
     QueueEntry,
     QueueStats,
@@ -117,7 +117,7 @@ class Recorder:
 
         self._inner.listen(on_event)
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         admission = await self._inner.enter(entry)
         queue, call = entry.queue_id, entry.item_id
         fence = self._fence(queue)
@@ -138,7 +138,7 @@ class Recorder:
         self._granted.add(ticket.id)
         return grant
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         if ticket.id in self._granted:
             self._granted.remove(ticket.id)
             return await self._inner.leave(ticket, context)

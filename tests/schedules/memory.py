@@ -15,10 +15,10 @@ from typing import Any
 
 from genesis import Queue
 from genesis.backends.protocol import (
-    Admission,
-    Departure,
-    Entry,
+    EnterRequest,
+    EnterResult,
     Grant,
+    LeaveResult,
     Listener,
     QueueEntry,
     QueueStats,
@@ -63,7 +63,7 @@ class _Model:
         line = self.lines.get(queue_id)
         return self.overrides.get(queue_id, (line.named if line else None) or 1)
 
-    def enter(self, entry: Entry, admission: Admission) -> None:
+    def enter(self, entry: EnterRequest, admission: EnterResult) -> None:
         line = self.lines.setdefault(entry.queue_id, _Line())
         if entry.limit is not None:
             line.named = entry.limit
@@ -81,7 +81,7 @@ class _Model:
             self.fail(f"{entry.item_id}: {admission}, not {expected} at depth {depth}")
         self.forget(entry.queue_id)
 
-    def leave(self, ticket: Ticket, departure: Departure) -> None:
+    def leave(self, ticket: Ticket, departure: LeaveResult) -> None:
         line = self.lines.get(ticket.queue_id, _Line())
         was = "holding" if ticket in line.holding else "waiting" if ticket in line.waiting else None
         self.remove(ticket)
@@ -147,7 +147,7 @@ class _Probe:
     def listen(self, listener: Listener) -> None:
         self.inner.listen(listener)
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         self.entered += 1
         admission = await self.inner.enter(entry)
         self.model.enter(entry, admission)
@@ -157,7 +157,7 @@ class _Probe:
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         return await self.inner.wait(ticket, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         departure = await self.inner.leave(ticket, context)
         self.model.leave(ticket, departure)
         self.stirred = True

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from genesis.backends.memory import InMemoryBackend
-from genesis.backends.protocol import Departure, Grant, Ticket
+from genesis.backends.protocol import Grant, LeaveResult, Ticket
 from genesis.backends.redis.backend import RedisBackend
 from genesis.backends.redis.heartbeat import Heart
 from genesis.backends.redis.ledger import Ledger, Stage
@@ -35,10 +35,10 @@ def _leak_on(patch: Patch, reason: type[BaseException]) -> None:
             leaked.add(ticket.id)
             raise
 
-    async def forgetful_leave(self: InMemoryBackend, ticket: Ticket, context: str = "") -> Departure:
+    async def forgetful_leave(self: InMemoryBackend, ticket: Ticket, context: str = "") -> LeaveResult:
         line = self._lines.get(ticket.queue_id)
         if line is not None and ticket.id in leaked and ticket.id in line.holding:
-            return Departure(None)
+            return LeaveResult(None)
         return await leave(self, ticket, context)
 
     patch.setattr(InMemoryBackend, "wait", forgetful_wait)

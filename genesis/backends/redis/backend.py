@@ -22,15 +22,15 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from genesis.backends.identity import new_instance_id
 from genesis.backends.protocol import (
-    Admission,
     BackendEvent,
-    Departure,
+    CallRef,
     Disrupted,
-    Entry,
+    EnterRequest,
+    EnterResult,
     Grant,
+    LeaveResult,
     LimitDisagreement,
     Listener,
-    Party,
     QueueEntry,
     QueueStats,
     Recovered,
@@ -117,7 +117,7 @@ class RedisBackend:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
-    async def enter(self, entry: Entry) -> Admission:
+    async def enter(self, entry: EnterRequest) -> EnterResult:
         session = self._join("enter", entry.queue_id, entry.item_id)
         line = session.ledger.open(entry.queue_id)
         ticket = Ticket(entry.queue_id, entry.item_id, f"{self.instance_id}:{next(self._serials)}")
@@ -152,10 +152,10 @@ class RedisBackend:
             raise
         state, _, position, depth, *_ = reply
         if state == b"refused":
-            return Admission(ticket, None, 0, depth)
+            return EnterResult(ticket, None, 0, depth)
         if passage.stage is Stage.HOLDING and state == b"granted":
-            return Admission(ticket, Grant(passage.number), 0, depth)
-        return Admission(ticket, None, max(1, position), depth)
+            return EnterResult(ticket, Grant(passage.number), 0, depth)
+        return EnterResult(ticket, None, max(1, position), depth)
 
     def _entered(self, session: _Session, passage: Passage, sent: float, reply: Any) -> None:
         if isinstance(reply, Unreachable):
@@ -192,25 +192,25 @@ class RedisBackend:
             raise EvictedError(ticket.queue_id, ticket.item_id)
         return await until_granted(passage.future, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> Departure:
+    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
         session = self._session
         passage = session.ledger.find(ticket.id) if session is not None else None
         if session is None or passage is None:
-            return Departure(None)
+            return LeaveResult(None)
         session.ledger.remove(passage)
         blob = f"{context} {ticket.item_id}".encode()
-        released_by = Party(ticket.item_id, self.instance_id, context)
+        released_by = CallRef(ticket.item_id, self.instance_id, context)
         command = self._say_leave(session, passage.line, ticket.id, blob, passage.breaks, released_by)
         if session.link.trouble(passage.line.keys):
-            return Departure(None)  # it will be said; there is nothing to wait for
+            return LeaveResult(None)  # it will be said; there is nothing to wait for
         try:
             was, granted, _ = await command.reply
         except Unreachable:
-            return Departure(None)
+            return LeaveResult(None)
         state: State | None = None
         if was:
             state = "holding" if was == b"holding" else "waiting"
-        return Departure(state, tuple(_party(row) for row in granted))
+        return LeaveResult(state, tuple(_party(row) for row in granted))
 
     def _say_leave(
         self,
@@ -219,7 +219,7 @@ class RedisBackend:
         ticket_id: str,
         blob: bytes,
         breaks: int,
-        released_by: Party | None = None,
+        released_by: CallRef | None = None,
         *,
         remembered: bytes = b"0",
     ) -> Any:
@@ -235,7 +235,7 @@ class RedisBackend:
             lasting=True,
         )
 
-    def _left(self, session: _Session, line: Line, released_by: Party | None, reply: Any) -> None:
+    def _left(self, session: _Session, line: Line, released_by: CallRef | None, reply: Any) -> None:
         line.unanswered -= 1
         if isinstance(reply, Unreachable):
             # Refused, not lost: Redis is out of memory, or does not allow it. The beat tries again.
@@ -549,16 +549,16 @@ def _check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be more than 0 seconds, and finite, got {value!r}")
 
 
-def _leaver(origin: bytes) -> Party | None:
+def _leaver(origin: bytes) -> CallRef | None:
     """Whose departure made room, as a wake-up message tells it; nobody's if a slot was free."""
     if not origin:
         return None
     ticket_id, _, blob = origin.partition(b" ")
     context, item_id = parse_blob(blob)
-    return Party(item_id, instance_of(ticket_id.decode()), context)
+    return CallRef(item_id, instance_of(ticket_id.decode()), context)
 
 
-def _party(row: tuple[bytes, bytes, bytes]) -> Party:
+def _party(row: tuple[bytes, bytes, bytes]) -> CallRef:
     ticket_id, _, blob = row
     context, item_id = parse_blob(blob)
-    return Party(item_id, instance_of(ticket_id.decode()), context)
+    return CallRef(item_id, instance_of(ticket_id.decode()), context)

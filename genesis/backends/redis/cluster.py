@@ -63,7 +63,7 @@ _LOOK_EVERY = 60.0  # seconds between two looks at the map when nothing is wrong
 _LOOK_AGAIN = 0.25  # ... while a node is out of reach: its replica may have taken over
 _LOOK_AFTER_MOVE = 1.0  # ... while slots move: the move itself is known, others may come
 _SILENT = 1.0  # seconds without a reply after which the map is asked whether a node was replaced
-_PAUSE_MOST = 0.2  # seconds between two tries of a slot that is on its way
+_MAX_PAUSE = 0.2  # seconds between two tries of a slot that is on its way
 _NEVER = b"never"
 
 
@@ -406,7 +406,7 @@ class ClusterLink:
     def _try_later(self, lane: _Lane, *, at_once: bool = False) -> None:
         if lane.timer is not None:
             lane.timer.cancel()
-        delay = 0.0 if at_once else min(_PAUSE_MOST, backoff(lane.tries))
+        delay = 0.0 if at_once else min(_MAX_PAUSE, backoff(lane.tries))
         if not at_once:
             for command in lane.commands():
                 if command.expires == math.inf:  # it will be said; its caller need not wait for that

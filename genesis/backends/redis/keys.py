@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["MOST_PREFIX_BYTES", "channel_prefix", "check_key_prefix", "queue_keys"]
+__all__ = ["MAX_PREFIX_BYTES", "channel_prefix", "check_key_prefix", "queue_keys"]
 
-MOST_PREFIX_BYTES = 1024
+MAX_PREFIX_BYTES = 1024
 
 
 def queue_keys(key_prefix: str, queue_id: str) -> tuple[bytes, ...]:
@@ -39,5 +39,5 @@ def check_key_prefix(key_prefix: object) -> None:
         raise ValueError(
             f"key_prefix {key_prefix!r:.100} is not encodable as UTF-8 ({error.reason})"
         ) from None
-    if size > MOST_PREFIX_BYTES:
-        raise ValueError(f"key_prefix has {size} bytes; at most {MOST_PREFIX_BYTES} are allowed")
+    if size > MAX_PREFIX_BYTES:
+        raise ValueError(f"key_prefix has {size} bytes; at most {MAX_PREFIX_BYTES} are allowed")

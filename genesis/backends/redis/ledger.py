@@ -26,7 +26,7 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from genesis.backends.protocol import BackendEvent, Grant, Party, Reclaimed, SlotLost, State, Ticket
+from genesis.backends.protocol import BackendEvent, CallRef, Grant, Reclaimed, SlotLost, State, Ticket
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.waiting import fail
 from genesis.exceptions import EvictedError
@@ -69,7 +69,7 @@ class Passage:
         self.lost = False  # only ever turns true
         self.future: asyncio.Future[Grant] | None = None  # from WAITING on
         # A grant whose message overtook the reply to `enter`; the two come on two connections.
-        self.early: tuple[int, Party | None] | None = None
+        self.early: tuple[int, CallRef | None] | None = None
         # It may have been reaped since it entered: only the link, which is in order, tells its grant.
         self.doubtful = False
 
@@ -199,7 +199,7 @@ class Ledger:
         elif passage.early is not None:
             self.heard(passage, *passage.early)
 
-    def heard(self, passage: Passage, token: int, released_by: Party | None) -> None:
+    def heard(self, passage: Passage, token: int, released_by: CallRef | None) -> None:
         """A message told of a grant; it may be older than the state that Redis has now.
 
         Numbers are times, as epochs are. A grant from before a loss of data, or from before a reaping,
@@ -213,7 +213,7 @@ class Ledger:
         else:
             self.grant(passage, token, released_by)
 
-    def grant(self, passage: Passage, token: int, released_by: Party | None) -> None:
+    def grant(self, passage: Passage, token: int, released_by: CallRef | None) -> None:
         """A grant was heard of: by reply, by message, by heartbeat, perhaps by several of them."""
         if passage.stage is Stage.ENTERING:
             passage.early = (token, released_by)
@@ -240,14 +240,14 @@ class Ledger:
         queue_id: str,
         granted: Iterable[tuple[bytes, bytes, bytes]],
         reclaimed: Iterable[tuple[bytes, bytes, bytes]],
-        released_by: Party | None = None,
-    ) -> tuple[Party, ...]:
+        released_by: CallRef | None = None,
+    ) -> tuple[CallRef, ...]:
         """Take in what a script did to others; returns who was granted."""
         parties = []
         for raw, token, blob in granted:
             ticket_id = raw.decode()
             context, item_id = parse_blob(blob)
-            parties.append(Party(item_id, instance_of(ticket_id), context))
+            parties.append(CallRef(item_id, instance_of(ticket_id), context))
             passage = self.find(ticket_id)
             if passage is not None:
                 # The message will come, too; the reply is here already.

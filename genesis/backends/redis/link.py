@@ -56,7 +56,7 @@ __all__ = [
     "release",
 ]
 
-_BATCH_MOST = 512  # commands written at once, so that replies are read meanwhile
+_MAX_BATCH = 512  # commands written at once, so that replies are read meanwhile
 _ELSEWHERE = (
     redis_errors.NoScriptError,
     redis_errors.ReadOnlyError,
@@ -382,7 +382,7 @@ class Link:
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
             while self._outbox:
-                batch = [self._outbox.popleft() for _ in range(min(_BATCH_MOST, len(self._outbox)))]
+                batch = [self._outbox.popleft() for _ in range(min(_MAX_BATCH, len(self._outbox)))]
                 words = [command.words(self.breaks) for command in batch]
                 # In flight before the bytes leave: a reply can never find its command missing, and
                 # after a write that fails half way all of them are said again.
