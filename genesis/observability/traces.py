@@ -1,6 +1,6 @@
 """Spans with the OpenTelemetry API alone.
 
-`CallSpans` holds the spans of one passage, in the caller's own trace; a caller without a trace gets one,
+`CallSpans` holds the spans of one passage, in the trace of the caller; a caller without one gets one,
 which begins with `acquire`. If that span is not recorded, an `UnrecordedSpans` takes its place, and
 none of the others is made: they would not be recorded either, and each would cost as much as the line
 itself.
