@@ -29,7 +29,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
     name, session, _, arguments, *_ = command
     old, new, ghost = before.redis, after.redis, before.ghost
     if name == "sync" and len(reply) > 2:
-        if ghost.lost == 1 and arguments[0] > 0:
+        if ghost.lost == 1 and arguments[0] > old.records[i][0]:  # it knew the old data
             ghost = ghost._replace(lost=2)
         if arguments[6] and session == after.instances[i].session:
             ghost = ghost._replace(synced=(*ghost.synced[:i], True, *ghost.synced[i + 1 :]))
@@ -46,7 +46,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
             raise Wrong("a grant in the recovery window")
         if ghost.lost == 1:
             ghost = ghost._replace(exempt=True)
-        check_order(world, before, after, granted, listed)
+        check_order(world, before, after._replace(ghost=ghost), granted, listed)
         limit = world.limit(new)
         if len(new.holding) > limit and len(new.holding) > len(old.holding):
             names = [world.member(member) for _, member in new.holding]
@@ -147,7 +147,7 @@ def broken_promise(world: World, state: State) -> str:
         session, reaped, _, lease = redis.records[i]
         if (
             settled and session == me.session and not reaped and lease == ALIVE and world.quiet(state, i)
-            and not world.whole.deaf and not world.whole.flushes and not world.agrees(state, i, me)
+            and not world.unheard and not world.agrees(state, i, me)
         ):  # fmt: skip
             return f"{'ABC'[i]} has other tickets than Redis has of it, and nothing is on its way"
     return stuck(world, state)

@@ -223,7 +223,7 @@ def pairs(rows: Any) -> tuple[Any, ...]:
 
 def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
     """A reply without what only the clock or an observer affects."""
-    if reply[0] == 0:
+    if reply[0] == 0 and name != "evict":
         return (0,)
     fresh = renewal(instance, FRESH) if instance >= 0 else 0
     if name == "enter":

@@ -100,6 +100,10 @@ class World:
         self.count = max(call.owner for call in bound.calls) + 1
         self.empty = Data(((0, False, 0, 0),) * self.count)
         self.whole = bound.faults
+        # What an instance's own set_limit or evict grants to it comes in the reply: a break loses that, and
+        # the next heartbeat finds it.
+        own = bound.faults.own_evictions or any(i >= 0 for i, _ in bound.ops)
+        self.unheard = bool(self.whole.deaf or self.whole.flushes or own)
 
     def start(self) -> State:
         return canonical(
@@ -370,7 +374,7 @@ class World:
         if faults.losses and known:
             yield ("loss",), lambda: self.lose(self.all_cut(less(losses=1)))
         if faults.flushes and known:
-            yield ("flush",), lambda: self.lose(less(flushes=1))
+            yield ("flush",), lambda: self.lose(less(flushes=1), "ewh")
         if faults.stale and known and not faults.replica:
             yield ("replica",), lambda: state._replace(faults=faults._replace(replica=redis))
         if faults.stale and faults.replica:
@@ -430,9 +434,9 @@ class World:
                 state = self.cut(state, i)
         return state._replace(wires=())
 
-    def lose(self, state: State) -> State:
+    def lose(self, state: State, stages: str = "wh") -> State:
         synced = tuple(
-            not me.alive or not (me.version or any(ticket.stage in "wh" and ticket.wanted for ticket in me.tickets))
+            not me.alive or not (me.version or any(ticket.view in stages for ticket in me.tickets))
             for me in state.instances
         )
         return state._replace(redis=self.empty, ghost=state.ghost._replace(lost=1, synced=synced, used=()))
