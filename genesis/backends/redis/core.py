@@ -275,6 +275,8 @@ class QueueCore:
         self.session = session = self._sessions.next()
         self._beating, self._beats = False, 0
         self.due = now + self._lease / 3
+        # Even before the reply: what it grants must not be believed if it is read after a lease.
+        self.lease_deadline = min(self.lease_deadline, now + self._lease)
         listed = [ticket for ticket in self.tickets.values() if is_listed(ticket)]
         after = b""
         pages = [listed[i : i + self._page] for i in range(0, len(listed), self._page)] or [[]]
