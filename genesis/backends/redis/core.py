@@ -245,7 +245,16 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(
+    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
+        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        self._check_lease(now)
+        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+
+    def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
+        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
+        self.pushed(b"e", session, ticket_id, b"", now)
+
+    def _take(
         self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
         """What a script did to others and to tickets of this instance; returns the calls granted."""
@@ -258,11 +267,6 @@ class QueueCore:
             was: State = "holding" if state == b"holding" else "waiting"
             self.verdicts.append(Reclaimed(parse_member(member), was))
         return tuple(calls)
-
-    def evicted(self, ticket_id: bytes) -> None:
-        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
-        if (ticket := self.tickets.get(ticket_id)) is not None:
-            self._evicted(ticket)
 
     @property
     def idle(self) -> bool:
@@ -308,7 +312,7 @@ class QueueCore:
             self.verdicts.append(DataLost(len(self.tickets)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
-        self.take((), reclaimed, None)
+        self._take((), reclaimed, None)
         if not command.last:
             return
         self.confirmed = command.session
@@ -347,7 +351,7 @@ class QueueCore:
     def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
         code, number, _, depth, limit, resumed, previous, *rest = reply
         if rest:
-            self.take(rest[0], rest[1], None)
+            self._take(rest[0], rest[1], None)
         if previous:
             self.verdicts.append(Disagreement(int(previous), int(ticket.limit)))
         ticket.resumed = bool(resumed)
@@ -366,7 +370,7 @@ class QueueCore:
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         granted: tuple[CallRef, ...] = ()
         if len(reply) > 3:
-            granted = self.take(reply[3], reply[4], parse_origin(origin))
+            granted = self._take(reply[3], reply[4], parse_origin(origin))
             self.look_in(reply[5], now)
         self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
 
@@ -378,7 +382,7 @@ class QueueCore:
         self.renewed = redis_now
         self.lease_deadline = command.sent + self._lease
         self.know_override(int(version), override)
-        self.take(granted, reclaimed, None)
+        self._take(granted, reclaimed, None)
         self.verdicts.append(Beaten(now - command.sent, stats_of(numbers)))
         self.look_in(look, now)
         same = held < 0 or (held, int(token_sum)) == (self.held, self.token_sum)
