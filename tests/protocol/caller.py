@@ -17,7 +17,7 @@ from genesis.backends.redis.ticket import LocalTicket, Stage
 from genesis.backends.redis.verdicts import Command
 from tests.protocol.server import KEPT_FOR, LEASE
 
-__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "Wrong"]
+__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "Wrong", "core_over"]
 
 LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
 STAGES = {stage.value: stage for stage in Stage}
@@ -79,15 +79,19 @@ class Step(NamedTuple):
 
 
 class Core(QueueCore):
-    """The shipped core; notes which transitions it makes."""
+    """The shipped core, with a note of the transitions that it makes."""
 
     moves: list[tuple[int, str, str]]
 
-    def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
+
+def core_over(base: type[QueueCore]) -> type[Core]:
+    def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         before = ticket.stage
-        super()._move(ticket, stage, number)
+        base._move(self, ticket, stage, number)
         if before is not stage:
             self.moves.append((ticket.handle, before.name, stage.name))
+
+    return type("Core", (base,), {"_move": move})
 
 
 def thawed(argument: Any) -> bytes:
@@ -109,8 +113,9 @@ def frozen(argument: bytes) -> Any:
 class Caller:
     """All instances of one exploration; equal (instance, event) pairs are answered from memory."""
 
-    def __init__(self, calls: tuple[Call, ...], page: int = 500, core: type[Core] = Core) -> None:
-        self.calls, self.page, self.core_class = calls, page, core
+    def __init__(self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None) -> None:
+        self.calls, self.page = calls, page
+        self.core_class = core or core_over(QueueCore)
         serials = [sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)]
         self.members = [
             make_member("abc"[call.owner], serial, 0, "", call.name)
@@ -258,13 +263,13 @@ class Caller:
         if name == "limit":
             if reply != (0,) and reply != ("error",):
                 core.know_override(reply[1], arguments[1])
-                core.take([(m, b"%d" % n) for m, n in reply[2]], (), None)
+                core.take(session, [(m, b"%d" % n) for m, n in reply[2]], (), now)
             return
         if name == "evict":
             if reply != ("error",):
-                core.take([(m, b"%d" % n) for m, n in reply[1]], (), None)
+                core.take(session, [(m, b"%d" % n) for m, n in reply[1]], (), now)
                 if reply[0]:
-                    core.evicted(ticket_of(arguments[0]))
+                    core.evicted(session, ticket_of(arguments[0]), now)
             return
         words = (b"", b"", origin if name == "leave" else b"", b"", b"")
         thawed = Command(name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last)
@@ -322,6 +327,8 @@ class Caller:
                 elif view not in allowed[kind]:
                     raise Wrong(f"{who} gets {kind} after it was told {view}")
                 else:
+                    if kind == "Granted" and now >= core.lease_deadline:
+                        raise Wrong(f"limit: {who} is granted after the lease has lapsed")
                     views[k] = then.get(kind, "l")
                     if views[k] == "l" and k != leaving:
                         core.leave(ticket, now)
