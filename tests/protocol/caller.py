@@ -213,7 +213,7 @@ class Caller:
                 self._event(core, tickets, views, event, now, i)
             except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
                 raise Wrong(f"the core raised {error!r}") from error
-        self._judge(core, views, name if name != "reply" else f"reply to {event[1][0]}", now)
+        self._judge(core, views, event_name(event), now)
         if now and core.lease_deadline < math.inf:
             core.lease_deadline = -1.0 if core.lease_deadline <= now else LEASE
         if name == "forget":
@@ -306,7 +306,7 @@ class Caller:
         """Hand out the verdicts; calls that were ended leave at once."""
         allowed = {"Granted": "ew", "Waiting": "e", "Refused": "e", "Failed": "e", "Evicted": "ew", "Lost": "h", "OutOfReach": "w"}
         then = {"Granted": "h", "Waiting": "w", "OutOfReach": "w"}
-        said: dict[int, list[str]] = {}
+        said: dict[int, list[tuple[str, str]]] = {}
         moves: list[tuple[int, str, str]] = list(core.moves)
         leaving = self.leaving
         while core.verdicts:
@@ -317,7 +317,9 @@ class Caller:
                     continue
                 k, kind, view = ticket.handle, type(verdict).__name__, views[ticket.handle]
                 who = self.calls[k].name
-                said.setdefault(k, []).append(kind)
+                lapsed = getattr(verdict, "reason", "") == "lapsed"
+                cause = "take" if event == "evicted" and kind == "Granted" else event
+                said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else cause))
                 if k == leaving and kind == "Left":
                     view = "l"
                 if kind == "Left":
@@ -335,10 +337,19 @@ class Caller:
         if leaving >= 0 and views[leaving] != "x":
             views[leaving] = "l"
         for k, before, after in moves:
-            verdict = [kind for kind in said.get(k, ()) if kind != "Left"]
-            self.transitions.add((event, before, after, verdict[0] if verdict else ""))
-            if verdict:
-                said[k].remove(verdict[0])
+            verdicts = [verdict for verdict in said.get(k, ()) if verdict[0] != "Left"]
+            kind, cause = verdicts[0] if verdicts else ("", event)
+            self.transitions.add((cause, before, after, kind))
+            if verdicts:
+                said[k].remove(verdicts[0])
+
+
+def event_name(event: tuple[Any, ...]) -> str:
+    """As the table at the top of core.py names it."""
+    if event[0] != "reply":
+        return {"push": "pushed"}.get(event[0], str(event[0]))
+    name = event[1][0]
+    return {"limit": "take", "evict": "evicted"}.get(name, f"reply to {name}")
 
 
 def count(core: QueueCore) -> None:

@@ -179,11 +179,6 @@ PLANTS = {
         (("core", "if self.session == 0 or self.due == math.inf:", "if self.session == 0:"),),
         "three calls, no fault",
     ),
-    "lease_from_reply": Plant(
-        "the lease deadline counts from the reply, not from the command",
-        (("core", "self.lease_deadline = command.sent + self._lease", "self.lease_deadline = now + self._lease"),),
-        "two calls, a lapse",
-    ),
     "late_sync": Plant(
         "a sync of an old connection is believed",
         (("sync", "if first_page and session <= math.abs(record) then", "if false then"),),
@@ -192,7 +187,7 @@ PLANTS = {
     "page_removes_all": Plant(
         "a page of a sync removes all that it does not list",
         (("sync", "if ARGV[13] ~= '' then\n", "if false then\n"),),
-        "three calls in pages of one, a sync",
+        "two calls in pages of one, a sync",
     ),
 }
 

@@ -15,17 +15,18 @@ Events go in as method calls (`enter`, `leave`, `connected`, `disconnected`, `re
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
 
-| stage    | event                                        | next     | verdict      |
-|----------|----------------------------------------------|----------|--------------|
-| ENTERING | reply: granted                               | HOLDING  | Granted      |
-| ENTERING | reply: waiting                               | WAITING  | Waiting      |
-| ENTERING | reply: busy, full; error                     | ENDED    | Refused, Failed |
-| ENTERING | reply to sync: evicted                       | ENDED    | Evicted      |
-| WAITING  | reply, push: granted                         | HOLDING  | Granted      |
-| WAITING  | reply to sync, push: evicted                 | ENDED    | Evicted      |
-| HOLDING  | reply to sync, push: evicted; reaped         | ENDED    | Lost         |
-| HOLDING  | the lease lapsed                             | ENDED    | Lost         |
-| any      | reply to leave; reply to a sync without it   | (gone)   | Left         |
+| stage    | event                                        | next    | verdict |
+|----------|----------------------------------------------|---------|---------|
+| ENTERING | reply to enter, sync                         | HOLDING | Granted |
+| ENTERING | reply to enter, sync                         | WAITING | Waiting |
+| ENTERING | reply to enter, sync: busy or full           | ENDED   | Refused |
+| ENTERING | reply to enter, sync: an error               | ENDED   | Failed  |
+| ENTERING | reply to sync                                | ENDED   | Evicted |
+| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
+| WAITING  | pushed; evicted; reply to sync               | ENDED   | Evicted |
+| HOLDING  | pushed; evicted; reply to sync: or reaped    | ENDED   | Lost    |
+| HOLDING  | lease lapsed: seen by any event              | ENDED   | Lost    |
+| any      | reply to leave; reply to a sync without it   | (gone)  | Left    |
 """
 
 from __future__ import annotations
