@@ -133,6 +133,8 @@ class QueueCore:
         if self.session == 0 or (self.lease_deadline == math.inf and self.confirmed == self.session):
             self._sync(now)  # first contact, or the lease lapsed while there was nothing here
             return
+        if self.due == math.inf:  # there was nothing to renew
+            self.due = max(now, self.lease_deadline - self._lease * 2 / 3)
         ticket.sent = True
         _, head_start, context, _ = ticket.member.split(b" ", 3)
         arguments = (

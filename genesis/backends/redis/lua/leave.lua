@@ -23,7 +23,7 @@ local was = 3
 if redis.call('ZREM', KEYS[3], ARGV[5]) == 1 then
   was = 1
   if ARGV[6] ~= '' then
-    local holds = math.min(tonumber(meta[6] or 0) + 1, 50)
+    local holds = math.min(tonumber(meta[6] or 0) + 1, 100)
     local mean = tonumber(meta[7] or 0)
     mean = math.floor(mean + (math.max(0, NOW - tonumber(ARGV[6])) - mean) / holds + 0.5)
     redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)

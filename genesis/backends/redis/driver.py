@@ -1,0 +1,437 @@
+"""What runs around the cores while a `RedisBackend` is in use: links, timers, futures. One event loop.
+
+Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core; then the
+core is drained: its commands are sent, its verdicts resolve futures and become events of the backend.
+All of that is synchronous, so there is no await point at which a cancellation could lose anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from genesis.backends import protocol
+from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
+from genesis.backends.places import encode
+from genesis.backends.protocol import BackendEvent, Disrupted, EnterResult, Grant, Recovered, SlotLost
+from genesis.backends.redis import verdicts
+from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.redis.cluster import Router
+from genesis.backends.redis.connection import ConnectionLost, reason_of
+from genesis.backends.redis.core import QueueCore, Sessions
+from genesis.backends.redis.keys import queue_keys
+from genesis.backends.redis.link import Link
+from genesis.backends.redis.members import make_origin
+from genesis.backends.redis.scripts import load
+from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.exceptions import BackendUnavailableError
+
+__all__ = ["Driver"]
+
+_MAX_PER_TURN = 100  # queues that a timer or a new connection handles in one turn of the loop
+_RETRY = 0.1  # seconds after a redirection until the queue's server is looked for again
+# What an error reply begins with, if another connection or another server might do better.
+_ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
+
+
+class Driver:
+    """See the module's text.
+
+    Args:
+        instance_id: of the backend.
+        key_prefix: of the keys.
+        channels: prefix of the wake-up channels.
+        lease: seconds.
+        emit: hands an event to the listener.
+
+    `router` must be set before anything else is called.
+    """
+
+    def __init__(
+        self,
+        instance_id: str,
+        key_prefix: str,
+        channels: bytes,
+        lease: float,
+        emit: Callable[[BackendEvent], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.instance_id = instance_id
+        self.router: Router
+        self._key_prefix = key_prefix
+        self._lease = lease
+        self._emit = emit
+        self._head = instance_id.encode()
+        self._tail = (b"%d" % round(lease * 1e6), channels)
+        self._sessions = Sessions()
+        self.serials = itertools.count(1)
+        self.queues: dict[str, LocalQueue] = {}
+        self.calls: dict[str, Call] = {}  # by ticket; until they have left and Redis has confirmed it
+        self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = float("inf")
+        self._turns = itertools.count()
+        self._down: dict[str, float] = {}  # what is down, and since when
+        self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
+        self._left: asyncio.Future[None] | None = None  # resolved when the last call has left
+        self.closing = False
+
+    # Calls
+
+    def open(self, queue_id: str) -> LocalQueue:
+        """The local state of a queue."""
+        queue = self.queues.get(queue_id)
+        if queue is None:
+            keys = queue_keys(self._key_prefix, queue_id)
+            queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
+            self._attach(queue)
+            if queue.link is None:
+                self._look_at(queue, self.loop.time() + _RETRY)
+        return queue
+
+    def new_core(self) -> QueueCore:
+        return QueueCore(self._sessions, self._lease)
+
+    def enter(self, call: Call, ticket: LocalTicket) -> None:
+        queue = call.queue
+        self.calls[call.ticket.id] = call
+        queue.core.enter(ticket, self.loop.time())
+        self.drain(queue)
+
+    def leave(self, call: Call, context: str = "", keep_place: float = 0.0) -> None:
+        ticket, queue = call.ticket, call.queue
+        origin = make_origin(self.instance_id, context, ticket.item_id)
+        queue.core.leave(call.local, self.loop.time(), origin, round(keep_place * 1e6))
+        self.drain(queue)
+
+    def why_down(self, queue: LocalQueue) -> str:
+        return "" if queue.link is not None else self.router.why_down(queue.keys[0])
+
+    def denied(self, queue: LocalQueue) -> bool:
+        """Whether waiting for a connection is pointless: a wrong password, an unknown host."""
+        return queue.link is None and self.router.denied(queue.keys[0])
+
+    def drain(self, queue: LocalQueue) -> None:
+        """Send what the core wants sent, deliver what it found out, and set the timer."""
+        core = queue.core
+        while core.commands or core.verdicts:
+            commands, core.commands = core.commands, []
+            for command in commands:
+                if queue.link is not None:
+                    session = b"%d" % command.session
+                    arguments = (self._head, session, *self._tail, *command.arguments)
+                    on_reply = partial(self._replied, queue, command)
+                    queue.link.call(load(command.name), queue.keys, arguments, on_reply)
+            found, core.verdicts = core.verdicts, []
+            for verdict in found:
+                self._deliver(queue, verdict)
+        when = core.due if core.due < core.lease_deadline else core.lease_deadline
+        if when < queue.timer_at:
+            self._look_at(queue, when)
+
+    def request(
+        self,
+        queue: LocalQueue,
+        name: str,
+        arguments: tuple[bytes, ...],
+        on_reply: Callable[[Any], None],
+    ) -> bool:
+        """Call a script that belongs to no session; False if there is no connection."""
+        return queue.link is not None and queue.link.call(load(name), queue.keys, arguments, on_reply)
+
+    def preface(self) -> tuple[bytes, ...]:
+        """The first arguments of such a script."""
+        return (self._head, b"", *self._tail)
+
+    def absorb(self, queue: LocalQueue, granted: Any, reclaimed: Any, look: int) -> None:
+        """What a script that belongs to no session did."""
+        now = self.loop.time()
+        queue.core.take(granted, reclaimed, None)
+        queue.core.look_in(look, now)
+        self.drain(queue)
+
+    # Replies and messages
+
+    def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            if isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
+                return
+        elif queue.rejected and command.name in ("sync", "beat"):
+            queue.rejected = False
+            self.is_up(f"queue {queue.queue_id}")
+        queue.core.replied(command, reply, self.loop.time())
+        self.drain(queue)
+
+    def redirected(self, queue: LocalQueue, error: Exception) -> bool:
+        """Whether an error reply is about the server or the connection, not about the command."""
+        text = str(error)
+        if self.router.redirected(queue.keys[0], error):
+            self._detach(queue)
+            self._look_at(queue, self.loop.time() + _RETRY)
+        elif any(word in text for word in _ELSEWHERE):
+            # Before 7.0, Redis wraps what a command inside a script was refused with.
+            if queue.link is not None:
+                queue.link.leave(reason_of(error), text)
+        else:
+            return False
+        return True
+
+    def on_push(self, link: Link, data: list[Any]) -> None:
+        """`[message, channel, text]`; the text is `<kind> <session> <ticket> ...`, see library.lua."""
+        if data[0] not in (b"message", b"smessage"):
+            return
+        kind, session, ticket_id, *rest = data[2].split(b" ", 3)
+        call = self.calls.get(ticket_id.decode())
+        if call is not None and call.queue.link is link:
+            now = self.loop.time()
+            call.queue.core.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
+            self.drain(call.queue)
+
+    # Links
+
+    def on_up(self, link: Link) -> None:
+        self.is_up(f"link {id(link)}")
+        self._notify()
+        # Queues with holders first: their lease matters most.
+        waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
+        waiting.sort(key=lambda queue: not queue.core.held)
+        self._attach_some(waiting)
+
+    def on_down(self, link: Link, reason: str, detail: str, alarm: bool = True) -> None:
+        if alarm:
+            self.is_down(f"link {id(link)}", reason, detail)
+        for queue in self.queues.values():
+            if queue.link is link:
+                self._detach(queue)
+        self._notify()
+        if link.denied:
+            for call in list(self.calls.values()):
+                if call.granted is None and self.denied(call.queue):
+                    call.fail(
+                        self.unavailable("enter", detail, call.queue.queue_id, call.ticket.item_id)
+                    )
+
+    def on_moved(self) -> None:
+        """The map of the Cluster has changed."""
+        moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
+        for queue in moved:
+            self._detach(queue)
+        self._attach_some(moved)
+
+    def _link_of(self, queue: LocalQueue) -> Link | None:
+        return self.router.link(queue.keys[0])
+
+    def _attach_some(self, queues: list[LocalQueue]) -> None:
+        for queue in queues[:_MAX_PER_TURN]:
+            self._attach(queue)
+        if len(queues) > _MAX_PER_TURN:
+            rest = queues[_MAX_PER_TURN:]
+            self.loop.call_soon(self._attach_some, rest, context=Context())
+
+    def _attach(self, queue: LocalQueue) -> None:
+        link = self._link_of(queue)
+        if queue.link is None and link is not None and link.up:
+            queue.link = link
+            queue.core.connected(self.loop.time())
+            self.drain(queue)
+            self._notify()
+
+    def _detach(self, queue: LocalQueue) -> None:
+        queue.link = None
+        queue.core.disconnected()
+        self.drain(queue)
+
+    async def until_changed(self, timeout: float) -> None:
+        """Wait until a link comes up or goes down, or a queue is attached to another; or `timeout` s."""
+        if self._changed is None or self._changed.done():
+            self._changed = self.loop.create_future()
+        await asyncio.wait({self._changed}, timeout=timeout)
+
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    def is_up(self, part: str) -> None:
+        since = self._down.pop(part, None)
+        if since is not None and not self._down:
+            self._emit(Recovered(self.loop.time() - since))
+
+    def is_down(self, part: str, reason: str, detail: str) -> None:
+        if part not in self._down:  # one event an outage, however often it is tried meanwhile
+            self._down[part] = self.loop.time()
+            self._emit(Disrupted(reason, detail))
+
+    # Timers
+
+    def _look_at(self, queue: LocalQueue, when: float) -> None:
+        queue.timer_at = when
+        heapq.heappush(self._due, (when, next(self._turns), queue))
+        if when < self._timer_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = when
+            self._timer = self.loop.call_at(when, self._tick, context=Context())
+
+    def _tick(self) -> None:
+        self._timer, self._timer_due = None, float("inf")
+        now = self.loop.time()
+        for _ in range(_MAX_PER_TURN):
+            if not self._due or self._due[0][0] > now:
+                break
+            when, _, queue = heapq.heappop(self._due)
+            if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
+                queue.timer_at = float("inf")
+                self._tick_queue(queue, now)
+        if self._due and self._timer is None and not self.closing:
+            self._timer_due = self._due[0][0]
+            self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
+
+    def _tick_queue(self, queue: LocalQueue, now: float) -> None:
+        core = queue.core
+        if queue.link is None:
+            self._attach(queue)
+        core.tick(now)
+        self.drain(queue)
+        if core.idle:
+            del self.queues[queue.queue_id]
+        elif queue.link is None and queue.timer_at == float("inf"):
+            self._look_at(queue, now + _RETRY)
+
+    # Verdicts
+
+    def _deliver(self, queue: LocalQueue, verdict: verdicts.Verdict) -> None:
+        _DELIVER[type(verdict)](self, queue, verdict)
+
+    def _granted(self, queue: LocalQueue, verdict: verdicts.Granted) -> None:
+        call: Call = verdict.ticket.handle
+        call.is_granted(Grant(verdict.ticket.number, verdict.released_by))
+
+    def _waiting(self, queue: LocalQueue, verdict: verdicts.Waiting) -> None:
+        call: Call = verdict.ticket.handle
+        number = verdict.ticket.number
+        token = encode(queue.queue_id, call.ticket.id, number)
+        position = max(1, verdict.position or verdict.depth)
+        depth = max(1, verdict.depth)
+        resumed = verdict.ticket.resumed
+        call.is_waiting(
+            EnterResult(call.ticket, None, position, depth, None, None, token, resumed, verdict.holders)
+        )
+
+    def _refused(self, queue: LocalQueue, verdict: verdicts.Refused) -> None:
+        call: Call = verdict.ticket.handle
+        mean = verdict.mean_hold if verdict.holds >= FEWEST_HOLDS else None
+        retry_after = expected_wait(verdict.depth + 1, verdict.limit, mean)
+        if not call.answer.done():
+            result = EnterResult(call.ticket, None, 0, verdict.depth, verdict.reason, retry_after)
+            call.answer.set_result(result)
+
+    def _failed(self, queue: LocalQueue, verdict: verdicts.Failed) -> None:
+        call: Call = verdict.ticket.handle
+        error = f"{self.router.redact(verdict.error)}"
+        call.fail(self.unavailable("enter", error, queue.queue_id, call.ticket.item_id))
+
+    def _evicted(self, queue: LocalQueue, verdict: verdicts.Evicted) -> None:
+        verdict.ticket.handle.is_evicted()
+
+    def _out_of_reach(self, queue: LocalQueue, verdict: verdicts.OutOfReach) -> None:
+        call: Call = verdict.ticket.handle
+        why = (
+            f"it has renewed nothing for longer than the lease of {self._lease:g} s "
+            f"({self.why_down(queue)}), so the place in line is lost"
+        )
+        call.fail(self.unavailable("wait", why, queue.queue_id, call.ticket.item_id))
+
+    def _lost(self, queue: LocalQueue, verdict: verdicts.Lost) -> None:
+        call: Call = verdict.ticket.handle
+        if not call.lost:
+            call.lost = True
+            self._emit(SlotLost(call.ticket, verdict.reason))
+
+    def _left_line(self, queue: LocalQueue, verdict: verdicts.Left) -> None:
+        call: Call = verdict.ticket.handle
+        self.calls.pop(call.ticket.id, None)
+        call.left = verdict.result
+        if call.observed:
+            self._emit(protocol.Left(call.ticket, verdict.result, verdict.confirmed))
+        if self._left is not None and not self._left.done() and not self._leaving():
+            self._left.set_result(None)
+
+    def _reclaimed(self, queue: LocalQueue, verdict: verdicts.Reclaimed) -> None:
+        item_id, instance_id, context = verdict.call
+        event = protocol.Reclaimed(queue.queue_id, item_id, instance_id, verdict.state, context)
+        self._emit(event)
+
+    def _disagreement(self, queue: LocalQueue, verdict: verdicts.Disagreement) -> None:
+        self._emit(protocol.LimitDisagreement(queue.queue_id, verdict.previous, verdict.current))
+
+    def _beaten(self, queue: LocalQueue, verdict: verdicts.Beaten) -> None:
+        self._emit(protocol.Heartbeat(verdict.seconds, "error" if verdict.stats is None else "ok"))
+        if verdict.stats is not None:
+            self._emit(protocol.Snapshot(queue.queue_id, verdict.stats))
+
+    def _data_lost(self, queue: LocalQueue, verdict: verdicts.DataLost) -> None:
+        detail = f"queue {queue.queue_id!r} registers {verdict.tickets} tickets again"
+        self._emit(Disrupted("data_lost", detail))
+
+    def _rejected(self, queue: LocalQueue, verdict: verdicts.Rejected) -> None:
+        queue.rejected = True
+        detail = f"queue {queue.queue_id!r}: {verdict.command}: {self.router.redact(verdict.error)}"
+        self.is_down(f"queue {queue.queue_id}", "refused", detail)
+
+    def unavailable(
+        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
+    ) -> BackendUnavailableError:
+        return BackendUnavailableError("redis", operation, cause, queue_id, item_id)
+
+    # The end
+
+    def _leaving(self) -> bool:
+        return any(not call.local.wanted for call in self.calls.values())
+
+    async def flush(self) -> None:
+        """Wait until Redis has confirmed every leave."""
+        while self._leaving():
+            if self._left is None or self._left.done():
+                self._left = self.loop.create_future()
+            await asyncio.wait({self._left})
+
+    def end_calls(self) -> None:
+        """Give back all that there is; every call gets an error."""
+        for call in list(self.calls.values()):
+            if not call.local.wanted:
+                continue
+            queue_id, item_id, _ = call.ticket
+            if call.local.stage is Stage.HOLDING and not call.lost:
+                call.lost = True
+                self._emit(SlotLost(call.ticket, "closed"))
+            operation = "enter" if call.granted is None else "wait"
+            call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
+            self.leave(call)
+
+    def stop(self) -> None:
+        self.closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+_DELIVER: dict[type, Callable[[Driver, LocalQueue, Any], None]] = {
+    verdicts.Granted: Driver._granted,
+    verdicts.Waiting: Driver._waiting,
+    verdicts.Refused: Driver._refused,
+    verdicts.Failed: Driver._failed,
+    verdicts.Evicted: Driver._evicted,
+    verdicts.OutOfReach: Driver._out_of_reach,
+    verdicts.Lost: Driver._lost,
+    verdicts.Left: Driver._left_line,
+    verdicts.Reclaimed: Driver._reclaimed,
+    verdicts.Disagreement: Driver._disagreement,
+    verdicts.Beaten: Driver._beaten,
+    verdicts.DataLost: Driver._data_lost,
+    verdicts.Rejected: Driver._rejected,
+}
