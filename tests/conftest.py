@@ -33,7 +33,7 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-ON_BOTH_LOOPS = ("test_contract.py", "test_queue_api.py")
+ON_BOTH_LOOPS = ("test_connection.py", "test_contract.py", "test_queue_api.py", "test_router.py")
 
 
 def pytest_asyncio_loop_factories(
