@@ -31,10 +31,12 @@ from genesis.backends.protocol import (
     WaitStatus,
 )
 from genesis.backends.redis.calls import Call
+from genesis.backends.redis.cluster import RouterSettings
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
 from genesis.backends.redis.members import make_member, ticket_of
 from genesis.backends.redis.requests import Requests
+from genesis.backends.redis.scripts import SCRIPT_NAMES, load
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import LocalTicket, Stage
 from genesis.backends.waiting import until_granted
@@ -49,9 +51,10 @@ _CLOSE_WITHIN = 1.0  # seconds for which `close` waits for Redis
 class RedisBackend:
     """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
 
-    One connection (in a Cluster one to each master in use) carries commands, replies and wake-ups, however
-    many calls wait. It is made with the first operation, in the event loop that runs then; from there on
-    the object belongs to that loop, until that is closed. A process that forks makes one in each child.
+    One connection (in a Cluster one to each master in use) carries commands, replies and wake-ups,
+    however many calls wait. It is made with the first operation, in the event loop that runs then; from
+    there on the object belongs to that loop, until that is closed. A process that forks makes one in
+    each child.
 
     Args:
         url: as redis-py takes it (`redis://`, `rediss://` for TLS, `unix://`; user, password and
@@ -86,8 +89,8 @@ class RedisBackend:
         _check_seconds("operation_timeout", timeout)
         if timeout > lease:
             raise ValueError(
-                f"operation_timeout of {timeout:g} s is longer than the lease of {lease:g} s: the lease "
-                "would lapse while an operation waits. Use a shorter one, or a longer lease"
+                f"operation_timeout of {timeout:g} s is longer than the lease of {lease:g} s: the "
+                "lease would lapse while an operation waits. Use a shorter one, or a longer lease"
             )
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
@@ -307,12 +310,19 @@ class RedisBackend:
             if backend is not None and backend._listener is not None:
                 backend._listener(event)
 
-        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit)
+        tell = self._servers.tell
+        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, tell)
         driver.router = self._servers.router(
-            channels + self.instance_id.encode(),
-            self._timeout,
-            self.heartbeat_interval,
-            driver,
+            RouterSettings(
+                channels + driver.instance_id.encode(),
+                [load(name) for name in SCRIPT_NAMES],
+                self._timeout,
+                self.heartbeat_interval,
+                driver.on_up,
+                driver.on_down,
+                driver.on_push,
+                driver.on_moved,
+            )
         )
         weakref.finalize(self, _forget, driver)
         return driver

@@ -49,6 +49,9 @@ class Router(Protocol):
 
     def links(self) -> Iterable[Link]: ...
 
+    def abort(self) -> None:
+        """Close all links without waiting for anything."""
+
     async def close(self, timeout: float) -> None:
         """Close all links; `timeout` seconds at most."""
 
@@ -73,6 +76,9 @@ class SingleRouter:
 
     def links(self) -> Iterable[Link]:
         return (self._link,)
+
+    def abort(self) -> None:
+        self._link.close()
 
     async def close(self, timeout: float) -> None:
         self._link.close()

@@ -15,15 +15,13 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from genesis.backends import protocol
-from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
-from genesis.backends.places import encode
-from genesis.backends.protocol import BackendEvent, Disrupted, EnterResult, Grant, Recovered, SlotLost
+from genesis.backends.protocol import BackendEvent, Disrupted, Recovered, SlotLost
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import Router
 from genesis.backends.redis.connection import ConnectionLost, reason_of
 from genesis.backends.redis.core import QueueCore, Sessions
+from genesis.backends.redis.delivery import deliver
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
@@ -48,6 +46,7 @@ class Driver:
         channels: prefix of the wake-up channels.
         lease: seconds.
         emit: hands an event to the listener.
+        tell: an error in words, without credentials.
 
     `router` must be set before anything else is called.
     """
@@ -59,13 +58,15 @@ class Driver:
         channels: bytes,
         lease: float,
         emit: Callable[[BackendEvent], None],
+        tell: Callable[[BaseException], str],
     ) -> None:
+        self.tell = tell
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.router: Router
         self._key_prefix = key_prefix
-        self._lease = lease
-        self._emit = emit
+        self.lease = lease
+        self.emit = emit
         self._head = instance_id.encode()
         self._tail = (b"%d" % round(lease * 1e6), channels)
         self._sessions = Sessions()
@@ -78,7 +79,7 @@ class Driver:
         self._turns = itertools.count()
         self._down: dict[str, float] = {}  # what is down, and since when
         self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
-        self._left: asyncio.Future[None] | None = None  # resolved when the last call has left
+        self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
         self.closing = False
 
     # Calls
@@ -95,7 +96,7 @@ class Driver:
         return queue
 
     def new_core(self) -> QueueCore:
-        return QueueCore(self._sessions, self._lease)
+        return QueueCore(self._sessions, self.lease)
 
     def enter(self, call: Call, ticket: LocalTicket) -> None:
         queue = call.queue
@@ -129,7 +130,7 @@ class Driver:
                     queue.link.call(load(command.name), queue.keys, arguments, on_reply)
             found, core.verdicts = core.verdicts, []
             for verdict in found:
-                self._deliver(queue, verdict)
+                deliver(self, queue, verdict)
         when = core.due if core.due < core.lease_deadline else core.lease_deadline
         if when < queue.timer_at:
             self._look_at(queue, when)
@@ -247,7 +248,7 @@ class Driver:
         self.drain(queue)
 
     async def until_changed(self, timeout: float) -> None:
-        """Wait until a link comes up or goes down, or a queue is attached to another; or `timeout` s."""
+        """Wait until a link comes up or goes down, or a queue changes its link; `timeout` s at most."""
         if self._changed is None or self._changed.done():
             self._changed = self.loop.create_future()
         await asyncio.wait({self._changed}, timeout=timeout)
@@ -259,12 +260,12 @@ class Driver:
     def is_up(self, part: str) -> None:
         since = self._down.pop(part, None)
         if since is not None and not self._down:
-            self._emit(Recovered(self.loop.time() - since))
+            self.emit(Recovered(self.loop.time() - since))
 
     def is_down(self, part: str, reason: str, detail: str) -> None:
         if part not in self._down:  # one event an outage, however often it is tried meanwhile
             self._down[part] = self.loop.time()
-            self._emit(Disrupted(reason, detail))
+            self.emit(Disrupted(reason, detail))
 
     # Timers
 
@@ -302,87 +303,6 @@ class Driver:
         elif queue.link is None and queue.timer_at == float("inf"):
             self._look_at(queue, now + _RETRY)
 
-    # Verdicts
-
-    def _deliver(self, queue: LocalQueue, verdict: verdicts.Verdict) -> None:
-        _DELIVER[type(verdict)](self, queue, verdict)
-
-    def _granted(self, queue: LocalQueue, verdict: verdicts.Granted) -> None:
-        call: Call = verdict.ticket.handle
-        call.is_granted(Grant(verdict.ticket.number, verdict.released_by))
-
-    def _waiting(self, queue: LocalQueue, verdict: verdicts.Waiting) -> None:
-        call: Call = verdict.ticket.handle
-        number = verdict.ticket.number
-        token = encode(queue.queue_id, call.ticket.id, number)
-        position = max(1, verdict.position or verdict.depth)
-        depth = max(1, verdict.depth)
-        resumed = verdict.ticket.resumed
-        call.is_waiting(
-            EnterResult(call.ticket, None, position, depth, None, None, token, resumed, verdict.holders)
-        )
-
-    def _refused(self, queue: LocalQueue, verdict: verdicts.Refused) -> None:
-        call: Call = verdict.ticket.handle
-        mean = verdict.mean_hold if verdict.holds >= FEWEST_HOLDS else None
-        retry_after = expected_wait(verdict.depth + 1, verdict.limit, mean)
-        if not call.answer.done():
-            result = EnterResult(call.ticket, None, 0, verdict.depth, verdict.reason, retry_after)
-            call.answer.set_result(result)
-
-    def _failed(self, queue: LocalQueue, verdict: verdicts.Failed) -> None:
-        call: Call = verdict.ticket.handle
-        error = f"{self.router.redact(verdict.error)}"
-        call.fail(self.unavailable("enter", error, queue.queue_id, call.ticket.item_id))
-
-    def _evicted(self, queue: LocalQueue, verdict: verdicts.Evicted) -> None:
-        verdict.ticket.handle.is_evicted()
-
-    def _out_of_reach(self, queue: LocalQueue, verdict: verdicts.OutOfReach) -> None:
-        call: Call = verdict.ticket.handle
-        why = (
-            f"it has renewed nothing for longer than the lease of {self._lease:g} s "
-            f"({self.why_down(queue)}), so the place in line is lost"
-        )
-        call.fail(self.unavailable("wait", why, queue.queue_id, call.ticket.item_id))
-
-    def _lost(self, queue: LocalQueue, verdict: verdicts.Lost) -> None:
-        call: Call = verdict.ticket.handle
-        if not call.lost:
-            call.lost = True
-            self._emit(SlotLost(call.ticket, verdict.reason))
-
-    def _left_line(self, queue: LocalQueue, verdict: verdicts.Left) -> None:
-        call: Call = verdict.ticket.handle
-        self.calls.pop(call.ticket.id, None)
-        call.left = verdict.result
-        if call.observed:
-            self._emit(protocol.Left(call.ticket, verdict.result, verdict.confirmed))
-        if self._left is not None and not self._left.done() and not self._leaving():
-            self._left.set_result(None)
-
-    def _reclaimed(self, queue: LocalQueue, verdict: verdicts.Reclaimed) -> None:
-        item_id, instance_id, context = verdict.call
-        event = protocol.Reclaimed(queue.queue_id, item_id, instance_id, verdict.state, context)
-        self._emit(event)
-
-    def _disagreement(self, queue: LocalQueue, verdict: verdicts.Disagreement) -> None:
-        self._emit(protocol.LimitDisagreement(queue.queue_id, verdict.previous, verdict.current))
-
-    def _beaten(self, queue: LocalQueue, verdict: verdicts.Beaten) -> None:
-        self._emit(protocol.Heartbeat(verdict.seconds, "error" if verdict.stats is None else "ok"))
-        if verdict.stats is not None:
-            self._emit(protocol.Snapshot(queue.queue_id, verdict.stats))
-
-    def _data_lost(self, queue: LocalQueue, verdict: verdicts.DataLost) -> None:
-        detail = f"queue {queue.queue_id!r} registers {verdict.tickets} tickets again"
-        self._emit(Disrupted("data_lost", detail))
-
-    def _rejected(self, queue: LocalQueue, verdict: verdicts.Rejected) -> None:
-        queue.rejected = True
-        detail = f"queue {queue.queue_id!r}: {verdict.command}: {self.router.redact(verdict.error)}"
-        self.is_down(f"queue {queue.queue_id}", "refused", detail)
-
     def unavailable(
         self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
     ) -> BackendUnavailableError:
@@ -390,15 +310,21 @@ class Driver:
 
     # The end
 
+    def forget(self, call: Call) -> None:
+        """The call has left, as far as Redis is concerned."""
+        self.calls.pop(call.ticket.id, None)
+        if self._all_left is not None and not self._all_left.done() and not self._leaving():
+            self._all_left.set_result(None)
+
     def _leaving(self) -> bool:
         return any(not call.local.wanted for call in self.calls.values())
 
     async def flush(self) -> None:
         """Wait until Redis has confirmed every leave."""
         while self._leaving():
-            if self._left is None or self._left.done():
-                self._left = self.loop.create_future()
-            await asyncio.wait({self._left})
+            if self._all_left is None or self._all_left.done():
+                self._all_left = self.loop.create_future()
+            await asyncio.wait({self._all_left})
 
     def end_calls(self) -> None:
         """Give back all that there is; every call gets an error."""
@@ -408,7 +334,7 @@ class Driver:
             queue_id, item_id, _ = call.ticket
             if call.local.stage is Stage.HOLDING and not call.lost:
                 call.lost = True
-                self._emit(SlotLost(call.ticket, "closed"))
+                self.emit(SlotLost(call.ticket, "closed"))
             operation = "enter" if call.granted is None else "wait"
             call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
             self.leave(call)
@@ -418,20 +344,3 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-_DELIVER: dict[type, Callable[[Driver, LocalQueue, Any], None]] = {
-    verdicts.Granted: Driver._granted,
-    verdicts.Waiting: Driver._waiting,
-    verdicts.Refused: Driver._refused,
-    verdicts.Failed: Driver._failed,
-    verdicts.Evicted: Driver._evicted,
-    verdicts.OutOfReach: Driver._out_of_reach,
-    verdicts.Lost: Driver._lost,
-    verdicts.Left: Driver._left_line,
-    verdicts.Reclaimed: Driver._reclaimed,
-    verdicts.Disagreement: Driver._disagreement,
-    verdicts.Beaten: Driver._beaten,
-    verdicts.DataLost: Driver._data_lost,
-    verdicts.Rejected: Driver._rejected,
-}

@@ -56,6 +56,13 @@ class Endpoint:
         """A connection that nobody else counts or closes."""
         return self._class(**self._kwargs)
 
+    @property
+    def name(self) -> str:
+        """Which data is there: address and database."""
+        kwargs = self._kwargs
+        address = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+        return f"{address}/{kwargs.get('db') or 0}"
+
     def check(self) -> None:
         """Raise unless connections of this kind can be made; none is opened."""
         try:

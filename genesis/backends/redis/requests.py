@@ -165,7 +165,7 @@ class Requests:
         for reply in replies:
             answer = await self._within("ping", "", reply, deadline, "")
             if isinstance(answer, Exception):
-                raise driver.unavailable("ping", driver.router.redact(answer))
+                raise driver.unavailable("ping", driver.tell(answer))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Take back what dead instances left, before somebody looks; returns the queue's numbers."""
@@ -220,7 +220,7 @@ class Requests:
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise driver.unavailable(operation, cause, queue.queue_id)
             if not driver.redirected(queue, answer):
-                raise driver.unavailable(operation, driver.router.redact(answer), queue.queue_id)
+                raise driver.unavailable(operation, driver.tell(answer), queue.queue_id)
             # It was not carried out; another server, or another connection, will do it.
             await self._until_changed(operation, queue, deadline)
 
