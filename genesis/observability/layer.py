@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar, get_args
@@ -35,6 +35,7 @@ from genesis.backends.protocol import (
     SlotLost,
     Snapshot,
     Ticket,
+    WaitStatus,
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
@@ -99,6 +100,10 @@ class ObservedBackend:
     def heartbeat_interval(self) -> float:
         return self._inner.heartbeat_interval
 
+    @property
+    def store(self) -> str:
+        return self._inner.store
+
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
@@ -109,9 +114,7 @@ class ObservedBackend:
         journey = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
         if journey.recorded is not None:
             context = journey.carried_context()
-            entry = EnterRequest(
-                entry.queue_id, entry.item_id, entry.limit, entry.only_if_free, context
-            )
+            entry = entry._replace(context=context)
         began = journey.began
         try:
             admission = await self._inner.enter(entry)
@@ -134,8 +137,8 @@ class ObservedBackend:
                 admission = admission._replace(grant=granted)
         else:
             self._count_operation("enter", "ok", now - began)
-            if not admission.position:
-                journey.not_granted("timeout", None)  # refused: it was never in the line
+            if admission.refusal is not None:
+                journey.not_granted("timeout", None)  # it was never in the line
                 return admission
             journey.enqueued(admission)
         self._journeys[admission.ticket.id] = journey
@@ -158,9 +161,14 @@ class ObservedBackend:
             self._telemetry.failed("metrics")
         return grant if journey is None else journey.granted(grant, now, at_once=False)
 
-    async def leave(
-        self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
-    ) -> LeaveResult:
+    def leave(
+        self,
+        ticket: Ticket,
+        context: str = "",
+        keep_place: float = 0.0,
+        *,
+        error: BaseException | None = None,
+    ) -> LeaveResult | None:
         """As the protocol's `leave`; `error` is what the body raised, if it did."""
         journey = self._journeys.pop(ticket.id, None)
         began = self._clock()
@@ -172,7 +180,7 @@ class ObservedBackend:
             else:
                 journey.not_granted("cancelled", None)  # it never got as far as `wait`
         try:
-            departure = await self._inner.leave(ticket, context)
+            departure = self._inner.leave(ticket, context, keep_place)
         except BaseException as raised:
             self._count_operation("leave", _operation_outcome(raised), self._clock() - began)
             if journey is not None and journey.recorded is not None:
@@ -203,9 +211,11 @@ class ObservedBackend:
     async def stats(self, queue_id: str) -> QueueStats:
         return await self._inspect("stats", queue_id, "", self._inner.stats(queue_id))
 
-    async def position(self, queue_id: str, item_id: str) -> int | None:
-        found = self._inner.position(queue_id, item_id)
-        return await self._inspect("position", queue_id, item_id, found)
+    async def wait_status(
+        self, queue_id: str, wanted: Sequence[Ticket | str]
+    ) -> list[WaitStatus | None]:
+        found = self._inner.wait_status(queue_id, wanted)
+        return await self._inspect("wait_status", queue_id, "", found)
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         return await self._inspect("entries", queue_id, "", self._inner.entries(queue_id))
@@ -215,6 +225,9 @@ class ObservedBackend:
         if count:
             self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
         return count
+
+    async def flush(self) -> None:
+        await self._inspect("flush", "", "", self._inner.flush())
 
     async def ping(self) -> None:
         await self._inspect("ping", "", "", self._inner.ping())
@@ -334,12 +347,10 @@ def _operation_outcome(error: BaseException) -> names.OperationOutcome:
 
 
 def _check_complete() -> None:
-    operations = {
-        name for name, member in vars(QueueBackend).items() if inspect.iscoroutinefunction(member)
-    }
-    wrapped = {
-        name for name, member in vars(ObservedBackend).items() if inspect.iscoroutinefunction(member)
-    }
+    operations, wrapped = (
+        {n for n, member in vars(kind).items() if n == "leave" or inspect.iscoroutinefunction(member)}
+        for kind in (QueueBackend, ObservedBackend)
+    )
     if missing := operations - wrapped:
         raise TypeError(f"the observing layer does not wrap: {', '.join(sorted(missing))}")
     if unnamed := operations ^ set(get_args(names.Operation)):

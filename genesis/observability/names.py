@@ -52,9 +52,10 @@ Operation: TypeAlias = Literal[
     "leave",
     "set_limit",
     "stats",
-    "position",
+    "wait_status",
     "entries",
     "evict",
+    "flush",
     "ping",
     "close",
 ]
