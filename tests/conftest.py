@@ -129,6 +129,11 @@ def telemetry(registry: CollectorRegistry, spans: Spans) -> Telemetry:
     return Telemetry(registry=registry, tracer_provider=provider, logger=logger)
 
 
+def without_overrides(server: RedisServer) -> list[str]:
+    """Keys without an expiry; an override of `set_limit` is the one thing that stays."""
+    return [key for key in server.keys_without_expiry() if not key.endswith(":override")]
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()
@@ -142,13 +147,7 @@ def redis_server(shared_redis: RedisServer) -> Iterator[RedisServer]:
     shared_redis.client.flushall()
     shared_redis.client.config_resetstat()
     yield shared_redis
-    left = shared_redis.keys_without_expiry()
-    # set_limit's override is the one thing that may stay: meta, with an override in it.
-    left = [
-        key
-        for key in left
-        if not (key.endswith(":meta") and shared_redis.client.hexists(key, "override"))
-    ]
+    left = without_overrides(shared_redis)
     assert not left, f"keys without an expiry were left behind: {left}"
 
 
@@ -174,11 +173,7 @@ def redis_cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
         server.client.flushall()
     yield shared_cluster
     for server in shared_cluster.servers:
-        left = [
-            key
-            for key in server.keys_without_expiry()
-            if not (key.endswith(":meta") and server.client.hexists(key, "override"))
-        ]
+        left = without_overrides(server)
         assert not left, f"keys without an expiry were left behind: {left}"
 
 
