@@ -144,8 +144,11 @@ class Connection(asyncio.Protocol):
             return None
         return max(self.waiting_since, self.last_received)
 
-    def send(self, parts: Sequence[bytes], on_reply: OnReply) -> None:
+    def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
         """Send a command; its place in the order is taken before this returns.
+
+        It is written at once, with those before it that were not urgent; or, if it is not urgent or
+        not the first of a turn of the loop, by the end of the turn.
 
         `on_reply` is called exactly once, never before this returns: with the reply, with a
         `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
@@ -160,14 +163,17 @@ class Connection(asyncio.Protocol):
                 self.watched = True
                 self._on_busy()
         self._pending.append(on_reply)
-        if not (self._written or self._flushing):
+        outgoing = self._outgoing
+        if urgent and not (self._written or self._paused) and len(outgoing) < 2:
             # At once: a lone command would wait for the end of the turn for nothing. `_written` is
             # taken back when replies arrive, so a quiet connection needs no callback at the end of
             # the turn; a command that wrongly counts as the second one waits for a turn, no longer.
             self._written = True
+            if outgoing:
+                data = outgoing.popleft() + data
             self._transport.write(data)
             return
-        self._outgoing.append(data)
+        outgoing.append(data)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush, context=self._context)

@@ -127,7 +127,9 @@ class Driver:
                     session = b"%d" % command.session
                     arguments = (self._head, session, *self._tail, *command.arguments)
                     on_reply = partial(self._replied, queue, command)
-                    queue.link.call(load(command.name), queue.keys, arguments, on_reply)
+                    # Nobody waits for the slot: its release travels with what comes next.
+                    urgent = core.crowded or command.name != "leave"
+                    queue.link.call(load(command.name), queue.keys, arguments, on_reply, urgent)
             found, core.verdicts = core.verdicts, []
             for verdict in found:
                 deliver(self, queue, verdict)

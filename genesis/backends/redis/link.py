@@ -123,17 +123,23 @@ class Link:
         return self._connection if self.up else None
 
     def call(
-        self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes], on_reply: OnReply
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[bytes],
+        on_reply: OnReply,
+        urgent: bool = True,
     ) -> bool:
         """Send an EVALSHA; see `send`."""
-        return self.send((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments), on_reply)
+        parts = (b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments)
+        return self.send(parts, on_reply, urgent)
 
-    def send(self, parts: Sequence[bytes], on_reply: OnReply) -> bool:
+    def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> bool:
         """Send a command, if the link is up: see `Connection.send`. If not, False, and nothing else."""
         connection = self._connection
         if connection is None or not connection.up:
             return False
-        connection.send(parts, on_reply)
+        connection.send(parts, on_reply, urgent)
         return True
 
     def leave(self, reason: str, detail: str) -> None:
