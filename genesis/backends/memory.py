@@ -22,7 +22,7 @@ from contextvars import Context
 from itertools import islice
 from typing import NamedTuple
 
-from genesis.backends.estimate import HoldMean, expected_wait
+from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
 from genesis.backends.line import Line, Passage, Waiter
 from genesis.backends.places import decode, encode
@@ -49,7 +49,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
-_MOST_MEANS = 1_000
+_MOST_KNOWN = 1_000
 _HOLDERS_SHOWN = 5
 
 
@@ -78,8 +78,8 @@ class InMemoryBackend:
         self._lines: dict[str, Line] = {}
         self._overrides: dict[str, int] = {}
         self._kept: dict[str, _KeptPlace] = {}  # by the id of the ticket whose place it was
-        # Of queues in use and of idle ones, because an idle queue's next callers ask for it too.
-        self._means: dict[str, HoldMean] = {}
+        # Of queues in use and of idle ones, whose mean hold is of use to the next callers.
+        self._known: dict[str, Line] = {}
         # One counter for all queues: tokens grow strictly in each of them, although an idle queue
         # leaves no state behind from which its own counter could go on.
         self._numbers = itertools.count(1)
@@ -96,38 +96,38 @@ class InMemoryBackend:
         self._listener = listener
 
     async def enter(self, request: EnterRequest) -> EnterResult:
-        queue_id = request.queue_id
+        queue_id, item_id, limit, only_if_free, context, max_waiting, head_start, token, _ = request
         if self._closed:
-            raise self._closed_error("enter", queue_id, request.item_id)
+            raise self._closed_error("enter", queue_id, item_id)
         loop = get_running_loop()
         if loop is not self._loop:
             self._move_to(loop)
         line = self._lines.get(queue_id)
         if line is None:
-            line = self._open_line(queue_id, request.limit)
-        elif request.limit is not None and request.limit != line.limit:
-            self._adopt_limit(queue_id, line, request.limit)
+            line = self._open_line(queue_id, limit)
+        elif limit is not None and limit != line.limit:
+            self._adopt_limit(queue_id, line, limit)
         number = next(self._numbers)
         key = str(number)
-        ticket = new_tuple(Ticket, (queue_id, request.item_id, key))
+        ticket = new_tuple(Ticket, (queue_id, item_id, key))
         if not line.waiting and len(line.holding) < line.effective_limit:
-            line.holding[key] = Passage(ticket, self._clock(), number, request.context)
+            line.holding[key] = Passage(ticket, self._clock(), number, context)
             grant = new_tuple(Grant, (number, None, 0.0))
-            resumed = request.place_token != "" and self._take_place(request) is not None
+            resumed = token != "" and self._take_place(request) is not None
             return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, "", resumed, ()))
-        if request.only_if_free or request.max_waiting is not None:
-            refusal = self._refusal(line, ticket, request)
+        if only_if_free or max_waiting is not None:
+            refusal = self._refusal(line, ticket, only_if_free, max_waiting)
             if refusal is not None:
                 return refusal
         now = place = self._clock()
-        kept = self._take_place(request) if request.place_token else None
+        kept = self._take_place(request) if token else None
         if kept is not None:
             place, number = kept.place, kept.number
-        elif request.head_start:
-            place = now - request.head_start
-        waiter = Waiter(ticket, now, place, number, request.context, loop.create_future())
+        elif head_start:
+            place = now - head_start
+        waiter = Waiter(ticket, now, place, number, context, loop.create_future())
         position = line.add(waiter)
-        holders = self._first_holders(line) if request.context else ()
+        holders = self._first_holders(line) if context else ()
         token = encode(queue_id, key, place)
         depth = len(line.waiting)
         return new_tuple(
@@ -185,15 +185,15 @@ class InMemoryBackend:
             self._overrides[queue_id] = limit
         line = self._lines.get(queue_id)
         if line is not None:
-            line.override = limit
+            line.set_limit(line.limit, limit)
             self._hand_over(line)
 
     async def stats(self, queue_id: str) -> QueueStats:
         self._check("stats", queue_id)
         line = self._lines.get(queue_id)
         if line is None:
-            holds = self._means.get(queue_id)
-            limit, mean = self._overrides.get(queue_id, 1), None if holds is None else holds.value
+            idle, limit = self._known.get(queue_id), self._overrides.get(queue_id, 1)
+            mean = None if idle is None else idle.holds.value
             return QueueStats(0, 0, limit, 0.0, 0.0, mean)
         return line.stats(self._clock())
 
@@ -230,7 +230,7 @@ class InMemoryBackend:
             return []
         now = self._clock()
         found = [self._describe(passage, now, None) for passage in line.holding.values()]
-        for position, passage in enumerate(line.in_order(), 1):
+        for position, passage in enumerate(line.order, 1):
             found.append(self._describe(passage, now, position))
         return found
 
@@ -270,12 +270,14 @@ class InMemoryBackend:
             for holder in line.holding.values():
                 self._emit(SlotLost(holder.ticket, "closed"))
 
-    def _refusal(self, line: Line, ticket: Ticket, request: EnterRequest) -> EnterResult | None:
+    def _refusal(
+        self, line: Line, ticket: Ticket, only_if_free: bool, max_waiting: int | None
+    ) -> EnterResult | None:
         """The reply to a call that is turned away, before it takes anything; None if it is not."""
         depth = len(line.waiting)
-        if request.only_if_free:
+        if only_if_free:
             refused = EnterResult(ticket, None, 0, depth, "busy")
-        elif request.max_waiting is not None and depth >= request.max_waiting:
+        elif max_waiting is not None and depth >= max_waiting:
             expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
             refused = EnterResult(ticket, None, 0, depth, "full", expected)
         else:
@@ -298,12 +300,15 @@ class InMemoryBackend:
         self._kept[waiter.ticket.id] = kept
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
-        holds = self._means.get(queue_id)
-        if holds is None:
-            if len(self._means) >= _MOST_MEANS:
-                del self._means[next(iter(self._means))]
-            holds = self._means[queue_id] = HoldMean()
-        line = self._lines[queue_id] = Line(limit, self._overrides.get(queue_id), holds)
+        line = self._known.get(queue_id)
+        if line is None:
+            if len(self._known) >= _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            line = self._known[queue_id] = Line()
+        self._lines[queue_id] = line
+        override = self._overrides.get(queue_id)
+        if limit != line.limit or override != line.override:
+            line.set_limit(limit, override)
         if self._timer is None:
             self._arm()
         return line
@@ -313,7 +318,8 @@ class InMemoryBackend:
             self._lines.pop(queue_id, None)
 
     def _adopt_limit(self, queue_id: str, line: Line, limit: int) -> None:
-        previous, line.limit = line.limit, limit
+        previous = line.limit
+        line.set_limit(limit, line.override)
         # Before the newcomer is looked at: a raised limit belongs to those who already wait.
         self._hand_over(line)
         if previous is not None:
@@ -326,19 +332,19 @@ class InMemoryBackend:
 
     def _grant_head(self, line: Line, released_by: CallRef | None) -> CallRef:
         """Grant a free slot to the head of the line; returns who that is."""
-        head = line.take_head()
-        line.holding[head.ticket.id] = head
+        head = line.order.popleft()
+        _, item_id, key = head.ticket
+        del line.waiting[key]
+        line.holding[key] = head
         head.token = token = next(self._numbers)
         head.since = self._clock()
         if not head.future.done():
             head.future.set_result(new_tuple(Grant, (token, released_by, 0.0)))
-        return self._call_ref(head)
-
-    def _call_ref(self, passage: Passage) -> CallRef:
-        return new_tuple(CallRef, (passage.ticket.item_id, self.instance_id, passage.context))
+        return new_tuple(CallRef, (item_id, self.instance_id, head.context))
 
     def _first_holders(self, line: Line) -> tuple[CallRef, ...]:
-        return tuple(map(self._call_ref, islice(line.holding.values(), _HOLDERS_SHOWN)))
+        first = islice(line.holding.values(), _HOLDERS_SHOWN)
+        return tuple(CallRef(p.ticket.item_id, self.instance_id, p.context) for p in first)
 
     def _describe(self, passage: Passage, now: float, position: int | None) -> QueueEntry:
         return QueueEntry(
@@ -381,7 +387,9 @@ class InMemoryBackend:
                 "this InMemoryBackend has calls in another event loop; use a Queue in one event loop "
                 "at a time, or RedisBackend to share a line between threads"
             )
-        self._lines.clear()
+        if self._lines:
+            self._lines.clear()
+            self._known.clear()
         self._loop, self._timer = loop, None
 
     def _check(self, operation: str, queue_id: str = "", item_id: str = "") -> None:

@@ -35,6 +35,7 @@ from genesis.version import VERSION
 
 __all__ = ["Queue"]
 
+_ZERO = 0.0  # one object: most calls leave it out, and then it needs no check
 _ONE_REPLY = 1.0
 """Seconds that timeout=0 allows for the backend's reply."""
 
@@ -80,8 +81,8 @@ class Queue:
         max_concurrent: int | None = None,
         timeout: float | None = None,
         max_waiting: int | None = None,
-        head_start: float = 0.0,
-        keep_place: float = 0.0,
+        head_start: float = _ZERO,
+        keep_place: float = _ZERO,
         place_token: str | None = None,
     ) -> SlotRequest:
         """Wait for a slot on entering the `async with` block, give it back on leaving it.
@@ -125,12 +126,12 @@ class Queue:
             timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
         if max_waiting is not None:
             check_limit("max_waiting", queue_id, max_waiting, least=0)
-        if head_start != 0.0 or type(head_start) is not float:
+        if head_start is not _ZERO:
             head_start = check_seconds(f"queue {queue_id!r}: head_start", head_start)
-        if keep_place != 0.0 or type(keep_place) is not float:
+        if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        now = timeout == 0
+        now = timeout is not None and timeout == 0
         request = new_tuple(
             EnterRequest,
             (
@@ -306,11 +307,11 @@ class Queue:
     ) -> None:
         await self.close()
 
-    def admit(self, request: EnterRequest) -> Calls:
-        """For `SlotRequest`: count a call in, before it is sent.
+    def _calls_here(self, request: EnterRequest) -> Calls:
+        """For `SlotRequest`, if its event loop is another one than before, or `drain` was called.
 
         Raises:
-            LimitMismatchError, QueueDrainingError: it may not enter.
+            QueueDrainingError: it may not enter.
             RuntimeError: the calls of another event loop are in the lines.
         """
         calls = self._calls
@@ -324,5 +325,4 @@ class Queue:
             calls = self._calls = Calls(loop)
         if self._draining and not calls.this_task_holds():
             raise QueueDrainingError(request.queue_id, request.item_id)
-        calls.enter(request)
         return calls

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task, get_running_loop
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
 from genesis.exceptions import QueueFullError, QueueTimeoutError
 from genesis.queue.arguments import check_pace
-from genesis.queue.calls import Calls, task_id
+from genesis.queue.calls import Calls
 from genesis.queue.slot import Slot
 from genesis.queue.watch import Watch
 
@@ -36,14 +39,13 @@ class SlotRequest:
 
     __slots__ = (
         "_calls",
+        "_entered",
         "_keep_place",
         "_queue",
         "_request",
         "_timeout",
         "_watches",
-        "item_id",
         "place_token",
-        "queue_id",
         "resumed",
         "slot",
         "ticket",
@@ -53,32 +55,44 @@ class SlotRequest:
         self, queue: Queue, request: EnterRequest, timeout: float | None, keep_place: float
     ) -> None:
         self._queue = queue
-        self.queue_id = request.queue_id
-        self.item_id = request.item_id
-        self._request: EnterRequest | None = request  # until it is entered
+        self._request = request
         self._timeout = timeout
         self._keep_place = keep_place
+        self._entered = False
         self._calls: Calls | None = None  # while the call is in the queue
-        self._watches: list[Watch] | None = None  # of this request; until it ends to wait
+        self._watches: list[Watch] | None = None  # of this request, until its wait ends
         self.ticket: Ticket | None = None  # while it waits
         self.place_token: str | None = None
         self.resumed = False
         self.slot: Slot | None = None
 
+    @property
+    def queue_id(self) -> str:
+        return self._request.queue_id
+
+    @property
+    def item_id(self) -> str:
+        return self._request.item_id
+
     async def __aenter__(self) -> Slot:
         # One coroutine, and none inside it: a task that is woken passes through each of them again.
-        request, self._request = self._request, None
-        if request is None:
+        if self._entered:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
-        queue = self._queue
-        self._calls = calls = queue.admit(request)
+        self._entered = True
+        queue, request = self._queue, self._request
+        calls = queue._calls
+        if calls is None or calls.loop is not get_running_loop() or queue._draining:
+            calls = queue._calls_here(request)
+        calls.enter(request)
+        self._calls = calls
         backend, timeout = queue._backend, self._timeout
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
             result = await backend.enter(request)
-            self.resumed = result.resumed
             grant = result.grant
+            if result.resumed:
+                self.resumed = True
             if grant is None:
                 if result.refusal is not None:
                     raise self._refused(result)
@@ -98,7 +112,7 @@ class SlotRequest:
             if waited and isinstance(error, TimeoutError) and self._timeout is not None:
                 raise QueueTimeoutError(self.queue_id, self.item_id, self._timeout) from None
             raise
-        calls.holding[self] = task_id()
+        calls.holding[self] = id(current_task(calls.loop))
         self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
         if self.ticket is not None or self._watches is not None:
             self._stop_waiting()
@@ -110,12 +124,24 @@ class SlotRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        slot, calls = self.slot, self._calls
+        if slot is None or calls is None:
+            if not self._entered:
+                raise RuntimeError("this slot request was never entered, so there is nothing to leave")
+            return  # its entering had failed
         if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            if isinstance(error, GeneratorExit) and self._calls is not None:
-                self._calls.end_later(self._leave, None)
+            if isinstance(error, GeneratorExit):
+                calls.end_later(_run, self.__aexit__)
                 return
             error = None  # a call that is cancelled has not failed
-        self._leave(error)
+        self.slot = self._calls = None
+        ticket = slot.ticket
+        try:
+            slot.mark_left()
+        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+            del calls.holding[self]
+            calls.leave(ticket.queue_id)
+            self._queue._backend.leave(ticket, error=error)
 
     def watch(self, *, every: float = 30.0, at_least: float = 10.0) -> Watch:
         """Where this call stands while it waits; begin before it is entered, or while it waits.
@@ -124,7 +150,7 @@ class SlotRequest:
         """
         every, at_least = check_pace(self.queue_id, every, at_least)
         watch = Watch(self._queue.watches, self.queue_id, self.item_id, every, at_least, self)
-        if self._request is None and (self.slot is not None or self._calls is None):
+        if self._entered and (self.slot is not None or self._calls is None):
             watch.end()  # the wait is over
         elif self._watches is None:
             self._watches = [watch]
@@ -152,17 +178,8 @@ class SlotRequest:
         if ticket is not None:
             self._queue._backend.leave(ticket, keep_place=keep_place)
 
-    def _leave(self, error: BaseException | None) -> None:
-        slot, self.slot = self.slot, None
-        calls, self._calls = self._calls, None
-        if slot is None or calls is None:
-            if self._request is not None:
-                raise RuntimeError("this slot request was never entered, so there is nothing to leave")
-            return  # its entering had failed
-        ticket = slot.ticket
-        try:
-            slot.mark_left()
-        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
-            del calls.holding[self]
-            calls.leave(ticket.queue_id)
-            self._queue._backend.leave(ticket, error=error)
+
+def _run(leave: Callable[[None, None, None], Coroutine[object, None, None]]) -> None:
+    """Call what awaits nothing."""
+    with suppress(StopIteration):
+        leave(None, None, None).send(None)
