@@ -106,7 +106,8 @@ class Spans(InMemorySpanExporter):
     """The spans that have ended, easily asked."""
 
     def named(self, name: str) -> list[Any]:
-        return [span for span in self.get_finished_spans() if span.name.split(" ")[0] == name]
+        """By what follows `queue.`"""
+        return [span for span in self.get_finished_spans() if span.name == f"queue.{name}"]
 
 
 @pytest.fixture
@@ -240,7 +241,8 @@ def state_of(queue: Queue) -> dict[str, Any]:
         state.update(agreements=queue._calls.agreements, holding=queue._calls.holding)
     layer: Any = queue._backend
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
-    state["journeys"] = getattr(layer, "_journeys", {})
+    state["recorders"] = getattr(layer, "_recorders", {})
+    state["leaving"] = getattr(layer, "_leaving", {})
     if isinstance(inner, InMemoryBackend):
         state["lines"] = inner._lines
     elif isinstance(inner, RedisBackend) and inner._driver is not None:

@@ -451,7 +451,7 @@ def test_the_machine_has_the_state_it_should_watch() -> None:
     async def work() -> None:
         async with Queue(telemetry=telemetry()) as queue:
             async with queue.slot(QUEUE_ID):
-                assert set(state_of(queue)) >= {"agreements", "journeys", "lines"}
+                assert set(state_of(queue)) >= {"agreements", "recorders", "lines"}
             assert not state_of(queue)
 
     asyncio.run(work())

@@ -25,6 +25,7 @@ from genesis.backends.protocol import (
     Grant,
     Heartbeat,
     LeaveResult,
+    Left,
     LimitDisagreement,
     Listener,
     QueueBackend,
@@ -39,15 +40,17 @@ from genesis.backends.protocol import (
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
-from genesis.observability.journey import CallRecorder
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.metrics import MAX_UNSETTLED, noting
+from genesis.observability.recorder import CallRecorder
+from genesis.observability.spans import Tracing, fail
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.traces import Tracing, fail
 
 __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
+
+_NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
 
 
 class ObservedBackend:
@@ -65,14 +68,15 @@ class ObservedBackend:
         self._clock = telemetry.clock
         self._name = inner.name
         self._instance_id = inner.instance_id
-        self._journeys: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
+        self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # How to note that a step went well: the path of every call looks up no child. Only one that a
         # `leave` soon follows is noted, which sees to the sorting.
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._left = 0  # times, since the last sorting
+        self._since_settled = 0  # calls that left
+        self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: Listener | None = None
         try:
             self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
@@ -111,18 +115,18 @@ class ObservedBackend:
     # resumption, and ask the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        journey = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
-        if journey.recorded is not None:
-            context = journey.carried_context()
+        recorder = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
+        if recorder.recorded is not None:
+            context = recorder.carried_context()
             entry = entry._replace(context=context)
-        began = journey.began
+        began = recorder.began
         try:
             admission = await self._inner.enter(entry)
         except BaseException as error:
             self._count_operation("enter", _operation_outcome(error), self._clock() - began)
             outcome = _wait_outcome(error)
             # A timeout here is the backend's, not the caller's, who has not begun to wait.
-            journey.not_granted("error" if outcome == "timeout" else outcome, error)
+            recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
         grant = admission.grant
@@ -131,35 +135,35 @@ class ObservedBackend:
                 self._well["enter"](now - began)
             except Exception:
                 self._telemetry.failed("metrics")
-            journey.enqueued(admission)
-            granted = journey.granted(grant, now, at_once=True)
+            recorder.enqueued(admission)
+            granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
                 admission = admission._replace(grant=granted)
         else:
             self._count_operation("enter", "ok", now - began)
-            if admission.refusal is not None:
-                journey.not_granted("timeout", None)  # it was never in the line
+            if not admission.position:
+                recorder.refused(admission.refusal or "busy", admission.depth)
                 return admission
-            journey.enqueued(admission)
-        self._journeys[admission.ticket.id] = journey
+            recorder.enqueued(admission)
+        self._recorders[admission.ticket.id] = recorder
         return admission
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        journey = self._journeys.get(ticket.id)
+        recorder = self._recorders.get(ticket.id)
         began = self._clock()
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
             self._count_operation("wait", _operation_outcome(error), self._clock() - began)
-            if journey is not None:
-                journey.not_granted(_wait_outcome(error), error)
+            if recorder is not None:
+                recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
         try:
             self._well["wait"](now - began)
         except Exception:
             self._telemetry.failed("metrics")
-        return grant if journey is None else journey.granted(grant, now, at_once=False)
+        return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
         self,
@@ -169,39 +173,69 @@ class ObservedBackend:
         *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
-        """As the protocol's `leave`; `error` is what the body raised, if it did."""
-        journey = self._journeys.pop(ticket.id, None)
+        """As the protocol's `leave`; `error` is what the body raised, if it did.
+
+        The inner backend comes first, so that whoever waits for the slot does not wait for telemetry.
+        What the hold was is settled by then all the same: a loss that is reported from here on finds
+        no recorder any more.
+        """
+        recorder = self._recorders.pop(ticket.id, None)
         began = self._clock()
-        if journey is not None:
-            if journey.holding:
-                journey.leaving(error, began)
-                if journey.recorded is not None:
-                    context = context or journey.held_context()
-            else:
-                journey.not_granted("cancelled", None)  # it never got as far as `wait`
+        if recorder is not None and recorder.recorded is not None:
+            context = context or recorder.held_context()
         try:
-            departure = self._inner.leave(ticket, context, keep_place)
+            result = self._inner.leave(ticket, context, keep_place)
         except BaseException as raised:
             self._count_operation("leave", _operation_outcome(raised), self._clock() - began)
-            if journey is not None and journey.recorded is not None:
-                journey.released(None, raised)
+            if recorder is not None:
+                recorder.left(error, began)
+                recorder.released((), raised)
             raise
+        seconds = self._clock() - began
+        if recorder is not None:
+            recorder.left(error, began)
+        if result is None:
+            self._leaving[ticket.id] = (recorder, began)
+            return None
         try:
-            self._well["leave"](self._clock() - began)
-            self._left += 1
-            if self._left >= MAX_UNSETTLED:
-                self._left = 0
-                self._telemetry.instruments.settle()
+            self._well["leave"](seconds)
         except Exception:
             self._telemetry.failed("metrics")
-        if journey is not None and journey.recorded is not None:
-            journey.released(departure, None)
-        return departure
+        self._settle_now_and_then()
+        if recorder is not None and recorder.recorded is not None:
+            recorder.released(result.granted_to, None)
+        return result
+
+    def _left(self, event: Left) -> None:
+        """The reply to a `leave` has come, or never will."""
+        recorder, began = self._leaving.pop(event.ticket.id, (None, None))
+        if began is None:
+            return  # not one that was sent through here
+        outcome: names.OperationOutcome = "ok" if event.confirmed else "unconfirmed"
+        self._count_operation("leave", outcome, self._clock() - began)
+        self._settle_now_and_then()
+        if recorder is not None:
+            recorder.released(event.result.granted_to, None, confirmed=event.confirmed)
+
+    def _settle_now_and_then(self) -> None:
+        self._since_settled += 1
+        if self._since_settled >= MAX_UNSETTLED:
+            self._since_settled = 0
+            try:
+                self._telemetry.instruments.settle()
+            except Exception:
+                self._telemetry.failed("metrics")
+
+    def refused(self, queue_id: str, item_id: str, reason: names.RefusalReason) -> None:
+        """A call that was turned away before it reached the backend: the Queue is draining."""
+        entry = EnterRequest(queue_id, item_id)
+        recorder = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
+        recorder.refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
-        if lapsed and (journey := self._journeys.get(ticket.id)) is not None:
-            journey.slot_lost("lapsed")  # a backend that emits no event is not silent either
+        if lapsed and (recorder := self._recorders.get(ticket.id)) is not None:
+            recorder.slot_lost("lapsed")  # a backend that emits no event is not silent either
         return lapsed
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
@@ -226,11 +260,11 @@ class ObservedBackend:
             self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
         return count
 
-    async def flush(self) -> None:
-        await self._inspect("flush", "", "", self._inner.flush())
-
     async def ping(self) -> None:
         await self._inspect("ping", "", "", self._inner.ping())
+
+    async def flush(self) -> None:
+        await self._inspect("flush", "", "", self._inner.flush())
 
     async def close(self) -> None:
         await self._inspect("close", "", "", self._inner.close())
@@ -280,7 +314,10 @@ class ObservedBackend:
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
-        Context().run(self._log_event, event)
+        if isinstance(event, Left):
+            Context().run(self._left, event)
+        else:
+            Context().run(self._log_event, event)
         try:
             self._count_event(event)
         except Exception:
@@ -290,11 +327,13 @@ class ObservedBackend:
 
     def _log_event(self, event: BackendEvent) -> None:
         if isinstance(event, SlotLost):
-            journey = self._journeys.get(event.ticket.id)
-            if journey is not None:
-                journey.slot_lost(event.reason)
+            recorder = self._recorders.get(event.ticket.id)
+            if recorder is not None:
+                recorder.slot_lost(event.reason)
         elif isinstance(event, Reclaimed):
-            self._log(WARNING, "reclaimed", **event._asdict())
+            fields = event._asdict()
+            del fields["context"]
+            self._log(WARNING, "reclaimed", **fields)
         elif isinstance(event, LimitDisagreement):
             self._log(WARNING, "limit_changed", **event._asdict())
         elif isinstance(event, Disrupted):
@@ -347,15 +386,16 @@ def _operation_outcome(error: BaseException) -> names.OperationOutcome:
 
 
 def _check_complete() -> None:
-    operations, wrapped = (
-        {n for n, member in vars(kind).items() if n == "leave" or inspect.iscoroutinefunction(member)}
-        for kind in (QueueBackend, ObservedBackend)
-    )
-    if missing := operations - wrapped:
+    methods = {
+        name
+        for name, member in vars(QueueBackend).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+    if missing := methods - {n for n, member in vars(ObservedBackend).items() if callable(member)}:
         raise TypeError(f"the observing layer does not wrap: {', '.join(sorted(missing))}")
-    if unnamed := operations ^ set(get_args(names.Operation)):
+    if unnamed := (methods - _NOT_OPERATIONS) ^ set(get_args(names.Operation)):
         raise TypeError(f"names.Operation and the protocol differ in: {', '.join(sorted(unnamed))}")
 
 
-# _check_complete()
+_check_complete()
 _complete: type[QueueBackend] = ObservedBackend

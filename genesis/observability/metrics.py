@@ -245,6 +245,8 @@ class QueueSeries:
         self._note_released = noting(self._child_of_hold("released"))
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
+        for reason in get_args(names.RefusalReason):
+            instruments.refused.labels(label, reason)
         instruments.disagreements.labels(label)
 
     def entered(self) -> None:
@@ -272,6 +274,13 @@ class QueueSeries:
         if self._gauges is not None:
             self._gauges[0].dec()
         self._child_of_wait(outcome).observe(waited, exemplar)
+
+    def refused(self, reason: str) -> None:
+        """One fewer waits: it was turned away, and is no wait."""
+        self.waiting -= 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+        self._instruments.refused.labels(self.label, reason).inc()
 
     def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
         """One fewer holds."""
@@ -404,6 +413,9 @@ class Instruments:
         self.reclaimed = self._counter(
             names.RECLAIMED, "Waiters and slots taken back from dead instances.", ("queue", "state")
         )
+        self.refused = self._counter(
+            names.REFUSED, "Calls that were turned away without waiting.", ("queue", "reason")
+        )
         self.disagreements = self._counter(
             names.LIMIT_DISAGREEMENTS, "Times a call site named another limit.", queue
         )
@@ -468,7 +480,7 @@ class Instruments:
             del self.known[label]
             for metric in (
                 *(self.wait, self.hold, self.position, self.waiting, self.holding),
-                *(self.reclaimed, self.disagreements),
+                *(self.reclaimed, self.refused, self.disagreements),
             ):
                 metric.remove_by_labels({"queue": label})
 

@@ -55,14 +55,13 @@ class Tracing:
             names.QUEUE_ID: queue_id,
             names.INSTANCE_ID: self._instance_id,
             names.BACKEND: self._backend,
-            names.MESSAGE_ID: item_id,
-            names.DESTINATION: queue_id,
         }
 
     def inspection(self, operation: str, queue_id: str, item_id: str) -> Span:
         """The one span of an operation that is not a step of a passage."""
         attributes = self.attributes(queue_id, item_id)
-        return self.start_span(f"{operation} {queue_id}", None, SpanKind.CLIENT, attributes)
+        name = names.SPAN_INSPECTION + operation
+        return self.start_span(name, None, SpanKind.CLIENT, attributes)
 
     def trail(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
         """The spans of a passage; None as long as the application has no SDK.
@@ -78,11 +77,10 @@ class Tracing:
             self._provider = provider
         parent = otel_context.get_current()
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        title = f"{names.SPAN_ACQUIRE} {entry.queue_id}"
-        acquire = self.start_span(title, parent, SpanKind.INTERNAL, attributes)
+        acquire = self.start_span(names.SPAN_ACQUIRE, parent, SpanKind.INTERNAL, attributes)
         if not acquire.is_recording():
             return UnrecordedSpans(acquire, parent)
-        return CallSpans(self.start_span, entry.queue_id, attributes, acquire, parent)
+        return CallSpans(self.start_span, attributes, acquire, parent)
 
 
 class UnrecordedSpans:
@@ -140,7 +138,6 @@ class CallSpans:
         "_enqueue",
         "_hold",
         "_parent",
-        "_queue_id",
         "_since",
         "_start",
         "_token",
@@ -151,13 +148,11 @@ class CallSpans:
     def __init__(
         self,
         start: StartSpan,
-        queue_id: str,
         attributes: dict[str, Any],
         acquire: Span,
         parent: Context,
     ) -> None:
         self._start = start
-        self._queue_id = queue_id
         self._attributes = attributes  # what every span bears
         self._acquire = acquire
         self._current = acquire.get_span_context()  # of `hold` once there is one
@@ -233,7 +228,7 @@ class CallSpans:
     ) -> None:
         since, self._since = self._since, 0
         attributes = {**self._attributes, names.OUTCOME: outcome, names.WAITED_SECONDS: waited}
-        links = _links(names.LINK_RELEASED_BY, () if released_by is None else (released_by,))
+        links = _links("released_by", () if released_by is None else (released_by,))
         wait = self._span(names.SPAN_WAIT, SpanKind.INTERNAL, self._within, attributes, links, since)
         if failure is not None:
             fail(wait, failure)
@@ -263,13 +258,24 @@ class CallSpans:
             fail(self._hold, outcome if error is None else error)
         self._hold.end()
 
-    def end_release(self, granted_to: tuple[CallRef, ...], error: BaseException | None) -> None:
+    def refused(self, reason: names.RefusalReason, depth: int) -> None:
+        """End the spans of a call that was turned away, which is not an error."""
+        self._enqueue.set_attribute(names.AT_DEPTH, depth)
+        self._enqueue.end()
+        self._acquire.set_attribute(names.OUTCOME, reason)
+        self._acquire.end()
+
+    def end_release(
+        self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool
+    ) -> None:
         if not self._since:
             return
-        links = _links(names.LINK_GRANTED_TO, granted_to)
+        links = _links("granted_to", granted_to)
         release = self._span(
             names.SPAN_RELEASE, SpanKind.CLIENT, self._parent, self._attributes, links, self._since
         )
+        if not confirmed:
+            release.set_attribute(names.OUTCOME, "unconfirmed")
         if isinstance(error, Exception):  # a cancellation is none; the slot is given back all the same
             fail(release, error)
         release.end()
@@ -283,8 +289,7 @@ class CallSpans:
         links: Sequence[Link] = (),
         start_time: int | None = None,
     ) -> Span:
-        title = f"{name} {self._queue_id}"
-        return self._start(title, parent, kind, attributes, links, start_time)
+        return self._start(name, parent, kind, attributes, links, start_time)
 
     def _traceparent(self, context: SpanContext) -> str:
         """W3C `traceparent` of a span of this trail.
@@ -331,7 +336,7 @@ def fail(span: Span, cause: BaseException | str) -> None:
     span.set_status(Status(StatusCode.ERROR, str(cause)))
 
 
-def _links(relation: str, parties: tuple[CallRef, ...]) -> list[Link]:
+def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
     """Links to the spans whose `traceparent`s came through the backend, as far as there are any."""
     links = []
     for party in parties:

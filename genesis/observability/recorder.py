@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, LeaveResult, new_tuple
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
 from genesis.observability import names
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
+from genesis.observability.spans import CallSpans, Tracing, UnrecordedSpans
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.traces import CallSpans, Tracing, UnrecordedSpans
 
 __all__ = ["CallRecorder"]
 
@@ -131,8 +131,7 @@ class CallRecorder:
         """The wait ended without a slot. Only the first ending counts."""
         if not self.waiting:
             return
-        refused = outcome == "timeout" and self._entry.only_if_free
-        waited = 0.0 if refused else self._telemetry.clock() - self.began
+        waited = self._telemetry.clock() - self.began
         self.waiting = False
         try:
             if self._series is not None:
@@ -145,6 +144,22 @@ class CallRecorder:
         event, level = _WAIT_EVENTS[outcome]
         self._log(level, event, error if outcome == "error" else None, waited=waited)
 
+    def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
+        """The call was turned away: it never was in the line, so there is no wait to observe."""
+        self.waiting = False
+        try:
+            if self._series is not None:
+                self._series.refused(reason)
+        except Exception:
+            self._telemetry.failed("metrics")
+        try:
+            if self.recorded is not None:
+                self.recorded.refused(reason, depth)
+        except Exception:
+            self._telemetry.failed("traces")
+        if self._info:
+            self._log(INFO, "refused", reason=reason, depth=depth)
+
     def slot_lost(self, reason: str) -> None:
         """The slot is gone while its body runs. Only the first word of it counts."""
         if self._lost is not None:
@@ -156,8 +171,16 @@ class CallRecorder:
             self._lost = "lost"
             self._log(ERROR, "lost", reason=reason)
 
-    def leaving(self, error: BaseException | None, now: float) -> None:
-        """The body has ended; `released` follows."""
+    def left(self, error: BaseException | None, now: float) -> None:
+        """The ticket was given back at `now`: the hold has ended, or a wait that never began.
+
+        Args:
+            error: what the body raised.
+            now: when, by the clock.
+        """
+        if not self.holding:
+            self.not_granted("cancelled", None)  # it never got as far as `wait`
+            return
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
         self.holding = False
@@ -175,12 +198,17 @@ class CallRecorder:
         except Exception:
             self._telemetry.failed("traces")
 
-    def released(self, departure: LeaveResult | None, error: BaseException | None) -> None:
-        """The backend has taken the slot back, or the attempt failed."""
+    def released(
+        self,
+        granted_to: Sequence[CallRef],
+        error: BaseException | None,
+        *,
+        confirmed: bool = True,
+    ) -> None:
+        """The backend has taken back what the ticket had, or the attempt failed."""
         try:
             if self.recorded is not None:
-                granted_to = () if departure is None else departure.granted_to
-                self.recorded.end_release(granted_to, error)
+                self.recorded.end_release(granted_to, error, confirmed=confirmed)
         except Exception:
             self._telemetry.failed("traces")
 
