@@ -5,14 +5,16 @@ are written in the order of `send`, and Redis replies in that order, so the repl
 first command without a reply gets the next one. Pushes (wake-ups) come on the same connection, in one
 order with the replies.
 
-| state  | `send`                | bytes arrive         | `abort`, `close`, the peer ends it        |
-|--------|-----------------------|----------------------|-------------------------------------------|
-| open   | written, or queued    | a reply or a push    | -> ending                                 |
-| ending | `ConnectionLost`      | ignored              | nothing                                   |
-| ended  | `ConnectionLost`      | ignored              | nothing                                   |
+| state   | `send`             | bytes arrive      | `close`    | `abort`, the peer ends it |
+|---------|--------------------|-------------------|------------|---------------------------|
+| up      | written, or queued | a reply or a push | -> closing | -> ending                 |
+| closing | `ConnectionLost`   | a reply or a push | nothing    | -> ending                 |
+| ending  | `ConnectionLost`   | ignored           | nothing    | nothing                   |
+| ended   | `ConnectionLost`   | ignored           | nothing    | nothing                   |
 
-*ending* lasts until every command without a reply has been told so, in order and in bounded turns of
-the loop; then `on_end` is called. Nothing is ever sent again.
+*closing* lasts until nothing is pending: a socket that is closed while replies are under way is reset,
+and Redis drops what it has not read. *ending* lasts until every command without a reply has failed, in
+order and in bounded turns of the loop; then `on_end` is called. Nothing is ever sent again.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Connection(asyncio.Protocol):
         last_received: by `loop.time()`, when bytes last arrived.
         waiting_since: by `loop.time()`, when a command was last sent that had no other to wait for.
         watched: see `on_busy`.
+        up: commands can be sent.
         closed: nothing is left of it in the event loop.
     """
 
@@ -100,6 +103,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._behind = False  # replies that have arrived wait for the next turn
         self._why_ended: ConnectionLost | None = None
+        self._closing = False
+        self.up = True
         self._closed = self._loop.create_future()
         self.watched = True
         self.last_received = self.waiting_since = self._time()
@@ -115,10 +120,6 @@ class Connection(asyncio.Protocol):
         self.last_received = self._time()
         if early:
             self.data_received(early)
-
-    @property
-    def up(self) -> bool:
-        return self._why_ended is None
 
     @property
     def pending(self) -> int:
@@ -154,8 +155,9 @@ class Connection(asyncio.Protocol):
         `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
         """
         data = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]  # bytes is what it takes
-        if self._why_ended is not None:
-            self._loop.call_soon(self._call, on_reply, self._why_ended, context=self._context)
+        if not self.up:
+            why = self._why_ended or ConnectionLost("closed", "the connection was closed")
+            self._loop.call_soon(self._call, on_reply, why, context=self._context)
             return
         if not self._pending:
             self.waiting_since = self._time()
@@ -189,17 +191,18 @@ class Connection(asyncio.Protocol):
         self._end(ConnectionLost(reason, detail))
 
     def close(self) -> None:
-        """End it after all that was sent is delivered. Replies are not waited for."""
-        if self._why_ended is None and self._outgoing:
-            self._transport.write(b"".join(self._outgoing))
-        self._transport.close()
-        self._end(ConnectionLost("closed", "the connection was closed"))
+        """Take no more commands, and end it once those that were sent have their replies."""
+        self.up = False
+        self._closing = True
+        if not self._pending and self._why_ended is None:
+            self._transport.close()
+            self._end(ConnectionLost("closed", "the connection was closed"))
 
     async def wait_closed(self, timeout: float) -> None:
         """Wait until nothing of it is left in the loop; after `timeout` seconds, abort it."""
         await asyncio.wait({self._closed}, timeout=timeout)
         if not self._closed.done():
-            self.abort("closed", "the other side did not let the connection be closed")
+            self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
             await asyncio.wait({self._closed}, timeout=timeout)
 
     @property
@@ -256,6 +259,8 @@ class Connection(asyncio.Protocol):
             for _ in range(_MAX_PER_TURN):
                 reply = next_reply()
                 if reply is _NO_REPLY_YET:
+                    if self._closing:
+                        self.close()
                     return
                 if type(reply) is hiredis.PushNotification and reply[0] not in _SUBSCRIBED:
                     callback = self._on_push
@@ -286,6 +291,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self, why: ConnectionLost) -> None:
         if self._why_ended is None:
+            self.up = False
             self._why_ended = why
             self._outgoing.clear()
             self._loop.call_soon(self._fail, why, context=self._context)

@@ -148,7 +148,7 @@ class Link:
             self._connection.abort(reason, detail)
 
     def close(self) -> None:
-        """End it; what was sent is delivered, and what is pending fails. `on_down` is not called."""
+        """End it, as `Connection.close` does; `on_down` is not called."""
         self._closing = True
         self.why_down = "the backend was closed"
         for timer in (self._retry, self._watch_timer):
