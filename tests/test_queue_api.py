@@ -313,7 +313,7 @@ async def test_a_semaphore_in_a_generator_gives_back_its_own_slot(queue: Queue) 
 
 async def test_a_semaphore_in_an_exit_stack(queue: Queue) -> None:
     """The last one first, in the task that entered."""
-    semaphore = queue.semaphore("sales", 2)
+    semaphore = queue.semaphore("sales", 8)
 
     async def call() -> None:
         async with AsyncExitStack() as stack:
