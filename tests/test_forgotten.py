@@ -23,6 +23,9 @@ from genesis.queue import InMemoryBackend, RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.waiting import quiesce, wait_until
 
+# "coroutine ignored GeneratorExit" and the like, which python only prints
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
 ALLOCATIONS = 60  # more than a step has
 
 
@@ -147,8 +150,6 @@ def _over_redis(request: pytest.FixtureRequest) -> QueueBackend:
 _caller: ContextVar[Any] = ContextVar("_caller")
 
 
-@pytest.mark.filterwarnings("ignore:coroutine ignored GeneratorExit")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("make", [_in_memory, _over_redis])
 async def test_a_backend_s_timers_and_tasks_keep_no_call_s_context(
     request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest], QueueBackend]

@@ -27,13 +27,12 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.backends import memory, waiting
+from genesis.backends import waiting
 from genesis.backends.protocol import Grant
-from genesis.backends.redis import backend as redis_backend
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from genesis.queue.slot import Slot
-from tests.conftest import state_of
+from tests.conftest import replace_until_granted, state_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -155,7 +154,7 @@ class Line(RuleBasedStateMachine):
             await self.agree()
         for queue in self.queues:
             await wait_until(lambda: not any(map(state_of, self.queues)), "no state is left", PATIENCE)
-            assert await queue.stats(QUEUE_ID) == (0, 0, 1, 0.0)
+            assert (await queue.stats(QUEUE_ID))[:5] == (0, 0, 1, 0.0, 0.0)
             async with queue.slot(QUEUE_ID, timeout=0):
                 pass
 
@@ -198,7 +197,8 @@ class Line(RuleBasedStateMachine):
 
     def agreed(self, instance: int) -> int | None:
         """The number that the calls of one Queue agree on."""
-        return self.queues[instance]._agreements.get(QUEUE_ID, (0, None))[1]
+        calls = self.queues[instance]._calls
+        return None if calls is None else calls.agreements.get(QUEUE_ID, (0, None))[1]
 
     async def agree(self) -> None:
         """The queue is, or at once becomes, what the model is."""
@@ -402,8 +402,7 @@ def in_wait(monkeypatch: pytest.MonkeyPatch) -> Tasks:
         tasks.add(asyncio.current_task())
         return await waiting.until_granted(future, timeout)
 
-    monkeypatch.setattr(memory, "until_granted", until_granted)
-    monkeypatch.setattr(redis_backend, "until_granted", until_granted)
+    replace_until_granted(monkeypatch, until_granted)
     return tasks
 
 
