@@ -574,7 +574,7 @@ async def test_a_unix_socket() -> None:
             watched.link.leave("other", "a test")
             await watched.is_up(2)
             assert await watched.increment() == 2
-        assert list(server.client.info("keyspace")) == ["db3"]  # type: ignore[arg-type]
+        assert list(server.client.info("keyspace")) == ["db3"]
     finally:
         server.close()
 
