@@ -212,14 +212,23 @@ class ClusterRouter:
     def links(self) -> Iterable[Link]:
         return tuple(self._links.values())
 
-    async def close(self, timeout: float) -> None:
+    def abort(self) -> None:
+        self._close()
+
+    def _close(self) -> list[Link]:
         self._closing = True
         if self._look_timer is not None:
             self._look_timer.cancel()
+        if self._look is not None:
+            self._look.cancel()
         links = [*self._links.values(), *self._retired]
         self._links.clear()
         for link in links:
             link.close()
+        return links
+
+    async def close(self, timeout: float) -> None:
+        links = self._close()
         look = self._look
         while look is not None and not look.done():
             look.cancel()
