@@ -22,7 +22,10 @@ from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_until
 from tests.worker import Worker
 
-__all__ = ["BEAT", "IN_TIME", "SALES", "Call", "Fleet", "LoopWatch", "leave_as_granted", "renewed", "seconds", "works_again"]
+__all__ = [
+    "BEAT", "IN_TIME", "SALES", "Call", "Fleet", "LoopWatch", "leave_as_granted", "renewed", "seconds",
+    "works_again",
+]  # fmt: skip
 
 BEAT = LEASE / 3
 IN_TIME = LEASE + 1.5  # seconds after a death within which the next live waiter must hold
