@@ -173,7 +173,8 @@ class Driver:
 
     def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
         if isinstance(reply, Exception):
-            if isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
+            late = queue.link is None or command.session != queue.core.session
+            if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
         elif queue.rejected and command.name in ("sync", "beat"):
             queue.rejected = False
