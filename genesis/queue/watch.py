@@ -139,7 +139,7 @@ class _Ticker:
     A look is a task of its own, and the ticks are timers: whoever cancels all tasks ends one look.
     """
 
-    __slots__ = ("_absent", "_fresh", "_looks", "_loop", "_queue", "_queue_id", "_timer", "_watching")
+    __slots__ = ("_absent", "_fresh", "_looks", "_loop", "_pause", "_queue", "_queue_id", "_timer", "_watching")
 
     def __init__(self, queue: Queue, queue_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self._queue = queue
@@ -150,6 +150,7 @@ class _Ticker:
         self._absent: dict[str, set[Watch]] = {}  # by item_id: it has not been seen in the line
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._pause = 0.0  # seconds between its ticks
 
     @property
     def serves(self) -> asyncio.AbstractEventLoop | None:
@@ -162,7 +163,10 @@ class _Ticker:
             self._absent.setdefault(watch.item_id, set()).add(watch)
             self._look_soon(watch)
         if self._timer is None:
-            self._arm()
+            self._arm(watch.tick)
+        elif watch.tick < self._pause:  # it must not wait for the tick of those who are less eager
+            self._timer.cancel()
+            self._arm(watch.tick)
 
     def discard(self, watch: Watch) -> None:
         # The timer goes on until its next tick: most watchers are back by then.
@@ -191,8 +195,8 @@ class _Ticker:
         self._fresh.clear()
         self._look(watches)
 
-    def _arm(self) -> None:
-        pause = min(watch.tick for watch in self._watching)
+    def _arm(self, pause: float) -> None:
+        self._pause = pause
         self._timer = self._loop.call_later(pause, self._tick, context=Context())
 
     def _tick(self) -> None:
@@ -200,7 +204,7 @@ class _Ticker:
         if self._watching:
             if not self._looks:  # else the backend has not replied to the one before
                 self._look(list(self._watching))
-            self._arm()
+            self._arm(min(watch.tick for watch in self._watching))
 
     def _look(self, watches: list[Watch]) -> None:
         watches = [watch for watch in watches if watch.wanted is not None]
