@@ -241,7 +241,7 @@ def state_of(queue: Queue) -> dict[str, Any]:
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
     state["journeys"] = getattr(layer, "_journeys", {})
     if isinstance(inner, InMemoryBackend):
-        state["lines"] = inner._lines
+        state.update(lines=inner._lines)
     elif isinstance(inner, RedisBackend) and inner._session is not None:
         state["lines"] = inner._session.ledger.lines
         state["passages"] = inner._session.ledger._passages
@@ -255,9 +255,9 @@ UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Gra
 def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
     """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("genesis.backends.") and module is not waiting:
-            if hasattr(module, "until_granted"):
-                patch.setattr(module, "until_granted", replacement)
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)
