@@ -148,6 +148,10 @@ async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, 
             yield 1
             yield 2
 
+    async def wait() -> None:
+        async with enter():
+            pytest.fail("entered")
+
     async for _ in hold():
         break
     generator = hold()
@@ -155,7 +159,7 @@ async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, 
     await generator.aclose()  # type: ignore[attr-defined]
     async with enter():
         waiting: Any = hold().__anext__()
-        waiting.send(None)  # it waits, as a coroutine of no task
+        waiting.send(None)  # a coroutine without a task
         await wait_until(lambda: _waits(queue), "it waits")
         waiting.close()
         await quiesce()
