@@ -158,7 +158,7 @@ async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, 
     await asyncio.wait_for(anext(generator), 5)
     await generator.aclose()  # type: ignore[attr-defined]
     async with enter():
-        waiting: Any = hold().__anext__()
+        waiting = wait()
         waiting.send(None)  # a coroutine without a task
         await wait_until(lambda: _waits(queue), "it waits")
         waiting.close()
