@@ -1,8 +1,8 @@
 """How good the expected wait is, on a real day: `python -m tests.benchmarks.estimate bank-day.csv`.
 
-The day's arrivals and talk times are replayed through a FIFO line. Its limit is the number of agents on
-duty: from the first call of an agent to the end of the last one. Who hung up in the line does so again
-after the same time. At every entry and every 30 s of a wait, the estimate is compared with what the wait
+The day's arrivals and talk times are replayed through a FIFO line. Its limit is the number of agents
+on duty: from the first call of an agent to the end of the last one. Callers that hung up in the line do
+so again after the same time. At every entry and every 30 s of a wait, the estimate is compared with what the wait
 turned out to be.
 """
 
@@ -13,6 +13,7 @@ import heapq
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def read(path: str) -> tuple[list[Arrival], Callable[[float], int]]:
     """The calls, and the limit at a time of day."""
     arrivals: list[Arrival] = []
     duty: dict[str, tuple[float, float]] = {}
-    with open(path, newline="") as file:
+    with Path(path).open(newline="") as file:
         for row in csv.DictReader(file):
             entered, waited = float(row["entered_s"]), float(row["waited_s"])
             if row["outcome"] != "answered":
@@ -160,7 +161,8 @@ def table(pairs: dict[str, list[tuple[float, float]]]) -> str:
         worst = quantiles(errors, n=10)[-1]
         bound = sum(true <= 1.5 * said + 60 for said, true in found) / len(found)
         lines.append(
-            f"| {name} | {len(found)} | {median(errors):.0f} | {worst:.0f} | {bias:+.0f} | {bound:.0%} |"
+            f"| {name} | {len(found)} | {median(errors):.0f} | {worst:.0f} | {bias:+.0f} "
+            f"| {bound:.0%} |"
         )
     return "\n".join(lines)
 
