@@ -39,9 +39,9 @@ class HoldMean:
 def expected_wait(position: int, limit: int, mean_hold: float | None) -> float | None:
     """Seconds until the grant of a waiter.
 
-    Its slot comes free when `position` holds have ended, and `limit` holds end per mean hold. It is not
-    rounded up to whole holds: the holders did not all begin at the same moment, so the next of ten slots
-    comes free after a tenth of a hold. `tests/benchmarks/estimate.py` compares it on a real day.
+    Its slot comes free when `position` holds have ended, and `limit` holds end per mean hold. That is
+    not rounded up to whole holds: the holders did not all begin at the same moment, so the next of ten
+    slots comes free after a tenth of a hold. `tests/benchmarks/estimate.py` has the comparison.
 
     Args:
         position: 1 is next.
