@@ -257,9 +257,9 @@ UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Gra
 def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
     """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("genesis.backends.") and module is not waiting:
-            if hasattr(module, "until_granted"):
-                patch.setattr(module, "until_granted", replacement)
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)
