@@ -236,7 +236,6 @@ async def test_what_was_not_answered_fails_once_and_in_order(
             assert connection is not None
             await wait_until(lambda: connection.queued == 0, "all is written")
         if state != "answered in part":
-            own_redis.resume()
             own_redis.kill()
         await wait_until(lambda: len(answers) == 2000, "all are answered or failed")
         assert [number for number, _ in answers] == list(range(2000))
