@@ -2,8 +2,8 @@
 
 The day's arrivals and talk times are replayed through a FIFO line. Its limit is the number of agents
 on duty: from the first call of an agent to the end of the last one. Callers that hung up in the line do
-The calls and talk times of the day are replayed through a FIFO line. Its limit is the number of agents
-the wait turned out to be.
+so again after the same time. At every entry and every 30 s of a wait, the estimate is compared with
+what the wait turned out to be.
 """
 
 from __future__ import annotations
