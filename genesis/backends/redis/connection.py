@@ -123,6 +123,14 @@ class Connection(asyncio.Protocol):
         """The address of the other side."""
         return self._transport.get_extra_info("peername")
 
+    @property
+    def idle(self) -> bool:
+        """Whether no reply is due but to commands that were sent after a quiet time.
+
+        The first of them might find out that the other side closed or forgot the connection long ago.
+        """
+        return not self._pending or self.waiting_since - self.last_received >= _QUIET
+
     def silent_since(self) -> float | None:
         """By `loop.time()`, since when the oldest command without a reply has had nothing.
 
@@ -216,10 +224,7 @@ class Connection(asyncio.Protocol):
         if not self._closed.done():
             self._closed.set_result(None)
         detail = "the server closed the connection" if error is None else f"{error}"
-        # The first command after a quiet time may find out that the other side has closed or
-        # forgotten the connection long ago.
-        idle = not self._pending or self.waiting_since - self.last_received >= _QUIET
-        self._end(ConnectionLost("idle_closed" if idle else "connection", detail))
+        self._end(ConnectionLost("idle_closed" if self.idle else "connection", detail))
 
     # In later turns
 

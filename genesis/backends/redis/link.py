@@ -265,7 +265,8 @@ class Link:
                 return
             self._successor = connection
             if old.up:
-                old.abort("timeout", f"no reply for {self._patience:g} s, but a new connection answers")
+                detail = f"no reply for {self._patience:g} s, but a new connection answers"
+                old.abort("idle_closed" if old.idle else "timeout", detail)
             return
         if not connection.up:  # ended since it was made
             self._failed(redis_errors.ConnectionError("the server closed the connection"))

@@ -1,4 +1,7 @@
-"""What belongs to no ticket of this instance: limits, evictions, introspection. Each is sent once.
+"""What belongs to no ticket of this instance: limits, evictions, introspection.
+
+Only what changes nothing is sent again after its connection was lost, and what changes the same again
+after a connection that was idle.
 
 A reply is taken in by its callback, before the task that asked runs again: a cancellation must not lose
 what the reply says about tickets of this instance.
@@ -151,19 +154,20 @@ class Requests:
         driver = self._driver
         queue = LocalQueue("ping", (b"ping",), driver.new_core())
         deadline = driver.loop.time() + self._timeout
-        while not (links := [link for link in driver.router.links() if link.up]):
-            driver.router.link(b"ping")
-            await self._until_changed("ping", queue, deadline)
-        replies: list[asyncio.Future[Any]] = []
-        for link in links:
-            reply = driver.loop.create_future()
-            if not link.send((b"PING",), _resolver(reply)):
-                raise driver.unavailable("ping", link.why_down)
-            replies.append(reply)
-        for reply in replies:
-            answer = await self._within("ping", "", reply, deadline, "")
-            if isinstance(answer, Exception):
-                raise driver.unavailable("ping", driver.tell(answer))
+        while True:
+            while not (links := [link for link in driver.router.links() if link.up]):
+                driver.router.link(b"ping")
+                await self._until_changed("ping", queue, deadline)
+            replies = []
+            for link in links:
+                replies.append(driver.loop.create_future())
+                link.send((b"PING",), _resolver(replies[-1]))
+            answers = [await self._within("ping", "", reply, deadline, "") for reply in replies]
+            errors = [answer for answer in answers if isinstance(answer, Exception)]
+            if not errors:
+                return
+            if not isinstance(errors[0], ConnectionLost):
+                raise driver.unavailable("ping", driver.tell(errors[0]))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Take back what dead instances left, before somebody looks; returns the queue's numbers."""
@@ -215,6 +219,10 @@ class Requests:
             if not isinstance(answer, Exception):
                 return answer
             if isinstance(answer, ConnectionLost):
+                if not lost or answer.reason == "idle_closed":
+                    # It changes nothing, or changes the same again: a connection that had been closed
+                    # or forgotten while it was idle costs no caller an error.
+                    continue
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise driver.unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
