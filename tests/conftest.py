@@ -33,7 +33,14 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-ON_BOTH_LOOPS = ("test_connection.py", "test_contract.py", "test_queue_api.py", "test_router.py")
+ON_BOTH_LOOPS = (
+    "test_connecting.py",
+    "test_connection.py",
+    "test_contract.py",
+    "test_link.py",
+    "test_queue_api.py",
+    "test_router.py",
+)
 
 
 def pytest_asyncio_loop_factories(
