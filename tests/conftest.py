@@ -37,8 +37,10 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 ON_BOTH_LOOPS = (
     "test_caller_side.py",
+    "test_connecting.py",
     "test_connection.py",
     "test_contract.py",
+    "test_link.py",
     "test_queue_api.py",
     "test_router.py",
 )
