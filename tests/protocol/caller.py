@@ -17,7 +17,7 @@ from genesis.backends.redis.ticket import LocalTicket, Stage
 from genesis.backends.redis.verdicts import Command
 from tests.protocol.server import KEPT_FOR, LEASE
 
-__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "Wrong"]
+__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "Wrong", "core_over"]
 
 LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
 STAGES = {stage.value: stage for stage in Stage}
@@ -79,15 +79,19 @@ class Step(NamedTuple):
 
 
 class Core(QueueCore):
-    """The shipped core; notes which transitions it makes."""
+    """The shipped core, with a note of the transitions that it makes."""
 
     moves: list[tuple[int, str, str]]
 
-    def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
+
+def core_over(base: type[QueueCore]) -> type[Core]:
+    def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         before = ticket.stage
-        super()._move(ticket, stage, number)
+        base._move(self, ticket, stage, number)
         if before is not stage:
             self.moves.append((ticket.handle, before.name, stage.name))
+
+    return type("Core", (base,), {"_move": move})
 
 
 def thawed(argument: Any) -> bytes:
@@ -109,8 +113,9 @@ def frozen(argument: bytes) -> Any:
 class Caller:
     """All instances of one exploration; equal (instance, event) pairs are answered from memory."""
 
-    def __init__(self, calls: tuple[Call, ...], page: int = 500, core: type[Core] = Core) -> None:
-        self.calls, self.page, self.core_class = calls, page, core
+    def __init__(self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None) -> None:
+        self.calls, self.page = calls, page
+        self.core_class = core or core_over(QueueCore)
         serials = [sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)]
         self.members = [
             make_member("abc"[call.owner], serial, 0, "", call.name)
@@ -208,7 +213,7 @@ class Caller:
                 self._event(core, tickets, views, event, now, i)
             except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
                 raise Wrong(f"the core raised {error!r}") from error
-        self._judge(core, views, name if name != "reply" else f"reply to {event[1][0]}", now)
+        self._judge(core, views, event_name(event), now)
         if now and core.lease_deadline < math.inf:
             core.lease_deadline = -1.0 if core.lease_deadline <= now else LEASE
         if name == "forget":
@@ -258,13 +263,13 @@ class Caller:
         if name == "limit":
             if reply != (0,) and reply != ("error",):
                 core.know_override(reply[1], arguments[1])
-                core.take([(m, b"%d" % n) for m, n in reply[2]], (), None)
+                core.take(session, [(m, b"%d" % n) for m, n in reply[2]], (), now)
             return
         if name == "evict":
             if reply != ("error",):
-                core.take([(m, b"%d" % n) for m, n in reply[1]], (), None)
+                core.take(session, [(m, b"%d" % n) for m, n in reply[1]], (), now)
                 if reply[0]:
-                    core.evicted(ticket_of(arguments[0]))
+                    core.evicted(session, ticket_of(arguments[0]), now)
             return
         words = (b"", b"", origin if name == "leave" else b"", b"", b"")
         thawed = Command(name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last)
@@ -301,7 +306,7 @@ class Caller:
         """Hand out the verdicts; calls that were ended leave at once."""
         allowed = {"Granted": "ew", "Waiting": "e", "Refused": "e", "Failed": "e", "Evicted": "ew", "Lost": "h", "OutOfReach": "w"}
         then = {"Granted": "h", "Waiting": "w", "OutOfReach": "w"}
-        said: dict[int, list[str]] = {}
+        said: dict[int, list[tuple[str, str]]] = {}
         moves: list[tuple[int, str, str]] = list(core.moves)
         leaving = self.leaving
         while core.verdicts:
@@ -312,7 +317,9 @@ class Caller:
                     continue
                 k, kind, view = ticket.handle, type(verdict).__name__, views[ticket.handle]
                 who = self.calls[k].name
-                said.setdefault(k, []).append(kind)
+                lapsed = getattr(verdict, "reason", "") == "lapsed"
+                cause = "take" if event == "evicted" and kind == "Granted" else event
+                said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else cause))
                 if k == leaving and kind == "Left":
                     view = "l"
                 if kind == "Left":
@@ -322,16 +329,27 @@ class Caller:
                 elif view not in allowed[kind]:
                     raise Wrong(f"{who} gets {kind} after it was told {view}")
                 else:
+                    if kind == "Granted" and now >= core.lease_deadline:
+                        raise Wrong(f"limit: {who} is granted after the lease has lapsed")
                     views[k] = then.get(kind, "l")
                     if views[k] == "l" and k != leaving:
                         core.leave(ticket, now)
         if leaving >= 0 and views[leaving] != "x":
             views[leaving] = "l"
         for k, before, after in moves:
-            verdict = [kind for kind in said.get(k, ()) if kind != "Left"]
-            self.transitions.add((event, before, after, verdict[0] if verdict else ""))
-            if verdict:
-                said[k].remove(verdict[0])
+            verdicts = [verdict for verdict in said.get(k, ()) if verdict[0] != "Left"]
+            kind, cause = verdicts[0] if verdicts else ("", event)
+            self.transitions.add((cause, before, after, kind))
+            if verdicts:
+                said[k].remove(verdicts[0])
+
+
+def event_name(event: tuple[Any, ...]) -> str:
+    """As the table at the top of core.py names it."""
+    if event[0] != "reply":
+        return {"push": "pushed"}.get(event[0], str(event[0]))
+    name = event[1][0]
+    return {"limit": "take", "evict": "evicted"}.get(name, f"reply to {name}")
 
 
 def count(core: QueueCore) -> None:

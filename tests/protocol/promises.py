@@ -41,11 +41,26 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
     listed = {arguments[n]: arguments[n + 1] for n in range(9, len(arguments), 6)} if name == "sync" else {}
     held = {member for _, member in old.holding}
     granted = [member for _, member in new.holding if member not in held and listed.get(member) != b"h"]
+    if new.until == OPEN and old.until != OPEN and not (world.whole.losses or world.whole.flushes or world.whole.stale):
+        raise Wrong("the recovery window opens, and no data was lost")
+    if name == "sync" and len(reply) > 2:
+        for n, row in enumerate(reply[3]):
+            member, stage, number = arguments[9 + 6 * n : 12 + 6 * n]
+            if stage == b"w" and row[0] == 2 and row[1] != number and not world.whole.stale:
+                raise Wrong(f"FIFO: {world.member(member)} loses its place")
     if granted:
         if new.until == OPEN:
             raise Wrong("a grant in the recovery window")
         if ghost.lost == 1:
             ghost = ghost._replace(exempt=True)
+        for member in granted:
+            owner = world.calls[world.caller.by_member[member]].owner
+            if owner != i and new.records[owner][3] != ALIVE:
+                raise Wrong(f"{world.member(member)} of a dead instance is granted")
+        for me, synced in zip(before.instances, ghost.synced, strict=True):
+            newer = me.version > (new.key[0] if new.key else 0)
+            if me.alive and synced and newer and me.override and int(me.override) <= len(old.holding):
+                raise Wrong(f"set_limit: {world.member(granted[0])} is granted, and an instance knows of a lower limit")
         check_order(world, before, after._replace(ghost=ghost), granted, listed)
         limit = world.limit(new)
         if len(new.holding) > limit and len(new.holding) > len(old.holding):
@@ -53,7 +68,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
             raise Wrong(f"limit: {names} hold in Redis, of which {world.member(granted[0])} was granted just now")
     check_line(world, old, new, listed, command)
     for entry in old.past:
-        if entry[0].startswith(b"k ") and entry not in new.past and any(e[0] == b"u" + entry[0][1:] for e in new.past):
+        if entry[0].startswith(b"k ") and entry not in new.past:
             owner = world.caller.by_id[entry[0][2:]]
             ghost = used(world, ghost, owner, old, new)
     return after._replace(ghost=ghost)
@@ -133,6 +148,8 @@ def broken_promise(world: World, state: State) -> str:
                 return f"{world.calls[k].name} is in the line, and its place is kept"
             if place and any(p == place and world.calls[world.caller.by_member[m]].takes != k for p, m in redis.waiting):
                 return "a kept place is another's"
+    if len(redis.holding) > ghost.allowed and not ghost.exempt and not lossy:
+        return f"limit: Redis shows too many holders: {names}"
     holders = inside(world, state)
     clean = faults.clock_steps == world.whole.clock_steps
     if len(holders) > ghost.allowed and clean and not ghost.exempt:

@@ -133,6 +133,8 @@ class World:
     def script(self, state: State, i: int, command: tuple[Any, ...]) -> tuple[State, Any]:
         """Redis runs one script."""
         name, session, _, arguments, *_ = command
+        if name in ("limit", "evict"):
+            session = 0  # what the core needs when it reads the reply; the script gets none
         data, reply, published = self.server.run(state.redis, i, name, session, arguments)
         wires = state.wires
         for owner, message in published:
@@ -171,7 +173,13 @@ class World:
         if reply == ("moved",):
             state = self.cut(state, i)
             return self.connect(state, i, 1 - wire.server)
-        return self.event(state, i, "reply", command, reply)
+        after = self.event(state, i, "reply", command, reply)
+        if command[0] == "beat" and reply[0] == 1 and self.quiet(after, i):
+            me = after.instances[i]
+            session, reaped, *_ = after.redis.records[i]
+            if session == me.session == command[1] and not reaped and not self.agrees(after, i, me):
+                raise Wrong(f"a heartbeat of {'ABC'[i]} does not find that Redis has other tickets of it")
+        return after
 
     def cut(self, state: State, i: int) -> State:
         wires = tuple(w._replace(current=False, replies=()) if w.owner == i else w for w in state.wires)
@@ -265,7 +273,7 @@ class World:
                     yield ("keep", k), lambda k=k, p=ticket.number: self.kept(state, i, k, p)
         if not me.up:
             yield ("connect", i), lambda: self.connect(state, i, state.slot)
-        elif me.lapsed or me.lease == 0:
+        elif me.lapsed or me.lease == 0:  # seen with the next event at the latest
             yield ("lapse", i), lambda: self.event(state, i, "tick")
         elif self.due(state, i, me):
             yield ("tick", i), lambda: self.event(state, i, "tick")
@@ -316,7 +324,7 @@ class World:
                 if i >= 0:
                     if not state.instances[i].up or not state.instances[i].alive:
                         continue
-                    command = ("limit", 0, 1, (version, word), (), True)
+                    command = ("limit", state.instances[i].session, 1, (version, word), (), True)
                     wires = tuple(
                         w._replace(commands=(*w.commands, command)) if w.current and w.owner == i else w
                         for w in state.wires
@@ -326,10 +334,13 @@ class World:
                     yield ("set", k), lambda k=k, v=version: state._replace(ops=put(state.ops, k, v or 9))
             elif state.ops[k] > 1:
                 old = 0 if state.ops[k] == 9 else state.ops[k]
-                run = ("limit", 0, 1, (old, word))
-                yield ("set now", k), lambda k=k, run=run: self.script(
-                    state._replace(ops=put(state.ops, k, 1)), -1, run
-                )[0]
+                yield ("set now", k), lambda k=k, run=("limit", 0, 1, (old, word)): self.set_now(state, k, run)
+
+    def set_now(self, state: State, k: int, run: tuple[Any, ...]) -> State:
+        after, reply = self.script(state._replace(ops=put(state.ops, k, 1)), -1, run)
+        if reply[0] and 1 in state.ops[k + 1 :]:
+            raise Wrong("a late set_limit undoes a newer one")
+        return after
 
     def faulty(self, state: State, faults: Faults) -> Iterator[tuple[Label, Any]]:
         redis, instances, wires = state.redis, state.instances, state.wires
@@ -402,7 +413,7 @@ class World:
             ) if w.owner == i else w
             for w in state.wires
         )  # fmt: skip
-        return state._replace(instances=put(state.instances, i, me._replace(lapsed=me.lease >= 0)), wires=wires)
+        return state._replace(instances=put(state.instances, i, me._replace(lapsed=True)), wires=wires)
 
     def kill(self, state: State, i: int) -> State:
         wires = tuple(w._replace(current=False, replies=()) if w.owner == i else w for w in state.wires)
@@ -416,7 +427,7 @@ class World:
         return self.event(self.lapsed(state, i), i, "forget")
 
     def own_evict(self, state: State, i: int, member: bytes) -> State:
-        command = ("evict", 0, 1, (member,), (), True)
+        command = ("evict", state.instances[i].session, 1, (member,), (), True)
         wires = tuple(
             w._replace(commands=(*w.commands, command)) if w.current and w.owner == i else w for w in state.wires
         )

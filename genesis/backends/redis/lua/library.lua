@@ -208,8 +208,9 @@ local function take_kept(kept)
   if not expiry or tonumber(expiry) <= NOW then
     return nil
   end
-  redis.call('ZREM', PAST, name)
+  -- In this order: a key that is empty in between loses its expiry.
   redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))
+  redis.call('ZREM', PAST, name)
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
