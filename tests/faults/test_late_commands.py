@@ -228,12 +228,14 @@ async def test_an_operation_whose_reply_is_lost_is_an_error_that_is_safe_to_repe
         stats = await other.stats(SALES)
         return stats.limit == 5 if operation == "set_limit" else stats.in_use == 0
 
+    proxy.delay = 0.05  # so that its reply is not there as soon as it is sent
     asking = asyncio.create_task(ask())
     if operation == "evict":  # it looks before it evicts
         await wait_until(lambda: b"victim" in relay.heard, "the command is on its way")
     relay.deaf = True
     await wait_until(applied, "it is applied")
     relay.cut()
+    proxy.delay = 0.0
     with pytest.raises(BackendUnavailableError, match="safe to repeat"):
         await asking
     assert await ask() in (None, 0)

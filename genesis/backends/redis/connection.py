@@ -125,17 +125,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no reply is due but to commands that were sent after a quiet time.
-
-        The first of them might find out that the other side closed or forgot the connection long ago.
-        """
+        """Whether it was quiet before the oldest command without a reply, if there is one."""
         return not self._pending or self.waiting_since - self.last_received >= _QUIET
 
     def silent_since(self) -> float | None:
-        """By `loop.time()`, since when the oldest command without a reply has had nothing.
-
-        None if no reply is due. As long as replies arrive, the server is slow, not silent.
-        """
+        """By `loop.time()`, since when nothing arrived though a reply is due; None if none is due."""
         if not self._pending or self._behind:
             return None
         return max(self.waiting_since, self.last_received)
