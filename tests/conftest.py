@@ -48,7 +48,8 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What depends on the event loop runs on both of the loops that applications use."""
-    return LOOPS if item.path.name in ON_BOTH_LOOPS else {"asyncio": LOOPS["asyncio"]}
+    both = item.path.name in ON_BOTH_LOOPS or item.path.parent.name == "faults"
+    return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -256,9 +257,9 @@ UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Gra
 def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
     """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("genesis.backends.") and module is not waiting:
-            if hasattr(module, "until_granted"):
-                patch.setattr(module, "until_granted", replacement)
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,7 +47,6 @@ from genesis.queue import (
 from tests.conftest import state_of
 from tests.waiting import quiesce, wait_until
 
-
 REPLY_LOST = BackendUnavailableError.REPLY_LOST
 
 
@@ -257,7 +256,7 @@ async def test_a_semaphore_called_from_another_task_is_refused(queue: Queue) -> 
     with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
         await semaphore.__aexit__(None, None, None)
     async with semaphore as slot:
-        for leave in (lambda: semaphore.__aexit__(None, None, None), partial(leave_in, semaphore)):
+        for leave in (partial(semaphore.__aexit__, None, None, None), partial(leave_in, semaphore)):
             with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
                 await asyncio.create_task(leave())
         assert (await queue.stats("sales"))[:2] == (0, 1)
@@ -524,7 +523,7 @@ def use_in_a_thread(use: Callable[[], Coroutine[Any, Any, Any]]) -> Coroutine[An
 
 
 async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> None:
-    """While it has calls, another thread's loop gets an error in words; `lost` may be asked anywhere."""
+    """While it has calls, another thread's loop gets an error; `lost` may be asked anywhere."""
 
     async def enter() -> None:
         async with queue.slot("sales", max_concurrent=2):
@@ -540,7 +539,7 @@ async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> N
 
 
 def test_a_memory_queue_serves_several_loops_in_turn() -> None:
-    """Also if a loop was closed with calls inside: these are gone, with the limit that they agreed on."""
+    """Also if a loop was closed with calls inside: these are gone, with the limit they agreed on."""
     queue = Queue(telemetry=Telemetry(CollectorRegistry()))
 
     async def enter(limit: int) -> SlotRequest:

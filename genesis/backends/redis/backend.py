@@ -265,8 +265,7 @@ class RedisBackend:
             closing = asyncio.run_coroutine_threadsafe(self.close(), driver.loop)
             await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2 * _CLOSE_WITHIN)
         else:  # nothing can be sent there any more; the lease takes back what is left
-            driver.stop()
-            driver.router.abort()
+            _abort(driver)
             self._driver = None
 
     async def __aenter__(self) -> RedisBackend:
@@ -345,6 +344,7 @@ async def _shut_down(driver: Driver) -> None:
         await asyncio.wait({asyncio.ensure_future(driver.flush())}, timeout=_CLOSE_WITHIN)
     driver.stop()
     await driver.router.close(_CLOSE_WITHIN)
+    driver.end()
 
 
 def _forget(driver: Driver) -> None:
@@ -356,6 +356,7 @@ def _forget(driver: Driver) -> None:
 def _abort(driver: Driver) -> None:
     driver.stop()
     driver.router.abort()
+    driver.end()
 
 
 def _kept(token: str) -> bytes:

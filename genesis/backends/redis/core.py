@@ -131,8 +131,8 @@ class QueueCore:
             self.limit = ticket.limit
         if not self.up:
             return  # the next sync lists it
-        if self.session == 0 or (self.lease_deadline == math.inf and self.confirmed == self.session):
-            self._sync(now)  # first contact, or the lease lapsed while there was nothing here
+        if self.session == 0 or self.due == math.inf:
+            self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
             return
         if self.due == math.inf:  # there was nothing to renew
             self.due = max(now, self.lease_deadline - self._lease * 2 / 3)
@@ -415,6 +415,8 @@ class QueueCore:
                 self.verdicts.append(OutOfReach(ticket))
         if self.up and self.tickets:
             self._sync(now)
+        else:
+            self.due = math.inf
 
     def _granted(self, ticket: LocalTicket, token: int, by: CallRef | None) -> None:
         if ticket.stage is Stage.ENDED:

@@ -15,7 +15,14 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from genesis.backends.protocol import BackendEvent, Disrupted, Recovered, SlotLost
+from genesis.backends.protocol import (
+    BackendEvent,
+    Disrupted,
+    LeaveResult,
+    Left,
+    Recovered,
+    SlotLost,
+)
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import Router, guard_key
@@ -166,7 +173,8 @@ class Driver:
 
     def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
         if isinstance(reply, Exception):
-            if isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
+            late = queue.link is None or command.session != queue.core.session
+            if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
         elif queue.rejected and command.name in ("sync", "beat"):
             queue.rejected = False
@@ -282,6 +290,8 @@ class Driver:
     # Timers
 
     def _look_at(self, queue: LocalQueue, when: float) -> None:
+        if self.closing:
+            return  # the timer would outlive the backend
         queue.timer_at = when
         heapq.heappush(self._due, (when, next(self._turns), queue))
         if when < self._timer_due:
@@ -350,6 +360,15 @@ class Driver:
             operation = "enter" if call.granted is None else "wait"
             call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
             self.leave(call)
+
+    def end(self) -> None:
+        """The last connection has ended: what has left and was not answered never will be."""
+        for call in list(self.calls.values()):
+            if call.observed and not call.local.wanted:
+                self.emit(Left(call.ticket, LeaveResult(None), False))
+        self.calls.clear()
+        if self._all_left is not None and not self.loop.is_closed() and not self._all_left.done():
+            self._all_left.set_result(None)
 
     def stop(self) -> None:
         self.closing = True
