@@ -102,8 +102,9 @@ class Driver:
                 keys = (*keys, guard_key(keys))
             queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
             self._attach(queue)
-            if queue.link is None:
-                self._look_at(queue, self.loop.time() + _RETRY)
+            # One that nothing is entered into has to be forgotten, too.
+            later = _RETRY if queue.link is None else self.lease
+            self._look_at(queue, self.loop.time() + later)
         return queue
 
     def new_core(self) -> QueueCore:
@@ -310,7 +311,9 @@ class Driver:
             if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
                 queue.timer_at = float("inf")
                 self._tick_queue(queue, now)
-        if self._due and self._timer is None and not self.closing:
+        if self._due and self._due[0][0] < self._timer_due and not self.closing:
+            if self._timer is not None:  # a queue of this turn has set it, and another is due before
+                self._timer.cancel()
             self._timer_due = self._due[0][0]
             self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
 
