@@ -5,10 +5,12 @@ from genesis.exceptions import (
     EvictedError,
     GenesisError,
     LimitMismatchError,
+    QueueDrainingError,
+    QueueFullError,
     QueueTimeoutError,
     SlotLostError,
 )
-from genesis.queue import Queue
+from genesis.queue import Queue, RedisBackend, WaitStatus, until_disconnected
 from genesis.version import VERSION
 
 __all__ = [
@@ -17,9 +19,14 @@ __all__ = [
     "GenesisError",
     "LimitMismatchError",
     "Queue",
+    "QueueDrainingError",
+    "QueueFullError",
     "QueueTimeoutError",
+    "RedisBackend",
     "SlotLostError",
+    "WaitStatus",
     "__version__",
+    "until_disconnected",
 ]
 
 __version__ = VERSION

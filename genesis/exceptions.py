@@ -6,18 +6,35 @@ thing an operator sees.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BackendUnavailableError",
     "EvictedError",
     "GenesisError",
     "LimitMismatchError",
+    "QueueDrainingError",
+    "QueueFullError",
     "QueueTimeoutError",
     "SlotLostError",
 ]
 
 
 class GenesisError(Exception):
-    """The root of genesis' errors."""
+    """The root of genesis' errors. Each survives pickle and copy, with its message and attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without __init__, whose arguments an exception does not keep; it keeps the message.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[GenesisError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> GenesisError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class QueueTimeoutError(GenesisError, TimeoutError):
@@ -35,6 +52,41 @@ class QueueTimeoutError(GenesisError, TimeoutError):
         super().__init__(
             f"queue {queue_id!r}: item {item_id!r} has left the line: {cause}. "
             "Raise the timeout, raise the limit (max_concurrent or set_limit), or shorten the holds."
+        )
+
+
+class QueueFullError(GenesisError):
+    """So many as `max_waiting` already waited; the item never stood in the line.
+
+    Attributes:
+        depth: how many waited.
+        retry_after: seconds; the expected wait at the end of the line, None if not known.
+    """
+
+    def __init__(
+        self, queue_id: str, item_id: str, depth: int, retry_after: float | None = None
+    ) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        self.depth = depth
+        self.retry_after = retry_after
+        when = "later" if retry_after is None else f"in about {retry_after:.0f} s"
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} was refused: no slot is free and {depth} already "
+            f"wait, as many as max_waiting allows. Try again {when}, raise max_waiting, or raise the "
+            "limit (max_concurrent or set_limit)."
+        )
+
+
+class QueueDrainingError(GenesisError):
+    """This `Queue` is being drained: it takes no new entries."""
+
+    def __init__(self, queue_id: str, item_id: str) -> None:
+        self.queue_id = queue_id
+        self.item_id = item_id
+        super().__init__(
+            f"queue {queue_id!r}: item {item_id!r} was refused: drain() was called, because this "
+            "process is about to stop. Enter through another instance, or make a new Queue."
         )
 
 
@@ -57,6 +109,7 @@ class BackendUnavailableError(GenesisError, ConnectionError):
     """The backend could not be reached in time, refused the operation, or was closed."""
 
     CLOSED = "it was closed"
+    REPLY_LOST = "its reply was lost, so it may have been applied; it is safe to repeat"
 
     def __init__(
         self, backend: str, operation: str, cause: str, queue_id: str = "", item_id: str = ""
@@ -68,12 +121,15 @@ class BackendUnavailableError(GenesisError, ConnectionError):
         self.item_id = item_id
         about = f"queue {queue_id!r}: " if queue_id else ""
         about += f"item {item_id!r}: " if item_id else ""
-        cure = (
-            "Make a new Queue; this one has given back all that it had."
-            if cause == self.CLOSED
-            else "What the call held or waited for is given back when the backend is reached, or when "
-            "the lease lapses. Check that the server is up and reachable, then try again."
-        )
+        if cause == self.CLOSED:
+            cure = "Make a new Queue; this one has given back all that it had."
+        elif cause == self.REPLY_LOST:
+            cure = "Check that the server is up and reachable, then call it again."
+        else:
+            cure = (
+                "What the call held or waited for is given back when the backend is reached, or when "
+                "the lease lapses. Check that the server is up and reachable, then try again."
+            )
         super().__init__(
             f"{about}the {backend} backend did not carry out {operation!r}: {cause}. {cure}"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.backends.protocol import LeaveResult, QueueBackend, Ticket
+from genesis.backends import waiting
+from genesis.backends.protocol import Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
@@ -33,14 +35,23 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-ON_BOTH_LOOPS = ("test_contract.py", "test_queue_api.py")
+ON_BOTH_LOOPS = (
+    "test_caller_side.py",
+    "test_connecting.py",
+    "test_connection.py",
+    "test_contract.py",
+    "test_link.py",
+    "test_queue_api.py",
+    "test_router.py",
+)
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What depends on the event loop runs on both of the loops that applications use."""
-    return LOOPS if item.path.name in ON_BOTH_LOOPS else {"asyncio": LOOPS["asyncio"]}
+    both = item.path.name in ON_BOTH_LOOPS or item.path.parent.name == "faults"
+    return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,13 +67,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return True
         layer, uses_uvloop = params.params.get("layer"), "uvloop" in params.id
         if params.params.get("backend_kind") == "cluster":
-            return item.path.name == "test_contract.py" and layer == "bare"
+            return item.path.name in CONTRACT and layer == "bare"
         return not (uses_uvloop and layer == "failing")
 
     left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if wanted(item)]
+
+
+CONTRACT = ("test_contract.py", "test_caller_side.py")
 
 
 class WithoutLayer:
@@ -74,10 +88,15 @@ class WithoutLayer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    async def leave(
-        self, ticket: Ticket, context: str = "", *, error: BaseException | None = None
-    ) -> LeaveResult:
-        return await self.inner.leave(ticket, context)
+    def leave(
+        self,
+        ticket: Ticket,
+        context: str = "",
+        keep_place: float = 0.0,
+        *,
+        error: BaseException | None = None,
+    ) -> LeaveResult | None:
+        return self.inner.leave(ticket, context, keep_place)
 
 
 class BareQueue(Queue):
@@ -90,7 +109,8 @@ class Spans(InMemorySpanExporter):
     """The spans that have ended, easily asked."""
 
     def named(self, name: str) -> list[Any]:
-        return [span for span in self.get_finished_spans() if span.name.split(" ")[0] == name]
+        """By what follows `queue.`"""
+        return [span for span in self.get_finished_spans() if span.name == f"queue.{name}"]
 
 
 @pytest.fixture
@@ -113,6 +133,11 @@ def telemetry(registry: CollectorRegistry, spans: Spans) -> Telemetry:
     return Telemetry(registry=registry, tracer_provider=provider, logger=logger)
 
 
+def without_overrides(server: RedisServer) -> list[str]:
+    """Keys without an expiry; an override of `set_limit` is the one thing that stays."""
+    return [key for key in server.keys_without_expiry() if not key.endswith(":override")]
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()
@@ -126,13 +151,7 @@ def redis_server(shared_redis: RedisServer) -> Iterator[RedisServer]:
     shared_redis.client.flushall()
     shared_redis.client.config_resetstat()
     yield shared_redis
-    left = shared_redis.keys_without_expiry()
-    # set_limit's override is the one thing that may stay: meta, with an override in it.
-    left = [
-        key
-        for key in left
-        if not (key.endswith(":meta") and shared_redis.client.hexists(key, "override"))
-    ]
+    left = without_overrides(shared_redis)
     assert not left, f"keys without an expiry were left behind: {left}"
 
 
@@ -158,11 +177,7 @@ def redis_cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
         server.client.flushall()
     yield shared_cluster
     for server in shared_cluster.servers:
-        left = [
-            key
-            for key in server.keys_without_expiry()
-            if not (key.endswith(":meta") and server.client.hexists(key, "override"))
-        ]
+        left = without_overrides(server)
         assert not left, f"keys without an expiry were left behind: {left}"
 
 
@@ -224,17 +239,29 @@ async def assert_nothing_kept(queue: Queue) -> None:
 
 def state_of(queue: Queue) -> dict[str, Any]:
     """What `queue`, its layer and its backend keep of calls, by name; empty when nobody is there."""
-    state: dict[str, Any] = {"agreements": queue._agreements, "late": queue._late}
+    state: dict[str, Any] = {}
+    if queue._calls is not None:
+        state.update(agreements=queue._calls.agreements, holding=queue._calls.holding)
     layer: Any = queue._backend
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
-    state["journeys"] = getattr(layer, "_journeys", {})
+    state["recorders"] = getattr(layer, "_recorders", {})
+    state["leaving"] = getattr(layer, "_leaving", {})
     if isinstance(inner, InMemoryBackend):
         state["lines"] = inner._lines
-    elif isinstance(inner, RedisBackend) and inner._session is not None:
-        state["lines"] = inner._session.ledger.lines
-        state["passages"] = inner._session.ledger._passages
-        state["lanes"] = getattr(inner._session.link, "_lanes", {})
+    elif isinstance(inner, RedisBackend) and inner._driver is not None:
+        state["calls"] = inner._driver.calls
     return {name: value for name, value in state.items() if value}
+
+
+UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Grant]]
+
+
+def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
+    """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
+    for name, module in list(sys.modules.items()):
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)

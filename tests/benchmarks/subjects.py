@@ -184,7 +184,7 @@ async def pairs_on(
     async def call() -> None:
         for _ in range(count):
             admission = await backend.enter(entry)
-            await backend.leave(admission.ticket)
+            backend.leave(admission.ticket)
 
     return await side_by_side([call()], count, clock)
 
@@ -207,7 +207,7 @@ class _Passage:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._ticket is not None
-        await self._backend.leave(self._ticket)
+        self._backend.leave(self._ticket)
 
 
 def _in_line(

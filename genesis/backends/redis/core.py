@@ -118,6 +118,7 @@ class QueueCore:
         self.override = (0, b"")  # version, limit
         self.due = math.inf  # when `tick` has something to do, leases apart
         self.known = self.held = self.token_sum = 0
+        self.crowded = False  # somebody waits, as far as the last reply shows
         self._beating = False
         self._beats = 0  # since the last sync
 
@@ -134,6 +135,8 @@ class QueueCore:
         if self.session == 0 or self.due == math.inf:
             self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
             return
+        if self.due == math.inf:  # there was nothing to renew
+            self.due = max(now, self.lease_deadline - self._lease * 2 / 3)
         ticket.sent = True
         _, head_start, context, _ = ticket.member.split(b" ", 3)
         arguments = (
@@ -227,6 +230,7 @@ class QueueCore:
         if session != self.session or not self.up or ticket is None:
             return
         if kind == b"g":
+            self.crowded = True
             token, _, origin = rest.partition(b" ")
             self._granted(ticket, int(token), parse_origin(origin))
         elif kind == b"e":
@@ -356,6 +360,7 @@ class QueueCore:
         if previous:
             self.verdicts.append(Disagreement(int(previous), int(ticket.limit)))
         ticket.resumed = bool(resumed)
+        self.crowded = depth > 0
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
@@ -370,6 +375,7 @@ class QueueCore:
 
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         granted: tuple[CallRef, ...] = ()
+        self.crowded = reply[2] > 0
         if len(reply) > 3:
             granted = self._take(reply[3], reply[4], parse_origin(origin))
             self.look_in(reply[5], now)

@@ -35,7 +35,9 @@ local limit_text = meta[4] or wanted ~= '' and wanted or '1'
 local limit = tonumber(limit_text)
 local lease = tonumber(ARGV[3])
 
-if waiters == 0 and holders < limit and NOW >= window and ARGV[10] == '' and previous == '' then
+local plain = ARGV[10] == '' and previous == ''
+
+if plain and waiters == 0 and holders < limit and NOW >= window then
   local number = math.max(last + 1, NOW)
   redis.call('ZADD', KEYS[3], number, ARGV[5])
   redis.call('ZADD', KEYS[4], 0, ARGV[5])
@@ -50,6 +52,20 @@ if waiters == 0 and holders < limit and NOW >= window and ARGV[10] == '' and pre
     redis.call('EXPIRE', KEYS[4], ttl)
   end
   return {1, number, holders + 1, 0, limit_text, 0, ''}
+end
+
+-- All slots are taken, nobody has lapsed: the end of the line.
+if plain and holders >= limit and wanted == named and ARGV[7] == '' and ARGV[8] == '' and ARGV[9] == '0'
+  and ARGV[11] == '' and NOW >= window and waiters > 0 then
+  local deadline = redis.call('ZRANGEBYSCORE', KEYS[5], '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  if deadline and tonumber(deadline) > NOW then
+    local number = math.max(last + 1, NOW)
+    redis.call('ZADD', KEYS[2], number, ARGV[5])
+    redis.call('ZADD', KEYS[4], 0, ARGV[5])
+    redis.call('HSET', KEYS[1], 'last', number)
+    local position, look = waiters + 1, tonumber(deadline) - NOW
+    return {2, number, holders, position, limit_text, 0, '', {}, {}, position, look, {}}
+  end
 end
 
 local instance, channel = ARGV[1], ARGV[4]

@@ -20,13 +20,13 @@ if meta[1] ~= ARGV[2] then
   return {0}
 end
 local was = 3
+local holds, mean = meta[6], meta[7]
 if redis.call('ZREM', KEYS[3], ARGV[5]) == 1 then
   was = 1
   if ARGV[6] ~= '' then
-    local holds = math.min(tonumber(meta[6] or 0) + 1, 50)
-    local mean = tonumber(meta[7] or 0)
+    holds = math.min(tonumber(holds or 0) + 1, 100)
+    mean = tonumber(mean or 0)
     mean = math.floor(mean + (math.max(0, NOW - tonumber(ARGV[6])) - mean) / holds + 0.5)
-    redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)
   end
 elseif redis.call('ZREM', KEYS[2], ARGV[5]) == 1 then
   was = 2
@@ -38,13 +38,40 @@ if ARGV[8] ~= '' and was ~= 3 then
   redis.call('EXPIRE', KEYS[6], 86400 + 660)
 end
 local waiters = redis.call('ZCARD', KEYS[2])
+local holders = redis.call('ZCARD', KEYS[3])
+local last = tonumber(meta[2] or 0)
+local limit = tonumber(meta[4] or meta[3] and meta[3] ~= '' and meta[3] or 1)
 local window = tonumber(meta[5] or 0)
-if waiters == 0 then
-  return {was, redis.call('ZCARD', KEYS[3]), 0}
+
+-- One slot is free, and the head of the line is alive: it gets the slot.
+if waiters > 0 and holders == limit - 1 and NOW >= window then
+  local head = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+  local owner = string.match(head, '^[^:]+')
+  local deadline = owner == ARGV[1] and NOW + 1 or tonumber(redis.call('ZSCORE', KEYS[5], owner) or 0)
+  if deadline > NOW then
+    local number = math.max(last + 1, NOW)
+    redis.call('ZADD', KEYS[3], number, head)
+    redis.call('ZREM', KEYS[2], head)
+    redis.call('HSET', KEYS[1], 'last', number, 'holds', holds or 0, 'mean', mean or 0)
+    if holders == 0 then
+      redis.call('EXPIRE', KEYS[3], math.max(60, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
+    end
+    if owner ~= ARGV[1] then -- by pcall and last, see `push` in library.lua
+      local session = redis.call('HGET', KEYS[1], owner) or '0'
+      local text = string.format('g %s %s %.0f %s', session, string.match(head, '^%S+'), number, ARGV[7])
+      redis.pcall('PUBLISH', ARGV[4] .. owner, text)
+    end
+    return {was, limit, waiters - 1, {{head, number}}, {}, -1}
+  end
 end
 
-local last = tonumber(meta[2] or 0)
-local limit = tonumber(meta[4] or meta[3] ~= '' and meta[3] or 1)
+if was == 1 and ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)
+end
+if waiters == 0 then
+  return {was, holders, 0}
+end
+
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 -- @include library
 

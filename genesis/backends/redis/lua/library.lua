@@ -6,7 +6,7 @@
 --                       limit       the call sites' limit; forgotten when the queue is empty
 --                       override, version   a copy of key 7
 --                       until       no grants before this time: the recovery window
---                       holds, mean how many holds are in the mean, at most 50; their mean (us)
+--                       holds, mean how many holds are in the mean, at most 100; their mean (us)
 --                       <instance>  the instance's session; negative once it was reaped
 --                       <instance>:r  the session in which it was last reaped
 --   2 waiting   zset    place -> member

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics import parser
 
 from genesis import Queue
 from genesis.observability import ObservabilityServer, Telemetry, asgi_app
-from genesis.observability.server import ASGIApp
+from genesis.observability.http import ASGIApp
 from genesis.queue import RedisBackend
 from tests.redis_server import RedisServer
 from tests.waiting import quiesce, wait_until

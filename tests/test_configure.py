@@ -27,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.observability import Telemetry, set_up
+from genesis.observability import Telemetry, configure
 from genesis.observability.writer import ThreadedStreamHandler
 from tests.waiting import wait_until
 
@@ -125,14 +125,14 @@ def run_alone(program: str, **environment: str) -> tuple[str, str]:
 ONE_CALL = """
 import asyncio
 from genesis import Queue
-from genesis.observability import set_up
+from genesis.observability import configure
 
 async def main():
     async with Queue() as queue:
         async with queue.slot("sales", item_id="call-1"):
             pass
 
-with set_up("router", instance_id="router-1"):
+with configure("router", instance_id="router-1"):
     asyncio.run(main())
 """
 
@@ -143,11 +143,11 @@ def test_one_call_sets_up_traces_and_logs(collector: Collector) -> None:
     assert collector.paths == {"/v1/traces"}
     assert collector.resource["service.name"] == "router"
     assert collector.resource["service.instance.id"] == "router-1"
-    assert {"acquire sales", "enqueue sales", "hold sales", "release sales"} <= set(collector.spans)
+    assert {"queue.acquire", "queue.enqueue", "queue.hold", "queue.release"} <= set(collector.spans)
     lines = [json.loads(line) for line in stderr.splitlines()]
     assert [line["event"] for line in lines] == ["enqueued", "granted", "released"]
     granted = lines[1]
-    hold = collector.spans["hold sales"]
+    hold = collector.spans["queue.hold"]
     assert granted["trace_id"] == hold.trace_id.hex()
     assert granted["span_id"] == hold.span_id.hex()
     assert (granted["item_id"], granted["queue_id"]) == ("call-1", "sales")
@@ -159,9 +159,9 @@ def test_one_call_sets_up_traces_and_logs(collector: Collector) -> None:
 
 def test_the_end_of_the_process_flushes(collector: Collector) -> None:
     """An application that never calls shutdown loses no span when it ends in order."""
-    program = ONE_CALL.replace("with set_up(", "if set_up(")
+    program = ONE_CALL.replace("with configure(", "if configure(")
     run_alone(program, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
-    assert "hold sales" in collector.spans
+    assert "queue.hold" in collector.spans
 
 
 def test_without_an_endpoint_no_sdk_is_needed() -> None:
@@ -183,7 +183,7 @@ def test_a_missing_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     before = list(logging.getLogger("genesis").handlers)
     with pytest.raises(ImportError, match=r"pip install 'genesis\[otel\]'"):
-        set_up("router", otlp_endpoint="http://127.0.0.1:1", json_logs=True)
+        configure("router", otlp_endpoint="http://127.0.0.1:1", json_logs=True)
     assert logging.getLogger("genesis").handlers == before
 
 
@@ -192,13 +192,13 @@ async def test_an_endpoint_may_be_given(
     suffix: str, collector: Collector, nothing_global: None
 ) -> None:
     """The collector's base URL is enough, and its traces URL is as good; shutdown flushes."""
-    with set_up("router", otlp_endpoint=collector.url + suffix, json_logs=False) as handle:
+    with configure("router", otlp_endpoint=collector.url + suffix, json_logs=False) as handle:
         telemetry = Telemetry(CollectorRegistry(), handle.tracer_provider)
         async with Queue(telemetry=telemetry) as queue, queue.slot("sales"):
             pass
         assert not collector.requests
     assert collector.paths == {"/v1/traces"}
-    assert "hold sales" in collector.spans
+    assert "queue.hold" in collector.spans
     assert handle.shutdown()
 
 
@@ -207,7 +207,9 @@ def test_the_ratio_samples_traces_that_begin_here(
     ratio: float, expected: int, collector: Collector, nothing_global: None
 ) -> None:
     """The ratio decides for a new trace, and a trace that came with the call decides for itself."""
-    with set_up("router", otlp_endpoint=collector.url, sample_ratio=ratio, json_logs=False) as handle:
+    with configure(
+        "router", otlp_endpoint=collector.url, sample_ratio=ratio, json_logs=False
+    ) as handle:
         tracer = handle.tracer_provider.get_tracer("test")
         for number in range(20):
             tracer.start_span(f"own {number}").end()
@@ -225,10 +227,10 @@ def test_a_provider_in_place_stays(collector: Collector) -> None:
 import logging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from genesis.observability import set_up
+from genesis.observability import configure
 own = TracerProvider()
 trace.set_tracer_provider(own)
-with set_up("router") as handle:
+with configure("router") as handle:
     assert trace.get_tracer_provider() is own
     assert handle.tracer_provider is not own
 """
@@ -244,7 +246,7 @@ def test_shutdown_is_bounded_without_a_collector(state: str, nothing_global: Non
         if state == "silent":
             listener.listen()
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        handle = set_up("router", otlp_endpoint=endpoint, json_logs=False)
+        handle = configure("router", otlp_endpoint=endpoint, json_logs=False)
         handle.tracer_provider.get_tracer("test").start_span("lost").end()
         began = time.monotonic()
         assert not handle.shutdown(timeout=0.3)
@@ -257,7 +259,7 @@ def test_logging_that_is_there_is_left_alone(nothing_global: None) -> None:
     root, own = logging.getLogger(), logging.getLogger("genesis")
     assert root.handlers
     before = (list(root.handlers), root.level, list(own.handlers), own.level)
-    with set_up("router", log_level="DEBUG") as handle:
+    with configure("router", log_level="DEBUG") as handle:
         assert handle.handler is None
         assert (list(root.handlers), root.level, list(own.handlers), own.level) == before
 
@@ -267,7 +269,7 @@ def test_logging_that_is_there_is_joined_when_asked() -> None:
     root, own = logging.getLogger(), logging.getLogger("genesis")
     before = (list(root.handlers), root.level, list(own.handlers), own.level)
     stream = io.StringIO()
-    with set_up("router", json_logs=True, log_level="WARNING", log_stream=stream):
+    with configure("router", json_logs=True, log_level="WARNING", log_stream=stream):
         own.warning("%s", "text", extra={"event": "timeout", "item_id": 'a"\n\u2028b'})
         own.info("not this")
     own.warning("nor this")
@@ -281,9 +283,9 @@ def test_records_of_the_application_are_json_too() -> None:
     program = """
 import logging, structlog
 from opentelemetry import trace
-from genesis.observability import set_up
+from genesis.observability import configure
 
-set_up("router")
+configure("router")
 structlog.configure(
     processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
     logger_factory=structlog.stdlib.LoggerFactory(),
@@ -316,7 +318,7 @@ async def test_a_log_stream_that_blocks_delays_no_call(nothing_global: None) -> 
     registry = CollectorRegistry()
     lines = 3 * 4_000
     with os.fdopen(reading) as pipe, os.fdopen(writing, "w") as stream:
-        handle = set_up("router", json_logs=True, log_stream=stream)
+        handle = configure("router", json_logs=True, log_stream=stream)
         async with Queue(telemetry=Telemetry(registry)) as queue:
             for number in range(lines // 3):
                 async with queue.slot("sales", item_id=f"call-{number}"):
@@ -337,7 +339,7 @@ async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_
     os.close(reading)
     registry = CollectorRegistry()
     stream = os.fdopen(writing, "w")
-    handle = set_up("router", json_logs=True, log_stream=stream)
+    handle = configure("router", json_logs=True, log_stream=stream)
 
     def counted() -> float | None:
         return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "logs"})
@@ -383,13 +385,13 @@ async def test_a_refusal_is_told_with_the_next_line_of_genesis() -> None:
 
 
 def test_a_forked_process_writes_its_own_lines() -> None:
-    """A server that forks its workers after `set_up` has the logs of all of them, each line once."""
+    """A server that forks its workers after `configure` has the logs of all of them, each line once."""
     program = """
 import logging, os, warnings
-from genesis.observability import set_up
+from genesis.observability import configure
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
-handle = set_up("router", json_logs=True)
+handle = configure("router", json_logs=True)
 log = logging.getLogger("app")
 log.warning("before")
 if (child := os.fork()) == 0:
@@ -406,7 +408,7 @@ log.warning("after")
 def test_structlogs_global_set_up_is_untouched() -> None:
     """Neither setting up nor shutting down configures structlog."""
     before = structlog.get_config()
-    with set_up("router", json_logs=True, log_stream=io.StringIO()):
+    with configure("router", json_logs=True, log_stream=io.StringIO()):
         assert structlog.get_config() == before
         assert not structlog.is_configured()
     assert structlog.get_config() == before
@@ -427,5 +429,5 @@ def test_structlogs_global_set_up_is_untouched() -> None:
 def test_bad_arguments_are_errors_at_once(wrong: dict[str, Any], named: str) -> None:
     """A bad argument is named, and its value is not told where it may bear a password."""
     with pytest.raises(ValueError, match=named) as raised:
-        set_up(**{"service_name": "router", "json_logs": False, **wrong})
+        configure(**{"service_name": "router", "json_logs": False, **wrong})
     assert "secret" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""`set_up`: traces over OTLP and JSON logs, in one call, for an application that has neither.
+"""`configure`: traces over OTLP and JSON logs, in one call, for an application that has neither.
 
 What the application has set up itself stays as it is: structlog's global configuration is never
 touched, a logger with handlers keeps them and gets no further one unasked, and a tracer provider that
@@ -25,14 +25,14 @@ from opentelemetry import trace
 from genesis.backends.identity import new_instance_id
 from genesis.observability.writer import ThreadedStreamHandler
 
-__all__ = ["Observability", "set_up"]
+__all__ = ["Observability", "configure"]
 
 _TRACES_PATH = "/v1/traces"
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class Observability:
-    """What `set_up` has set up; ends with `shutdown`, or as a context manager.
+    """What `configure` has set up; ends with `shutdown`, or as a context manager.
 
     Attributes:
         instance_id: the resource's `service.instance.id`.
@@ -64,7 +64,7 @@ class Observability:
 
         Args:
             timeout: seconds to take at most, whatever state the collector and the log stream are in;
-                that of `set_up` if None.
+                that of `configure` if None.
 
         Returns:
             Whether it ended in time. Spans and log lines that did not go out by then are lost.
@@ -111,7 +111,7 @@ class Observability:
         return not ending.is_alive()
 
 
-def set_up(
+def configure(
     service_name: str,
     *,
     instance_id: str | None = None,
@@ -127,7 +127,7 @@ def set_up(
     Call it once, before the first `Queue` is made; end it with `shutdown` on the handle, which also
     happens when the process ends.
 
-        with set_up("call-router", otlp_endpoint="http://collector:4318"):
+        with configure("call-router", otlp_endpoint="http://collector:4318"):
             asyncio.run(main())
 
     Args:
@@ -200,7 +200,7 @@ def _tracer_provider(
     else:
         logging.getLogger("genesis").warning(
             "the process has a tracer provider already, which stays the global one; give "
-            "set_up(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
+            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
         )
     return provider
 

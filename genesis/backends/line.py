@@ -1,0 +1,113 @@
+"""One queue of the memory backend: its waiters in the order of their places, and its holders."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Collection
+
+from genesis.backends.estimate import HoldMean
+from genesis.backends.protocol import Grant, QueueStats, Ticket
+
+__all__ = ["Line", "Passage", "Waiter"]
+
+
+class Passage:
+    """One ticket in the line: a waiter while `token` is 0, then a holder."""
+
+    __slots__ = ("context", "since", "ticket", "token")
+
+    def __init__(self, ticket: Ticket, since: float, token: int, context: str) -> None:
+        self.ticket = ticket
+        self.since = since  # when it entered; from the grant on, when it was granted
+        self.token = token
+        self.context = context
+
+
+class Waiter(Passage):
+    """One that had to wait."""
+
+    __slots__ = ("future", "number", "place")
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        since: float,
+        place: float,
+        number: int,
+        context: str,
+        future: asyncio.Future[Grant],
+    ) -> None:
+        self.ticket = ticket
+        self.since = since
+        self.token = 0
+        self.context = context
+        self.place = place  # the time of entering, less the head start
+        self.number = number  # decides between equal places
+        self.future = future
+
+
+def _key(waiter: Waiter) -> tuple[float, int]:
+    return waiter.place, waiter.number
+
+
+class Line:
+    """One queue. Only its mean hold outlasts the time that it is in use."""
+
+    __slots__ = ("effective_limit", "holding", "holds", "limit", "order", "override", "waiting")
+
+    def __init__(self) -> None:
+        self.holds = HoldMean()
+        self.holding: dict[str, Passage] = {}  # in the order of the grants
+        self.waiting: dict[str, Waiter] = {}  # in the order of entering
+        self.order: deque[Waiter] = deque()  # the same, in the order of their places
+        self.set_limit(None, None)
+
+    def set_limit(self, limit: int | None, override: int | None) -> None:
+        self.limit = limit  # the call sites' number that came last
+        self.override = override
+        self.effective_limit = (limit or 1) if override is None else override
+
+    def add(self, waiter: Waiter) -> int:
+        """Put a waiter in its place; returns its position."""
+        order = self.order
+        self.waiting[waiter.ticket.id] = waiter
+        if order and _key(order[-1]) > (waiter.place, waiter.number):
+            index = self._index(waiter)
+            order.insert(index, waiter)
+            return index + 1
+        order.append(waiter)
+        return len(order)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Remove a waiter from wherever it stands."""
+        del self.order[self._index(waiter)]
+        del self.waiting[waiter.ticket.id]
+
+    def position(self, waiter: Waiter) -> int:
+        """1 is next."""
+        return self._index(waiter) + 1
+
+    def first_of(self, item_ids: Collection[str]) -> dict[str, Waiter]:
+        """Of the waiters with each of these ids, the one that is next."""
+        found: dict[str, Waiter] = {}
+        for waiter in self.order:
+            item_id = waiter.ticket.item_id
+            if item_id in item_ids and item_id not in found:
+                found[item_id] = waiter
+        return found
+
+    def stats(self, now: float) -> QueueStats:
+        waiting, holding = self.waiting, self.holding
+        return QueueStats(
+            len(waiting),
+            len(holding),
+            self.effective_limit,
+            now - next(iter(waiting.values())).since if waiting else 0.0,
+            now - next(iter(holding.values())).since if holding else 0.0,
+            self.holds.value,
+        )
+
+    def _index(self, waiter: Waiter) -> int:
+        return bisect_left(self.order, _key(waiter), key=_key)

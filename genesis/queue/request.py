@@ -1,0 +1,185 @@
+"""`SlotRequest`: one call's way through a queue, from entering to leaving."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import current_task, get_running_loop
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
+from genesis.exceptions import QueueFullError, QueueTimeoutError
+from genesis.queue.arguments import check_pace
+from genesis.queue.calls import Calls
+from genesis.queue.slot import Slot
+from genesis.queue.watch import Watch
+
+if TYPE_CHECKING:
+    from genesis.queue.queue import Queue
+
+__all__ = ["SlotRequest"]
+
+
+class SlotRequest:
+    """What `Queue.slot` returns: enter it with `async with`, once.
+
+    Leaving it waits for nothing. If its generator or coroutine is closed instead of ended, by `aclose`
+    or by the garbage collector, the slot is given back with the next turn of the event loop.
+
+    Attributes:
+        queue_id: the queue's.
+        item_id: the item's.
+        place_token: an opaque token for its place, once the call waits; None before. `Queue.slot` takes
+            it after this call was cancelled, if `keep_place` was given.
+        resumed: whether it took the place that its own `place_token` argument names.
+        slot: while it is held.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_entered",
+        "_keep_place",
+        "_queue",
+        "_request",
+        "_timeout",
+        "_watches",
+        "place_token",
+        "resumed",
+        "slot",
+        "ticket",
+    )
+
+    def __init__(
+        self, queue: Queue, request: EnterRequest, timeout: float | None, keep_place: float
+    ) -> None:
+        self._queue = queue
+        self._request = request
+        self._timeout = timeout
+        self._keep_place = keep_place
+        self._entered = False
+        self._calls: Calls | None = None  # while the call is in the queue
+        self._watches: list[Watch] | None = None  # of this request, until its wait ends
+        self.ticket: Ticket | None = None  # while it waits
+        self.place_token: str | None = None
+        self.resumed = False
+        self.slot: Slot | None = None
+
+    @property
+    def queue_id(self) -> str:
+        return self._request.queue_id
+
+    @property
+    def item_id(self) -> str:
+        return self._request.item_id
+
+    async def __aenter__(self) -> Slot:
+        # One coroutine, and none inside it: a task that is woken passes through each of them again.
+        if self._entered:
+            raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
+        self._entered = True
+        queue, request = self._queue, self._request
+        calls = queue._calls
+        if calls is None or calls.loop is not get_running_loop() or queue._draining:
+            calls = queue._calls_here(request)
+        calls.enter(request)
+        self._calls = calls
+        backend, timeout = queue._backend, self._timeout
+        if timeout is not None:
+            deadline = calls.loop.time() + timeout
+        try:
+            result = await backend.enter(request)
+            grant = result.grant
+            if result.resumed:
+                self.resumed = True
+            if grant is None:
+                if result.refusal is not None:
+                    raise self._refused(result)
+                self.ticket = result.ticket
+                self.place_token = result.place_token
+                queue.watches.entered(self.queue_id, self.item_id)
+                if timeout is not None:
+                    timeout = max(0.0, deadline - calls.loop.time())
+                grant = await backend.wait(result.ticket, timeout)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                calls.end_later(self._give_up, self._keep_place)
+                raise
+            cancelled = isinstance(error, asyncio.CancelledError)
+            waited = self.ticket is not None
+            self._give_up(self._keep_place if cancelled else 0.0)
+            if waited and isinstance(error, TimeoutError) and self._timeout is not None:
+                raise QueueTimeoutError(self.queue_id, self.item_id, self._timeout) from None
+            raise
+        calls.holding[self] = id(current_task(calls.loop))
+        self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
+        if self.ticket is not None or self._watches is not None:
+            self._stop_waiting()
+        return slot
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        slot, calls = self.slot, self._calls
+        if slot is None or calls is None:
+            if not self._entered:
+                raise RuntimeError("this slot request was never entered, so there is nothing to leave")
+            return  # its entering had failed
+        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            if isinstance(error, GeneratorExit):
+                calls.end_later(_run, self.__aexit__)
+                return
+            error = None  # a call that is cancelled has not failed
+        self.slot = self._calls = None
+        ticket = slot.ticket
+        try:
+            slot.mark_left()
+        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+            del calls.holding[self]
+            calls.leave(ticket.queue_id)
+            self._queue._backend.leave(ticket, error=error)
+
+    def watch(self, *, every: float = 30.0, at_least: float = 10.0) -> Watch:
+        """Where this call stands while it waits; begin before it is entered, or while it waits.
+
+        Args, yields and raises: as `Queue.watch`. Ends at once when the call is granted or gives up.
+        """
+        every, at_least = check_pace(self.queue_id, every, at_least)
+        watch = Watch(self._queue.watches, self.queue_id, self.item_id, every, at_least, self)
+        if self._entered and (self.slot is not None or self._calls is None):
+            watch.end()  # the wait is over
+        elif self._watches is None:
+            self._watches = [watch]
+        else:
+            self._watches.append(watch)
+        return watch
+
+    def _refused(self, result: EnterResult) -> Exception:
+        if result.refusal == "full":
+            return QueueFullError(self.queue_id, self.item_id, result.depth, result.retry_after)
+        return QueueTimeoutError(self.queue_id, self.item_id, 0)
+
+    def _stop_waiting(self) -> None:
+        watches, self._watches, self.ticket = self._watches, None, None
+        for watch in watches or ():
+            watch.end()
+
+    def _give_up(self, keep_place: float) -> None:
+        """Whatever ended the wait, and whatever the ticket has got by now: it is given back."""
+        calls, self._calls = self._calls, None
+        ticket = self.ticket
+        self._stop_waiting()
+        if calls is not None:
+            calls.leave(self.queue_id)
+        if ticket is not None:
+            self._queue._backend.leave(ticket, keep_place=keep_place)
+
+
+def _run(leave: Callable[[None, None, None], Coroutine[object, None, None]]) -> None:
+    """Call what awaits nothing."""
+    with suppress(StopIteration):
+        leave(None, None, None).send(None)
