@@ -29,7 +29,9 @@ class Line:
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client
         self.keys = [key.decode() for key in queue_keys("test:", "sales")]
-        self.meta, self.waiting, self.holding, self.tickets, self.leases, self.past, self.override = self.keys
+        self.meta, self.waiting, self.holding, self.tickets, self.leases, self.past, self.override = (
+            self.keys
+        )
         self.sessions: dict[str, int] = {}
         for name in SCRIPT_NAMES:
             self.client.script_load(load(name).source)
@@ -61,10 +63,14 @@ class Line:
     ) -> Any:  # fmt: skip
         if ticket[0] not in self.sessions:
             self.sync(ticket[0], limit=limit)
-        return self.mine("enter", ticket[0], member(ticket, head_start), limit, free, most, head_start, kept, who)
+        return self.mine(
+            "enter", ticket[0], member(ticket, head_start), limit, free, most, head_start, kept, who
+        )
 
     def leave(self, ticket: str, token: object = "", keep: object = "", place: object = "") -> Any:
-        return self.mine("leave", ticket[0], member(ticket), token, f"{ticket[0]}  item-{ticket}", keep, place)
+        return self.mine(
+            "leave", ticket[0], member(ticket), token, f"{ticket[0]}  item-{ticket}", keep, place
+        )
 
     def let_lapse(self, instance: str) -> None:
         """As if this instance had sent no heartbeat for longer than the lease."""
@@ -149,7 +155,9 @@ def test_a_free_slot_is_granted_with_a_token(line: Line) -> None:
 
 def test_a_newcomer_waits_and_learns_who_holds(line: Line) -> None:
     line.enter("a1")
-    code, place, in_use, depth, _, resumed, _, granted, reclaimed, position, look, holders = line.enter("b1", who="who")
+    code, place, in_use, depth, _, resumed, _, granted, reclaimed, position, look, holders = line.enter(
+        "b1", who="who"
+    )
     assert (code, in_use, depth, resumed, granted, reclaimed, position) == (2, 1, 1, 0, [], [], 1)
     assert place == line.place("b1")
     assert 0 < look <= LEASE
@@ -159,11 +167,17 @@ def test_a_newcomer_waits_and_learns_who_holds(line: Line) -> None:
 
 @pytest.mark.parametrize("session", [1, 3])
 @pytest.mark.parametrize("name", ["enter", "leave", "beat"])
-def test_another_session_than_the_one_on_record_syncs_first(line: Line, name: str, session: int) -> None:
+def test_another_session_than_the_one_on_record_syncs_first(
+    line: Line, name: str, session: int
+) -> None:
     line.sync("a", session=2)
     before = line.client.zcard(line.tickets)
     line.sessions["a"] = session
-    arguments = {"enter": (member("a1"), 1, "", "", 0, "", ""), "leave": (member("a1"), "", "", "", ""), "beat": ()}
+    arguments = {
+        "enter": (member("a1"), 1, "", "", 0, "", ""),
+        "leave": (member("a1"), "", "", "", ""),
+        "beat": (),
+    }
     assert line.mine(name, "a", *arguments[name]) == [0]
     assert line.client.zcard(line.tickets) == before
 
@@ -271,7 +285,9 @@ def test_a_heartbeat_has_count_and_sum(line: Line) -> None:
     token = line.enter("a1")[1]
     line.enter("a2")
     line.enter("b1")
-    code, now, look, count, held, total, numbers, override, version, granted, reclaimed = line.mine("beat", "a")
+    code, now, look, count, held, total, numbers, override, version, granted, reclaimed = line.mine(
+        "beat", "a"
+    )
     assert (code, count, held, int(total)) == (1, 2, 1, token % 2**32)
     assert now <= line.now()
     assert 0 < look <= LEASE
@@ -306,7 +322,9 @@ def test_a_heartbeat_removes_old_records(line: Line) -> None:
 
 
 def test_first_contact(line: Line) -> None:
-    code, now, look, rows, override, version, more, numbers, reclaimed, lost = line.sync("a", ("a1", "e", 0), ("a2", "e", 0))
+    code, now, look, rows, override, version, more, numbers, reclaimed, lost = line.sync(
+        "a", ("a1", "e", 0), ("a2", "e", 0)
+    )
     assert (code, override, version, more, reclaimed, lost) == (1, "", "0", 0, [], 0)
     token = rows[0][1]
     assert rows == [[1, token, 0], [2, token + 1, 0]]
@@ -338,9 +356,13 @@ def test_what_is_not_listed_is_removed(line: Line) -> None:
 def test_a_page_removes_only_in_its_range(line: Line) -> None:
     for ticket in ("a1", "a2", "a3", "a4"):
         line.enter(ticket)
-    line.sync("a", ("a2", "w", line.place("a2")), confirmed=1, session=2, pages=("1", "", "", member("a2")))
+    line.sync(
+        "a", ("a2", "w", line.place("a2")), confirmed=1, session=2, pages=("1", "", "", member("a2"))
+    )
     assert (line.holders(), line.order()) == ([], ["a2", "a3", "a4"])
-    line.sync("a", ("a4", "w", line.place("a4")), confirmed=1, session=2, pages=("", "1", member("a2"), ""))
+    line.sync(
+        "a", ("a4", "w", line.place("a4")), confirmed=1, session=2, pages=("", "1", member("a2"), "")
+    )
     assert (line.holders(), line.order()) == (["a2"], ["a4"])
 
 
@@ -368,7 +390,9 @@ def test_a_reaped_holder_is_lost_until_a_sync_is_confirmed(line: Line) -> None:
     line.let_lapse("a")
     line.sync("b")
     for session in (2, 3):
-        assert line.sync("a", ("a1", "h", token), session=session, confirmed=1, renewed=line.now())[3] == [[6, 0]]
+        assert line.sync("a", ("a1", "h", token), session=session, confirmed=1, renewed=line.now())[
+            3
+        ] == [[6, 0]]
 
 
 def test_a_holder_that_was_not_renewed_for_a_lease_is_lost(line: Line) -> None:
@@ -538,7 +562,9 @@ def test_ten_thousand_unlisted_tickets_are_removed_in_portions(line: Line) -> No
         before = line.client.zcard(line.tickets)
         more = line.sync("a", confirmed=1)[6]
         syncs += 1
-        assert before - line.client.zcard(line.tickets) <= PORTION + 1  # one of them is granted, and removed next
+        assert (
+            before - line.client.zcard(line.tickets) <= PORTION + 1
+        )  # one of them is granted, and removed next
         if not more:
             break
     assert line.client.zcard(line.tickets) == 0

@@ -37,7 +37,7 @@ def _drop_leave() -> None:
 
 def _sync_lists_nothing() -> None:
     """After a break, Redis takes back what the instance still has."""
-    core.is_listed = lambda ticket: ticket.stage is Stage.ENTERING  # type: ignore[attr-defined]
+    LocalTicket.listed = property(lambda ticket: ticket.stage is Stage.ENTERING)  # type: ignore[assignment]
 
 
 def _change(*changes: tuple[str, str, str]) -> Callable[[], None]:
@@ -71,9 +71,14 @@ _HEAD_AT_ONCE = "redis.call('ZRANGE', KEYS[2], 0, 0)[1]"
 _TOMBSTONE = "  redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))\n"
 _RENEW = "redis.call('ZADD', LEASES, NOW + lease, instance)\n"
 _CHECK = "if meta[1] ~= ARGV[2] then\n"
-_USED = "  redis.call('ZREM', PAST, name)\n  redis.call('ZADD', PAST, expiry, 'u ' "
+_USED = (
+    "  redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))\n"
+    "  redis.call('ZREM', PAST, name)\n"
+)
 _FULL = "waiters >= tonumber(ARGV[8])"
-_STANDS = "    redis.call('ZADD', WAITING, number, member)\n    redis.call('ZADD', TICKETS, 0, member)\n"
+_STANDS = (
+    "    redis.call('ZADD', WAITING, number, member)\n    redis.call('ZADD', TICKETS, 0, member)\n"
+)
 
 PLANTS: dict[str, Callable[[], None]] = {
     "drop-leave": _drop_leave,
@@ -93,7 +98,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "no-window": _change(("library", "  if NOW >= window + lease / 2 then\n", "  if false then\n")),
     # A late enter of a lost connection makes a holder that nobody is.
     "no-session-check": _change(("enter", _CHECK, "if false then\n")),
-    "keep-used-place": _change(("library", _USED, "  redis.call('ZADD', PAST, expiry, 'x ' ")),
+    "keep-used-place": _change(("library", _USED, "")),
     "let-one-in": _change(("enter", _FULL, "waiters > tonumber(ARGV[8])")),
     "forget-head-start": _change(
         ("sync", _STANDS, _STANDS.replace("number,", "number + head_start_of(member),"))

@@ -11,11 +11,14 @@ from tests.protocol.caller import Caller
 from tests.protocol.explore import Result, explore
 from tests.protocol.plants import PLANTS, Plant, planted_core, planted_script
 from tests.protocol.server import Server
-from tests.protocol.world import Bound, World
+from tests.protocol.state import Bound
+from tests.protocol.world import World
 from tests.redis_server import RedisServer
 
 
-def run(redis: RedisServer, bound: Bound, plant: Plant | None, seconds: float) -> tuple[Result, Caller, int]:
+def run(
+    redis: RedisServer, bound: Bound, plant: Plant | None, seconds: float
+) -> tuple[Result, Caller, int]:
     server = Server(redis.port, bound.portion, planted_script(plant))
     caller = Caller(bound.calls, bound.page, planted_core(plant))
     try:
@@ -33,10 +36,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="those rules")
     options = parser.parse_args()
     if options.list:
-        for name, plant in PLANTS.items():
-            print(f"{name:20} {plant.text}")
+        for name, rule in PLANTS.items():
+            print(f"{name:20} {rule.text}")
         return 0
-    plant = PLANTS.get(options.plant)
+    plant: Plant | None = PLANTS.get(options.plant)
     bounds = [bound for bound in (*FAST, *ALL) if bound.name == plant.bound] if plant else FAST
     if options.all or options.only:
         bounds = [*FAST, *ALL]
@@ -50,7 +53,10 @@ def main() -> int:
             total += result.states
             failed += bool(result.wrong)
             verdict = result.wrong or ("holds" if result.finished else "not finished")
-            print(f"{bound.name}: {result.states:,} states: {verdict} ({result.seconds:.1f} s, {runs:,} script runs)", flush=True)
+            print(
+                f"{bound.name}: {result.states:,} states: {verdict} ({result.seconds:.1f} s, {runs:,} script runs)",
+                flush=True,
+            )
             for n, step in enumerate(result.trace, 1):
                 print(f"  {n:3} {step}", flush=True)
     finally:

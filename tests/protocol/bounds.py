@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.protocol.caller import Call
-from tests.protocol.world import Bound, Faults
+from tests.protocol.state import Bound, Faults
 
 __all__ = ["ALL", "FAST"]
 
@@ -17,7 +17,11 @@ def two(*calls: Call) -> tuple[Call, ...]:
     return tuple(call._replace(limit=b"2") for call in calls)
 
 
-PAUSED = [Call("a1", 0, keeps=True, limit=b"0"), Call("b1", 1, takes=0, limit=b"0"), Call("b2", 1, takes=0, limit=b"0")]
+PAUSED = (
+    Call("a1", 0, keeps=True, limit=b"0"),
+    Call("b1", 1, takes=0, limit=b"0"),
+    Call("b2", 1, takes=0, limit=b"0"),
+)
 KEEP = (Call("a1", 0), Call("a2", 0, keeps=True), Call("b1", 1, takes=1))
 FREE = (A1, Call("a2", 0, only_if_free=True), B1)
 FULL = (A1, Call("a2", 0, max_waiting=b"1"), B1)
@@ -129,8 +133,8 @@ ALL: list[Bound] = [
     Bound("keep, eviction", KEEP, F(evictions=1)),
     Bound("keep, loss", KEEP, F(losses=1)),
     Bound("keep, expiry", KEEP, F(expiries=1)),
-    Bound("keep twice, sync", tuple(PAUSED), F(syncs=1)),
-    Bound("keep twice, break", tuple(PAUSED), F(breaks=1)),
-    Bound("keep twice, lapse", tuple(PAUSED), F(lapses=1)),
-    Bound("keep twice, expiry", tuple(PAUSED), F(expiries=1)),
+    Bound("keep twice, sync", PAUSED, F(syncs=1)),
+    Bound("keep twice, break", PAUSED, F(breaks=1)),
+    Bound("keep twice, lapse", PAUSED, F(lapses=1)),
+    Bound("keep twice, expiry", PAUSED, F(expiries=1)),
 ]

@@ -11,19 +11,19 @@ import math
 from typing import Any, NamedTuple
 
 from genesis.backends.redis import core as core_module
-from genesis.backends.redis.core import QueueCore, Sessions
+from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member, make_origin, ticket_of
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.backends.redis.verdicts import Command
 from tests.protocol.server import KEPT_FOR, LEASE
 
-__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "Wrong", "core_over"]
+__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "BrokenPromiseError", "core_over"]
 
 LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
 STAGES = {stage.value: stage for stage in Stage}
 
 
-class Wrong(Exception):
+class BrokenPromiseError(Exception):
     """A promise was broken in the middle of a step."""
 
 
@@ -50,7 +50,9 @@ class Ticket(NamedTuple):
     place: int = 0
     resumed: bool = False
     kept: int = 0  # the place that it asks for
-    view: str = "e"  # what its call has been told: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
+    view: str = (
+        "e"  # what its call has been told: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
+    )
 
 
 class Instance(NamedTuple):
@@ -113,10 +115,14 @@ def frozen(argument: bytes) -> Any:
 class Caller:
     """All instances of one exploration; equal (instance, event) pairs are answered from memory."""
 
-    def __init__(self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None) -> None:
+    def __init__(
+        self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None
+    ) -> None:
         self.calls, self.page = calls, page
         self.core_class = core or core_over(QueueCore)
-        serials = [sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)]
+        serials = [
+            sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)
+        ]
         self.members = [
             make_member("abc"[call.owner], serial, 0, "", call.name)
             for call, serial in zip(calls, serials, strict=True)
@@ -133,11 +139,11 @@ class Caller:
         if step is None:
             try:
                 step = self._step(i, instance, event)
-            except Wrong as wrong:
+            except BrokenPromiseError as wrong:
                 step = str(wrong)
             self.known[key] = step
         if isinstance(step, str):
-            raise Wrong(step)
+            raise BrokenPromiseError(step)
         return step
 
     # Thaw, freeze
@@ -146,7 +152,12 @@ class Caller:
         call = self.calls[frozen.call]
         kept = b"%s %d" % (self.ids[call.takes], frozen.kept) if frozen.kept else b""
         ticket = LocalTicket(
-            self.members[frozen.call], frozen.call, call.limit, call.only_if_free, call.max_waiting, kept
+            self.members[frozen.call],
+            frozen.call,
+            call.limit,
+            call.only_if_free,
+            call.max_waiting,
+            kept,
         )
         ticket.stage, ticket.number, ticket.wanted = STAGES[frozen.stage], frozen.number, frozen.wanted
         ticket.sent, ticket.left, ticket.place = frozen.sent, frozen.left, frozen.place
@@ -172,11 +183,15 @@ class Caller:
         count(core)
         return core, tickets
 
-    def freeze(self, core: Core, tickets: dict[int, LocalTicket], views: dict[int, str], lapsed: bool) -> Instance:
+    def freeze(
+        self, core: Core, tickets: dict[int, LocalTicket], views: dict[int, str], lapsed: bool
+    ) -> Instance:
         known = (core.known, core.held, core.token_sum)
         count(core)
         if known != (core.known, core.held, core.token_sum):
-            raise Wrong(f"the core counts {known}, and has {core.known, core.held, core.token_sum}")
+            raise BrokenPromiseError(
+                f"the core counts {known}, and has {core.known, core.held, core.token_sum}"
+            )
         rows = []
         for ticket in core.tickets.values():
             rows.append(
@@ -211,28 +226,50 @@ class Caller:
             lapsed = False
             try:
                 self._event(core, tickets, views, event, now, i)
-            except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-                raise Wrong(f"the core raised {error!r}") from error
+            except (
+                KeyError,
+                ValueError,
+                TypeError,
+                IndexError,
+                AttributeError,
+                AssertionError,
+            ) as error:
+                raise BrokenPromiseError(f"the core raised {error!r}") from error
         self._judge(core, views, event_name(event), now)
         if now and core.lease_deadline < math.inf:
             core.lease_deadline = -1.0 if core.lease_deadline <= now else LEASE
         if name == "forget":
             if not core.idle:
-                raise Wrong("not idle")
+                raise BrokenPromiseError("not idle")
             return Step(Instance(core._sessions.last, tickets=instance.tickets), ())
         for ticket in core.tickets.values():
             stage, view = ticket.stage.value, views[ticket.handle]
             if ticket.wanted and stage != view:
-                raise Wrong(f"{self.calls[ticket.handle].name} is {stage}, and its call was told {view}")
+                raise BrokenPromiseError(
+                    f"{self.calls[ticket.handle].name} is {stage}, and its call was told {view}"
+                )
         commands = tuple(self._frozen_command(command) for command in core.commands)
         return Step(self.freeze(core, tickets, views, lapsed), commands)
 
     def _frozen_command(self, command: Command) -> tuple[Any, ...]:
         arguments = tuple(frozen(argument) for argument in command.arguments)
-        return (command.name, command.session, 1, arguments, tuple(t.handle for t in command.tickets), command.last)
+        return (
+            command.name,
+            command.session,
+            1,
+            arguments,
+            tuple(t.handle for t in command.tickets),
+            command.last,
+        )
 
     def _event(
-        self, core: Core, tickets: dict[int, LocalTicket], views: dict[int, str], event: Any, now: float, i: int
+        self,
+        core: Core,
+        tickets: dict[int, LocalTicket],
+        views: dict[int, str],
+        event: Any,
+        now: float,
+        i: int,
     ) -> None:
         name, *rest = event
         if name == "enter":
@@ -241,7 +278,9 @@ class Caller:
             core.enter(tickets[k], now)
         elif name == "leave":
             k, keep = rest
-            core.leave(tickets[k], now, make_origin("abc"[i], "", self.calls[k].name), KEPT_FOR if keep else 0)
+            core.leave(
+                tickets[k], now, make_origin("abc"[i], "", self.calls[k].name), KEPT_FOR if keep else 0
+            )
         elif name == "connected":
             core.connected(now)
         elif name in ("tick", "forget"):
@@ -253,7 +292,7 @@ class Caller:
             kind, session, ticket, token = rest
             core.pushed(kind, session, ticket, b"%d " % token if kind == b"g" else b"", now)
         else:
-            self._reply(core, tickets, *rest, now, i)
+            self._reply(core, tickets, rest[0], rest[1], now, i)
 
     def _reply(
         self, core: Core, tickets: dict[int, LocalTicket], command: Any, reply: Any, now: float, i: int
@@ -272,7 +311,9 @@ class Caller:
                     core.evicted(session, ticket_of(arguments[0]), now)
             return
         words = (b"", b"", origin if name == "leave" else b"", b"", b"")
-        thawed = Command(name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last)
+        thawed = Command(
+            name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last
+        )
         core.replied(thawed, self._wordy(name, reply), now)
 
     def _wordy(self, name: str, reply: Any) -> Any:
@@ -288,14 +329,37 @@ class Caller:
             rest: list[Any] = [1, look[wait], []] if code == 2 else [0, 0] if code in (3, 4) else []
             if code == 1 and not granted:
                 return [code, number, 1, 0, b"1", resumed, b""]
-            return [code, number, 0, 0, b"1", resumed, b"", granted, [], *([1, *rest[1:]] if code == 2 else [0, *rest])]
+            return [
+                code,
+                number,
+                0,
+                0,
+                b"1",
+                resumed,
+                b"",
+                granted,
+                [],
+                *([1, *rest[1:]] if code == 2 else [0, *rest]),
+            ]
         if name == "leave":
             return [reply[0], 0, 0, [(m, b"%d" % n) for m, n in reply[1]], [], look[reply[2]]]
         if name == "beat":
             _, now, wait, count, tokens, override, version, granted = reply
             held = -1 if tokens is None else len(tokens)
             total = b"%d" % sum(token % 2**32 for token in tokens or ())
-            return [1, now, look[wait], count, held, total, numbers, override, b"%d" % version, granted, []]
+            return [
+                1,
+                now,
+                look[wait],
+                count,
+                held,
+                total,
+                numbers,
+                override,
+                b"%d" % version,
+                granted,
+                [],
+            ]
         if reply[0] == -1:
             return list(reply)
         _, now, wait, rows, override, version, more, lost = reply
@@ -304,7 +368,15 @@ class Caller:
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
         """Hand out the verdicts; calls that were ended leave at once."""
-        allowed = {"Granted": "ew", "Waiting": "e", "Refused": "e", "Failed": "e", "Evicted": "ew", "Lost": "h", "OutOfReach": "w"}
+        allowed = {
+            "Granted": "ew",
+            "Waiting": "e",
+            "Refused": "e",
+            "Failed": "e",
+            "Evicted": "ew",
+            "Lost": "h",
+            "OutOfReach": "w",
+        }
         then = {"Granted": "h", "Waiting": "w", "OutOfReach": "w"}
         said: dict[int, list[tuple[str, str]]] = {}
         moves: list[tuple[int, str, str]] = list(core.moves)
@@ -324,24 +396,26 @@ class Caller:
                     view = "l"
                 if kind == "Left":
                     if view != "l":
-                        raise Wrong(f"{who} gets Left, and {'has left' if view == 'x' else 'did not leave'}")
+                        raise BrokenPromiseError(
+                            f"{who} gets Left, and {'has left' if view == 'x' else 'did not leave'}"
+                        )
                     views[k] = "x"
                 elif view not in allowed[kind]:
-                    raise Wrong(f"{who} gets {kind} after it was told {view}")
+                    raise BrokenPromiseError(f"{who} gets {kind} after it was told {view}")
                 else:
                     if kind == "Granted" and now >= core.lease_deadline:
-                        raise Wrong(f"limit: {who} is granted after the lease has lapsed")
+                        raise BrokenPromiseError(f"limit: {who} is granted after the lease has lapsed")
                     views[k] = then.get(kind, "l")
                     if views[k] == "l" and k != leaving:
                         core.leave(ticket, now)
         if leaving >= 0 and views[leaving] != "x":
             views[leaving] = "l"
         for k, before, after in moves:
-            verdicts = [verdict for verdict in said.get(k, ()) if verdict[0] != "Left"]
-            kind, cause = verdicts[0] if verdicts else ("", event)
-            self.transitions.add((cause, before, after, kind))
-            if verdicts:
-                said[k].remove(verdicts[0])
+            told = [pair for pair in said.get(k, ()) if pair[0] != "Left"]
+            what, cause = told[0] if told else ("", event)
+            self.transitions.add((cause, before, after, what))
+            if told:
+                said[k].remove(told[0])
 
 
 def event_name(event: tuple[Any, ...]) -> str:

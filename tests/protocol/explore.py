@@ -6,9 +6,11 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from tests.protocol.caller import Wrong
+from tests.protocol.caller import BrokenPromiseError
 from tests.protocol.promises import broken_promise
-from tests.protocol.world import State, World
+from tests.protocol.state import State
+from tests.protocol.words import described
+from tests.protocol.world import World
 
 __all__ = ["Result", "explore"]
 
@@ -39,8 +41,8 @@ def explore(world: World, seconds: float = float("inf"), most: int = 10_000_000)
                 if mark not in seen:
                     seen[mark] = key
                     queue.append(after)
-        except Wrong as caught:
-            last = world.described(world.label, state)
+        except BrokenPromiseError as caught:
+            last = described(world, world.label, state)
             path = trace(world, first, seen, key)
             return Result(len(seen), time.perf_counter() - began, str(caught), (*path, last))
         if wrong:
@@ -58,7 +60,7 @@ def trace(world: World, first: State, seen: dict[int, int], key: int) -> tuple[s
     for mark in chain[-2::-1]:
         for label, after in world.steps(state):
             if hash(after) == mark:
-                path.append(world.described(label, state))
+                path.append(described(world, label, state))
                 state = after
                 break
     return tuple(path)

@@ -15,11 +15,25 @@ __all__ = ["PLANTS", "Plant", "planted_core", "planted_script"]
 
 class Plant(NamedTuple):
     text: str
-    changes: tuple[tuple[str, str, str], ...]  # "core" or a script, the shipped text, what takes its place
+    changes: tuple[
+        tuple[str, str, str], ...
+    ]  # "core" or a script, the shipped text, what takes its place
     bound: str  # where it is found
     slow: bool = False
 
 
+SYNC_ANEW = """\
+            # Even if nothing is left: late commands of the last connection might still be carried out.
+            self._sync(now)
+"""
+ENTER_AGAIN = """\
+            again = [t for t in self.tickets.values() if t.stage is Stage.ENTERING and t.wanted]
+            if not again or self.confirmed != self.session:
+                self._sync(now)
+            self.due = now
+            for ticket in again:
+                self.enter(ticket, now)
+"""
 SESSION = "if meta[1] ~= ARGV[2] then"
 PLANTS = {
     # The ten rules of the reference model
@@ -30,14 +44,25 @@ PLANTS = {
     ),
     "reap_forgets": Plant(
         "reaping an instance forgets its session as well",
-        (("*", "redis.call('HSET', META, owner, -session, owner .. ':r', session)", "redis.call('HDEL', META, owner)"),),
+        (
+            (
+                "*",
+                "redis.call('HSET', META, owner, -session, owner .. ':r', session)",
+                "redis.call('HDEL', META, owner)",
+            ),
+        ),
         "two calls, a lapse",
     ),
     "told_is_known": Plant(
         "that it was reaped is forgotten with the next sync, whether that is answered or not",
-        (("sync", "redis.call('HSET', META, instance, ARGV[2])",
-          "redis.call('HSET', META, instance, ARGV[2]) redis.call('HDEL', META, instance .. ':r')"),
-         ("sync", "local late = renewed > 0 and NOW > renewed + lease", "local late = false")),
+        (
+            (
+                "sync",
+                "redis.call('HSET', META, instance, ARGV[2])",
+                "redis.call('HSET', META, instance, ARGV[2]) redis.call('HDEL', META, instance .. ':r')",
+            ),
+            ("sync", "local late = renewed > 0 and NOW > renewed + lease", "local late = false"),
+        ),
         "two calls, break, clock",
         slow=True,
     ),
@@ -58,33 +83,52 @@ PLANTS = {
     ),
     "send_again": Plant(
         "after a break the instance sends its unanswered enters again instead of a sync",
-        (("core",
-          "            # Even if nothing is left: late commands of the last connection might still be carried out.\n"
-          "            self._sync(now)\n",
-          "            again = [t for t in self.tickets.values() if t.stage is Stage.ENTERING and t.wanted]\n"
-          "            if not again or self.confirmed != self.session:\n"
-          "                self._sync(now)\n"
-          "            self.due = now\n"
-          "            for ticket in again:\n"
-          "                self.enter(ticket, now)\n"),),
+        (
+            (
+                "core",
+                SYNC_ANEW,
+                ENTER_AGAIN,
+            ),
+        ),
         "two calls of one instance, a break",
     ),
     "empty_is_silent": Plant(
         "an instance that has nothing left does not sync after a break",
-        (("core", "if self.session or self.tickets:", "if any(t.wanted for t in self.tickets.values()):"),),
+        (
+            (
+                "core",
+                "if self.session or self.tickets:",
+                "if any(t.wanted for t in self.tickets.values()):",
+            ),
+        ),
         "two calls, a break",
     ),
     "believe_lapsed": Plant(
         "what is read after the lease lapsed is believed",
-        (("core", "        self._check_lease(now)\n        ticket = self.tickets.get(ticket_id)",
-          "        ticket = self.tickets.get(ticket_id)"),
-         ("core", "        self._check_lease(now)\n        if command.session", "        if command.session")),
+        (
+            (
+                "core",
+                "        self._check_lease(now)\n        ticket = self.tickets.get(ticket_id)",
+                "        ticket = self.tickets.get(ticket_id)",
+            ),
+            (
+                "core",
+                "        self._check_lease(now)\n        if command.session",
+                "        if command.session",
+            ),
+        ),
         "two calls, a lapse",
     ),
     "believe_old": Plant(
         "replies and messages of an old session are believed",
-        (("core", "if session != self.session or not self.up or ticket is None:", "if not self.up or ticket is None:"),
-         ("core", "if command.session != self.session or not self.up:", "if not self.up:")),
+        (
+            (
+                "core",
+                "if session != self.session or not self.up or ticket is None:",
+                "if not self.up or ticket is None:",
+            ),
+            ("core", "if command.session != self.session or not self.up:", "if not self.up:"),
+        ),
         "two calls, lapse, sync",
         slow=True,
     ),
@@ -140,7 +184,13 @@ PLANTS = {
     # Rules of the scripts and of the core
     "newcomer_first": Plant(
         "a newcomer takes a free slot although somebody waits",
-        (("enter", "if waiters == 0 and holders < limit and NOW >= window", "if holders < limit and NOW >= window"),),
+        (
+            (
+                "enter",
+                "if waiters == 0 and holders < limit and NOW >= window",
+                "if holders < limit and NOW >= window",
+            ),
+        ),
         "three calls, loss",
         slow=True,
     ),

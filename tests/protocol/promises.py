@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.protocol.caller import Wrong
+from tests.protocol.caller import BrokenPromiseError
 from tests.protocol.server import ALIVE, LAPSED, OPEN, Data
 
 if TYPE_CHECKING:
-    from tests.protocol.world import State, World
+    from tests.protocol.state import State
+    from tests.protocol.world import World
 
 __all__ = ["after_run", "broken_promise", "stuck"]
 
@@ -36,36 +37,48 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
         if all(ghost.synced):
             ghost = ghost._replace(lost=0)
     if name == "evict" and reply[0]:
-        ghost = ghost._replace(evicted=tuple(sorted({*ghost.evicted, world.caller.by_member[arguments[0]]})))
+        ghost = ghost._replace(
+            evicted=tuple(sorted({*ghost.evicted, world.caller.by_member[arguments[0]]}))
+        )
     # Only what a sync listed as holding comes back without a grant.
-    listed = {arguments[n]: arguments[n + 1] for n in range(9, len(arguments), 6)} if name == "sync" else {}
+    listed = (
+        {arguments[n]: arguments[n + 1] for n in range(9, len(arguments), 6)} if name == "sync" else {}
+    )
     held = {member for _, member in old.holding}
     granted = [member for _, member in new.holding if member not in held and listed.get(member) != b"h"]
-    if new.until == OPEN and old.until != OPEN and not (world.whole.losses or world.whole.flushes or world.whole.stale):
-        raise Wrong("the recovery window opens, and no data was lost")
+    if (
+        new.until == OPEN
+        and old.until != OPEN
+        and not (world.whole.losses or world.whole.flushes or world.whole.stale)
+    ):
+        raise BrokenPromiseError("the recovery window opens, and no data was lost")
     if name == "sync" and len(reply) > 2:
         for n, row in enumerate(reply[3]):
             member, stage, number = arguments[9 + 6 * n : 12 + 6 * n]
             if stage == b"w" and row[0] == 2 and row[1] != number and not world.whole.stale:
-                raise Wrong(f"FIFO: {world.member(member)} loses its place")
+                raise BrokenPromiseError(f"FIFO: {world.member(member)} loses its place")
     if granted:
         if new.until == OPEN:
-            raise Wrong("a grant in the recovery window")
+            raise BrokenPromiseError("a grant in the recovery window")
         if ghost.lost == 1:
             ghost = ghost._replace(exempt=True)
         for member in granted:
             owner = world.calls[world.caller.by_member[member]].owner
             if owner != i and new.records[owner][3] != ALIVE:
-                raise Wrong(f"{world.member(member)} of a dead instance is granted")
+                raise BrokenPromiseError(f"{world.member(member)} of a dead instance is granted")
         for me, synced in zip(before.instances, ghost.synced, strict=True):
             newer = me.version > (new.key[0] if new.key else 0)
             if me.alive and synced and newer and me.override and int(me.override) <= len(old.holding):
-                raise Wrong(f"set_limit: {world.member(granted[0])} is granted, and an instance knows of a lower limit")
+                raise BrokenPromiseError(
+                    f"set_limit: {world.member(granted[0])} is granted, and an instance knows of a lower limit"
+                )
         check_order(world, before, after._replace(ghost=ghost), granted, listed)
         limit = world.limit(new)
         if len(new.holding) > limit and len(new.holding) > len(old.holding):
             names = [world.member(member) for _, member in new.holding]
-            raise Wrong(f"limit: {names} hold in Redis, of which {world.member(granted[0])} was granted just now")
+            raise BrokenPromiseError(
+                f"limit: {names} hold in Redis, of which {world.member(granted[0])} was granted just now"
+            )
     check_line(world, old, new, listed, command)
     for entry in old.past:
         if entry[0].startswith(b"k ") and entry not in new.past:
@@ -81,12 +94,14 @@ def used(world: World, ghost: Any, owner: int, old: Data, new: Data) -> Any:
         k = world.caller.by_member[member]
         if member not in there and world.calls[k].takes == owner:
             if any(place == owner and who != k for place, who in ghost.used):
-                raise Wrong(f"the kept place of {world.calls[owner].name} is taken twice")
+                raise BrokenPromiseError(f"the kept place of {world.calls[owner].name} is taken twice")
             return ghost._replace(used=tuple(sorted({*ghost.used, (owner, k)})))
     return ghost
 
 
-def check_order(world: World, before: State, after: State, granted: list[bytes], listed: dict[bytes, bytes]) -> None:
+def check_order(
+    world: World, before: State, after: State, granted: list[bytes], listed: dict[bytes, bytes]
+) -> None:
     """FIFO: nobody with a smaller place, whose instance is alive and connected, is passed over."""
     places = {member: place for place, member in before.redis.waiting}
     line = {member: place for place, member in after.redis.waiting}
@@ -97,37 +112,50 @@ def check_order(world: World, before: State, after: State, granted: list[bytes],
         place = places.get(member, number[member])
         k = caller.by_member[member]
         taken = next((t.kept for t in before.instances[world.calls[k].owner].tickets if t.call == k), 0)
-        if taken and any(e[:2] == (b"k " + caller.ids[world.calls[k].takes], taken) for e in before.redis.past):
+        if taken and any(
+            e[:2] == (b"k " + caller.ids[world.calls[k].takes], taken) for e in before.redis.past
+        ):
             place = min(place, taken)
         if member not in places and listed.get(member) == b"w":
             continue  # it was registered and granted in one sync: its place is its own
         for other, where in line.items():
             record = after.redis.records[world.calls[caller.by_member[other]].owner]
             if where < place and record[3] == ALIVE and not record[1] and places.get(other) == where:
-                raise Wrong(f"FIFO: {world.member(member)} is granted before {world.member(other)}")
+                raise BrokenPromiseError(
+                    f"FIFO: {world.member(member)} is granted before {world.member(other)}"
+                )
         for o, me in enumerate(before.instances):
             session, reaped, _, lease = before.redis.records[o]
-            if not (me.alive and me.up and not me.lapsed and session == me.session and not reaped and lease == ALIVE):
+            if not (
+                me.alive
+                and me.up
+                and not me.lapsed
+                and session == me.session
+                and not reaped
+                and lease == ALIVE
+            ):
                 continue
             if me.confirmed != me.session or before.slot != after.slot:
                 continue  # between two pages, what was not listed yet might be unknown
             for ticket in me.tickets:
                 other = caller.members[ticket.call]
-                if ticket.view == "w" and ticket.number < place and other not in held and other not in line:
-                    if ticket.call not in after.ghost.evicted and other not in places and not world.whole.stale:
-                        raise Wrong(f"FIFO: {world.member(member)} is granted before {world.member(other)}")
+                known = other in held or other in line or other in places
+                gone = ticket.call in after.ghost.evicted or world.whole.stale
+                if ticket.view == "w" and ticket.number < place and not known and not gone:
+                    names = f"{world.member(member)} is granted before {world.member(other)}"
+                    raise BrokenPromiseError(f"FIFO: {names}")
 
 
 def check_line(world: World, old: Data, new: Data, listed: dict[bytes, bytes], command: Any) -> None:
     there = {member for _, member in (*old.waiting, *old.holding)}
-    for rank, (place, member) in enumerate(new.waiting):
+    for rank, (_, member) in enumerate(new.waiting):
         call = world.calls[world.caller.by_member[member]]
         if call.only_if_free:
-            raise Wrong(f"{call.name}, which does not wait, stands in the line")
+            raise BrokenPromiseError(f"{call.name}, which does not wait, stands in the line")
         if member in there or not call.max_waiting or listed.get(member) == b"w":
             continue
         if rank >= int(call.max_waiting):
-            raise Wrong(f"{call.name} was let into a full line")
+            raise BrokenPromiseError(f"{call.name} was let into a full line")
 
 
 def broken_promise(world: World, state: State) -> str:
@@ -146,7 +174,10 @@ def broken_promise(world: World, state: State) -> str:
             k = world.caller.by_id[name[2:]]
             if world.calls[k].name in names:
                 return f"{world.calls[k].name} is in the line, and its place is kept"
-            if place and any(p == place and world.calls[world.caller.by_member[m]].takes != k for p, m in redis.waiting):
+            if place and any(
+                p == place and world.calls[world.caller.by_member[m]].takes != k
+                for p, m in redis.waiting
+            ):
                 return "a kept place is another's"
     if len(redis.holding) > ghost.allowed and not ghost.exempt and not lossy:
         return f"limit: Redis shows too many holders: {names}"
@@ -209,6 +240,6 @@ def _leaks(world: World, state: State) -> str:
         stage = stages.get(k, "x")
         if stage in "lx" and where != "nowhere":
             return f"leak: {name} is gone, and {where} in Redis"
-        if stage == "w" and where != "waiting" or stage == "h" and where != "holding":
+        if (stage == "w" and where != "waiting") or (stage == "h" and where != "holding"):
             return f"lost: {name} is {'waiting' if stage == 'w' else 'holding'}, and {where} in Redis"
     return ""

@@ -19,7 +19,19 @@ from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.scripts import source_of
 from tests.protocol.numbers import ANCIENT, FRESH, OLD, renewal
 
-__all__ = ["ALIVE", "CLOSED", "EXPIRED", "KEPT_FOR", "LAPSED", "LEASE", "OPEN", "REAPED", "Data", "Outcome", "Server"]
+__all__ = [
+    "ALIVE",
+    "CLOSED",
+    "EXPIRED",
+    "KEPT_FOR",
+    "LAPSED",
+    "LEASE",
+    "OPEN",
+    "REAPED",
+    "Data",
+    "Outcome",
+    "Server",
+]
 
 LEASE = 100  # seconds
 KEPT_FOR = 9  # us for which a place is kept; the class of the deadline is taken before they have passed
@@ -35,7 +47,9 @@ PORTION = "local PORTION = 500 "
 class Data(NamedTuple):
     """What is in Redis. `last`, `holds` and `mean` are left out: they affect no promise while the clock runs."""
 
-    records: tuple[tuple[int, bool, int, int], ...]  # session, reaped, session reaped last, class of the lease
+    records: tuple[
+        tuple[int, bool, int, int], ...
+    ]  # session, reaped, session reaped last, class of the lease
     waiting: tuple[tuple[int, bytes], ...] = ()
     holding: tuple[tuple[int, bytes], ...] = ()
     tickets: tuple[bytes, ...] = ()
@@ -44,7 +58,9 @@ class Data(NamedTuple):
     version: int = 0
     key: tuple[int, bytes] | None = None  # the override's own key
     until: int = 0
-    past: tuple[tuple[bytes, int, bool], ...] = ()  # `t a:0`, 0 | `k a:0`, place | `u a:0`, 0; whether it is still valid
+    past: tuple[
+        tuple[bytes, int, bool], ...
+    ] = ()  # `t a:0`, 0 | `k a:0`, place | `u a:0`, 0; whether it is still valid
 
 
 class Outcome(NamedTuple):
@@ -57,7 +73,10 @@ class Server:
     """One connection to a Redis of our own."""
 
     def __init__(
-        self, port: int, portion: int = 500, changed: Callable[[str, str], str] = lambda name, text: text
+        self,
+        port: int,
+        portion: int = 500,
+        changed: Callable[[str, str], str] = lambda name, text: text,
     ) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -68,7 +87,8 @@ class Server:
         for name in ("beat", "enter", "evict", "leave", "limit", "stats", "sync"):
             text = changed(name, source_of(name))
             if "PORTION" in text:
-                assert PUBLISH in text and PORTION in text
+                assert PUBLISH in text, name
+                assert PORTION in text, name
             text = text.replace(PUBLISH, LISTED).replace(PUBLISH_HEAD, LISTED)
             assert "'PUBLISH'" not in text
             text = text.replace(PORTION, f"local PORTION = {portion} ")
@@ -93,7 +113,9 @@ class Server:
                 replies.append(reply)
         return replies
 
-    def run(self, data: Data, instance: int, name: str, session: int, arguments: tuple[Any, ...]) -> Outcome:
+    def run(
+        self, data: Data, instance: int, name: str, session: int, arguments: tuple[Any, ...]
+    ) -> Outcome:
         """Run one script of `instance` (-1: somebody without tickets)."""
         key = (data, instance, name, session, arguments)
         outcome = self.known.get(key)
@@ -101,15 +123,34 @@ class Server:
             outcome = self.known[key] = self._run(data, instance, name, session, arguments)
         return outcome
 
-    def _run(self, data: Data, instance: int, name: str, session: int, arguments: tuple[Any, ...]) -> Outcome:
+    def _run(
+        self, data: Data, instance: int, name: str, session: int, arguments: tuple[Any, ...]
+    ) -> Outcome:
         self.runs += 1
         now = time.time_ns() // 1000
-        ages = {0: 0, FRESH: now - 1_000_000, OLD: now - 3 * LEASE * 1_000_000, ANCIENT: now - 1_000_000_000}
+        ages = {
+            0: 0,
+            FRESH: now - 1_000_000,
+            OLD: now - 3 * LEASE * 1_000_000,
+            ANCIENT: now - 1_000_000_000,
+        }
         words = [word_of(argument) for argument in arguments]
         if name == "sync":
             words[1] = b"%d" % ages[arguments[1] % 10]
-        first = (chr(97 + instance).encode() if instance >= 0 else b"z", b"%d" % session if session else b"")
-        script = (b"EVALSHA", self.shas[name], b"7", *KEYS, *first, b"%d" % (LEASE * 1_000_000), b"wake:", *words)
+        first = (
+            chr(97 + instance).encode() if instance >= 0 else b"z",
+            b"%d" % session if session else b"",
+        )
+        script = (
+            b"EVALSHA",
+            self.shas[name],
+            b"7",
+            *KEYS,
+            *first,
+            b"%d" % (LEASE * 1_000_000),
+            b"wake:",
+            *words,
+        )
         meta, waiting, holding, tickets, leases, past, override = KEYS
         before = written(data, now)
         *_, reply, m, w, h, t, le, p, o, published = self.call(
@@ -153,7 +194,12 @@ def written(data: Data, now: int) -> list[tuple[bytes, ...]]:
     fields: list[bytes] = []
     deadlines: list[bytes] = []
     lease = LEASE * 1_000_000
-    times = {ALIVE: now + lease // 2, LAPSED: now - lease, REAPED: -(now + 5 * lease), EXPIRED: -(now - 5 * lease)}
+    times = {
+        ALIVE: now + lease // 2,
+        LAPSED: now - lease,
+        REAPED: -(now + 5 * lease),
+        EXPIRED: -(now - 5 * lease),
+    }
     for i, (session, reaped, last_reaped, deadline) in enumerate(data.records):
         name = b"%c" % (97 + i)
         if session:
@@ -176,9 +222,13 @@ def written(data: Data, now: int) -> list[tuple[bytes, ...]]:
         commands.append((b"ZADD", leases, *deadlines))
     for key, rows in ((waiting, data.waiting), (holding, data.holding)):
         if rows:
-            commands.append((b"ZADD", key, *[word for n, member in rows for word in (b"%d" % n, member)]))
+            commands.append(
+                (b"ZADD", key, *[word for n, member in rows for word in (b"%d" % n, member)])
+            )
     if data.tickets:
-        commands.append((b"ZADD", tickets, *[word for member in data.tickets for word in (b"0", member)]))
+        commands.append(
+            (b"ZADD", tickets, *[word for member in data.tickets for word in (b"0", member)])
+        )
     for name, place, valid in data.past:
         entry = b"%s %d" % (name, place) if place else name
         commands.append((b"ZADD", past, b"%d" % (now + 10 * lease if valid else now - lease), entry))
@@ -194,7 +244,15 @@ def read(count: int, now: int, m: Any, w: Any, h: Any, t: Any, le: Any, p: Any, 
     for i in range(count):
         name = b"%c" % (97 + i)
         session, score = int(meta.get(name, 0)), scores.get(name, 0)
-        lease = NONE if not score else (ALIVE if score > now else LAPSED) if score > 0 else REAPED if -score > now else EXPIRED
+        lease = (
+            NONE
+            if not score
+            else (ALIVE if score > now else LAPSED)
+            if score > 0
+            else REAPED
+            if -score > now
+            else EXPIRED
+        )
         records.append((abs(session), session < 0, int(meta.get(name + b":r", 0)), lease))
     past = []
     for entry, score in zip(p[::2], p[1::2], strict=True):
@@ -207,11 +265,17 @@ def read(count: int, now: int, m: Any, w: Any, h: Any, t: Any, le: Any, p: Any, 
         tuple((int(float(n)), member) for member, n in zip(w[::2], w[1::2], strict=True)),
         tuple((int(float(n)), member) for member, n in zip(h[::2], h[1::2], strict=True)),
         tuple(t),
-        None if not limit else limit,
+        limit or None,
         meta.get(b"override"),
         int(meta.get(b"version", 0)),
         None if o is None else (int(o.split(b" ")[0]), o.split(b" ")[1]),
-        NONE if not until else OPEN if until > now else CLOSED if until + LEASE * 500_000 > now else NONE,
+        NONE
+        if not until
+        else OPEN
+        if until > now
+        else CLOSED
+        if until + LEASE * 500_000 > now
+        else NONE,
         tuple(sorted(past)),
     )
 
@@ -241,7 +305,7 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
         if held >= 0:
             prefix = b"%c:" % (97 + instance)
             tokens = tuple(token for token, member in after.holding if member.startswith(prefix))
-            assert held == len(tokens) and int(total) == sum(token % 2**32 for token in tokens), reply
+            assert (held, int(total)) == (len(tokens), sum(token % 2**32 for token in tokens)), reply
         return (1, fresh, sign(look), count, tokens, override, int(version), pairs(granted))
     if name == "sync":
         if reply[0] == -1:

@@ -8,12 +8,24 @@ from typing import Any
 import pytest
 
 from genesis.backends.protocol import CallRef
-from genesis.backends.redis.core import QueueCore, Sessions
+from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.backends.redis.verdicts import (
-    Beaten, Command, DataLost, Disagreement, Evicted, Failed, Granted, Left, Lost, OutOfReach, Reclaimed,
-    Refused, Rejected, Waiting,
+    Beaten,
+    Command,
+    DataLost,
+    Disagreement,
+    Evicted,
+    Failed,
+    Granted,
+    Left,
+    Lost,
+    OutOfReach,
+    Reclaimed,
+    Refused,
+    Rejected,
+    Waiting,
 )  # fmt: skip
 
 LEASE = 15.0
@@ -370,7 +382,9 @@ def test_a_waiter_out_of_reach_hears_of_it_when_its_lease_lapses(line: Line) -> 
 
 
 @pytest.mark.parametrize(("count", "held", "total"), [(1, 0, b"0"), (2, 1, b"10"), (1, 1, b"11")])
-def test_a_heartbeat_that_differs_is_followed_by_a_sync(line: Line, count: int, held: int, total: bytes) -> None:
+def test_a_heartbeat_that_differs_is_followed_by_a_sync(
+    line: Line, count: int, held: int, total: bytes
+) -> None:
     line.holding()
     line.core.tick(line.core.due)
     beat = line.command("beat")

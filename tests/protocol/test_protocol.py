@@ -44,7 +44,10 @@ def test_the_fast_bounds_have_many_states(redis: RedisServer) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if plant.slow else ()) for name, plant in PLANTS.items()],
+    [
+        pytest.param(name, marks=pytest.mark.slow if plant.slow else ())
+        for name, plant in PLANTS.items()
+    ],
 )
 def test_a_rule_that_is_left_out_is_missed(redis: RedisServer, name: str) -> None:
     plant = PLANTS[name]
@@ -66,7 +69,10 @@ def test_the_table_in_core_is_what_was_seen(redis: RedisServer) -> None:
         for part in events.partition(":")[0].split(";"):
             words = part.strip()
             prefix = "reply to " if words.startswith("reply to ") else ""
-            table |= {(prefix + name.strip(), stage, after, verdict) for name in words.removeprefix(prefix).split(",")}
+            table |= {
+                (prefix + name.strip(), stage, after, verdict)
+                for name in words.removeprefix(prefix).split(",")
+            }
     assert {row for row in seen if row[3]} == table
     # Of calls that have left, nobody hears: the same moves, or to ENDED.
     moves = {row[1:3] for row in table}

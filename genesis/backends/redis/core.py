@@ -1,9 +1,9 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-Everything that affects this state lives here, and nothing else does: no socket, no clock, no task.
-Events go in as method calls (`enter`, `leave`, `connected`, `disconnected`, `replied`, `pushed`,
-`tick`), each with the time. Commands to send come out in `commands`, verdicts about tickets in
-`verdicts`; the caller drains both after every event. README.md explains the protocol. In short:
+No socket, no clock, no task. Events go in as method calls (`enter`, `leave`, `connected`,
+`disconnected`, `replied`, `pushed`, `take`, `evicted`, `tick`), each with the time. Commands to send
+come out in `commands`, verdicts about tickets in `verdicts`; the caller drains both after every event.
+README.md explains the protocol. In short:
 
 1. No command is ever sent again. An instance that is not sure what Redis knows sends `sync`: the list
    of what it has.
@@ -15,18 +15,18 @@ Events go in as method calls (`enter`, `leave`, `connected`, `disconnected`, `re
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
 
-| stage    | event                                        | next    | verdict |
-|----------|----------------------------------------------|---------|---------|
-| ENTERING | reply to enter, sync                         | HOLDING | Granted |
-| ENTERING | reply to enter, sync                         | WAITING | Waiting |
-| ENTERING | reply to enter, sync: busy or full           | ENDED   | Refused |
-| ENTERING | reply to enter, sync: an error               | ENDED   | Failed  |
-| ENTERING | reply to sync                                | ENDED   | Evicted |
+| stage    | event                                           | next    | verdict |
+|----------|-------------------------------------------------|---------|---------|
+| ENTERING | reply to enter, sync                            | HOLDING | Granted |
+| ENTERING | reply to enter, sync                            | WAITING | Waiting |
+| ENTERING | reply to enter, sync: busy or full              | ENDED   | Refused |
+| ENTERING | reply to enter, sync: an error                  | ENDED   | Failed  |
+| ENTERING | reply to sync                                   | ENDED   | Evicted |
 | WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
-| WAITING  | pushed; evicted; reply to sync               | ENDED   | Evicted |
-| HOLDING  | pushed; evicted; reply to sync: or reaped    | ENDED   | Lost    |
-| HOLDING  | lease lapsed: seen by any event              | ENDED   | Lost    |
-| any      | reply to leave; reply to a sync without it   | (gone)  | Left    |
+| WAITING  | pushed; evicted; reply to sync                  | ENDED   | Evicted |
+| HOLDING  | pushed; evicted; reply to sync: or reaped       | ENDED   | Lost    |
+| HOLDING  | lease lapsed: seen by any event                 | ENDED   | Lost    |
+| any      | reply to leave; reply to a sync without it      | (gone)  | Left    |
 """
 
 from __future__ import annotations
@@ -35,52 +35,19 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from genesis.backends.protocol import CallRef, LeaveResult, QueueStats, Refusal, State
+from genesis.backends.protocol import CallRef, LeaveResult, Refusal, State
+from genesis.backends.redis import verdicts
 from genesis.backends.redis.members import parse_member, parse_origin, ticket_of
-from genesis.backends.redis.ticket import LocalTicket, Stage, is_listed, row_of
-from genesis.backends.redis.verdicts import (
-    Beaten,
-    Command,
-    DataLost,
-    Disagreement,
-    Evicted,
-    Failed,
-    Granted,
-    Left,
-    Lost,
-    OutOfReach,
-    Reclaimed,
-    Refused,
-    Rejected,
-    Verdict,
-    Waiting,
-)
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage, pages_of
+from genesis.backends.redis.verdicts import Command, Verdict, stats_of
 
-__all__ = ["FEWEST_HOLDS", "QueueCore", "Sessions", "stats_of"]
+__all__ = ["QueueCore"]
 
 PAGE = 500  # tickets in one sync command
 _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync
-FEWEST_HOLDS = 10  # before which their mean says too little
 _GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
 _TOKEN_MODULUS = 2**32
-
-
-class Sessions:
-    """The session numbers of one instance: one counter for all its queues.
-
-    Counted per queue, an instance that had forgotten an idle queue would start again at 1, and all that
-    it sends would be late.
-    """
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def next(self) -> int:
-        self.last += 1
-        return self.last
-
-
 _REFUSALS: dict[int, Refusal] = {3: "busy", 4: "full"}
 _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
@@ -88,11 +55,7 @@ _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 class QueueCore:
     """See the module's text.
 
-    Args:
-        sessions: of the instance.
-        lease: seconds.
-        page: tickets in one sync command.
-
+    Args: the instance's sessions; the lease in seconds; how many tickets one sync command lists.
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
         `known`, `held` and `token_sum` are the number of tickets WAITING or HOLDING, of those HOLDING,
@@ -135,30 +98,11 @@ class QueueCore:
         if self.session == 0 or self.due == math.inf:
             self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
             return
-        if self.due == math.inf:  # there was nothing to renew
-            self.due = max(now, self.lease_deadline - self._lease * 2 / 3)
         ticket.sent = True
-        _, head_start, context, _ = ticket.member.split(b" ", 3)
-        arguments = (
-            ticket.member,
-            ticket.limit,
-            b"free" if ticket.only_if_free else b"",
-            ticket.max_waiting,
-            head_start,
-            ticket.kept,
-            b"who" if context else b"",
-        )
-        self.commands.append(Command("enter", self.session, arguments, (ticket,), now))
+        self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
 
     def leave(self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0) -> None:
-        """A call leaves, in whatever stage its ticket is.
-
-        Args:
-            ticket: one that entered.
-            now: seconds.
-            origin: `<instance> <context> <item_id>`, for the call that gets its slot.
-            keep: us for which the place of a waiter is kept.
-        """
+        """A call leaves, whatever its stage; `keep`: us for which the place of a waiter is kept."""
         self._check_lease(now)
         if self.tickets.get(ticket.id) is not ticket or not ticket.wanted:
             return
@@ -270,7 +214,7 @@ class QueueCore:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
-            self.verdicts.append(Reclaimed(parse_member(member), was))
+            self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
         return tuple(calls)
 
     @property
@@ -286,35 +230,22 @@ class QueueCore:
         self.due = now + self._lease / 3
         # Even before the reply: what it grants must not be believed if it is read after a lease.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
-        listed = [ticket for ticket in self.tickets.values() if is_listed(ticket)]
-        after = b""
-        pages = [listed[i : i + self._page] for i in range(0, len(listed), self._page)] or [[]]
-        for number, page in enumerate(pages):
-            last = number == len(pages) - 1
-            until = b"" if last else page[-1].member
-            version, override = self.override
-            arguments = [
-                b"%d" % self.confirmed,
-                b"%d" % self.renewed,
-                override,
-                b"%d" % version,
-                self.limit,
-                b"1" if number == 0 else b"",
-                b"1" if last else b"",
-                after,
-                until,
-            ]
+        version, override = self.override
+        known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
+        pages = pages_of(self.tickets.values(), self._page)
+        for number, (page, after, until) in enumerate(pages, 1):
+            last = number == len(pages)
+            arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
             for ticket in page:
                 ticket.sent = True
-                arguments += row_of(ticket)
-            after = until
-            self.commands.append(Command("sync", session, tuple(arguments), tuple(page), now, last))
+                arguments += ticket.row()
+            self.commands.append(Command("sync", session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, look, rows, override, version, more, numbers, reclaimed, data_lost = reply
         self.know_override(int(version), override)
         if data_lost:
-            self.verdicts.append(DataLost(len(self.tickets)))
+            self.verdicts.append(verdicts.DataLost(len(self.tickets)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
         self._take((), reclaimed, None)
@@ -340,10 +271,9 @@ class QueueCore:
             entering = ticket.stage is Stage.ENTERING
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
-                self.verdicts.append(Waiting(ticket, 0, numbers[0], ()))
+                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], ()))
         elif code in _REFUSALS:
-            holds, mean = (row[2], row[3]) if code == 4 else (0, 0)
-            self._refused(ticket, code, numbers[0], int(numbers[2]), holds, mean)
+            self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
         elif code == 5:
             self._evicted(ticket)
         elif code == 6:
@@ -358,7 +288,7 @@ class QueueCore:
         if rest:
             self._take(rest[0], rest[1], None)
         if previous:
-            self.verdicts.append(Disagreement(int(previous), int(ticket.limit)))
+            self.verdicts.append(verdicts.Disagreement(int(previous), int(ticket.limit)))
         ticket.resumed = bool(resumed)
         self.crowded = depth > 0
         if code == 1:
@@ -369,9 +299,9 @@ class QueueCore:
             self.look_in(look, now)
             if ticket.wanted:
                 calls = tuple(parse_member(member) for member in holders)
-                self.verdicts.append(Waiting(ticket, position, depth, calls))
+                self.verdicts.append(verdicts.Waiting(ticket, position, depth, calls))
         else:
-            self._refused(ticket, code, depth, int(limit), rest[2], rest[3])
+            self._refused(ticket, code, (depth, int(limit), rest[2], rest[3]))
 
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         granted: tuple[CallRef, ...] = ()
@@ -382,17 +312,15 @@ class QueueCore:
         self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
 
     def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, count, held, token_sum, numbers, override, version, granted, reclaimed = (
-            reply
-        )
+        _, redis_now, look, count, held, total, numbers, override, version, granted, reclaimed = reply
         self._beating = False
         self.renewed = redis_now
         self.lease_deadline = command.sent + self._lease
         self.know_override(int(version), override)
         self._take(granted, reclaimed, None)
-        self.verdicts.append(Beaten(now - command.sent, stats_of(numbers)))
+        self.verdicts.append(verdicts.Beaten(now - command.sent, stats_of(numbers)))
         self.look_in(look, now)
-        same = held < 0 or (held, int(token_sum)) == (self.held, self.token_sum)
+        same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
         if count != self.known or not same:
             self._sync(now)
 
@@ -401,13 +329,13 @@ class QueueCore:
         self._beating = False
         self._beats, self.due = -1, now + _RETRY
         if command.name == "beat":
-            self.verdicts.append(Beaten(now - command.sent, None))
+            self.verdicts.append(verdicts.Beaten(now - command.sent, None))
         if command.name != "enter":
-            self.verdicts.append(Rejected(command.name, error))
+            self.verdicts.append(verdicts.Rejected(command.name, error))
         for ticket in command.tickets:
             if ticket.stage is Stage.ENTERING and ticket.wanted:
                 self._move(ticket, Stage.ENDED)
-                self.verdicts.append(Failed(ticket, error))
+                self.verdicts.append(verdicts.Failed(ticket, error))
 
     # Tickets
 
@@ -419,7 +347,7 @@ class QueueCore:
             if ticket.stage is Stage.HOLDING:
                 self._lost(ticket, "lapsed")
             elif ticket.stage is Stage.WAITING and ticket.wanted and not self.up:
-                self.verdicts.append(OutOfReach(ticket))
+                self.verdicts.append(verdicts.OutOfReach(ticket))
         if self.up and self.tickets:
             self._sync(now)
         else:
@@ -431,13 +359,13 @@ class QueueCore:
         news = ticket.stage is not Stage.HOLDING and ticket.wanted
         self._move(ticket, Stage.HOLDING, token)
         if news:
-            self.verdicts.append(Granted(ticket, by))
+            self.verdicts.append(verdicts.Granted(ticket, by))
 
-    def _refused(
-        self, ticket: LocalTicket, code: int, depth: int, limit: int, holds: int, mean: int
-    ) -> None:
+    def _refused(self, ticket: LocalTicket, code: int, figures: Sequence[int]) -> None:
+        depth, limit, holds, mean = figures
         if ticket.wanted:
-            self.verdicts.append(Refused(ticket, _REFUSALS[code], depth, limit, holds, mean / 1e6))
+            reason = _REFUSALS[code]
+            self.verdicts.append(verdicts.Refused(ticket, reason, depth, limit, holds, mean / 1e6))
         self._move(ticket, Stage.ENDED)
 
     def _evicted(self, ticket: LocalTicket) -> None:
@@ -446,37 +374,27 @@ class QueueCore:
         elif ticket.stage is not Stage.ENDED:
             self._move(ticket, Stage.ENDED)
             if ticket.wanted:
-                self.verdicts.append(Evicted(ticket))
+                self.verdicts.append(verdicts.Evicted(ticket))
 
     def _lost(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
         self._move(ticket, Stage.ENDED)
         if ticket.wanted:
-            self.verdicts.append(Lost(ticket, reason))
+            self.verdicts.append(verdicts.Lost(ticket, reason))
 
     def _gone(self, ticket: LocalTicket, result: LeaveResult, *, confirmed: bool) -> None:
         self._move(ticket, Stage.ENDED)
         del self.tickets[ticket.id]
-        self.verdicts.append(Left(ticket, result, confirmed))
+        self.verdicts.append(verdicts.Left(ticket, result, confirmed))
 
     def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         """The only place where a stage changes."""
-        if ticket.stage is Stage.HOLDING:
-            self.known -= 1
-            self.held -= 1
-            self.token_sum -= ticket.number % _TOKEN_MODULUS
-        elif ticket.stage is Stage.WAITING:
-            self.known -= 1
+        self._count(ticket, -1)
         ticket.stage, ticket.number = stage, number
-        if stage is Stage.HOLDING:
-            self.known += 1
-            self.held += 1
-            self.token_sum += number % _TOKEN_MODULUS
-        elif stage is Stage.WAITING:
-            self.known += 1
+        self._count(ticket, 1)
 
-
-def stats_of(numbers: Sequence[Any]) -> QueueStats:
-    """`numbers` of library.lua."""
-    waiting, in_use, limit, oldest_wait, oldest_hold, holds, mean = numbers
-    mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
-    return QueueStats(waiting, in_use, int(limit), oldest_wait / 1e6, oldest_hold / 1e6, mean_hold)
+    def _count(self, ticket: LocalTicket, sign: int) -> None:
+        if ticket.stage is Stage.HOLDING:
+            self.held += sign
+            self.token_sum += sign * (ticket.number % _TOKEN_MODULUS)
+        if ticket.stage is Stage.HOLDING or ticket.stage is Stage.WAITING:
+            self.known += sign

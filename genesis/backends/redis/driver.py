@@ -27,14 +27,14 @@ from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import Router, guard_key
 from genesis.backends.redis.connection import ConnectionLost
-from genesis.backends.redis.core import QueueCore, Sessions
+from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.delivery import deliver
 from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["Driver"]
@@ -163,9 +163,7 @@ class Driver:
         """The first arguments of such a script."""
         return (self._head, b"", *self._tail)
 
-    def absorb(
-        self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int
-    ) -> None:
+    def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
         """What a script that belongs to no session did; `session` is the core's when it was sent."""
         now = self.loop.time()
         queue.core.take(session, granted, reclaimed, now)

@@ -18,10 +18,10 @@ from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.connection import ConnectionLost
-from genesis.backends.redis.core import stats_of
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.members import head_start_of, parse_member, ticket_of
 from genesis.backends.redis.ticket import Stage
+from genesis.backends.redis.verdicts import stats_of
 
 __all__ = ["Requests"]
 
@@ -211,7 +211,9 @@ class Requests:
         while True:
             queue = driver.open(queue_id)  # each time: an idle one might have been forgotten meanwhile
             reply = driver.loop.create_future()
-            resolve = _resolver(reply, None if take is None else partial(take, queue, queue.core.session))
+            resolve = _resolver(
+                reply, None if take is None else partial(take, queue, queue.core.session)
+            )
             if not driver.request(queue, script, arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue

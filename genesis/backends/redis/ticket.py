@@ -1,13 +1,14 @@
-"""A ticket of this instance, and how a `sync` lists it."""
+"""A ticket of this instance, how a `sync` lists it, and the session numbers."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 from genesis.backends.redis.members import ticket_of
 
-__all__ = ["LocalTicket", "Stage", "is_listed", "row_of"]
+__all__ = ["LocalTicket", "Sessions", "Stage", "pages_of"]
 
 
 class Stage(enum.Enum):
@@ -50,21 +51,47 @@ class LocalTicket:
         self.keep = 0  # us for which its place is kept after it left
         self.place = 0  # ... which is this one
 
+    @property
+    def listed(self) -> bool:
+        """Whether a sync lists it."""
+        return self.stage is not Stage.ENDED and (self.wanted or self.keep > 0)
 
-def is_listed(ticket: LocalTicket) -> bool:
-    return ticket.stage is not Stage.ENDED and (ticket.wanted or ticket.keep > 0)
+    def row(self) -> tuple[bytes, ...]:
+        """The ticket in a sync, see sync.lua."""
+        if not self.wanted:
+            return self.member, b"k", b"%d" % self.place, b"%d" % self.keep, b"", b""
+        stage, number = self.stage.value.encode(), b"%d" % self.number
+        free = b"free" if self.only_if_free else b""
+        kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""
+        return self.member, stage, number, free, self.max_waiting, kept
+
+    def enter_arguments(self) -> tuple[bytes, ...]:
+        """See enter.lua."""
+        _, head_start, context, _ = self.member.split(b" ", 3)
+        free, who = b"free" if self.only_if_free else b"", b"who" if context else b""
+        return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
 
 
-def row_of(ticket: LocalTicket) -> tuple[bytes, ...]:
-    """A ticket in a sync, see sync.lua."""
-    if not ticket.wanted:
-        return ticket.member, b"k", b"%d" % ticket.place, b"%d" % ticket.keep, b"", b""
-    kept = ticket.kept if ticket.resumed or ticket.stage is Stage.ENTERING else b""
-    return (
-        ticket.member,
-        ticket.stage.value.encode(),
-        b"%d" % ticket.number,
-        b"free" if ticket.only_if_free else b"",
-        ticket.max_waiting,
-        kept,
-    )
+class Sessions:
+    """The session numbers of one instance: one counter for all its queues.
+
+    Counted per queue, an instance that had forgotten an idle queue would start again at 1, and all that
+    it sends would be late.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def pages_of(
+    tickets: Iterable[LocalTicket], size: int
+) -> list[tuple[tuple[LocalTicket, ...], bytes, bytes]]:
+    """The pages of a sync: tickets, and the members they lie between; '' is no bound."""
+    listed = [ticket for ticket in tickets if ticket.listed]
+    pages = [tuple(listed[i : i + size]) for i in range(0, len(listed), size)] or [()]
+    bounds = [b"", *(page[-1].member for page in pages[:-1]), b""]
+    return list(zip(pages, bounds[:-1], bounds[1:], strict=True))

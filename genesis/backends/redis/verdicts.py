@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.backends.protocol import CallRef, LeaveResult, QueueStats, Refusal, State
 from genesis.backends.redis.ticket import LocalTicket
 
 __all__ = [
     "Beaten", "Command", "DataLost", "Disagreement", "Evicted", "Failed", "Granted", "Left", "Lost",
-    "OutOfReach", "Reclaimed", "Refused", "Rejected", "Verdict", "Waiting",
+    "OutOfReach", "Reclaimed", "Refused", "Rejected", "Verdict", "Waiting", "stats_of",
 ]  # fmt: skip
 
 
@@ -106,3 +108,10 @@ Verdict: TypeAlias = (
     Granted | Waiting | Refused | Failed | Evicted | OutOfReach | Lost | Left | Reclaimed | Disagreement
     | Beaten | DataLost | Rejected
 )  # fmt: skip
+
+
+def stats_of(numbers: Sequence[Any]) -> QueueStats:
+    """`numbers` of library.lua."""
+    waiting, in_use, limit, oldest_wait, oldest_hold, holds, mean = numbers
+    mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
+    return QueueStats(waiting, in_use, int(limit), oldest_wait / 1e6, oldest_hold / 1e6, mean_hold)
