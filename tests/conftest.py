@@ -22,6 +22,7 @@ from genesis.backends.protocol import Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
+from tests.scripted_line import Ear, Line
 from tests.sick import all_sick
 from tests.topology import Cluster
 from tests.waiting import wait_until
@@ -276,3 +277,16 @@ def collect_garbage() -> Iterator[None]:
     """A warning about something never awaited or closed belongs to the test that caused it."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def line(redis_server: RedisServer) -> Iterator[Line]:
+    yield Line(redis_server)
+    redis_server.client.flushall()
+
+
+@pytest.fixture
+def ear(redis_server: RedisServer) -> Iterator[Ear]:
+    ear = Ear(redis_server, "a", "b", "c")
+    yield ear
+    ear.close()

@@ -1,1 +1,1 @@
-"""Every interleaving of the shipped core and the shipped scripts, within bounds: `python -m tests.protocol`."""
+"""Every interleaving of the shipped core and scripts, within bounds: `python -m tests.protocol`."""

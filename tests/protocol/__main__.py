@@ -53,10 +53,8 @@ def main() -> int:
             total += result.states
             failed += bool(result.wrong)
             verdict = result.wrong or ("holds" if result.finished else "not finished")
-            print(
-                f"{bound.name}: {result.states:,} states: {verdict} ({result.seconds:.1f} s, {runs:,} script runs)",
-                flush=True,
-            )
+            took = f"{result.seconds:.1f} s, {runs:,} script runs"
+            print(f"{bound.name}: {result.states:,} states: {verdict} ({took})", flush=True)
             for n, step in enumerate(result.trace, 1):
                 print(f"  {n:3} {step}", flush=True)
     finally:

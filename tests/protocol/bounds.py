@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.protocol.caller import Call
+from tests.protocol.instance import Call
 from tests.protocol.state import Bound, Faults
 
 __all__ = ["ALL", "FAST"]

@@ -1,115 +1,36 @@
 """One instance, frozen: the shipped core is thawed, gets one event, and is frozen again.
 
-The caller here does what the backend does around the core, and no more: it passes commands on, and after a
-verdict that ends a ticket its call leaves at once. It checks the verdicts: each call must get those that its
-stage allows, in order, and end exactly once.
+The caller here does what the backend does around the core, and no more: it passes commands on, and
+after a verdict that ends a ticket its call leaves at once. It checks the verdicts: each call must get
+those that its stage allows, in order, and end exactly once.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member, make_origin, ticket_of
 from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.backends.redis.verdicts import Command
+from tests.protocol.instance import (
+    BrokenPromiseError,
+    Call,
+    Core,
+    Instance,
+    Step,
+    Ticket,
+    core_over,
+    frozen,
+)
 from tests.protocol.server import KEPT_FOR, LEASE
 
-__all__ = ["Call", "Caller", "Core", "Instance", "Step", "Ticket", "BrokenPromiseError", "core_over"]
+__all__ = ["Caller"]
 
 LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
 STAGES = {stage.value: stage for stage in Stage}
-
-
-class BrokenPromiseError(Exception):
-    """A promise was broken in the middle of a step."""
-
-
-class Call(NamedTuple):
-    """What is fixed about a ticket."""
-
-    name: str
-    owner: int
-    only_if_free: bool = False
-    max_waiting: bytes = b""
-    keeps: bool = False  # if it gives up while it waits, its place might be kept
-    takes: int = -1  # whose kept place it asks for
-    limit: bytes = b"1"
-
-
-class Ticket(NamedTuple):
-    call: int
-    stage: str = "e"
-    number: int = 0
-    wanted: bool = True
-    sent: bool = False
-    left: int = 0
-    keep: int = 0
-    place: int = 0
-    resumed: bool = False
-    kept: int = 0  # the place that it asks for
-    view: str = (
-        "e"  # what its call has been told: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
-    )
-
-
-class Instance(NamedTuple):
-    last_session: int
-    alive: bool = True
-    lapsed: bool = False  # its clock shows that its lease has passed, and it had no event since
-    up: bool = True
-    session: int = 0
-    confirmed: int = 0
-    lease: int = -1  # -1: inf, 1: runs, 0: has passed
-    renewed: int = 0
-    version: int = 0
-    override: bytes = b""
-    limit: bytes = b""
-    due: bool = False
-    beating: bool = False
-    beats: int = 0  # -1: a sync is due
-    tickets: tuple[Ticket, ...] = ()
-
-
-class Step(NamedTuple):
-    """What an event did: the instance afterwards, the commands that it sent."""
-
-    instance: Instance
-    commands: tuple[Any, ...]
-
-
-class Core(QueueCore):
-    """The shipped core, with a note of the transitions that it makes."""
-
-    moves: list[tuple[int, str, str]]
-
-
-def core_over(base: type[QueueCore]) -> type[Core]:
-    def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
-        before = ticket.stage
-        base._move(self, ticket, stage, number)
-        if before is not stage:
-            self.moves.append((ticket.handle, before.name, stage.name))
-
-    return type("Core", (base,), {"_move": move})
-
-
-def thawed(argument: Any) -> bytes:
-    if type(argument) is int:
-        return b"%d" % argument
-    if type(argument) is tuple:
-        return b"%s %d" % argument
-    word: bytes = argument
-    return word
-
-
-def frozen(argument: bytes) -> Any:
-    if argument.isdigit():
-        return int(argument)
-    head, _, last = argument.rpartition(b" ")
-    return (head, int(last)) if last.isdigit() else argument
 
 
 class Caller:
@@ -196,8 +117,8 @@ class Caller:
         for ticket in core.tickets.values():
             rows.append(
                 Ticket(
-                    ticket.handle, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent, ticket.left,
-                    KEPT_FOR if ticket.keep else 0, ticket.place, ticket.resumed,
+                    ticket.handle, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent,
+                    ticket.left, KEPT_FOR if ticket.keep else 0, ticket.place, ticket.resumed,
                     int(ticket.kept.split(b" ")[1]) if ticket.kept else 0, views[ticket.handle],
                 )
             )  # fmt: skip
@@ -207,8 +128,8 @@ class Caller:
         deadline = core.lease_deadline
         return Instance(
             core._sessions.last, True, lapsed, core.up, core.session, core.confirmed,
-            -1 if deadline == math.inf else 1 if deadline > 0 else 0, core.renewed, *core.override, core.limit,
-            core.due < math.inf, core._beating, min(core._beats, 0), tuple(rows),
+            -1 if deadline == math.inf else 1 if deadline > 0 else 0, core.renewed, *core.override,
+            core.limit, core.due < math.inf, core._beating, min(core._beats, 0), tuple(rows),
         )  # fmt: skip
 
     # One event

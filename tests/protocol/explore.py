@@ -1,4 +1,4 @@
-"""Breadth first through all states of a bound; of those seen, only a hash and where it came from are kept."""
+"""Breadth first through all states of a bound. Of those seen, a hash and its predecessor are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from tests.protocol.caller import BrokenPromiseError
+from tests.protocol.instance import BrokenPromiseError
 from tests.protocol.promises import broken_promise
 from tests.protocol.state import State
 from tests.protocol.words import described

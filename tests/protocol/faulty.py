@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.protocol.caller import Caller, Instance
+from tests.protocol.caller import Caller
+from tests.protocol.instance import Instance
 from tests.protocol.numbers import ANCIENT, FRESH, OLD
 from tests.protocol.server import ALIVE, EXPIRED, LAPSED, REAPED, Data
 from tests.protocol.state import Faults, Label, State, put

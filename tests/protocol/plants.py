@@ -1,4 +1,4 @@
-"""Rules of the shipped code, each left out by a change of its text. Exploring must then find a broken promise."""
+"""Rules of the shipped code, each left out by a change of its text. Exploring must miss each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.scripts import source_of
-from tests.protocol.caller import Core, core_over
+from tests.protocol.instance import Core, core_over
 
 __all__ = ["PLANTS", "Plant", "planted_core", "planted_script"]
 
@@ -59,7 +59,7 @@ PLANTS = {
             (
                 "sync",
                 "redis.call('HSET', META, instance, ARGV[2])",
-                "redis.call('HSET', META, instance, ARGV[2]) redis.call('HDEL', META, instance .. ':r')",
+                "redis.call('HSET', META, instance, ARGV[2]) redis.call('HDEL', META, instance..':r')",
             ),
             ("sync", "local late = renewed > 0 and NOW > renewed + lease", "local late = false"),
         ),
@@ -187,8 +187,8 @@ PLANTS = {
         (
             (
                 "enter",
-                "if waiters == 0 and holders < limit and NOW >= window",
-                "if holders < limit and NOW >= window",
+                "if plain and waiters == 0 and holders < limit",
+                "if plain and holders < limit",
             ),
         ),
         "three calls, loss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.protocol.caller import BrokenPromiseError
+from tests.protocol.instance import BrokenPromiseError
 from tests.protocol.server import ALIVE, LAPSED, OPEN, Data
 
 if TYPE_CHECKING:
@@ -70,15 +70,13 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
             newer = me.version > (new.key[0] if new.key else 0)
             if me.alive and synced and newer and me.override and int(me.override) <= len(old.holding):
                 raise BrokenPromiseError(
-                    f"set_limit: {world.member(granted[0])} is granted, and an instance knows of a lower limit"
+                    f"set_limit: {world.member(granted[0])} is granted, over a known limit"
                 )
         check_order(world, before, after._replace(ghost=ghost), granted, listed)
         limit = world.limit(new)
         if len(new.holding) > limit and len(new.holding) > len(old.holding):
             names = [world.member(member) for _, member in new.holding]
-            raise BrokenPromiseError(
-                f"limit: {names} hold in Redis, of which {world.member(granted[0])} was granted just now"
-            )
+            raise BrokenPromiseError(f"limit: {names} hold, and one was granted just now")
     check_line(world, old, new, listed, command)
     for entry in old.past:
         if entry[0].startswith(b"k ") and entry not in new.past:
@@ -194,8 +192,8 @@ def broken_promise(world: World, state: State) -> str:
         settled = me.confirmed == me.session and me.beats >= 0 and not me.beating and me.lease == 1
         session, reaped, _, lease = redis.records[i]
         if (
-            settled and session == me.session and not reaped and lease == ALIVE and world.quiet(state, i)
-            and not world.unheard and not world.agrees(state, i, me)
+            settled and session == me.session and not reaped and lease == ALIVE
+            and world.quiet(state, i) and not world.unheard and not world.agrees(state, i, me)
         ):  # fmt: skip
             return f"{'ABC'[i]} has other tickets than Redis has of it, and nothing is on its way"
     return stuck(world, state)

@@ -1,6 +1,6 @@
 """Runs the shipped scripts in a real Redis: writes a state, runs one script, reads the state.
 
-Equal (state, command) pairs are answered from memory. What belongs to delivery or to the clock is replaced:
+Equal (state, command) pairs are answered from memory. What belongs to delivery or time is replaced:
 `PUBLISH` by a list, so that the explorer learns what was published; the 500 of a portion by a few;
 deadlines by one of a few classes (see `Data`), written as a time that is far enough from now.
 """
@@ -45,7 +45,7 @@ PORTION = "local PORTION = 500 "
 
 
 class Data(NamedTuple):
-    """What is in Redis. `last`, `holds` and `mean` are left out: they affect no promise while the clock runs."""
+    """What is in Redis, but `last`, `holds` and `mean`: they affect no promise while the clock runs."""
 
     records: tuple[
         tuple[int, bool, int, int], ...

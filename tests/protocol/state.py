@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tests.protocol.caller import Call, Instance
+from tests.protocol.instance import Call, Instance
 from tests.protocol.server import Data
 
 __all__ = ["Bound", "Faults", "Ghost", "Label", "State", "Wire", "order", "put"]

@@ -1,4 +1,4 @@
-"""The fast bounds hold, each rule that is left out is found, and the table in core.py is what was seen."""
+"""The fast bounds hold, each rule left out is missed, and the table in core.py is what was seen."""
 
 from __future__ import annotations
 

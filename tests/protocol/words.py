@@ -19,11 +19,12 @@ def described(world: World, label: tuple[Any, ...], state: State) -> str:
         wire = state.wires[rest[0]]
         owner, old = who[wire.owner], "" if wire.current else " (from an old connection)"
         where = f" (server {wire.server})" if world.whole.moves else ""
+        command = command_in_words(world, wire.commands[0]) if wire.commands else ""
         if kind == "gone":
-            return f"an old connection of {owner} is gone, with {command_in_words(world, wire.commands[0])}"
+            return f"an old connection of {owner} is gone, with {command}"
         if kind in ("run", "reject"):
             does = "runs" if kind == "run" else "rejects"
-            return f"redis{where} {does} {command_in_words(world, wire.commands[0])} of {owner}{old}"
+            return f"redis{where} {does} {command} of {owner}{old}"
         reply = wire.replies[rest[1] if kind == "deaf" else 0]
         return f"{owner} {'reads' if kind == 'read' else 'never gets'} {reply_in_words(world, reply)}"
     if kind in ("evict", "own evict"):
@@ -36,14 +37,17 @@ def described(world: World, label: tuple[Any, ...], state: State) -> str:
     if kind == "leave":
         return f"{names[rest[0]]} {'leaves' if rest[1] else 'gives up'}"
     words = {
-        "enter": "{call} enters", "keep": "{call} is cancelled, its place kept", "connect": "{who} connects",
+        "enter": "{call} enters", "keep": "{call} is cancelled, its place kept",
+        "connect": "{who} connects",
         "lapse": "{who} sees that its lease has lapsed", "tick": "the timer of {who}",
         "dead": "the lease of dead {who} lapses", "closed": "the recovery window ends",
         "look": "somebody looks at the queue", "break": "the connection of {who} breaks",
         "kill": "{who} is killed", "stop": "{who} is stopped for longer than its lease",
         "clock": "the clock of redis steps beyond the lease of {who}",
-        "early": "the clock of {who} says that its lease has passed", "resync": "{who} syncs without a reason",
-        "forget": "idle {who}'s lease ends; it forgets the queue", "prune": "the record of {who} expires",
+        "early": "the clock of {who} says that its lease has passed",
+        "resync": "{who} syncs without a reason",
+        "forget": "idle {who}'s lease ends; it forgets the queue",
+        "prune": "the record of {who} expires",
         "expire": "a kept place expires", "loss": "redis restarts empty", "flush": "redis is flushed",
         "replica": "the replica falls behind", "stale": "fail-over to the replica",
         "move": "the slot moves to the other server",

@@ -1,7 +1,7 @@
-"""The states of a small line: Redis, instances, what is on its way between them; and every possible step.
+"""The steps of a small line: Redis, instances, and what is on its way between them.
 
-Commands travel on wires, in order; replies and messages come back on the current wire of an instance. A wire
-that broke might still deliver its commands, later, to Redis; nobody reads its replies.
+Commands travel on wires, in order; replies and messages come back on the current wire of an instance. A
+wire that broke might still deliver its commands, later, to Redis; nobody reads its replies.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.protocol.caller import BrokenPromiseError, Caller, Instance
+from tests.protocol.caller import Caller
 from tests.protocol.faulty import Faulty
+from tests.protocol.instance import BrokenPromiseError, Instance
 from tests.protocol.numbers import FRESH, canonical, first_session, renewal, replaced
 from tests.protocol.promises import after_run, inside
 from tests.protocol.server import ALIVE, CLOSED, EXPIRED, LAPSED, OPEN, Data, Server
@@ -26,8 +27,8 @@ class World(Faulty):
         self.count = max(call.owner for call in bound.calls) + 1
         self.empty = Data(((0, False, 0, 0),) * self.count)
         self.whole = bound.faults
-        # What an instance's own set_limit or evict grants to it comes in the reply: a break loses that, and
-        # the next heartbeat finds it.
+        # What an instance's own set_limit or evict grants to it comes in the reply: a break loses that,
+        # and the next heartbeat finds it.
         own = bound.faults.own_evictions or any(i >= 0 for i, _ in bound.ops)
         self.unheard = bool(self.whole.deaf or self.whole.flushes or own)
 
@@ -226,7 +227,7 @@ class World(Faulty):
         ) == sorted(ticket.number for ticket in mine if ticket.stage == "h")
 
     def due(self, state: State, i: int, me: Instance) -> bool:
-        """A timer is modelled where something comes of it; a heartbeat only when nothing is on its way."""
+        """A timer runs where something comes of it; a heartbeat only when nothing is on its way."""
         if not me.up or not me.due or me.lapsed:
             return False
         here = any(ticket.view != "x" for ticket in me.tickets)
