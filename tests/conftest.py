@@ -37,8 +37,10 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 ON_BOTH_LOOPS = (
     "test_caller_side.py",
+    "test_connecting.py",
     "test_connection.py",
     "test_contract.py",
+    "test_link.py",
     "test_queue_api.py",
     "test_router.py",
 )
@@ -257,9 +259,9 @@ UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Gra
 def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
     """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("genesis.backends.") and module is not waiting:
-            if hasattr(module, "until_granted"):
-                patch.setattr(module, "until_granted", replacement)
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)

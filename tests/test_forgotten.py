@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -22,6 +22,9 @@ from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.waiting import quiesce, wait_until
+
+# "coroutine ignored GeneratorExit" and the like, which python only prints
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
 ALLOCATIONS = 60  # more than a step has
 
@@ -132,6 +135,38 @@ async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
     await assert_nothing_kept(queue)
 
 
+@pytest.mark.parametrize("how", ["slot", "semaphore"])
+async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, how: str) -> None:
+    """With the next turn of the loop, whether it holds or waits, closed or dropped; no warning."""
+    semaphore = queue.semaphore("sales", 1)
+
+    def enter() -> Any:
+        return queue.slot("sales", max_concurrent=1) if how == "slot" else semaphore
+
+    async def hold() -> AsyncIterator[int]:
+        async with enter():
+            yield 1
+            yield 2
+
+    async def wait() -> None:
+        async with enter():
+            pytest.fail("entered")
+
+    async for _ in hold():
+        break
+    generator = hold()
+    await asyncio.wait_for(anext(generator), 5)
+    await generator.aclose()  # type: ignore[attr-defined]
+    async with enter():
+        waiting = wait()
+        waiting.send(None)  # a coroutine without a task
+        await wait_until(lambda: _waits(queue), "it waits")
+        waiting.close()
+        await quiesce()
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+    await assert_nothing_kept(queue)
+
+
 async def _waits(queue: Queue) -> bool:
     return (await queue.stats("sales")).waiting == 1
 
@@ -147,8 +182,6 @@ def _over_redis(request: pytest.FixtureRequest) -> QueueBackend:
 _caller: ContextVar[Any] = ContextVar("_caller")
 
 
-@pytest.mark.filterwarnings("ignore:coroutine ignored GeneratorExit")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("make", [_in_memory, _over_redis])
 async def test_a_backend_s_timers_and_tasks_keep_no_call_s_context(
     request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest], QueueBackend]

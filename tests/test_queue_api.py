@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
 import inspect
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,12 +32,22 @@ from genesis.exceptions import (
     EvictedError,
     GenesisError,
     LimitMismatchError,
+    QueueDrainingError,
+    QueueFullError,
     SlotLostError,
 )
 from genesis.observability import Telemetry
-from genesis.queue import InMemoryBackend, QueueBackend, RedisBackend
+from genesis.queue import (
+    InMemoryBackend,
+    QueueBackend,
+    QueueSemaphore,
+    RedisBackend,
+    SlotRequest,
+)
 from tests.conftest import state_of
 from tests.waiting import quiesce, wait_until
+
+REPLY_LOST = BackendUnavailableError.REPLY_LOST
 
 
 @pytest.fixture
@@ -53,8 +71,11 @@ def run_python(program: str) -> None:
 
 def test_the_names_that_programs_import_are_there() -> None:
     """`genesis`, `genesis.queue` and `genesis.exceptions` offer what design.md section 2 names."""
-    assert {"Queue", "QueueTimeoutError"} <= set(genesis.__all__)
-    assert {"InMemoryBackend", "QueueBackend", "RedisBackend"} <= set(genesis.queue.__all__)
+    new = {"QueueFullError", "QueueDrainingError", "WaitStatus", "until_disconnected"}
+    assert {"Queue", "QueueTimeoutError", "RedisBackend"} | new <= set(genesis.__all__)
+    assert {"InMemoryBackend", "QueueBackend", "RedisBackend"} | new <= set(genesis.queue.__all__)
+    assert genesis.RedisBackend is genesis.queue.RedisBackend
+    assert all(hasattr(genesis, name) for name in genesis.__all__)
     assert genesis.QueueTimeoutError is genesis.exceptions.QueueTimeoutError
 
 
@@ -67,12 +88,28 @@ def test_the_signatures_are_the_promised_ones() -> None:
         "item_id": (None, True),
         "max_concurrent": (None, True),
         "timeout": (None, True),
+        "max_waiting": (None, True),
+        "head_start": (0.0, True),
+        "keep_place": (0.0, True),
+        "place_token": (None, True),
     }
     assert parameters(Queue.semaphore) == {
         "queue_id": (required, False),
         "max_concurrent": (None, False),
         "timeout": (None, False),
+        "max_waiting": (None, True),
+        "head_start": (0.0, True),
+        "keep_place": (0.0, True),
     }
+    assert parameters(QueueSemaphore.__call__) == {
+        "item_id": (None, False),
+        "place_token": (None, False),
+    }
+    watch = {"every": (30.0, True), "at_least": (10.0, True)}
+    assert parameters(SlotRequest.watch) == watch
+    required_ids = {"queue_id": (required, False), "item_id": (required, False)}
+    assert parameters(Queue.watch) == {**required_ids, **watch}
+    assert parameters(Queue.drain) == {"timeout": (None, False)}
     redis = parameters(RedisBackend)
     assert redis["url"] == ("redis://localhost:6379", False)
     assert redis["key_prefix"] == ("genesis:queue:", False)
@@ -89,6 +126,8 @@ def test_the_errors_are_what_programs_catch() -> None:
         BackendUnavailableError: ConnectionError,
         SlotLostError: GenesisError,
         EvictedError: GenesisError,
+        QueueFullError: GenesisError,
+        QueueDrainingError: GenesisError,
     }
     for error, kind in kinds.items():
         assert issubclass(error, GenesisError)
@@ -172,7 +211,7 @@ async def test_a_slot_request_does_nothing_until_it_is_entered(queue: Queue) -> 
     """queue.slot() only describes; a request that is thrown away leaves no place in line."""
     queue.slot("sales", max_concurrent=4)
     queue.semaphore("sales", 4)
-    assert await queue.stats("sales") == (0, 0, 1, 0.0)
+    assert await queue.stats("sales") == (0, 0, 1, 0.0, 0.0, None)
     assert not state_of(queue)
 
 
@@ -211,14 +250,84 @@ async def test_a_request_whose_wait_failed_can_be_left_without_harm(queue: Queue
         assert (await queue.stats("sales"))[:2] == (0, 1)
 
 
-async def test_a_semaphore_may_be_left_in_another_task_than_entered(queue: Queue) -> None:
-    """As frameworks do that run a resource's exit in a task of its own: the slot is given back."""
-    semaphore = queue.semaphore("sales", 1)
-    await asyncio.create_task(semaphore.__aenter__())
-    assert (await queue.stats("sales"))[:2] == (0, 1)
-    await asyncio.create_task(semaphore.__aexit__(None, None, None))
-    assert (await queue.stats("sales"))[:2] == (0, 0)
+async def test_a_semaphore_called_from_another_task_is_refused(queue: Queue) -> None:
+    """`async with` aside, only the task that entered may leave; nobody else's slot is given back."""
+    semaphore = queue.semaphore("sales", 2)
+    with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
+        await semaphore.__aexit__(None, None, None)
+    async with semaphore as slot:
+        for leave in (partial(semaphore.__aexit__, None, None, None), partial(leave_in, semaphore)):
+            with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
+                await asyncio.create_task(leave())
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+        assert not slot.lost
+        await queue.evict("sales", slot.item_id)
+        assert slot.lost
     assert not state_of(queue)
+
+
+async def leave_in(semaphore: QueueSemaphore) -> None:
+    await semaphore.__aexit__(None, None, None)
+
+
+async def test_a_semaphore_in_a_generator_gives_back_its_own_slot(queue: Queue) -> None:
+    """Generators that are broken off, or left in any order by any task, have slots of their own."""
+    semaphore = queue.semaphore("sales", 5)
+    tokens: list[int] = []
+
+    async def generate() -> AsyncIterator[int]:
+        async with semaphore as slot:
+            tokens.append(slot.fencing_token)
+            yield 1
+            yield 2
+
+    async def holding() -> list[int | None]:
+        return [entry.fencing_token for entry in await queue.entries("sales")]
+
+    async def enter() -> AsyncIterator[int]:
+        generator = generate()
+        await generator.__anext__()
+        return generator
+
+    async def end(generator: AsyncIterator[int]) -> None:
+        async for _ in generator:
+            pass
+
+    async with semaphore as own:
+        first, second = await enter(), await asyncio.create_task(enter())
+        async with semaphore as inner:
+            assert await holding() == [own.fencing_token, *tokens, inner.fencing_token]
+            await end(first)
+            assert await holding() == [own.fencing_token, tokens[1], inner.fencing_token]
+            await asyncio.create_task(end(second))
+            assert await holding() == [own.fencing_token, inner.fencing_token]
+            async for _ in generate():
+                break
+            gc.collect()
+            await quiesce()
+            assert await holding() == [own.fencing_token, inner.fencing_token]
+        assert await holding() == [own.fencing_token]
+    assert not state_of(queue)
+
+
+async def test_a_semaphore_in_an_exit_stack(queue: Queue) -> None:
+    """The last one first, in the task that entered."""
+    semaphore = queue.semaphore("sales", 8)
+
+    async def call() -> None:
+        async with AsyncExitStack() as stack:
+            slots = [await stack.enter_async_context(semaphore) for _ in range(2)]
+            assert not any(slot.lost for slot in slots)
+            await quiesce()
+
+    await asyncio.gather(*(call() for _ in range(4)))
+    assert not state_of(queue)
+
+
+async def test_a_request_that_was_never_entered_cannot_be_left(queue: Queue) -> None:
+    """`__aexit__` without `__aenter__` says so in words."""
+    with pytest.raises(RuntimeError, match="never entered"):
+        await queue.slot("sales").__aexit__(None, None, None)
 
 
 async def test_a_slot_may_be_left_in_another_task_than_entered(
@@ -283,9 +392,9 @@ class Own(InMemoryBackend):
         self.told.append("wait")
         return await super().wait(ticket, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
         self.told.append("leave")
-        return await super().leave(ticket, context)
+        return super().leave(ticket, context, keep_place)
 
 
 async def test_a_users_own_backend_is_used_and_observed(
@@ -330,10 +439,127 @@ async def test_every_message_names_the_queue_the_item_the_cause_and_the_way_out(
         (LimitMismatchError("sales", "call-1", 2, 3), ("max_concurrent=2", "=3", "set_limit")),
         (SlotLostError("sales", "call-1", 42), ("42", "Stop the work")),
         (EvictedError("sales", "call-1"), ("evicted", "Enter again")),
+        (QueueFullError("sales", "call-1", 7, 90.4), ("7 already wait", "90 s", "max_waiting")),
+        (QueueFullError("sales", "call-1", 7), ("7 already wait", "later", "max_waiting")),
+        (QueueDrainingError("sales", "call-1"), ("drain()", "another instance")),
+        (
+            BackendUnavailableError("redis", "evict", REPLY_LOST, "sales", "call-1"),
+            ("may have been applied", "safe to repeat", "call it again"),
+        ),
     ]
     for error, parts in errors:
         for part in ("'sales'", "'call-1'", *parts):
             assert part in str(error)
+
+
+ERRORS: list[GenesisError] = [
+    QueueTimeoutError("sales", "call-1", 30.0),
+    QueueFullError("sales", "call-1", 7, 90.0),
+    QueueDrainingError("sales", "call-1"),
+    LimitMismatchError("sales", "call-1", 2, 3),
+    BackendUnavailableError("redis", "enter", "no reply", "sales", "call-1"),
+    SlotLostError("sales", "call-1", 42),
+    EvictedError("sales", "call-1"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "through", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy]
+)
+def test_errors_survive_pickle_and_copy(
+    error: GenesisError, through: Callable[[GenesisError], GenesisError]
+) -> None:
+    """A process pool, a task queue, a logger may take them apart: message and attributes stay."""
+    again = through(error)
+    assert type(again) is type(error)
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+
+
+def test_an_error_crosses_the_border_of_a_process() -> None:
+    """The parent of a pool gets the error that its worker raised, and the pool goes on."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(QueueTimeoutError, match="'call-1'"):
+            pool.submit(_raise_a_timeout).result(30)
+        assert pool.submit(int, "3").result(30) == 3
+
+
+def _raise_a_timeout() -> None:
+    raise QueueTimeoutError("sales", "call-1", 1.0)
+
+
+async def test_a_backend_belongs_to_one_queue(telemetry: Telemetry) -> None:
+    """A second Queue on the same object is refused when it is made; the first goes on."""
+    backend = InMemoryBackend()
+    async with Queue(backend, telemetry=telemetry) as queue:
+        with pytest.raises(RuntimeError, match="belongs to a Queue"):
+            Queue(backend, telemetry=Telemetry(CollectorRegistry()))
+        async with queue.slot("sales"):
+            pass
+
+
+class Colour(str, Enum):
+    """Ids as applications have them; `str(Colour.RED)` is not "red"."""
+
+    RED = "red"
+
+
+async def test_ids_that_are_subclasses_of_str_count_as_their_text(queue: Queue) -> None:
+    """A `(str, Enum)` member is found by itself and by its text, and stored as text."""
+    async with queue.slot(Colour.RED, item_id=Colour.RED) as slot:
+        waiter = asyncio.create_task(queue.semaphore(Colour.RED)(Colour.RED).__aenter__())
+        await wait_until(lambda: queue.position(Colour.RED, Colour.RED), "it waits")
+        assert await queue.position("red", "red") == 1
+        entries = await queue.entries("red")
+        assert [type(entry.item_id) for entry in entries] == [str, str]
+        assert (type(slot.queue_id), type(slot.item_id)) == (str, str)
+        assert await queue.evict(Colour.RED, Colour.RED) == 2
+        with pytest.raises(EvictedError):
+            await waiter
+
+
+def use_in_a_thread(use: Callable[[], Coroutine[Any, Any, Any]]) -> Coroutine[Any, Any, Any]:
+    return asyncio.to_thread(lambda: asyncio.run(use()))
+
+
+async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> None:
+    """While it has calls, another thread's loop gets an error; `lost` may be asked anywhere."""
+
+    async def enter() -> None:
+        async with queue.slot("sales", max_concurrent=2):
+            pytest.fail("entered")
+
+    async with queue.slot("sales", max_concurrent=2) as slot:
+        for use in (enter, partial(queue.stats, "sales"), partial(queue.entries, "support")):
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await use_in_a_thread(use)
+        assert await asyncio.to_thread(lambda: slot.lost) is False
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+    assert not state_of(queue)
+
+
+def test_a_memory_queue_serves_several_loops_in_turn() -> None:
+    """Also if a loop was closed with calls inside: these are gone, with the limit they agreed on."""
+    queue = Queue(telemetry=Telemetry(CollectorRegistry()))
+
+    async def enter(limit: int) -> SlotRequest:
+        request = queue.slot("sales", max_concurrent=limit, timeout=0)
+        await request.__aenter__()
+        assert (await queue.stats("sales"))[:3] == (0, 1, limit)
+        return request
+
+    async def call(limit: int) -> None:
+        await (await enter(limit)).__aexit__(None, None, None)
+
+    asyncio.run(call(1))
+    asyncio.run(call(2))
+    loop = asyncio.new_event_loop()
+    left = loop.run_until_complete(enter(3))
+    loop.close()
+    asyncio.run(call(4))
+    asyncio.run(left.__aexit__(None, None, None))  # too late, and without harm
+    assert left.slot is None
+    assert not state_of(queue)
 
 
 async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:

@@ -40,8 +40,8 @@ from genesis.backends.protocol import (
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
+from genesis.observability.histogram import MAX_UNSETTLED, noting
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import MAX_UNSETTLED, noting
 from genesis.observability.recorder import CallRecorder
 from genesis.observability.spans import Tracing, fail
 from genesis.observability.telemetry import Telemetry
@@ -50,6 +50,7 @@ __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
 
+_SNAPSHOTS_A_TURN = 500
 _NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
 
 
@@ -76,6 +77,8 @@ class ObservedBackend:
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
         self._since_settled = 0  # calls that left
+        self._snapshots: dict[str, Snapshot] = {}  # that are yet to be shown
+        self._shown = 0  # in this turn of the loop
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: Listener | None = None
         try:
@@ -150,6 +153,8 @@ class ObservedBackend:
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         recorder = self._recorders.get(ticket.id)
+        if recorder is not None and recorder.recorded is not None:
+            recorder.waits(timeout)
         began = self._clock()
         try:
             grant = await self._inner.wait(ticket, timeout)
@@ -314,50 +319,78 @@ class ObservedBackend:
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
-        if isinstance(event, Left):
-            Context().run(self._left, event)
+        if isinstance(event, Snapshot):
+            self._take(event)
         else:
-            Context().run(self._log_event, event)
-        try:
-            self._count_event(event)
-        except Exception:
-            self._telemetry.failed("metrics")
+            Context().run(self._tell, event)
         if self._listener is not None:
             self._listener(event)
 
-    def _log_event(self, event: BackendEvent) -> None:
-        if isinstance(event, SlotLost):
-            recorder = self._recorders.get(event.ticket.id)
-            if recorder is not None:
-                recorder.slot_lost(event.reason)
-        elif isinstance(event, Reclaimed):
-            fields = event._asdict()
-            del fields["context"]
-            self._log(WARNING, "reclaimed", **fields)
-        elif isinstance(event, LimitDisagreement):
-            self._log(WARNING, "limit_changed", **event._asdict())
-        elif isinstance(event, Disrupted):
-            self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-        elif isinstance(event, Recovered):
-            self._log(INFO, "backend_recovered", outage=event.outage)
-
-    def _count_event(self, event: BackendEvent) -> None:
+    def _tell(self, event: BackendEvent) -> None:
         telemetry = self._telemetry
-        if isinstance(event, Heartbeat):
-            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-        elif isinstance(event, Snapshot):
-            label = telemetry.series(event.queue_id).label
+        try:
+            if isinstance(event, Left):
+                self._left(event)
+            elif isinstance(event, SlotLost):
+                recorder = self._recorders.get(event.ticket.id)
+                if recorder is not None:
+                    recorder.slot_lost(event.reason)
+            elif isinstance(event, Heartbeat):
+                self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+            elif isinstance(event, Reclaimed):
+                self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+                self._reclaimed(event)
+            elif isinstance(event, LimitDisagreement):
+                self._log(WARNING, "limit_changed", **event._asdict())
+                label = telemetry.series(event.queue_id).label
+                telemetry.instruments.disagreements.labels(label).inc()
+            elif isinstance(event, Disrupted):
+                self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
+                telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+            elif isinstance(event, Recovered):
+                self._log(INFO, "backend_recovered", outage=event.outage)
+        except Exception:
+            telemetry.failed("metrics")
+
+    def _reclaimed(self, event: Reclaimed) -> None:
+        try:
+            self._tracing.reclaimed(event)
+        except Exception:
+            self._telemetry.failed("traces")
+        label = self._telemetry.series(event.queue_id).label
+        self._telemetry.instruments.reclaimed.labels(label, event.state).inc()
+
+    def _take(self, snapshot: Snapshot) -> None:
+        """Show a snapshot; of many that come in one turn of the loop, some in each of the next.
+
+        A process may have 20,000 queues, and their heartbeats come at once.
+        """
+        if self._snapshots or self._shown >= _SNAPSHOTS_A_TURN:
+            self._snapshots[snapshot.queue_id] = snapshot
+            return
+        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
+            loop.call_soon(self._show_more, context=Context())
+            self._shown = 1
+        elif self._shown:
+            self._shown += 1
+        self._show(snapshot)
+
+    def _show_more(self) -> None:
+        count = self._shown = min(len(self._snapshots), _SNAPSHOTS_A_TURN)
+        if count:
+            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
+        for _ in range(count):
+            self._show(self._snapshots.popitem()[1])
+
+    def _show(self, snapshot: Snapshot) -> None:
+        telemetry, inner, queue_id = self._telemetry, self._inner, snapshot.queue_id
+        try:
+            label = telemetry.series(queue_id).label
             telemetry.instruments.shared.report(
-                event.queue_id, self._name, label, event.stats, self._inner.heartbeat_interval
+                queue_id, self._name, label, snapshot.stats, inner.heartbeat_interval, inner.store
             )
-        elif isinstance(event, Reclaimed):
-            label = telemetry.series(event.queue_id).label
-            telemetry.instruments.reclaimed.labels(label, event.state).inc()
-        elif isinstance(event, LimitDisagreement):
-            label = telemetry.series(event.queue_id).label
-            telemetry.instruments.disagreements.labels(label).inc()
-        elif isinstance(event, Disrupted):
-            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+        except Exception:
+            telemetry.failed("metrics")
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
         try:

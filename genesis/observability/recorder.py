@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import Context
+from typing import Any, TypeVar
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
 from genesis.observability import names
@@ -13,6 +15,8 @@ from genesis.observability.spans import CallSpans, Tracing, UnrecordedSpans
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["CallRecorder"]
+
+T = TypeVar("T")
 
 _WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
     "timeout": ("timeout", WARNING),
@@ -27,7 +31,8 @@ class CallRecorder:
 
     Every public method is one step of the passage and never raises. The sinks are independent: a tracer
     that raises does not keep the metrics from being counted. There is exactly one wait observation an
-    item, whatever its end: `waiting` turns false with the first, and none is made after that.
+    item, whatever its end, and none of one that is refused: `waiting` turns false with the first, and
+    none is made after that.
     """
 
     __slots__ = (
@@ -78,29 +83,31 @@ class CallRecorder:
 
     def carried_context(self) -> str:
         """What travels with the ticket, for the link of whoever will grant it."""
-        return "" if self.recorded is None else self._text(self.recorded.carried)
+        return "" if self.recorded is None else self._traced(self.recorded.carried) or ""
 
     def held_context(self) -> str:
         """What is told to whoever gets the slot after this hold."""
-        return "" if self.recorded is None else self._text(self.recorded.held)
+        return "" if self.recorded is None else self._traced(self.recorded.held) or ""
 
-    def enqueued(self, admission: EnterResult) -> None:
+    def enqueued(self, result: EnterResult) -> None:
         """The backend has answered: granted at once, or waiting."""
         try:
             if (series := self._series) is not None:
-                if admission.grant is not None:
-                    series.note_position(admission.position)
+                if result.grant is not None:
+                    series.note_position(result.position)
                 else:
-                    series.position.observe(admission.position)
+                    series.position.observe(result.position)
         except Exception:
             self._telemetry.failed("metrics")
-        try:
-            if self.recorded is not None:
-                self.recorded.enqueued(admission)
-        except Exception:
-            self._telemetry.failed("traces")
+        if self.recorded is not None:
+            self._traced(self.recorded.enqueued, result)
         if self._info:
-            self._log(INFO, "enqueued", position=admission.position, depth=admission.depth)
+            self._log(INFO, "enqueued", position=result.position, depth=result.depth)
+
+    def waits(self, timeout: float | None) -> None:
+        """The wait begins."""
+        if self.recorded is not None:
+            self._traced(self.recorded.waits, timeout)
 
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from here on; returns the grant with its wait."""
@@ -112,37 +119,17 @@ class CallRecorder:
         self.began = now
         try:
             if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
-                self._series.granted(waited, exemplar)
+                self._series.granted(waited, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
         if self.recorded is not None:
-            self._end_trail_of_wait(self.recorded, waited, "granted", None, grant.released_by)
-        try:
-            if self._trail is not None:
-                self._trail.begin_hold(grant)
-        except Exception:
-            self._telemetry.failed("traces")
+            self._traced(self.recorded.granted, waited, grant)
+            self._traced(self._finish_wait_soon)
+        elif isinstance(self._trail, UnrecordedSpans):
+            self._traced(self._trail.begin_hold)
         if self._info:
             self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
-
-    def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
-        """The wait ended without a slot. Only the first ending counts."""
-        if not self.waiting:
-            return
-        waited = self._telemetry.clock() - self.began
-        self.waiting = False
-        try:
-            if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
-                self._series.not_granted(outcome, waited, exemplar)
-        except Exception:
-            self._telemetry.failed("metrics")
-        if self.recorded is not None:
-            self._end_trail_of_wait(self.recorded, waited, outcome, error, None)
-        event, level = _WAIT_EVENTS[outcome]
-        self._log(level, event, error if outcome == "error" else None, waited=waited)
 
     def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
         """The call was turned away: it never was in the line, so there is no wait to observe."""
@@ -152,24 +139,38 @@ class CallRecorder:
                 self._series.refused(reason)
         except Exception:
             self._telemetry.failed("metrics")
-        try:
-            if self.recorded is not None:
-                self.recorded.refused(reason, depth)
-        except Exception:
-            self._telemetry.failed("traces")
+        if self.recorded is not None:
+            self._traced(self.recorded.refused, reason, depth)
         if self._info:
             self._log(INFO, "refused", reason=reason, depth=depth)
+
+    def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
+        """The wait ended without a slot. Only the first ending counts."""
+        if not self.waiting:
+            return
+        waited = self._telemetry.clock() - self.began
+        self.waiting = False
+        try:
+            if self._series is not None:
+                self._series.not_granted(outcome, waited, self._exemplar())
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self.recorded is not None:
+            self._traced(self.recorded.end_wait, waited, outcome, error)
+        event, level = _WAIT_EVENTS[outcome]
+        self._log(level, event, error if outcome == "error" else None, waited=waited)
 
     def slot_lost(self, reason: str) -> None:
         """The slot is gone while its body runs. Only the first word of it counts."""
         if self._lost is not None:
             return
-        if reason == "evicted":
-            self._lost = "evicted"
-            self._log(WARNING, "evicted", reason=reason)
-        else:
-            self._lost = "lost"
-            self._log(ERROR, "lost", reason=reason)
+        evicted = reason == "evicted"
+        self._lost = "evicted" if evicted else "lost"
+        event: names.LogEvent = "evicted" if evicted else "lost"
+        self._log(WARNING if evicted else ERROR, event, reason=reason)
+        if self.recorded is not None:
+            name = names.EVENT_EVICTED if evicted else names.EVENT_LOST
+            self._traced(self.recorded.lost, name, reason)
 
     def left(self, error: BaseException | None, now: float) -> None:
         """The ticket was given back at `now`: the hold has ended, or a wait that never began.
@@ -184,60 +185,41 @@ class CallRecorder:
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
         self.holding = False
+        if self._trail is not None:
+            self._traced(self._trail.leave_context)
         try:
             if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar(self.recorded)
-                self._series.hold_ended(outcome, held, exemplar)
+                self._series.hold_ended(outcome, held, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:
             self._log(INFO, "released", outcome=outcome, held=held)
-        try:
-            if self._trail is not None:
-                self._trail.end_hold(outcome, error)
-        except Exception:
-            self._telemetry.failed("traces")
+        if self.recorded is not None:
+            self._traced(self.recorded.end_hold, outcome, error)
 
     def released(
-        self,
-        granted_to: Sequence[CallRef],
-        error: BaseException | None,
-        *,
-        confirmed: bool = True,
+        self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool = True
     ) -> None:
         """The backend has taken back what the ticket had, or the attempt failed."""
-        try:
-            if self.recorded is not None:
-                self.recorded.end_release(granted_to, error, confirmed=confirmed)
-        except Exception:
-            self._telemetry.failed("traces")
+        if self.recorded is not None:
+            self._traced(self.recorded.end_release, granted_to, error, confirmed=confirmed)
 
-    def _end_trail_of_wait(
-        self,
-        trail: CallSpans,
-        waited: float,
-        outcome: names.WaitOutcome,
-        error: BaseException | None,
-        released_by: CallRef | None,
-    ) -> None:
-        try:
-            trail.end_wait(waited, outcome, error, released_by)
-        except Exception:
-            self._telemetry.failed("traces")
+    def _finish_wait_soon(self) -> None:
+        """The body comes first: what is to be told of its wait costs more than the wake-up itself."""
+        trail = self.recorded
+        assert trail is not None
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._traced, trail.finish_wait, context=Context())
 
-    def _exemplar(self, trail: CallSpans) -> dict[str, str] | None:
+    def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
         try:
-            return trail.exemplar()
+            return step(*args, **options)
         except Exception:
             self._telemetry.failed("traces")
             return None
 
-    def _text(self, context: Callable[[], str]) -> str:
-        try:
-            return context()
-        except Exception:
-            self._telemetry.failed("traces")
-            return ""
+    def _exemplar(self) -> dict[str, str] | None:
+        return None if self.recorded is None else self._traced(self.recorded.exemplar)
 
     def _log(
         self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any

@@ -9,7 +9,7 @@ what happened to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from genesis.backends.protocol import (
     QueueEntry,
     QueueStats,
     Ticket,
+    WaitStatus,
 )
 from genesis.queue import InMemoryBackend
 from tests.conftest import state_of
@@ -143,6 +144,7 @@ class _Probe:
         self.name = inner.name
         self.instance_id = inner.instance_id
         self.heartbeat_interval = inner.heartbeat_interval
+        self.store = inner.store
 
     def listen(self, listener: Listener) -> None:
         self.inner.listen(listener)
@@ -157,11 +159,14 @@ class _Probe:
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         return await self.inner.wait(ticket, timeout)
 
-    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
-        departure = await self.inner.leave(ticket, context)
-        self.model.leave(ticket, departure)
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
+        result = self.inner.leave(ticket, context, keep_place)
+        self.model.leave(ticket, result)
         self.stirred = True
-        return departure
+        return result
+
+    async def flush(self) -> None:
+        await self.inner.flush()
 
     def lapsed(self, ticket: Ticket) -> bool:
         return self.inner.lapsed(ticket)
@@ -179,12 +184,16 @@ class _Probe:
             self.model.fail(f"{stats} of {queue_id}, not {truth}")
         return stats
 
-    async def position(self, queue_id: str, item_id: str) -> int | None:
-        place = await self.inner.position(queue_id, item_id)
+    async def wait_status(
+        self, queue_id: str, wanted: Sequence[Ticket | str]
+    ) -> list[WaitStatus | None]:
+        found = await self.inner.wait_status(queue_id, wanted)
         names = [t.item_id for t in self.model.lines.get(queue_id, _Line()).waiting]
-        if place != (names.index(item_id) + 1 if item_id in names else None):
-            self.model.fail(f"{item_id} is at {place} in {names}")
-        return place
+        for item_id, status in zip(wanted, found, strict=True):
+            position = None if status is None else status.position
+            if position != (names.index(item_id) + 1 if item_id in names else None):
+                self.model.fail(f"{item_id} is at {position} in {names}")
+        return found
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         entries = await self.inner.entries(queue_id)
@@ -361,7 +370,9 @@ class MemorySchedule:
             line = lines.get(queue_id)
             if line is None:
                 raise Violation(f"{queue_id} is gone, with {expected.waiting + expected.holding} in it")
-            waiting = [p.ticket for p in line.waiting.values()]
+            waiting = [p.ticket for p in line.order]
+            if waiting != sorted((p.ticket for p in line.waiting.values()), key=waiting.index):
+                raise Violation(f"{queue_id}: {waiting} in order, {list(line.waiting)} by id")
             holding = [p.ticket for p in line.holding.values()]
             if waiting != expected.waiting or holding != expected.holding:
                 raise Violation(

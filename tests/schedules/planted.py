@@ -35,11 +35,13 @@ def _leak_on(patch: Patch, reason: type[BaseException]) -> None:
             leaked.add(ticket.id)
             raise
 
-    async def forgetful_leave(self: InMemoryBackend, ticket: Ticket, context: str = "") -> LeaveResult:
+    def forgetful_leave(
+        self: InMemoryBackend, ticket: Ticket, context: str = "", keep_place: float = 0.0
+    ) -> LeaveResult:
         line = self._lines.get(ticket.queue_id)
         if line is not None and ticket.id in leaked and ticket.id in line.holding:
             return LeaveResult(None)
-        return await leave(self, ticket, context)
+        return leave(self, ticket, context, keep_place)
 
     patch.setattr(InMemoryBackend, "wait", forgetful_wait)
     patch.setattr(InMemoryBackend, "leave", forgetful_leave)
@@ -61,11 +63,10 @@ def let_a_raised_limit_wait(patch: Patch) -> None:
 
     async def lazy_set_limit(self: InMemoryBackend, queue_id: str, limit: int | None) -> None:
         line = self._lines.get(queue_id)
-        waiting = line.waiting if line is not None else None
-        if line is None or not waiting:
+        if line is None or not line.waiting:
             await set_limit(self, queue_id, limit)
             return
-        line.waiting = type(waiting)()
+        waiting, line.waiting = line.waiting, {}
         await set_limit(self, queue_id, limit)
         line.waiting = waiting
 
@@ -80,10 +81,10 @@ def grant_a_slot_too_many_on_eviction(patch: Patch) -> None:
         count = await evict(self, queue_id, item_id)
         line = self._lines.get(queue_id)
         if count and line is not None and line.waiting:
-            key, passage = line.waiting.popitem(last=False)
-            line.holding[key] = passage
+            passage = line.order.popleft()
+            line.holding[passage.ticket.id] = line.waiting.pop(passage.ticket.id)
             passage.token = next(self._numbers)
-            if passage.future is not None and not passage.future.done():
+            if not passage.future.done():
                 passage.future.set_result(Grant(passage.token))
         return count
 

@@ -311,6 +311,7 @@ class RedisBackend:
 
         tell = self._servers.tell
         driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, tell)
+        driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
             RouterSettings(
                 channels + driver.instance_id.encode(),

@@ -15,17 +15,18 @@ Events go in as method calls (`enter`, `leave`, `connected`, `disconnected`, `re
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
 
-| stage    | event                                        | next     | verdict      |
-|----------|----------------------------------------------|----------|--------------|
-| ENTERING | reply: granted                               | HOLDING  | Granted      |
-| ENTERING | reply: waiting                               | WAITING  | Waiting      |
-| ENTERING | reply: busy, full; error                     | ENDED    | Refused, Failed |
-| ENTERING | reply to sync: evicted                       | ENDED    | Evicted      |
-| WAITING  | reply, push: granted                         | HOLDING  | Granted      |
-| WAITING  | reply to sync, push: evicted                 | ENDED    | Evicted      |
-| HOLDING  | reply to sync, push: evicted; reaped         | ENDED    | Lost         |
-| HOLDING  | the lease lapsed                             | ENDED    | Lost         |
-| any      | reply to leave; reply to a sync without it   | (gone)   | Left         |
+| stage    | event                                        | next    | verdict |
+|----------|----------------------------------------------|---------|---------|
+| ENTERING | reply to enter, sync                         | HOLDING | Granted |
+| ENTERING | reply to enter, sync                         | WAITING | Waiting |
+| ENTERING | reply to enter, sync: busy or full           | ENDED   | Refused |
+| ENTERING | reply to enter, sync: an error               | ENDED   | Failed  |
+| ENTERING | reply to sync                                | ENDED   | Evicted |
+| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
+| WAITING  | pushed; evicted; reply to sync               | ENDED   | Evicted |
+| HOLDING  | pushed; evicted; reply to sync: or reaped    | ENDED   | Lost    |
+| HOLDING  | lease lapsed: seen by any event              | ENDED   | Lost    |
+| any      | reply to leave; reply to a sync without it   | (gone)  | Left    |
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ class QueueCore:
             self.limit = ticket.limit
         if not self.up:
             return  # the next sync lists it
-        if self.session == 0 or (self.lease_deadline == math.inf and self.confirmed == self.session):
-            self._sync(now)  # first contact, or the lease lapsed while there was nothing here
+        if self.session == 0 or self.due == math.inf:
+            self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
             return
         if self.due == math.inf:  # there was nothing to renew
             self.due = max(now, self.lease_deadline - self._lease * 2 / 3)
@@ -249,7 +250,16 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(
+    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
+        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        self._check_lease(now)
+        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+
+    def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
+        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
+        self.pushed(b"e", session, ticket_id, b"", now)
+
+    def _take(
         self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
         """What a script did to others and to tickets of this instance; returns the calls granted."""
@@ -263,11 +273,6 @@ class QueueCore:
             self.verdicts.append(Reclaimed(parse_member(member), was))
         return tuple(calls)
 
-    def evicted(self, ticket_id: bytes) -> None:
-        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
-        if (ticket := self.tickets.get(ticket_id)) is not None:
-            self._evicted(ticket)
-
     @property
     def idle(self) -> bool:
         """Whether all of this can be forgotten: nothing is here, and no late command can matter."""
@@ -279,6 +284,8 @@ class QueueCore:
         self.session = session = self._sessions.next()
         self._beating, self._beats = False, 0
         self.due = now + self._lease / 3
+        # Even before the reply: what it grants must not be believed if it is read after a lease.
+        self.lease_deadline = min(self.lease_deadline, now + self._lease)
         listed = [ticket for ticket in self.tickets.values() if is_listed(ticket)]
         after = b""
         pages = [listed[i : i + self._page] for i in range(0, len(listed), self._page)] or [[]]
@@ -310,7 +317,7 @@ class QueueCore:
             self.verdicts.append(DataLost(len(self.tickets)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
-        self.take((), reclaimed, None)
+        self._take((), reclaimed, None)
         if not command.last:
             return
         self.confirmed = command.session
@@ -349,7 +356,7 @@ class QueueCore:
     def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
         code, number, _, depth, limit, resumed, previous, *rest = reply
         if rest:
-            self.take(rest[0], rest[1], None)
+            self._take(rest[0], rest[1], None)
         if previous:
             self.verdicts.append(Disagreement(int(previous), int(ticket.limit)))
         ticket.resumed = bool(resumed)
@@ -370,7 +377,7 @@ class QueueCore:
         granted: tuple[CallRef, ...] = ()
         self.crowded = reply[2] > 0
         if len(reply) > 3:
-            granted = self.take(reply[3], reply[4], parse_origin(origin))
+            granted = self._take(reply[3], reply[4], parse_origin(origin))
             self.look_in(reply[5], now)
         self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
 
@@ -382,7 +389,7 @@ class QueueCore:
         self.renewed = redis_now
         self.lease_deadline = command.sent + self._lease
         self.know_override(int(version), override)
-        self.take(granted, reclaimed, None)
+        self._take(granted, reclaimed, None)
         self.verdicts.append(Beaten(now - command.sent, stats_of(numbers)))
         self.look_in(look, now)
         same = held < 0 or (held, int(token_sum)) == (self.held, self.token_sum)
@@ -415,6 +422,8 @@ class QueueCore:
                 self.verdicts.append(OutOfReach(ticket))
         if self.up and self.tickets:
             self._sync(now)
+        else:
+            self.due = math.inf
 
     def _granted(self, ticket: LocalTicket, token: int, by: CallRef | None) -> None:
         if ticket.stage is Stage.ENDED:

@@ -25,10 +25,11 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
-from genesis.backends.redis.cluster import Router
-from genesis.backends.redis.connection import ConnectionLost, reason_of
+from genesis.backends.redis.cluster import Router, guard_key
+from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore, Sessions
 from genesis.backends.redis.delivery import deliver
+from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
@@ -55,7 +56,7 @@ class Driver:
         emit: hands an event to the listener.
         tell: an error in words, without credentials.
 
-    `router` must be set before anything else is called.
+    `router` and `clustered` must be set before anything else is called.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.router: Router
+        self.clustered = False
         self._key_prefix = key_prefix
         self.lease = lease
         self.emit = emit
@@ -96,10 +98,13 @@ class Driver:
         queue = self.queues.get(queue_id)
         if queue is None:
             keys = queue_keys(self._key_prefix, queue_id)
+            if self.clustered:
+                keys = (*keys, guard_key(keys))
             queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
             self._attach(queue)
-            if queue.link is None:
-                self._look_at(queue, self.loop.time() + _RETRY)
+            # One that nothing is entered into has to be forgotten, too.
+            later = _RETRY if queue.link is None else self.lease
+            self._look_at(queue, self.loop.time() + later)
         return queue
 
     def new_core(self) -> QueueCore:
@@ -169,7 +174,8 @@ class Driver:
 
     def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
         if isinstance(reply, Exception):
-            if isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
+            late = queue.link is None or command.session != queue.core.session
+            if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
         elif queue.rejected and command.name in ("sync", "beat"):
             queue.rejected = False
@@ -212,14 +218,15 @@ class Driver:
         waiting.sort(key=lambda queue: not queue.core.held)
         self._attach_some(waiting)
 
-    def on_down(self, link: Link, reason: str, detail: str, alarm: bool = True) -> None:
+    def on_down(self, link: Link | None, reason: str, detail: str, alarm: bool) -> None:
+        """Of a link, or, if that is None, of the map of a Cluster."""
         if alarm:
             self.is_down(f"link {id(link)}", reason, detail)
         for queue in self.queues.values():
-            if queue.link is link:
+            if link is not None and queue.link is link:
                 self._detach(queue)
         self._notify()
-        if link.denied:
+        if link is None or link.denied:
             for call in list(self.calls.values()):
                 if call.granted is None and self.denied(call.queue):
                     call.fail(
@@ -227,11 +234,16 @@ class Driver:
                     )
 
     def on_moved(self) -> None:
-        """The map of the Cluster has changed."""
+        """The map of the Cluster has changed, or can be read again."""
+        self.is_up(f"link {id(None)}")
+        in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
+        for part in [part for part in self._down if part.startswith("link ") and part not in in_use]:
+            self.is_up(part)  # its node serves nothing any more: it is not missed
         moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
         for queue in moved:
             self._detach(queue)
         self._attach_some(moved)
+        self._notify()
 
     def _link_of(self, queue: LocalQueue) -> Link | None:
         return self.router.link(queue.keys[0])
@@ -299,7 +311,9 @@ class Driver:
             if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
                 queue.timer_at = float("inf")
                 self._tick_queue(queue, now)
-        if self._due and self._timer is None and not self.closing:
+        if self._due and self._due[0][0] < self._timer_due and not self.closing:
+            if self._timer is not None:  # a queue of this turn has set it, and another is due before
+                self._timer.cancel()
             self._timer_due = self._due[0][0]
             self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
 

@@ -25,17 +25,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
 import hiredis
 from redis import exceptions as redis_errors
 
-from genesis.backends.redis.connection import Connection, ConnectionLost, OnReply, reason_of
+from genesis.backends.redis.connection import Connection, OnReply
 from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.errors import ConnectionLost, is_lasting, reason_of
 from genesis.backends.redis.scripts import Script
 
 __all__ = ["Link", "backoff"]
@@ -62,7 +61,7 @@ class Link:
             connection, or the network had forgotten it; if it does not come back at once, an alarm
             follows.
         on_push: called with each wake-up of the connection that is up.
-        subscribe: the command, SUBSCRIBE or SSUBSCRIBE.
+        on_silent: called now and then while a reply is overdue, as long as the connection is up.
 
     Attributes:
         why_down: why no connection is up; "" if one is.
@@ -80,15 +79,14 @@ class Link:
         on_up: Callable[[Link], None],
         on_down: Callable[[Link, str, str, bool], None],
         on_push: Callable[[Link, list[Any]], None],
-        *,
-        subscribe: bytes = b"SUBSCRIBE",
+        on_silent: Callable[[Link], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.why_down = "not connected yet"
         self.denied = False
         self._greeting = [
             (b"HELLO", b"3"),  # also if a redis_connect_func of the application's has not
-            (subscribe, channel),
+            (b"SUBSCRIBE", channel),
             *((b"SCRIPT", b"LOAD", script.source) for script in scripts),
         ]
         self._timeout = timeout
@@ -97,6 +95,7 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._on_push = on_push
+        self._on_silent = on_silent
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None  # up, or ending
         self._successor: Connection | None = None  # takes its place once it has ended
@@ -116,6 +115,17 @@ class Link:
     @property
     def up(self) -> bool:
         return self._connection is not None and self._connection.up
+
+    @property
+    def silent(self) -> bool:
+        """Whether the link is up, but a reply is overdue."""
+        since = self._connection.silent_since() if self._connection is not None else None
+        return since is not None and self._loop.time() - since >= self._patience
+
+    @property
+    def ended(self) -> bool:
+        """After `close`: nothing of it is left in the loop."""
+        return self._closing and self._connection is None and self._opening is None
 
     @property
     def connection(self) -> Connection | None:
@@ -148,7 +158,12 @@ class Link:
             self._connection.abort(reason, detail)
 
     def close(self) -> None:
-        """End it, as `Connection.close` does; `on_down` is not called."""
+        """End it, as `Connection.close` does; `on_down` is not called.
+
+        What stands still is aborted by `wait_closed`, or after the timeout.
+        """
+        if self._closing:
+            return
         self._closing = True
         self.why_down = "the backend was closed"
         for timer in (self._retry, self._watch_timer):
@@ -158,8 +173,14 @@ class Link:
             self._opening.cancel()
         if self._successor is not None:
             self._successor.abort("closed", self.why_down)
-        if self._connection is not None and self._connection.up:
-            self._connection.close()
+        connection = self._connection
+        if connection is not None and connection.up:
+            connection.close()
+            if not connection.closed:
+                detail = f"no reply within {self._timeout:g} s"
+                self._watch_timer = self._loop.call_later(
+                    self._timeout, connection.abort, "timeout", detail, context=Context()
+                )
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
         """After `close`: wait until nothing of the link is left in the loop; the rest is aborted."""
@@ -231,7 +252,7 @@ class Link:
         if self._connection is not None:  # it was a second one
             self._not_before = self._loop.time() + pause
             return
-        self.denied = _is_lasting(error, self._was_up)
+        self.denied = is_lasting(error, self._was_up)
         self._retry = self._loop.call_later(pause, self._open, context=Context())
         self._down(reason_of(error), self.endpoint.tell(error), alarm=True)
 
@@ -239,7 +260,7 @@ class Link:
         """A connection is made: use it, unless there is one that answers."""
         old = self._connection
         if old is not None:
-            if old.up and not self._is_silent(old):
+            if old.up and not self.silent:
                 connection.close()
                 return
             self._successor = connection
@@ -263,10 +284,10 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
-        if self._closing:
-            return
         if self._watch_timer is not None:
             self._watch_timer.cancel()
+        if self._closing:
+            return
         if self._loop.time() - self._up_since >= _STEADY:
             self._failures = 0
         successor, self._successor = self._successor, None
@@ -301,10 +322,6 @@ class Link:
         self._watch_due = self._loop.time() + seconds
         self._watch_timer = self._loop.call_later(seconds, self._watch, context=Context())
 
-    def _is_silent(self, connection: Connection) -> bool:
-        since = connection.silent_since()
-        return since is not None and self._loop.time() - since >= self._patience
-
     def _watch(self) -> None:
         self._watch_timer = None
         connection, now = self._connection, self._loop.time()
@@ -336,6 +353,8 @@ class Link:
         if silent < self._patience:
             self._watch_in(self._patience - silent)
             return
+        if self._on_silent is not None:
+            self._guard(self._on_silent, self)
         if self._opening is None and self._retry is None and now >= self._not_before:
             self._open()
         self._watch_in(min(self._patience, self._timeout - silent))
@@ -370,24 +389,6 @@ def _replies(connection: Connection, commands: Sequence[Sequence[bytes]]) -> asy
     for command in commands:
         connection.send(command, on_reply)
     return done
-
-
-def _is_lasting(error: BaseException, was_up: bool) -> bool:
-    """Whether the next attempt will most likely fail for the same cause."""
-    for cause in _chain(error):
-        if isinstance(cause, socket.gaierror):
-            return cause.errno != socket.EAI_AGAIN or not was_up
-        if isinstance(cause, ssl.SSLError):
-            return not isinstance(cause, ssl.SSLEOFError)
-    if isinstance(error, redis_errors.OutOfMemoryError):
-        return False
-    return reason_of(error) in ("denied", "refused")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _ignore(reply: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
@@ -44,19 +45,18 @@ class Requests:
         self._timeout = timeout
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        queue = self._driver.open(queue_id)
         value = b"" if limit is None else b"%d" % limit
 
-        def take(reply: Any) -> None:
+        def take(queue: LocalQueue, reply: Any) -> None:
             queue.core.know_override(int(reply[1]), value if reply[0] else b"")
             if reply[0]:
                 self._driver.absorb(queue, *reply[2:])
 
         # Compare and set: a late duplicate must not undo a newer override.
-        version, reply = queue.core.override[0], [0, 0]
+        version, reply = self._driver.open(queue_id).core.override[0], [0, 0]
         while reply[0] == 0:
             arguments = (*self._driver.preface(), b"%d" % version, value)
-            reply = await self._ask("set_limit", queue, "limit", arguments, take, _REPEATABLE)
+            reply = await self._ask("set_limit", queue_id, "limit", arguments, take, _REPEATABLE)
             version = int(reply[1])
 
     async def stats(self, queue_id: str) -> QueueStats:
@@ -101,9 +101,8 @@ class Requests:
         members: list[tuple[int, bytes]],
         statuses: list[WaitStatus | None],
     ) -> None:
-        queue = self._driver.open(queue_id)
         arguments = tuple(member for _, member in members)
-        reply = await self._ask("wait_status", queue, "places", arguments)
+        reply = await self._ask("wait_status", queue_id, "places", arguments)
         now, depth, limit, holds, mean, rows = reply
         mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
         for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
@@ -128,7 +127,6 @@ class Requests:
         return found
 
     async def evict(self, queue_id: str, item_id: str) -> int:
-        queue = self._driver.open(queue_id)
         evicted = 0
         # Waiters first: a slot that an evicted holder frees must not go to one of them.
         for state in (b"waiting", b"holding"):
@@ -138,17 +136,17 @@ class Requests:
                 if parse_member(member).item_id == item_id
             ]
             for member in members:
-                evicted += await self._evict(queue, member)
+                evicted += await self._evict(queue_id, member)
         return evicted
 
-    async def _evict(self, queue: LocalQueue, member: bytes) -> int:
-        def take(reply: Any) -> None:
+    async def _evict(self, queue_id: str, member: bytes) -> int:
+        def take(queue: LocalQueue, reply: Any) -> None:
             if reply[0]:
                 queue.core.evicted(ticket_of(member))
             self._driver.absorb(queue, *reply[1:])
 
         arguments = (*self._driver.preface(), member)
-        reply = await self._ask("evict", queue, "evict", arguments, take, _REPEATABLE)
+        reply = await self._ask("evict", queue_id, "evict", arguments, take, _REPEATABLE)
         return int(reply[0])
 
     async def ping(self) -> None:
@@ -173,22 +171,20 @@ class Requests:
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Take back what dead instances left, before somebody looks; returns the queue's numbers."""
-        queue = self._driver.open(queue_id)
 
-        def take(reply: Any) -> None:
+        def take(queue: LocalQueue, reply: Any) -> None:
             self._driver.absorb(queue, *reply[1:])
 
-        return (await self._ask(operation, queue, "stats", self._driver.preface(), take))[0]
+        return (await self._ask(operation, queue_id, "stats", self._driver.preface(), take))[0]
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
     ) -> AsyncIterator[tuple[bytes, int, int]]:
         """All of one state in order: member, number, Redis's time."""
-        queue = self._driver.open(queue_id)
         after = b"-inf"
         while True:
             arguments = (state, after, b"%d" % _PAGE)
-            now, rows = await self._ask(operation, queue, "entries", arguments)
+            now, rows = await self._ask(operation, queue_id, "entries", arguments)
             for member, number in zip(rows[::2], rows[1::2], strict=True):
                 yield member, int(float(number)), now
             if len(rows) < 2 * _PAGE:
@@ -198,10 +194,10 @@ class Requests:
     async def _ask(
         self,
         operation: str,
-        queue: LocalQueue,
+        queue_id: str,
         script: str,
         arguments: tuple[bytes, ...],
-        take: Callable[[Any], None] | None = None,
+        take: Callable[[LocalQueue, Any], None] | None = None,
         lost: str = "",
     ) -> Any:
         """Send it once there is a connection, and wait for the reply.
@@ -213,11 +209,13 @@ class Requests:
         driver = self._driver
         deadline = driver.loop.time() + self._timeout
         while True:
+            queue = driver.open(queue_id)  # each time: an idle one might have been forgotten meanwhile
             reply = driver.loop.create_future()
-            resolve = _resolver(reply, take)
-            while not driver.request(queue, script, arguments, resolve):
+            resolve = _resolver(reply, None if take is None else partial(take, queue))
+            if not driver.request(queue, script, arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
-            answer = await self._within(operation, queue.queue_id, reply, deadline, lost)
+                continue
+            answer = await self._within(operation, queue_id, reply, deadline, lost)
             if not isinstance(answer, Exception):
                 return answer
             if isinstance(answer, ConnectionLost):
@@ -226,11 +224,12 @@ class Requests:
                     # or forgotten while it was idle costs no caller an error.
                     continue
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
-                raise driver.unavailable(operation, cause, queue.queue_id)
+                raise driver.unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
                 raise driver.unavailable(operation, driver.tell(answer), queue.queue_id)
             # It was not carried out; another server, or another connection, will do it.
-            await self._until_changed(operation, queue, deadline)
+            if queue.link is not None:
+                await self._until_changed(operation, queue, deadline)
 
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
         driver = self._driver

@@ -112,6 +112,8 @@ local function reap(owner)
   end
 end
 
+-- Never the caller: it is alive, or this is a late command of a dead one, and what it enters after it was
+-- reaped would never be taken back.
 local function reap_lapsed()
   local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '(0', NOW, 'LIMIT', 0, 10)
   for _, owner in ipairs(lapsed) do
@@ -119,7 +121,9 @@ local function reap_lapsed()
       more = true
       break
     end
-    reap(owner)
+    if owner ~= instance then
+      reap(owner)
+    end
   end
   more = more or #lapsed == 10
 end
@@ -204,8 +208,9 @@ local function take_kept(kept)
   if not expiry or tonumber(expiry) <= NOW then
     return nil
   end
-  redis.call('ZREM', PAST, name)
+  -- In this order: a key that is empty in between loses its expiry.
   redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))
+  redis.call('ZREM', PAST, name)
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
