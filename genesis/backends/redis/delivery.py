@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from genesis.backends.places import encode
 from genesis.backends.protocol import Disrupted, EnterResult, Grant, SlotLost
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.redis.ticket import Stage
 
 if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
@@ -61,10 +63,13 @@ def _evicted(driver: Driver, queue: LocalQueue, verdict: verdicts.Evicted) -> No
 
 
 def _out_of_reach(driver: Driver, queue: LocalQueue, verdict: verdicts.OutOfReach) -> None:
-    call: Call = verdict.ticket.handle
+    _lost_place(driver, queue, verdict.ticket.handle, driver.why_down(queue))
+
+
+def _lost_place(driver: Driver, queue: LocalQueue, call: Call, cause: str) -> None:
     why = (
-        f"it has renewed nothing for longer than the lease of {driver.lease:g} s "
-        f"({driver.why_down(queue)}), so the place in line is lost"
+        f"it has renewed nothing for longer than the lease of {driver.lease:g} s ({cause}), "
+        "so the place in line is lost"
     )
     call.fail(driver.unavailable("wait", why, queue.queue_id, call.ticket.item_id))
 
@@ -109,6 +114,11 @@ def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> 
     queue.rejected = True
     detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.tell(verdict.error)}"
     driver.is_down(f"queue {queue.queue_id}", "refused", detail)
+    if queue.core.lease_deadline == math.inf:
+        # Connected, but nothing was renewed for a lease: the places are lost.
+        for ticket in queue.core.tickets.values():
+            if ticket.stage is Stage.WAITING and ticket.wanted:
+                _lost_place(driver, queue, ticket.handle, detail)
 
 
 _DELIVER: dict[type, Callable[[Driver, LocalQueue, Any], None]] = {
