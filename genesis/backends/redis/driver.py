@@ -163,10 +163,12 @@ class Driver:
         """The first arguments of such a script."""
         return (self._head, b"", *self._tail)
 
-    def absorb(self, queue: LocalQueue, granted: Any, reclaimed: Any, look: int) -> None:
-        """What a script that belongs to no session did."""
+    def absorb(
+        self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int
+    ) -> None:
+        """What a script that belongs to no session did; `session` is the core's when it was sent."""
         now = self.loop.time()
-        queue.core.take(granted, reclaimed, None)
+        queue.core.take(session, granted, reclaimed, now)
         queue.core.look_in(look, now)
         self.drain(queue)
 

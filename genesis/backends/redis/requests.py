@@ -47,10 +47,10 @@ class Requests:
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
 
-        def take(queue: LocalQueue, reply: Any) -> None:
-            queue.core.know_override(int(reply[1]), value if reply[0] else b"")
+        def take(queue: LocalQueue, session: int, reply: Any) -> None:
             if reply[0]:
-                self._driver.absorb(queue, *reply[2:])
+                queue.core.know_override(int(reply[1]), value)
+                self._driver.absorb(queue, session, *reply[2:])
 
         # Compare and set: a late duplicate must not undo a newer override.
         version, reply = self._driver.open(queue_id).core.override[0], [0, 0]
@@ -140,10 +140,10 @@ class Requests:
         return evicted
 
     async def _evict(self, queue_id: str, member: bytes) -> int:
-        def take(queue: LocalQueue, reply: Any) -> None:
+        def take(queue: LocalQueue, session: int, reply: Any) -> None:
             if reply[0]:
-                queue.core.evicted(ticket_of(member))
-            self._driver.absorb(queue, *reply[1:])
+                queue.core.evicted(session, ticket_of(member), self._driver.loop.time())
+            self._driver.absorb(queue, session, *reply[1:])
 
         arguments = (*self._driver.preface(), member)
         reply = await self._ask("evict", queue_id, "evict", arguments, take, _REPEATABLE)
@@ -172,8 +172,8 @@ class Requests:
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Take back what dead instances left, before somebody looks; returns the queue's numbers."""
 
-        def take(queue: LocalQueue, reply: Any) -> None:
-            self._driver.absorb(queue, *reply[1:])
+        def take(queue: LocalQueue, session: int, reply: Any) -> None:
+            self._driver.absorb(queue, session, *reply[1:])
 
         return (await self._ask(operation, queue_id, "stats", self._driver.preface(), take))[0]
 
@@ -197,7 +197,7 @@ class Requests:
         queue_id: str,
         script: str,
         arguments: tuple[bytes, ...],
-        take: Callable[[LocalQueue, Any], None] | None = None,
+        take: Callable[[LocalQueue, int, Any], None] | None = None,
         lost: str = "",
     ) -> Any:
         """Send it once there is a connection, and wait for the reply.
@@ -211,7 +211,7 @@ class Requests:
         while True:
             queue = driver.open(queue_id)  # each time: an idle one might have been forgotten meanwhile
             reply = driver.loop.create_future()
-            resolve = _resolver(reply, None if take is None else partial(take, queue))
+            resolve = _resolver(reply, None if take is None else partial(take, queue, queue.core.session))
             if not driver.request(queue, script, arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue

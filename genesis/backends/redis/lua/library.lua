@@ -85,15 +85,16 @@ local function push(owner, kind, member, rest)
   redis.pcall('PUBLISH', channel .. owner, text)
 end
 
--- Marks an instance as reaped, and takes back what it has, a portion at a time. The record stays, so that
--- a late command is refused, and the instance learns that it was reaped.
+-- Marks an instance as reaped, and takes back what it has, as far as the portion of this call goes. The
+-- record stays, so that a late command is refused, and the instance learns that it was reaped.
 local function reap(owner)
   local session = session_of(owner)
   if session > 0 then
     redis.call('HSET', META, owner, -session, owner .. ':r', session)
   end
   local first, final = range_of(owner)
-  local mine = redis.call('ZRANGEBYLEX', TICKETS, first, final, 'LIMIT', 0, PORTION)
+  local room = math.max(0, PORTION - #reclaimed)
+  local mine = redis.call('ZRANGEBYLEX', TICKETS, first, final, 'LIMIT', 0, room)
   for _, member in ipairs(mine) do
     local state = 'waiting'
     if redis.call('ZREM', WAITING, member) == 0 then
@@ -103,7 +104,7 @@ local function reap(owner)
     redis.call('ZREM', TICKETS, member)
     reclaimed[#reclaimed + 1] = {state, member}
   end
-  if #mine == PORTION then
+  if #mine == room then
     more = true
   elseif session ~= 0 then
     redis.call('ZADD', LEASES, -(NOW + RECORD), owner)
@@ -136,14 +137,12 @@ local function grant(origin)
     return
   end
   local free = limit - redis.call('ZCARD', HOLDING)
-  local budget = PORTION
   local new = redis.call('EXISTS', HOLDING) == 0
   while free > 0 do
-    if budget == 0 then
+    if #granted + #reclaimed >= PORTION then
       more = true
       break
     end
-    budget = budget - 1
     local head = redis.call('ZRANGE', WAITING, 0, 0)[1]
     if not head then
       break

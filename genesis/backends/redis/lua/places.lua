@@ -3,6 +3,8 @@
 -- KEYS   see library.lua
 -- ARGV   1.. members, at most 500
 -- Reply  {now, depth, limit, holds in the mean, their mean (us), {position or 0, place, ...}}
+--
+-- Races  All rows of one reply are of one instant.
 
 local time = redis.call('TIME')
 local meta = redis.call('HMGET', KEYS[1], 'limit', 'override', 'holds', 'mean')
