@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +110,14 @@ def _data_lost(driver: Driver, queue: LocalQueue, verdict: verdicts.DataLost) ->
 
 
 def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> None:
-    queue.rejected = True
+    now = driver.loop.time()
+    if queue.rejected_since is None:
+        queue.rejected_since = now
     detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.tell(verdict.error)}"
     driver.is_down(f"queue {queue.queue_id}", "refused", detail)
-    if queue.core.lease_deadline == math.inf:
-        # Connected, but nothing was renewed for a lease: the places are lost.
+    if (
+        now - queue.rejected_since >= driver.lease
+    ):  # connected, but nothing was renewed: places are lost
         for ticket in queue.core.tickets.values():
             if ticket.stage is Stage.WAITING and ticket.wanted:
                 _lost_place(driver, queue, ticket.handle, detail)

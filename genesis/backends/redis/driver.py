@@ -163,9 +163,7 @@ class Driver:
         """The first arguments of such a script."""
         return (self._head, b"", *self._tail)
 
-    def absorb(
-        self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int
-    ) -> None:
+    def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
         """What a script that belongs to no session did; `session` is the core's when it was sent."""
         now = self.loop.time()
         queue.core.take(session, granted, reclaimed, now)
@@ -179,8 +177,8 @@ class Driver:
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
-        elif queue.rejected and command.name in ("sync", "beat"):
-            queue.rejected = False
+        elif queue.rejected_since is not None and command.name in ("sync", "beat"):
+            queue.rejected_since = None
             self.is_up(f"queue {queue.queue_id}")
         queue.core.replied(command, reply, self.loop.time())
         self.drain(queue)

@@ -211,7 +211,9 @@ class Requests:
         while True:
             queue = driver.open(queue_id)  # each time: an idle one might have been forgotten meanwhile
             reply = driver.loop.create_future()
-            resolve = _resolver(reply, None if take is None else partial(take, queue, queue.core.session))
+            resolve = _resolver(
+                reply, None if take is None else partial(take, queue, queue.core.session)
+            )
             if not driver.request(queue, script, arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue
