@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
 
+from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
+from genesis.queue import RedisBackend
 from tests.conftest import LEASE
+from tests.redis_server import RedisServer
 from tests.support.fleet import BEAT, SALES, Fleet, seconds, works_again
 from tests.waiting import wait_until
 
@@ -20,26 +24,17 @@ from tests.waiting import wait_until
 async def test_an_enter_without_memory_is_an_error_that_says_so(fleet: Fleet) -> None:
     """noeviction and no memory: BackendUnavailableError at once; afterwards it works."""
     queue = fleet.queue()
-    await queue.ping()
-    for _ in range(2):  # the first is a sync, the second an enter
-        fleet.server.client.config_set("maxmemory", "1")
-        error = await fleet.call(queue, "call").failure(1)
-        fleet.server.client.config_set("maxmemory", "0")
-        assert isinstance(error, BackendUnavailableError)
-        assert "maxmemory" in str(error)
-        assert await fleet.call(queue, "next").held() < 1
-    await fleet.settled()
-
-
-async def test_without_memory_a_first_connection_is_an_error_that_says_so(fleet: Fleet) -> None:
-    """SCRIPT LOAD is rejected; when there is memory again, it works."""
+    holder = fleet.call(queue, "holder", 2)
+    await holder.held()
     fleet.server.client.config_set("maxmemory", "1")
-    queue = fleet.queue()
-    error = await fleet.call(queue, "call").failure(2)
+    error = await fleet.call(queue, "call", 2).failure(1)
     fleet.server.client.config_set("maxmemory", "0")
     assert isinstance(error, BackendUnavailableError)
     assert "maxmemory" in str(error)
-    assert await works_again(fleet, queue) < 3
+    next_one = fleet.call(queue, "next", 2)
+    assert await next_one.held() < 1
+    await next_one.leave()
+    await holder.leave()
     await fleet.settled()
 
 
@@ -63,8 +58,8 @@ async def test_without_memory_for_longer_than_the_lease_nobody_loses_a_slot(flee
     assert not lost
 
 
-async def test_a_place_that_cannot_be_registered_for_lack_of_memory_is_reported(fleet: Fleet) -> None:
-    """The line is lost and there is no memory: a disruption is counted; the place comes back later."""
+async def test_places_and_slots_are_registered_again_without_memory(fleet: Fleet) -> None:
+    """The line is lost and there is no memory: a sync is carried out all the same."""
     queue, other = fleet.queue(), fleet.queue()
     holder = fleet.call(other, "holder")
     await holder.held()
@@ -72,9 +67,13 @@ async def test_a_place_that_cannot_be_registered_for_lack_of_memory_is_reported(
     fleet.server.client.config_set("maxmemory", "1")
     names = ("waiting", "holding", "tickets")
     fleet.server.client.delete(*(f"genesis:queue:{{{SALES}}}:{name}" for name in names))
-    await wait_until(lambda: fleet.disruptions().get("refused"), "it is reported")
+
+    async def back() -> bool:
+        entries = await other.entries(SALES)
+        return [entry.item_id for entry in entries] == ["holder", "waiter"]
+
+    await wait_until(back, "both are registered again", LEASE)
     fleet.server.client.config_set("maxmemory", "0")
-    await fleet.waits(other, "waiter")
     await holder.leave()
     await waiter.held()
     await waiter.leave()
@@ -175,11 +174,9 @@ async def test_a_master_that_became_a_read_only_replica_is_an_error_and_then_wor
 
 
 def _run_forever(server: Any) -> None:
-    with redis.Redis(port=server.port, socket_timeout=30) as client:
-        try:
-            client.eval("while true do end", 0)
-        except redis.RedisError:
-            pass
+    killed = suppress(redis.RedisError)
+    with killed, redis.Redis(port=server.port, socket_timeout=30) as client:
+        client.eval("while true do end", 0)
 
 
 @pytest.mark.slow
@@ -187,15 +184,16 @@ async def test_a_redis_that_is_busy_with_a_script_is_an_error_and_then_works(fle
     """BUSY, as a reply, ends no connection and loses no holder; when the script is killed, it works."""
     client: Any = fleet.server.client
     client.config_set("lua-time-limit", 100)
-    queue = fleet.queue(lease=10.0)
+    queue = fleet.queue(lease=10.0, operation_timeout=1.0)
     holder = fleet.call(queue, "holder", 3)
     await holder.held()
     thread = threading.Thread(target=_run_forever, args=(fleet.server,))
     thread.start()
+    await wait_until(lambda: _busy(client), "Redis is busy")
     try:
-        took, error = await seconds(fleet.call(queue, "call", 3, timeout=1.0).task)
+        took, error = await seconds(fleet.call(queue, "call", 3, timeout=1.0).ended())
         for _ in range(3):
-            await holder_leaves_and_enters(fleet, queue)
+            await fleet.call(queue, "again", 3, timeout=0.3).ended()
     finally:
         await wait_until(lambda: _killed(client), "the script is killed")
         thread.join()
@@ -207,8 +205,12 @@ async def test_a_redis_that_is_busy_with_a_script_is_an_error_and_then_works(fle
     await fleet.settled()
 
 
-async def holder_leaves_and_enters(fleet: Fleet, queue: Any) -> None:
-    await fleet.call(queue, "again", 3, timeout=0.3).ended()
+def _busy(client: Any) -> bool:
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        return "BUSY" in str(error)
+    return False
 
 
 def _killed(client: Any) -> bool:
@@ -220,31 +222,33 @@ def _killed(client: Any) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_redis_that_loads_its_data_is_waited_for(fleet: Fleet) -> None:
-    """LOADING: calls fail in time, and are served when it has loaded; nobody holds twice."""
-    client: Any = fleet.server.client
-    queue = fleet.queue(lease=20.0, operation_timeout=0.5)
-    holder = fleet.call(queue, "holder", 2)
-    await holder.held()
-    client.debug("populate", 20_000)
-    client.config_set("key-load-delay", 500)  # us a key
-    began = asyncio.get_running_loop().time()
-    thread = threading.Thread(target=_reload, args=(fleet.server,))
-    thread.start()
-    errors = []
-    while asyncio.get_running_loop().time() - began < 2.0:
-        errors.append(await fleet.call(queue, "call", 2, timeout=0.4).ended())
-    await asyncio.to_thread(thread.join)
-    client.config_set("key-load-delay", 0)
-    assert any(isinstance(error, BackendUnavailableError) for error in errors)
-    assert all(error is None or isinstance(error, BackendUnavailableError) for error in errors)
-    await works_again(fleet, queue)
-    assert not holder.lost
-    await holder.leave()
-    client.flushall()
-    await fleet.settled()
+async def test_a_redis_that_loads_its_data_is_waited_for() -> None:
+    """LOADING: calls fail in time, and are served when it has loaded; the holder keeps its slot."""
+    server = RedisServer("--enable-debug-command", "yes", "--key-load-delay", "0")
+    client: Any = server.client
+    queue = Queue(RedisBackend(server.url, lease=20.0, operation_timeout=0.5))
+    try:
+        async with queue.slot(SALES, max_concurrent=2) as slot:
+            client.execute_command("DEBUG", "POPULATE", 20_000)
+            client.config_set("key-load-delay", 100)  # us a key
+            loading = asyncio.create_task(asyncio.to_thread(_reload, server))
+            errors = []
+            while not loading.done():
+                try:
+                    async with queue.slot(SALES, max_concurrent=2, timeout=0.4):
+                        await asyncio.sleep(0.01)
+                except BackendUnavailableError as error:
+                    errors.append(error)
+            await loading
+            assert errors
+            async with queue.slot(SALES, max_concurrent=2):
+                assert (await queue.stats(SALES)).in_use == 2
+            assert not slot.lost
+        await queue.close()
+    finally:
+        server.close()
 
 
-def _reload(server: Any) -> None:
+def _reload(server: RedisServer) -> None:
     with redis.Redis(port=server.port, socket_timeout=60) as client:
         client.execute_command("DEBUG", "RELOAD")

@@ -27,7 +27,7 @@ class LocalQueue:
     Invariant: `link` is None exactly while `core.up` is false.
     """
 
-    __slots__ = ("core", "keys", "link", "queue_id", "rejected", "timer_at")
+    __slots__ = ("core", "keys", "link", "queue_id", "rejected_since", "timer_at")
 
     def __init__(self, queue_id: str, keys: tuple[bytes, ...], core: QueueCore) -> None:
         self.queue_id = queue_id
@@ -35,7 +35,7 @@ class LocalQueue:
         self.core = core
         self.link: Any = None
         self.timer_at = float("inf")  # when the driver looks at it next
-        self.rejected = False  # Redis rejected its last heartbeat or sync
+        self.rejected_since: float | None = None  # Redis has rejected its heartbeats and syncs
 
 
 class Call:

@@ -242,10 +242,13 @@ class QueueCore:
             self.commands.append(Command("sync", session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, rows, override, version, more, numbers, reclaimed, data_lost = reply
+        _, redis_now, look, rows, override, version, more, numbers, *rest = reply
+        reclaimed, data_lost, previous = rest
         self.know_override(int(version), override)
         if data_lost:
             self.verdicts.append(verdicts.DataLost(len(self.tickets)))
+        if previous:
+            self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
         self._take((), reclaimed, None)

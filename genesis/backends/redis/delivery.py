@@ -13,6 +13,7 @@ from genesis.backends.places import encode
 from genesis.backends.protocol import Disrupted, EnterResult, Grant, SlotLost
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.redis.ticket import Stage
 
 if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
@@ -61,10 +62,13 @@ def _evicted(driver: Driver, queue: LocalQueue, verdict: verdicts.Evicted) -> No
 
 
 def _out_of_reach(driver: Driver, queue: LocalQueue, verdict: verdicts.OutOfReach) -> None:
-    call: Call = verdict.ticket.handle
+    _lost_place(driver, queue, verdict.ticket.handle, driver.why_down(queue))
+
+
+def _lost_place(driver: Driver, queue: LocalQueue, call: Call, cause: str) -> None:
     why = (
-        f"it has renewed nothing for longer than the lease of {driver.lease:g} s "
-        f"({driver.why_down(queue)}), so the place in line is lost"
+        f"it has renewed nothing for longer than the lease of {driver.lease:g} s ({cause}), "
+        "so the place in line is lost"
     )
     call.fail(driver.unavailable("wait", why, queue.queue_id, call.ticket.item_id))
 
@@ -106,9 +110,17 @@ def _data_lost(driver: Driver, queue: LocalQueue, verdict: verdicts.DataLost) ->
 
 
 def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> None:
-    queue.rejected = True
+    now = driver.loop.time()
+    if queue.rejected_since is None:
+        queue.rejected_since = now
     detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.tell(verdict.error)}"
     driver.is_down(f"queue {queue.queue_id}", "refused", detail)
+    if (
+        now - queue.rejected_since >= driver.lease
+    ):  # connected, but nothing was renewed: places are lost
+        for ticket in queue.core.tickets.values():
+            if ticket.stage is Stage.WAITING and ticket.wanted:
+                _lost_place(driver, queue, ticket.handle, detail)
 
 
 _DELIVER: dict[type, Callable[[Driver, LocalQueue, Any], None]] = {

@@ -177,8 +177,8 @@ class Driver:
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
-        elif queue.rejected and command.name in ("sync", "beat"):
-            queue.rejected = False
+        elif queue.rejected_since is not None and command.name in ("sync", "beat"):
+            queue.rejected_since = None
             self.is_up(f"queue {queue.queue_id}")
         queue.core.replied(command, reply, self.loop.time())
         self.drain(queue)

@@ -12,7 +12,8 @@
 --          place (number) to be kept; then the fourth is us for which, instead of 'free'
 -- Reply  {-1, session on record}   late: a greater session is on record
 --        {0}                       a later page, whose session is not on record: sync first
---        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost}
+--        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
+--         the limit that others named, if a call that enters names another one, or ''}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
 --          | 5 evicted, 0 | 6 lost, 0 | 7 left, 0}, with resumed as the third of 1 and 2; more: the
 --          instance has more tickets here than it listed, sync again
@@ -153,6 +154,15 @@ for i = 14, #ARGV, 6 do
   rows[(i - 8) / 6] = row or {0, 0}
 end
 
+-- The limit of the call site that came last counts, as in enter.lua: most instances enter a queue that
+-- others use by their first sync.
+local previous = ''
+if #entering > 0 and ARGV[9] ~= '' and ARGV[9] ~= named then
+  previous, named = named, ARGV[9]
+  redis.call('HSET', META, 'limit', named)
+  limit = tonumber(override or named)
+end
+
 -- Removes what the page did not list in its range.
 local lowest, highest = range_of(instance)
 if ARGV[12] ~= '' then
@@ -219,5 +229,5 @@ end
 keep_line()
 return {
   1, NOW, look(), rows, override or '', string.format('%.0f', version), unlisted and 1 or 0, numbers(),
-  reclaimed, lost_data and 1 or 0,
+  reclaimed, lost_data and 1 or 0, previous,
 }
