@@ -240,7 +240,7 @@ class QueueCore:
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, look, rows, override, version, more, numbers, *rest = reply
-        reclaimed, data_lost, previous = rest
+        reclaimed, data_lost, previous, granted = rest
         self.know_override(int(version), override)
         if data_lost:
             self.verdicts.append(verdicts.DataLost(len(self.tickets)))
@@ -248,7 +248,7 @@ class QueueCore:
             self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
-        self._take((), reclaimed, None)
+        self._take(granted, reclaimed, None)
         if not command.last:
             return
         self.confirmed = command.session
