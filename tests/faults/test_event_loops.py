@@ -9,7 +9,8 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -50,9 +51,24 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop], work: Any) -> Any:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(ended(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
+        close(loop)
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def close(loop: asyncio.AbstractEventLoop) -> None:
+    """Python warns of the connection that a Queue without `close` leaves, and rightly so.
+
+    An error instead of a warning would keep uvloop from closing it, and `loop.close` from returning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
         loop.close()
+        gc.collect()
 
 
 async def use(queue: Queue) -> None:
@@ -95,6 +111,9 @@ def test_a_queue_is_used_in_several_loops_in_turn(
     for _ in range(3):
         run(new_loop, use(queue))
     run(new_loop, use_and_close(queue))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
     wait_for_connections(own_redis, 0)
 
 
@@ -124,9 +143,9 @@ def test_a_queue_may_be_closed_in_another_loop(
     if state == "stopped with a holder":
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(ended(tasks))
     loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
+    close(loop)
     with pytest.raises(BackendUnavailableError, match="closed"):
         run(new_loop, use(queue))
 
@@ -211,6 +230,9 @@ async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: R
     task.cancel()
     await asyncio.wait({task})
     await wait_until(lambda: not own_redis.client.exists(HOLDING), "it has left")
+    del task
+    gc.collect()
+    await wait_until(lambda: own_redis.connections() == 0, "and then it is forgotten")
 
 
 async def _hold_a_queue_of_its_own(server: RedisServer) -> None:
