@@ -24,7 +24,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, Reclaimed
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
 from genesis.observability.current import CurrentHold, without_ended_holds
 
@@ -43,21 +43,20 @@ class Tracing:
     """
 
     def __init__(
-        self, provider: trace.TracerProvider | None, version: str, backend: str, instance_id: str
+        self, provider: trace.TracerProvider | None, version: str, backend: QueueBackend
     ) -> None:
         self._provider = provider
         self.next_look = -math.inf  # seconds of the clock before which `trail` gives none
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self._backend = backend
-        self._instance_id = instance_id
 
     def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
         """What every span bears."""
         return {
             names.ITEM_ID: item_id,
             names.QUEUE_ID: queue_id,
-            names.INSTANCE_ID: self._instance_id,
-            names.BACKEND: self._backend,
+            names.INSTANCE_ID: self._backend.instance_id,  # another one after a fork
+            names.BACKEND: self._backend.name,
         }
 
     def inspection(self, operation: str, queue_id: str, item_id: str) -> Span | None:
