@@ -95,7 +95,8 @@ class Tracing:
             self._provider = provider
         parent = without_ended_holds(otel_context.get_current())
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        has_parent = trace.get_current_span(parent).get_span_context().is_valid
+        # An empty context, the usual one of a worker, needs no look.
+        has_parent = bool(parent) and trace.get_current_span(parent).get_span_context().is_valid
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if not first.is_recording():
@@ -118,7 +119,7 @@ class UnrecordedSpans:
         self._first = first
         self._context = parent
         self._decided_here = decided_here
-        self._hold: CurrentHold | None = None
+        self._hold: Any = None  # the context of the body
 
     def ids(self) -> dict[str, str] | None:
         """Of the dropped span, for log events; None if it has none."""
@@ -130,7 +131,7 @@ class UnrecordedSpans:
     def begin_hold(self) -> None:
         """If the decision was made here, the body's own spans are not recorded either."""
         if self._decided_here:
-            self._hold = CurrentHold(self._first)
+            self._hold = CurrentHold(self._first, self._context)
 
     def leave_context(self) -> None:
         hold, self._hold = self._hold, None
@@ -158,7 +159,7 @@ class CallSpans:
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
         self._trace_id = ""  # in hex, once somebody wants it
         self._hold: Span | None = None
-        self._outer: CurrentHold | None = None  # the context of the body
+        self._outer: Any = None  # the context of the body
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
         self._ended: tuple[int, float, CallRef | None] | None = None  # a wait that is yet to be told
         self._known: dict[str, Any] = {}  # what `wait` bears besides
@@ -236,7 +237,7 @@ class CallSpans:
         hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent, attributes, (), now + _GAP)
         self._hold = hold
         self._current = hold.get_span_context()
-        self._outer = CurrentHold(hold)
+        self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, if that has not been done yet."""
