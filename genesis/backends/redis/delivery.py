@@ -95,6 +95,7 @@ def _reclaimed(driver: Driver, queue: LocalQueue, verdict: verdicts.Reclaimed) -
 
 
 def _disagreement(driver: Driver, queue: LocalQueue, verdict: verdicts.Disagreement) -> None:
+    driver.index.disagreed(queue.queue_id, verdict.previous, verdict.current)
     driver.emit(protocol.LimitDisagreement(queue.queue_id, verdict.previous, verdict.current))
 
 

@@ -30,6 +30,7 @@ from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.delivery import deliver
 from genesis.backends.redis.errors import reason_of
+from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
@@ -90,6 +91,7 @@ class Driver:
         self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
         self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
         self.closing = False
+        self.index = Index(self, key_prefix)
 
     # Calls
 
@@ -105,6 +107,7 @@ class Driver:
             # One that nothing is entered into has to be forgotten, too.
             later = _RETRY if queue.link is None else self.lease
             self._look_at(queue, self.loop.time() + later)
+            self.index.opened(queue_id)
         return queue
 
     def new_core(self) -> QueueCore:
@@ -212,6 +215,7 @@ class Driver:
 
     def on_up(self, link: Link) -> None:
         self.is_up(f"link {id(link)}")
+        self.index.up()
         self._notify()
         # Queues with holders first: their lease matters most.
         waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
@@ -375,6 +379,7 @@ class Driver:
 
     def stop(self) -> None:
         self.closing = True
+        self.index.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
