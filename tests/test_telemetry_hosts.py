@@ -427,7 +427,8 @@ async def test_each_span_ends_before_the_next_begins(telemetry: Telemetry, spans
         waiting = Context().run(asyncio.ensure_future, call())  # a caller without a span
         await quiesce()
     await waiting
-    mine = {s.name: s for s in spans.get_finished_spans() if of(s)[names.ITEM_ID] == "waiter"}
+    found: list[Any] = list(spans.get_finished_spans())
+    mine = {s.name: s for s in found if of(s)[names.ITEM_ID] == "waiter"}
     order = ("queue.enqueue", "queue.wait", "queue.hold", "queue.release")
     for one, next_one in pairwise(order):
         assert mine[one].end_time + 1_000 <= mine[next_one].start_time, (one, next_one)

@@ -25,13 +25,19 @@ class _Hold:
         self._outer = outer
         self._span: Span | None = span  # None once it has ended
         self._context: Context | None = trace.set_span_in_context(self, outer)  # type: ignore[arg-type]
-        otel_context.attach(self._context)
+        self._token: Any = otel_context.attach(self._context)
 
     def leave(self) -> None:
         self._span = None
         if otel_context.get_current() is self._context:
-            otel_context.attach(without_ended_holds(self._outer))
-            self._context = None  # and with it a cycle of references
+            outer = self._outer and without_ended_holds(self._outer)
+            try:
+                if outer is not self._outer or self._token.old_value is not outer:
+                    raise ValueError
+                self._token.var.reset(self._token)  # at a third of the cost of attaching
+            except (AttributeError, ValueError):
+                otel_context.attach(outer)
+            self._context = self._token = None  # and with them a cycle of references
 
     def _now(self) -> Span:
         span = self._span
