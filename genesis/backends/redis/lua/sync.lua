@@ -194,12 +194,12 @@ for _, i in ipairs(entering) do
   if not free and ARGV[i + 3] == 'free' then
     rows[row] = {3, 0}
   else
-    local kept = take_kept(ARGV[i + 5])
-    if not free and not kept and ARGV[i + 4] ~= '' and waiters >= tonumber(ARGV[i + 4]) then
+    if not free and ARGV[i + 4] ~= '' and waiters >= tonumber(ARGV[i + 4]) then
       local holds = redis.call('HMGET', META, 'holds', 'mean')
       rows[row] = {4, 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0)}
     else
       local number = next_number()
+      local kept = take_kept(ARGV[i + 5])
       local resumed = kept and 1 or 0
       redis.call('ZADD', TICKETS, 0, member)
       if free then
