@@ -73,10 +73,14 @@ class Requests:
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
         """The members of what is wanted: of own tickets at once, of others by a look at the line."""
-        own: dict[str, bytes] = {}  # of several with one item_id the first
-        for call in self._driver.calls.values():
-            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING:
-                own.setdefault(call.ticket.item_id, call.local.member)
+        own: dict[str, bytes] = {}  # of several with one item_id the first in line
+        waiting = [
+            call.local
+            for call in self._driver.calls.values()
+            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING
+        ]
+        for local in sorted(waiting, key=lambda local: local.number):
+            own.setdefault(local.handle.ticket.item_id, local.member)
         members: list[tuple[int, bytes]] = []
         others: dict[str, list[int]] = {}
         for index, each in enumerate(wanted):
