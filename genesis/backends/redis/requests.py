@@ -222,6 +222,7 @@ class Requests:
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
             if not isinstance(answer, Exception):
+                driver.is_served(queue)
                 return answer
             if isinstance(answer, ConnectionLost):
                 if not lost or answer.reason == "idle_closed":
