@@ -264,7 +264,7 @@ class QueueCore:
     def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Sequence[Any]) -> None:
         """A row of the reply to a sync, see sync.lua."""
         code, number = row[0], row[1]
-        ticket.resumed = ticket.resumed or bool(code in (1, 2) and len(row) > 2 and row[2])
+        ticket.note_resumed(row)
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
