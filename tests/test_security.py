@@ -327,8 +327,8 @@ SITUATIONS = {
 
 @pytest.fixture
 def deaf_server() -> Iterator[RedisServer]:
-    """A server that does not know AUTH, and repeats the arguments of what it does not know."""
-    server = RedisServer("--rename-command", "AUTH", "")
+    """A server without HELLO and AUTH, which repeats the arguments of what it does not know."""
+    server = RedisServer("--rename-command", "HELLO", "", "--rename-command", "AUTH", "")
     yield server
     server.close()
 
