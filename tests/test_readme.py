@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_first_program_prints_what_the_readme_shows(tmp_path: Path) -> None:
     text = README.read_text()
     match = re.search(
-        r"```python\n(import asyncio\n.*?)```\n\nIt prints:\n\n((?:    .*\n)+)", text, re.DOTALL
+        r"```python\n(import asyncio\n.*?)```\n\nIt prints:\n\n((?:    [^\n]*\n)+)", text, re.DOTALL
     )
     assert match is not None
     program = tmp_path / "first.py"

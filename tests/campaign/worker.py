@@ -319,7 +319,7 @@ class Caller:
             **options,
         )
         try:
-            features = {"place_of": place.call} if place is not None else {}
+            features: dict[str, Any] = {"place_of": place.call} if place is not None else {}
             for name in ("head_start", "max_waiting"):
                 if name in options:
                     features[name] = options[name]
