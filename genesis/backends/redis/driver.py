@@ -126,7 +126,8 @@ class Driver:
         self.drain(queue)
 
     def why_down(self, queue: LocalQueue) -> str:
-        return "" if queue.link is not None else self.router.why_down(queue.keys[0])
+        why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
+        return why or queue.redirection
 
     def denied(self, queue: LocalQueue) -> bool:
         """Whether waiting for a connection is pointless: a wrong password, an unknown host."""
@@ -152,25 +153,14 @@ class Driver:
         if when < queue.timer_at:
             self._look_at(queue, when)
 
-    def request(
-        self,
-        queue: LocalQueue,
-        name: str,
-        arguments: tuple[bytes, ...],
-        on_reply: Callable[[Any], None],
-    ) -> bool:
-        """Call a script that belongs to no session; False if there is no connection."""
-        return queue.link is not None and queue.link.call(load(name), queue.keys, arguments, on_reply)
-
     def preface(self) -> tuple[bytes, ...]:
-        """The first arguments of such a script."""
+        """The first arguments of a script that belongs to no session."""
         return (self._head, b"", *self._tail)
 
     def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
         """What a script that belongs to no session did; `session` is the core's when it was sent."""
-        now = self.loop.time()
-        queue.core.take(session, granted, reclaimed, now)
-        queue.core.look_in(look, now)
+        queue.core.take(session, granted, reclaimed, self.loop.time())
+        queue.core.look_in(look, self.loop.time())
         self.drain(queue)
 
     # Replies and messages
@@ -180,9 +170,8 @@ class Driver:
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
-        elif queue.rejected_since is not None and command.name in ("sync", "beat"):
-            queue.rejected_since = None
-            self.is_up(f"queue {queue.queue_id}")
+        else:
+            self.is_served(queue, rejected=command.name not in ("sync", "beat"))
         queue.core.replied(command, reply, self.loop.time())
         self.drain(queue)
 
@@ -190,8 +179,12 @@ class Driver:
         """Whether an error reply is about the server or the connection, not about the command."""
         text = str(error)
         if self.router.redirected(queue.keys[0], error):
-            self._detach(queue)
-            self._look_at(queue, self.loop.time() + _RETRY)
+            moved = text.startswith("MOVED ")  # it is served: no alarm, and no pause the first time
+            pause = 0.0 if moved and not queue.redirection else _RETRY
+            self._stands_still(queue, "" if moved else reason_of(error), self.tell(error))
+            if queue.link is not None:
+                self._detach(queue)
+                self._look_at(queue, self.loop.time() + pause)
         elif any(word in text for word in _ELSEWHERE):
             # Before 7.0, Redis wraps what a command inside a script was refused with.
             if queue.link is not None:
@@ -199,6 +192,20 @@ class Driver:
         else:
             return False
         return True
+
+    def _stands_still(self, queue: LocalQueue, reason: str, why: str) -> None:
+        queue.redirection, queue.redirected_at = why, self.loop.time()
+        if reason:
+            self.is_down(f"slot of {queue.queue_id}", reason, f"queue {queue.queue_id!r}: {why}")
+
+    def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
+        """A script of the queue has run; `rejected`: heartbeats and syncs might still not."""
+        if queue.redirection:
+            queue.redirection = ""
+            self.is_up(f"slot of {queue.queue_id}")
+        if queue.rejected_since is not None and not rejected:
+            queue.rejected_since = None
+            self.is_up(f"queue {queue.queue_id}")
 
     def on_push(self, link: Link, data: list[Any]) -> None:
         """`[message, channel, text]`; the text is `<kind> <session> <ticket> ...`, see library.lua."""
@@ -246,6 +253,8 @@ class Driver:
         moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
         for queue in moved:
             self._detach(queue)
+            if self._link_of(queue) is None:
+                self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
         self._attach_some(moved)
         self._notify()
 
@@ -327,10 +336,11 @@ class Driver:
             self._attach(queue)
         core.tick(now)
         self.drain(queue)
-        if core.idle:
+        if core.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
-        elif queue.link is None and queue.timer_at == float("inf"):
-            self._look_at(queue, now + _RETRY)
+            self.is_served(queue, rejected=False)  # nobody misses it
+        elif queue.timer_at == float("inf"):
+            self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
 
     def unavailable(
         self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
