@@ -144,7 +144,7 @@ class Store:
             pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
             for queue_id in some:
                 keys = self.keys(queue_id)
-                pipeline.evalsha(load("look").sha.decode(), len(keys), *keys)
+                pipeline.execute_command("EVALSHA", load("look").sha, len(keys), *keys)
             found += [_look(name, row) for name, row in zip(some, pipeline.execute(), strict=True)]
         return found
 
