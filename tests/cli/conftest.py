@@ -74,8 +74,10 @@ async def line(
         for number, queue in enumerate(queues[1:], 2):
             calls += await fleet.waiting(queue, f"call-{number}")
         await wait_until(
-            lambda: own_redis.client.zcard("genesis:queue:index:instances") == 3
-            and own_redis.client.zcard("genesis:queue:index:queues") == 1,
+            lambda: (
+                own_redis.client.zcard("genesis:queue:index:instances") == 3
+                and own_redis.client.zcard("genesis:queue:index:queues") == 1
+            ),
             "all are listed",
         )
         yield Line(fleet, queues, calls, own_redis, run)
