@@ -182,7 +182,7 @@ def test_a_missing_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the exporter is not installed, the error says what to install, and nothing is set up."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     before = list(logging.getLogger("genesis").handlers)
-    with pytest.raises(ImportError, match=r"pip install 'genesis\[otel\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'genesis-queue\[otel\]'"):
         configure("router", otlp_endpoint="http://127.0.0.1:1", json_logs=True)
     assert logging.getLogger("genesis").handlers == before
 

@@ -185,15 +185,21 @@ def test_a_heartbeat_removes_old_records(line: Line) -> None:
 
 
 def test_first_contact(line: Line) -> None:
-    code, now, look, rows, override, version, more, numbers, reclaimed, lost = line.sync(
-        "a", ("a1", "e", 0), ("a2", "e", 0)
+    code, now, look, rows, override, version, more, numbers, reclaimed, lost, previous, granted = (
+        line.sync("a", ("a1", "e", 0), ("a2", "e", 0))
     )
-    assert (code, override, version, more, reclaimed, lost) == (1, "", "0", 0, [], 0)
+    assert (code, override, version, more, reclaimed, lost, previous) == (1, "", "0", 0, [], 0, "")
+    assert granted == []
     token = rows[0][1]
     assert rows == [[1, token, 0], [2, token + 1, 0]]
     assert numbers[:3] == [1, 1, "1"]
     assert line.now() >= now
     assert 0 < look <= LEASE
+
+
+def test_a_sync_reports_another_limit(line: Line) -> None:
+    line.enter("a1", 3)
+    assert line.sync("b", ("b1", "e", 0), limit=2)[10] == "3"
 
 
 def test_a_late_sync_gets_the_session_on_record(line: Line) -> None:

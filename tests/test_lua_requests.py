@@ -98,7 +98,7 @@ def test_ten_thousand_tickets_are_reaped_in_portions(line: Line) -> None:
 
 
 def test_ten_thousand_dead_heads_do_not_keep_redis(line: Line) -> None:
-    """A free slot behind a long line of the dead: they are reaped in portions, then the next is granted."""
+    """Behind a free slot stands a long line of the dead: they are reaped in portions."""
     line.sync("a")
     line.sync("b")
     line.many("a", 3_000)

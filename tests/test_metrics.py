@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from genesis import EvictedError, Queue
 from genesis.backends.protocol import EnterRequest, EnterResult, QueueStats, State
-from genesis.backends.redis import link
+from genesis.backends.redis import errors
 from genesis.observability import Telemetry, names
 from genesis.observability.histogram import MAX_UNSETTLED, Distribution, FastHistogram
 from genesis.observability.metrics import (
@@ -371,10 +371,11 @@ async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRe
 
 def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
     """What the backend calls its disruptions is what the counter, rules and panels know."""
-    source = Path(link.__file__).parent
-    said = {reason for _, reason in link._REASONS} | {link.reason_of(Exception())}
-    said |= set(re.findall(r'Disrupted\("(\w+)"', (source / "heartbeat.py").read_text()))
-    assert said == set(get_args(names.DisruptionReason))
+    told = {reason for _, reason in errors._REASONS} | {errors.reason_of(Exception())}
+    told |= set(errors._REASONS_OF_REPLIES.values())
+    source = (Path(errors.__file__).parent / "delivery.py").read_text()
+    told |= set(re.findall(r'Disrupted\("(\w+)"', source))
+    assert told == set(get_args(names.DisruptionReason))
 
 
 async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:

@@ -253,9 +253,12 @@ class Line(RuleBasedStateMachine):
             assert call.slot is not None
             assert entry.fencing_token == call.slot.fencing_token
             assert not call.slot.lost
+        last = len(self.queues) - 1
         for item_id in ("ann", "bob", "cy"):
-            names = [c.item_id for c in model.waiting]
-            place = names.index(item_id) + 1 if item_id in names else None
+            alike = [
+                (c.instance != last, n) for n, c in enumerate(model.waiting, 1) if c.item_id == item_id
+            ]
+            place = min(alike)[1] if alike else None  # an instance's own ones come first
             assert await queue.position(QUEUE_ID, item_id) == place
 
     # -- rules --------------------------------------------------------------------------------------

@@ -373,27 +373,27 @@ async def test_instances_have_different_names() -> None:
 
 
 class Own(InMemoryBackend):
-    """A user's backend: what it is told is noted, and it may fail on demand."""
+    """A user's backend: its calls are recorded, and it fails on demand."""
 
     name = "own"
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.called: list[str] = []
         self.failure: Exception | None = None
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        self.told.append("enter")
+        self.called.append("enter")
         if self.failure is not None:
             raise self.failure
         return await super().enter(entry)
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        self.told.append("wait")
+        self.called.append("wait")
         return await super().wait(ticket, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
-        self.told.append("leave")
+        self.called.append("leave")
         return super().leave(ticket, context, keep_place)
 
 
@@ -404,10 +404,10 @@ async def test_a_users_own_backend_is_used_and_observed(
     backend = Own()
     async with Queue(backend, telemetry=telemetry) as queue, queue.slot("sales"):
         waiter = asyncio.create_task(queue.slot("sales").__aenter__())
-        await wait_until(lambda: "wait" in backend.told, "it waits")
+        await wait_until(lambda: "wait" in backend.called, "it waits")
         waiter.cancel()
         await asyncio.wait({waiter})
-    assert backend.told == ["enter", "enter", "wait", "leave", "leave"]
+    assert backend.called == ["enter", "enter", "wait", "leave", "leave"]
     labels = {"backend": "own", "operation": "enter", "outcome": "ok"}
     assert registry.get_sample_value("genesis_backend_operation_seconds_count", labels) == 2
 

@@ -343,7 +343,8 @@ class QueueBackend(Protocol):
 
         Args:
             queue_id: the queue's.
-            wanted: own tickets, at O(log n) each; or item_ids, of several with one id the first.
+            wanted: own tickets, or item_ids: of several with one id the first, or the first of this
+                instance if it has any. Own ones take O(log n) each, others a look at the line.
         """
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:

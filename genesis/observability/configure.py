@@ -13,16 +13,19 @@ import math
 import os
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import datetime, timezone
+from functools import cache
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 import structlog
 from opentelemetry import trace
+from prometheus_client import CollectorRegistry
 
 from genesis.backends.identity import new_instance_id
+from genesis.observability.telemetry import Telemetry
 from genesis.observability.writer import ThreadedStreamHandler
 
 __all__ = ["Observability", "configure"]
@@ -121,6 +124,7 @@ def configure(
     log_level: int | str = "INFO",
     log_stream: TextIO | None = None,
     shutdown_timeout: float = 5.0,
+    registry: CollectorRegistry | None = None,
 ) -> Observability:
     """Export traces and write logs as JSON, one object a line.
 
@@ -131,13 +135,14 @@ def configure(
             asyncio.run(main())
 
     Args:
-        service_name: the resource's `service.name`, the same on every instance.
+        service_name: the resource's `service.name`, the same on every instance; OTEL_SERVICE_NAME
+            comes first, if it is set.
         instance_id: the resource's `service.instance.id`; a new `host-pid-random` if None.
         otlp_endpoint: the collector's base URL; `/v1/traces` is added. None takes
             OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) from the environment; without
             either no traces are set up, and no SDK is needed.
         sample_ratio: of the traces that begin here, 0 to 1; a trace that came with a call is
-            sampled as its beginning was.
+            sampled as its beginning was. OTEL_TRACES_SAMPLER comes first, if it is set.
         json_logs: None writes JSON logs for the whole process if neither the root logger nor
             `genesis` has a handler, and leaves logging alone if one has. True adds a JSON handler
             to the logger `genesis` even so. False leaves logging alone.
@@ -145,6 +150,7 @@ def configure(
         log_stream: where to write, from a thread of its own, so that a stream that blocks delays no
             call; stderr if None.
         shutdown_timeout: seconds that `shutdown` takes at most.
+        registry: where an export that fails is counted; prometheus_client's default one if None.
 
     Raises:
         ImportError: there is an endpoint, but not the SDK or the exporter.
@@ -161,7 +167,8 @@ def configure(
     instance_id = instance_id or new_instance_id()
     provider = None
     if otlp_endpoint or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES):
-        provider = _tracer_provider(service_name, instance_id, otlp_endpoint, sample_ratio)
+        telemetry = cache(lambda: Telemetry(registry))  # made with the first failure
+        provider = _tracer_provider(service_name, instance_id, otlp_endpoint, sample_ratio, telemetry)
     logger = _logger_to_use(json_logs)
     handler, level_before = None, logging.NOTSET
     if logger is not None:
@@ -174,26 +181,48 @@ def configure(
 
 
 def _tracer_provider(
-    service_name: str, instance_id: str, endpoint: str | None, sample_ratio: float
+    service_name: str,
+    instance_id: str,
+    endpoint: str | None,
+    sample_ratio: float,
+    telemetry: Callable[[], Telemetry],
 ) -> Any:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError as error:
         raise ImportError(
             f"exporting traces needs the OpenTelemetry SDK and its OTLP/HTTP exporter ({error}). "
-            "Install them with: pip install 'genesis[otel]'"
+            "Install them with: pip install 'genesis-queue[otel]'"
         ) from error
+    # OpenTelemetry's own variables win over arguments, as everywhere: they are the operator's.
+    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     resource = Resource.create({"service.name": service_name, "service.instance.id": instance_id})
+    chosen = os.environ.get("OTEL_TRACES_SAMPLER")  # which the SDK reads if it is given none
     provider = TracerProvider(
         resource=resource,
-        sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
+        sampler=None if chosen else ParentBased(TraceIdRatioBased(sample_ratio)),
         shutdown_on_exit=False,  # the handle's own, which is bounded
     )
-    exporter = OTLPSpanExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
+
+    class CountedExporter(OTLPSpanExporter):
+        """The SDK drops what a collector does not take, and only logs it."""
+
+        def export(self, spans: Any) -> Any:
+            error: Exception | None = None
+            try:
+                result = super().export(spans)
+            except Exception as raised:
+                error, result = raised, SpanExportResult.FAILURE
+            if result is not SpanExportResult.SUCCESS:
+                lost = ConnectionError(f"the collector did not take {len(spans)} spans, which are lost")
+                telemetry().failed("traces", error or lost)
+            return result
+
+    exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)

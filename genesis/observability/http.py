@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import gzip
 import logging
 import os
+import re
 import selectors
 import socket
 import socketserver
@@ -34,7 +36,9 @@ from urllib.parse import urlsplit
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
-from prometheus_client.multiprocess import MultiProcessCollector
+
+from genesis.exceptions import BackendUnavailableError
+from genesis.observability import multiprocess
 
 __all__ = ["ASGIApp", "ObservabilityServer", "Pingable", "asgi_app"]
 
@@ -49,6 +53,7 @@ _IDLE_SECONDS = 75.0  # longer than the usual interval between two scrapes
 _GRACE_SECONDS = 2.0  # for answers on their way when the server stops
 _TEXT = "text/plain; charset=utf-8"
 _ALLOWED = ("GET", "HEAD")
+_PATHS = ("/metrics", "/health", "/ready")
 
 _log = logging.getLogger("genesis.server")
 _log.addHandler(logging.NullHandler())
@@ -82,17 +87,28 @@ def _not_ready(reason: str) -> _Answer:
 
 
 def _refused(error: BaseException) -> _Answer:
-    # The kind of error alone: its message may name the backend's address, or a password in it.
-    return _not_ready(f"the backend does not answer ({type(error).__name__})")
+    # Of a foreign error the kind alone: its message may name an address, or a password in it.
+    cause = ""
+    if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
+        cause = error.cause
+    elif type(error) is RuntimeError and "event loop" in str(error):
+        cause = str(error)
+    return _not_ready(f"the backend does not answer ({cause or type(error).__name__})")
+
+
+def _known_formats(accept: str) -> str:
+    """Without OpenMetrics 2: prometheus_client writes 1.0 and labels it with the version asked for."""
+    unknown = re.compile(r"application/openmetrics-text\b.*version=\s*\"?([2-9]|\d\d)")
+    return ",".join(kind for kind in accept.split(",") if not unknown.search(kind))
 
 
 def _metrics(registry: CollectorRegistry, accept: str, accept_encoding: str) -> _Answer:
     try:
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if (path := multiprocess.directory()) is not None:
             # The values of all processes, from their files; a registry would add this one's twice.
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        encode, content_type = choose_encoder(accept)
+            multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
+        encode, content_type = choose_encoder(_known_formats(accept))
         body = encode(registry)
         headers: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
         if gzip_accepted(accept_encoding):
@@ -185,7 +201,17 @@ class ObservabilityServer:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             tls.load_cert_chain(*self._files)
         family, _, _, _, address = found[0]
-        self._listener = _Listener(family, address, self._answer, tls)
+        multiprocess.warn_of_other_workers()
+        try:
+            self._listener = _Listener(family, address, self._answer, tls)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise OSError(
+                error.errno,
+                f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
+                "each its own port, port=0 for a free one, or mount asgi_app() in the application",
+            ) from error
 
     async def stop(self) -> None:
         """Stop listening, let answers on their way go out, and close every connection."""
@@ -207,7 +233,7 @@ class ObservabilityServer:
         await self.stop()
 
     def _answer(self, method: str, path: str, accept: str, accept_encoding: str) -> _Answer:
-        if path not in ("/metrics", "/health", "/ready"):
+        if path not in _PATHS:
             return _NOT_FOUND
         if method not in _ALLOWED:
             return _NOT_ALLOWED
@@ -392,7 +418,7 @@ def asgi_app(
     """An ASGI application with `/metrics`, `/health` and `/ready`, to mount or to run by itself.
 
     Mounted under a prefix it answers below it: `app.mount("/ops", asgi_app(queue))` has
-    `/ops/metrics`.
+    `/ops/metrics`. Mounted at `/metrics`, it answers there, too.
 
     Args: as `ObservabilityServer`.
     """
@@ -414,9 +440,11 @@ def asgi_app(
         error = ping.exception()
         return _READY if error is None else _refused(error)
 
+    multiprocess.warn_of_other_workers()
+
     async def answer(scope: Scope) -> _Answer:
         path = _path_below_mount(scope)
-        if path not in ("/metrics", "/health", "/ready"):
+        if path not in _PATHS:
             return _NOT_FOUND
         if scope["method"] not in _ALLOWED:
             # HTTP/2 knows no Connection header; the ASGI server minds the connection.
@@ -467,7 +495,9 @@ async def _live(receive: Receive, send: Send) -> None:
 def _path_below_mount(scope: Scope) -> str:
     """ASGI's `path` begins with the `root_path` of the mount; older frameworks cut it off."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    below = path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
+    own = f"/{root.rpartition('/')[2]}"
+    return own if below in ("", "/") and own in _PATHS else below
 
 
 def _header(scope: Scope, name: bytes) -> str:

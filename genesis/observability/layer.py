@@ -68,7 +68,6 @@ class ObservedBackend:
         self._telemetry = telemetry
         self._clock = telemetry.clock
         self._name = inner.name
-        self._instance_id = inner.instance_id
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # How to note that a step went well: the path of every call looks up no child. Only one that a
@@ -82,11 +81,11 @@ class ObservedBackend:
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: Listener | None = None
         try:
-            self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
+            self._tracing = Tracing(telemetry.tracer_provider, version, inner)
         except Exception:
             telemetry.failed("traces")
             none = NoOpTracerProvider()
-            self._tracing = Tracing(none, version, inner.name, inner.instance_id)
+            self._tracing = Tracing(none, version, inner)
         try:
             telemetry.instruments.build_info.labels(version, inner.name).set(1)
             for reason in get_args(names.DisruptionReason):
@@ -101,7 +100,7 @@ class ObservedBackend:
 
     @property
     def instance_id(self) -> str:
-        return self._instance_id
+        return self._inner.instance_id
 
     @property
     def heartbeat_interval(self) -> float:
@@ -118,7 +117,7 @@ class ObservedBackend:
     # resumption, and ask the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        recorder = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
+        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
         if recorder.recorded is not None:
             context = recorder.carried_context()
             entry = entry._replace(context=context)
@@ -234,7 +233,7 @@ class ObservedBackend:
     def refused(self, queue_id: str, item_id: str, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
         entry = EnterRequest(queue_id, item_id)
-        recorder = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
+        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
         recorder.refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
@@ -395,7 +394,7 @@ class ObservedBackend:
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
         try:
             if self._telemetry.log.enabled(level):
-                fields.setdefault("instance_id", self._instance_id)
+                fields.setdefault("instance_id", self._inner.instance_id)
                 self._telemetry.log.write(level, event, backend=self._name, **fields)
         except Exception:
             self._telemetry.failed("logs")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -75,7 +76,10 @@ class _Adapted:
     def __init__(self, adapter: logging.LoggerAdapter[Any]) -> None:
         self._adapter = adapter
 
-    def log(self, level: int, template: str, text: str, *, extra: dict[str, Any]) -> None:
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._log, getattr(logging, name.upper()))
+
+    def _log(self, level: int, template: str, text: str, *, extra: dict[str, Any]) -> None:
         message, options = self._adapter.process(text, {"extra": {}})
         own = {**(options.pop("extra", None) or {}), **extra}
         self._adapter.logger.log(level, template, message, extra=own, **options)

@@ -10,6 +10,7 @@ there are too many. They are removed at a scrape, not when the queue becomes idl
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,10 @@ LOOK_SECONDS = 1.0  # between two looks whether the registry still has the instr
 # Those whose quantiles are asked for: their buckets are there before the first observation, which else
 # would raise the last bucket alone, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
+
+
+# With a global lock, adding to an attribute is one step; to take a lock costs more than all else here.
+_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Count:
@@ -163,7 +168,9 @@ class QueueSeries:
 
     def entered(self) -> None:
         """One more waits."""
-        with self._lock:
+        if _FREE_THREADED:
+            self._move(1, 0)
+        else:
             self.waiting += 1
         self.idle_since = None
         if self._gauges is not None:
@@ -171,7 +178,9 @@ class QueueSeries:
 
     def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
         """One fewer waits, and one more holds."""
-        with self._lock:
+        if _FREE_THREADED:
+            self._move(-1, 1)
+        else:
             self.waiting -= 1
             self.holding += 1
         if self._gauges is not None:
@@ -194,7 +203,9 @@ class QueueSeries:
 
     def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
         """One fewer holds."""
-        with self._lock:
+        if _FREE_THREADED:
+            self._move(0, -1)
+        else:
             self.holding -= 1
         if self._gauges is not None:
             self._gauges[1].dec()
@@ -208,9 +219,13 @@ class QueueSeries:
         for child in (self.position, *self._wait.values(), *self._hold.values()):
             child.settle()
 
-    def _waits_no_more(self) -> None:
+    def _move(self, waiting: int, holding: int) -> None:
         with self._lock:
-            self.waiting -= 1
+            self.waiting += waiting
+            self.holding += holding
+
+    def _waits_no_more(self) -> None:
+        self._move(-1, 0)
         if self._gauges is not None:
             self._gauges[0].dec()
 

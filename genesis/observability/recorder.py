@@ -119,12 +119,13 @@ class CallRecorder:
         self.began = now
         try:
             if self._series is not None:
-                self._series.granted(waited, self._exemplar())
+                exemplar = None if self.recorded is None else self._exemplar()
+                self._series.granted(waited, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self.recorded is not None:
             self._traced(self.recorded.granted, waited, grant)
-            self._traced(self._finish_wait_soon)
+            self._traced(self.recorded.finish_wait if at_once else self._finish_wait_soon)
         elif isinstance(self._trail, UnrecordedSpans):
             self._traced(self._trail.begin_hold)
         if self._info:
@@ -189,7 +190,8 @@ class CallRecorder:
             self._traced(self._trail.leave_context)
         try:
             if self._series is not None:
-                self._series.hold_ended(outcome, held, self._exemplar())
+                exemplar = None if self.recorded is None else self._exemplar()
+                self._series.hold_ended(outcome, held, exemplar)
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:

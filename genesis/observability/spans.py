@@ -24,7 +24,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, Reclaimed
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
 from genesis.observability.current import CurrentHold, without_ended_holds
 
@@ -43,21 +43,20 @@ class Tracing:
     """
 
     def __init__(
-        self, provider: trace.TracerProvider | None, version: str, backend: str, instance_id: str
+        self, provider: trace.TracerProvider | None, version: str, backend: QueueBackend
     ) -> None:
         self._provider = provider
         self.next_look = -math.inf  # seconds of the clock before which `trail` gives none
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self._backend = backend
-        self._instance_id = instance_id
 
     def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
         """What every span bears."""
         return {
             names.ITEM_ID: item_id,
             names.QUEUE_ID: queue_id,
-            names.INSTANCE_ID: self._instance_id,
-            names.BACKEND: self._backend,
+            names.INSTANCE_ID: self._backend.instance_id,  # another one after a fork
+            names.BACKEND: self._backend.name,
         }
 
     def inspection(self, operation: str, queue_id: str, item_id: str) -> Span | None:
@@ -96,7 +95,8 @@ class Tracing:
             self._provider = provider
         parent = without_ended_holds(otel_context.get_current())
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        has_parent = trace.get_current_span(parent).get_span_context().is_valid
+        # An empty context, the usual one of a worker, needs no look.
+        has_parent = bool(parent) and trace.get_current_span(parent).get_span_context().is_valid
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if not first.is_recording():
@@ -119,7 +119,7 @@ class UnrecordedSpans:
         self._first = first
         self._context = parent
         self._decided_here = decided_here
-        self._hold: CurrentHold | None = None
+        self._hold: Any = None  # the context of the body
 
     def ids(self) -> dict[str, str] | None:
         """Of the dropped span, for log events; None if it has none."""
@@ -131,7 +131,7 @@ class UnrecordedSpans:
     def begin_hold(self) -> None:
         """If the decision was made here, the body's own spans are not recorded either."""
         if self._decided_here:
-            self._hold = CurrentHold(self._first)
+            self._hold = CurrentHold(self._first, self._context)
 
     def leave_context(self) -> None:
         hold, self._hold = self._hold, None
@@ -159,7 +159,7 @@ class CallSpans:
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
         self._trace_id = ""  # in hex, once somebody wants it
         self._hold: Span | None = None
-        self._outer: CurrentHold | None = None  # the context of the body
+        self._outer: Any = None  # the context of the body
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
         self._ended: tuple[int, float, CallRef | None] | None = None  # a wait that is yet to be told
         self._known: dict[str, Any] = {}  # what `wait` bears besides
@@ -237,7 +237,7 @@ class CallSpans:
         hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent, attributes, (), now + _GAP)
         self._hold = hold
         self._current = hold.get_span_context()
-        self._outer = CurrentHold(hold)
+        self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, if that has not been done yet."""

@@ -277,7 +277,9 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
                 break
             if waiter.evicted is not None and other.taken.end >= waiter.evicted:
                 break  # taken out, unless that was lost with the data, and it registered again
-            if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
+            if not _behind(other, waiter) or not _granted_after_entering(other, waiter):
+                continue
+            if not _surely_waited(story, waiter, other.taken):
                 continue
             # A grant that it never heard of may have come before, and been taken back when its lease
             # lapsed, or been lost; a heartbeat that was answered in between would have told of it.
@@ -299,6 +301,14 @@ def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
     on_its_way = AT_ONCE + 3 * story.lag(since)
     disturbed = any(trouble.meets(since) for trouble in story.disturbed(waiter.who))
     return not disturbed and then.end < waiter.wait_end - on_its_way
+
+
+def _granted_after_entering(other: Passage, waiter: Passage) -> bool:
+    """A head start puts a place before those who were granted before its call entered at all."""
+    assert waiter.entered is not None
+    if waiter.place is None or waiter.resumed:
+        return other.taken.begin > waiter.entered
+    return not waiter.head_start or other.token > waiter.place + waiter.head_start * 1e6 + 1
 
 
 def _behind(other: Passage, waiter: Passage) -> bool:

@@ -99,7 +99,9 @@ def check_full(story: Story, queue: str, passages: list[Passage], report: Report
             asked = Period(passage.invoked, passage.entered)
             if any(trouble.meets(asked) for trouble in story.disturbed()):
                 continue
-            before = sum(_surely_waits(story, other, asked) for other in passages if other is not passage)
+            before = sum(
+                _surely_waits(story, other, asked) for other in passages if other is not passage
+            )
             if before > most - 1:
                 text = f"{passage.call} waits behind {before} others, and wanted fewer than {most}"
                 report("full", passage.entered, queue, text)
@@ -137,7 +139,8 @@ def check_recovery(story: Story, report: Report) -> None:
         for loss in story.total_losses:
             after = [r.redis for r in noticed if r.redis / 1e6 - offset > loss.end + error]
             first = min(after, default=math.inf)
-            end = first + story.lease / 2 * 1e6
+            # One whose reply was lost may have noticed before, at any time since the loss.
+            end = (loss.begin + offset - error + story.lease / 2) * 1e6
             # The next loss of data takes the window with it.
             following = [o.begin for o in story.losses if o.begin > loss.begin]
             gone = (min(following, default=math.inf) + offset - error) * 1e6

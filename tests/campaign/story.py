@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 
 from tests.campaign.history import CONDUCTOR, Event, History
 
-__all__ = ["AT_ONCE", "EARLY", "SLACK", "Disturbance", "Passage", "Period", "Registration", "Story", "subtract"]
+__all__ = [
+    "AT_ONCE",
+    "EARLY",
+    "SLACK",
+    "Disturbance",
+    "Passage",
+    "Period",
+    "Registration",
+    "Story",
+    "subtract",
+]
 
 
 class Period(NamedTuple):
@@ -526,6 +536,9 @@ class Story:
                 assert passage.granted is not None
                 end = min(end, passage.granted)
                 passage.taken = _narrowed(Period(begin, end), passage.token, self.offset)
+                evicted = passage.evicted if passage.surely_evicted is None else None
+                if evicted is not None and evicted < passage.taken.begin and passage.lost is None:
+                    passage.evicted = None  # there was no answer, and it was never carried out
 
     def _offset(self) -> tuple[float, float] | None:
         """Redis' clock minus the shared one, if it stayed the same throughout."""

@@ -22,6 +22,7 @@ PAUSED = (
     Call("b1", 1, takes=0, limit=b"0"),
     Call("b2", 1, takes=0, limit=b"0"),
 )
+PAUSED_TWO = (Call("a1", 0, limit=b"0"), Call("b1", 1, limit=b"0"))
 KEEP = (Call("a1", 0), Call("a2", 0, keeps=True), Call("b1", 1, takes=1))
 FREE = (A1, Call("a2", 0, only_if_free=True), B1)
 FULL = (A1, Call("a2", 0, max_waiting=b"1"), B1)
@@ -61,6 +62,7 @@ FAST = [
     Bound("a kept place", KEEP),
 ]
 ALL: list[Bound] = [
+    Bound("a paused line, set_limit, a lapse", PAUSED_TWO, F(lapses=1), ((1, 1),), calm=True),
     Bound("two calls, two breaks", TWO, F(breaks=2)),
     Bound("two calls, break, kill", TWO, F(breaks=1, kills=1)),
     Bound("two calls, break, lapse", TWO, F(breaks=1, lapses=1)),

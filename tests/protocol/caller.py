@@ -283,9 +283,22 @@ class Caller:
             ]
         if reply[0] == -1:
             return list(reply)
-        _, now, wait, rows, override, version, more, lost = reply
+        _, now, wait, rows, override, version, more, lost, granted = reply
         longer = [[*row, 0, 0] if row[0] in (3, 4) else list(row) for row in rows]
-        return [1, now, look[wait], longer, override, b"%d" % version, more, numbers, [], lost]
+        return [
+            1,
+            now,
+            look[wait],
+            longer,
+            override,
+            b"%d" % version,
+            more,
+            numbers,
+            [],
+            lost,
+            b"",
+            granted,
+        ]
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
         """Hand out the verdicts; calls that were ended leave at once."""

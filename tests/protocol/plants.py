@@ -234,6 +234,21 @@ PLANTS = {
         (("sync", "if first_page and session <= math.abs(record) then", "if false then"),),
         "two calls, a break",
     ),
+    "short_way_to_the_dead": Plant(
+        "the short way of leave grants to a dead head",
+        (("leave", "  if deadline > NOW then", "  if true then"),),
+        "two calls, a kill",
+    ),
+    "short_way_in_window": Plant(
+        "the short way of leave grants in the recovery window",
+        (("leave", "holders == limit - 1 and NOW >= window then", "holders == limit - 1 then"),),
+        "two calls, a loss",
+    ),
+    "any_time_granted": Plant(
+        "what an own set_limit or evict grants is believed in any session",
+        (("core", "granted if session == self.session and self.up else ()", "granted"),),
+        "a paused line, set_limit, a lapse",
+    ),
     "page_removes_all": Plant(
         "a page of a sync removes all that it does not list",
         (("sync", "if ARGV[13] ~= '' then\n", "if false then\n"),),

@@ -107,6 +107,7 @@ class RedisBackend:
         self._key_prefix = key_prefix
         self._listener: Listener | None = None
         self._driver: Driver | None = None
+        self._forgotten: weakref.finalize[..., RedisBackend] | None = None
         self._unanswered: deque[tuple[float, Call]] = deque()  # calls without a timeout of their own
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
@@ -265,7 +266,10 @@ class RedisBackend:
             closing = asyncio.run_coroutine_threadsafe(self.close(), driver.loop)
             await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2 * _CLOSE_WITHIN)
         else:  # nothing can be sent there any more; the lease takes back what is left
-            _abort(driver)
+            if driver.loop.is_closed():
+                driver.end()
+            else:
+                _abort(driver)
             self._driver = None
 
     async def __aenter__(self) -> RedisBackend:
@@ -293,6 +297,8 @@ class RedisBackend:
                 raise RuntimeError(
                     "this RedisBackend was used before the process forked; make one in each process"
                 )
+            if driver is not None:
+                driver.end()
             # In no context: its callbacks would keep that of the call which came first.
             self._driver = driver = Context().run(self._start)
             return driver
@@ -324,7 +330,9 @@ class RedisBackend:
                 driver.on_moved,
             )
         )
-        weakref.finalize(self, _forget, driver)
+        if self._forgotten is not None:
+            self._forgotten.detach()  # it would keep the driver of a loop that is closed
+        self._forgotten = weakref.finalize(self, _forget, driver)
         return driver
 
     def _call(self, ticket: Ticket) -> Call | None:

@@ -27,7 +27,16 @@ class LocalQueue:
     Invariant: `link` is None exactly while `core.up` is false.
     """
 
-    __slots__ = ("core", "keys", "link", "queue_id", "rejected_since", "timer_at")
+    __slots__ = (
+        "core",
+        "keys",
+        "link",
+        "queue_id",
+        "redirected_at",
+        "redirection",
+        "rejected_since",
+        "timer_at",
+    )
 
     def __init__(self, queue_id: str, keys: tuple[bytes, ...], core: QueueCore) -> None:
         self.queue_id = queue_id
@@ -36,6 +45,8 @@ class LocalQueue:
         self.link: Any = None
         self.timer_at = float("inf")  # when the driver looks at it next
         self.rejected_since: float | None = None  # Redis has rejected its heartbeats and syncs
+        self.redirection = ""  # the last MOVED, ASK, CLUSTERDOWN; "" once a script has run
+        self.redirected_at = -float("inf")
 
 
 class Call:

@@ -281,6 +281,8 @@ class ClusterRouter:
             self._settings.on_down(None, reason_of(error), self._why_no_map, True)
         self._not_before = self._loop.time() + backoff(self._failures)
         away = any(not link.up or link.silent for link in self._links.values())
+        # A slot without a master: nobody tells when it has one, and its queues wait for that.
+        away = away or None in self._owners
         self._look_in(0.0 if self._failures else _LOOK_AGAIN if away else _LOOK_EVERY)
 
     async def _ask_one(self) -> tuple[list[Address | None], set[Address], set[Address]]:

@@ -43,7 +43,6 @@ from genesis.backends.redis.verdicts import Command, Verdict, stats_of
 
 __all__ = ["QueueCore"]
 
-PAGE = 500  # tickets in one sync command
 _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync
 _GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
@@ -53,19 +52,17 @@ _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
 class QueueCore:
-    """See the module's text.
+    """Args: the instance's sessions; the lease in seconds; how many tickets one sync command lists.
 
-    Args: the instance's sessions; the lease in seconds; how many tickets one sync command lists.
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
         `known`, `held` and `token_sum` are the number of tickets WAITING or HOLDING, of those HOLDING,
         and the sum of their tokens: what a heartbeat's reply is compared with. They follow the replies,
         not the calls, so they are Redis's state at the reply that was read last;
-        `confirmed <= session`; they differ while a sync is on its way or the connection is down;
-        `up` is false: nothing is sent, and the next `connected` sends a sync.
+        `confirmed <= session`; they differ while a sync is on its way or the connection is down.
     """
 
-    def __init__(self, sessions: Sessions, lease: float, page: int = PAGE) -> None:
+    def __init__(self, sessions: Sessions, lease: float, page: int = 500) -> None:
         self._sessions = sessions
         self._lease = lease
         self._page = page
@@ -225,7 +222,7 @@ class QueueCore:
     # Sync
 
     def _sync(self, now: float) -> None:
-        self.session = session = self._sessions.next()
+        self.session = self._sessions.next()
         self._beating, self._beats = False, 0
         self.due = now + self._lease / 3
         # Even before the reply: what it grants must not be believed if it is read after a lease.
@@ -239,11 +236,11 @@ class QueueCore:
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row()
-            self.commands.append(Command("sync", session, tuple(arguments), page, now, last))
+            self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, look, rows, override, version, more, numbers, *rest = reply
-        reclaimed, data_lost, previous = rest
+        reclaimed, data_lost, previous, granted = rest
         self.know_override(int(version), override)
         if data_lost:
             self.verdicts.append(verdicts.DataLost(len(self.tickets)))
@@ -251,7 +248,7 @@ class QueueCore:
             self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers)
-        self._take((), reclaimed, None)
+        self._take(granted, reclaimed, None)
         if not command.last:
             return
         self.confirmed = command.session
@@ -267,7 +264,7 @@ class QueueCore:
     def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Sequence[Any]) -> None:
         """A row of the reply to a sync, see sync.lua."""
         code, number = row[0], row[1]
-        ticket.resumed = ticket.resumed or bool(code in (1, 2) and len(row) > 2 and row[2])
+        ticket.note_resumed(row)
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:

@@ -126,7 +126,8 @@ class Driver:
         self.drain(queue)
 
     def why_down(self, queue: LocalQueue) -> str:
-        return "" if queue.link is not None else self.router.why_down(queue.keys[0])
+        why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
+        return why or queue.redirection
 
     def denied(self, queue: LocalQueue) -> bool:
         """Whether waiting for a connection is pointless: a wrong password, an unknown host."""
@@ -168,9 +169,8 @@ class Driver:
 
     def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
         """What a script that belongs to no session did; `session` is the core's when it was sent."""
-        now = self.loop.time()
-        queue.core.take(session, granted, reclaimed, now)
-        queue.core.look_in(look, now)
+        queue.core.take(session, granted, reclaimed, self.loop.time())
+        queue.core.look_in(look, self.loop.time())
         self.drain(queue)
 
     # Replies and messages
@@ -180,9 +180,8 @@ class Driver:
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
-        elif queue.rejected_since is not None and command.name in ("sync", "beat"):
-            queue.rejected_since = None
-            self.is_up(f"queue {queue.queue_id}")
+        else:
+            self.is_served(queue, rejected=command.name not in ("sync", "beat"))
         queue.core.replied(command, reply, self.loop.time())
         self.drain(queue)
 
@@ -190,8 +189,14 @@ class Driver:
         """Whether an error reply is about the server or the connection, not about the command."""
         text = str(error)
         if self.router.redirected(queue.keys[0], error):
-            self._detach(queue)
-            self._look_at(queue, self.loop.time() + _RETRY)
+            now, moved = self.loop.time(), text.startswith("MOVED ")
+            pause = 0.0 if moved and not queue.redirection else _RETRY
+            queue.redirection, queue.redirected_at = self.tell(error), now
+            if not moved:  # a slot that has moved is served; while it moves, it is not
+                self.is_down(f"slot of {queue.queue_id}", reason_of(error), queue.redirection)
+            if queue.link is not None:
+                self._detach(queue)
+                self._look_at(queue, now + pause)
         elif any(word in text for word in _ELSEWHERE):
             # Before 7.0, Redis wraps what a command inside a script was refused with.
             if queue.link is not None:
@@ -199,6 +204,15 @@ class Driver:
         else:
             return False
         return True
+
+    def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
+        """A script of the queue has run; `rejected`: heartbeats and syncs might still not."""
+        if queue.redirection:
+            queue.redirection = ""
+            self.is_up(f"slot of {queue.queue_id}")
+        if queue.rejected_since is not None and not rejected:
+            queue.rejected_since = None
+            self.is_up(f"queue {queue.queue_id}")
 
     def on_push(self, link: Link, data: list[Any]) -> None:
         """`[message, channel, text]`; the text is `<kind> <session> <ticket> ...`, see library.lua."""
@@ -327,10 +341,11 @@ class Driver:
             self._attach(queue)
         core.tick(now)
         self.drain(queue)
-        if core.idle:
+        if core.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
-        elif queue.link is None and queue.timer_at == float("inf"):
-            self._look_at(queue, now + _RETRY)
+            self.is_served(queue, rejected=False)  # nobody misses it
+        elif queue.timer_at == float("inf"):
+            self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
 
     def unavailable(
         self, operation: str, cause: str, queue_id: str = "", item_id: str = ""

@@ -73,10 +73,13 @@ class Requests:
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
         """The members of what is wanted: of own tickets at once, of others by a look at the line."""
-        own: dict[str, bytes] = {}  # of several with one item_id the first
-        for call in self._driver.calls.values():
-            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING:
-                own.setdefault(call.ticket.item_id, call.local.member)
+        waiting = [
+            call
+            for call in self._driver.calls.values()
+            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING
+        ]
+        waiting.sort(key=lambda call: -call.local.number)  # of several with one item_id the first
+        own = {call.ticket.item_id: call.local.member for call in waiting}
         members: list[tuple[int, bytes]] = []
         others: dict[str, list[int]] = {}
         for index, each in enumerate(wanted):
@@ -219,6 +222,7 @@ class Requests:
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
             if not isinstance(answer, Exception):
+                driver.is_served(queue)
                 return answer
             if isinstance(answer, ConnectionLost):
                 if not lost or answer.reason == "idle_closed":

@@ -110,6 +110,10 @@ class SentinelRouter(SingleRouter):
     def links(self) -> Iterable[Link]:
         return (self._link,)
 
+    def abort(self) -> None:
+        self._news.close()
+        super().abort()
+
     async def close(self, timeout: float) -> None:
         self._news.close()
         await super().close(timeout)

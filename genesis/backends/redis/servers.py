@@ -14,6 +14,11 @@ from genesis.backends.redis.sentinel import Master, SentinelRouter
 
 __all__ = ["Servers", "servers_of_client", "servers_of_url"]
 
+_CLUSTERED = (
+    " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
+    "client=redis.asyncio.RedisCluster(...) instead)"
+)
+
 
 class Servers(NamedTuple):
     name: str
@@ -59,4 +64,11 @@ def servers_of_client(client: object, timeout: float) -> Servers:
 def _single(pool: ConnectionPool, timeout: float) -> Servers:
     endpoint = endpoint_of_pool(pool, timeout)
     endpoint.check()
-    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), endpoint.tell)
+
+    def tell(error: BaseException) -> str:
+        text = endpoint.tell(error)
+        if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
+            text += _CLUSTERED
+        return text
+
+    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), tell)

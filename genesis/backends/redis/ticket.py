@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from genesis.backends.redis.members import ticket_of
@@ -50,6 +50,16 @@ class LocalTicket:
         self.left = 0  # the session in which its leave was sent
         self.keep = 0  # us for which its place is kept after it left
         self.place = 0  # ... which is this one
+
+    def note_resumed(self, row: Sequence[int]) -> None:
+        """A row of the reply to a sync, see sync.lua: whether it took the kept place that it asks for.
+
+        The enter that took it might have lost its reply: then only the place says so.
+        """
+        code, number = row[0], row[1]
+        flagged = code in (1, 2) and len(row) > 2 and bool(row[2])
+        if flagged or (code == 2 and self.kept.endswith(b" %d" % number)):
+            self.resumed = True
 
     @property
     def listed(self) -> bool:

@@ -83,12 +83,12 @@ local free = waiters == 0 and holders < limit and NOW >= window
 if not free and ARGV[7] == 'free' then
   return {3, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, 0, 0}
 end
-local kept = take_kept(ARGV[10])
-if not free and not kept and ARGV[8] ~= '' and waiters >= tonumber(ARGV[8]) then
+if not free and ARGV[8] ~= '' and waiters >= tonumber(ARGV[8]) then
   local holds = redis.call('HMGET', META, 'holds', 'mean')
   local count, mean = tonumber(holds[1] or 0), tonumber(holds[2] or 0)
   return {4, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, count, mean}
 end
+local kept = take_kept(ARGV[10])
 local resumed = kept and 1 or 0
 local number = next_number()
 redis.call('ZADD', TICKETS, 0, ARGV[5])

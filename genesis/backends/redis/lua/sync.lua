@@ -13,7 +13,8 @@
 -- Reply  {-1, session on record}   late: a greater session is on record
 --        {0}                       a later page, whose session is not on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
---         the limit that others named, if a call that enters names another one, or ''}
+--         the limit that others named, if a call that enters names another one, or '',
+--         granted: what was, but for the tickets of this page}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
 --          | 5 evicted, 0 | 6 lost, 0 | 7 left, 0}, with resumed as the third of 1 and 2; more: the
 --          instance has more tickets here than it listed, sync again
@@ -193,12 +194,12 @@ for _, i in ipairs(entering) do
   if not free and ARGV[i + 3] == 'free' then
     rows[row] = {3, 0}
   else
-    local kept = take_kept(ARGV[i + 5])
-    if not free and not kept and ARGV[i + 4] ~= '' and waiters >= tonumber(ARGV[i + 4]) then
+    if not free and ARGV[i + 4] ~= '' and waiters >= tonumber(ARGV[i + 4]) then
       local holds = redis.call('HMGET', META, 'holds', 'mean')
       rows[row] = {4, 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0)}
     else
       local number = next_number()
+      local kept = take_kept(ARGV[i + 5])
       local resumed = kept and 1 or 0
       redis.call('ZADD', TICKETS, 0, member)
       if free then
@@ -220,14 +221,17 @@ local place_in = {}
 for i = 14, #ARGV, 6 do
   place_in[ARGV[i]] = (i - 8) / 6
 end
+local elsewhere = {}
 for _, pair in ipairs(granted) do
   local row = place_in[pair[1]]
-  if row then
+  if not row then
+    elsewhere[#elsewhere + 1] = pair
+  else
     rows[row] = {1, pair[2], rows[row][3] or 0}
   end
 end
 keep_line()
 return {
   1, NOW, look(), rows, override or '', string.format('%.0f', version), unlisted and 1 or 0, numbers(),
-  reclaimed, lost_data and 1 or 0, previous,
+  reclaimed, lost_data and 1 or 0, previous, elsewhere,
 }
