@@ -261,7 +261,8 @@ async def test_versions_differ(line: Line, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_limits_differ(line: Line) -> None:
-    call = line.fleet.call(line.fleet.queue(), "greedy", 2)
+    line.queues.append(line.fleet.queue())  # closed with the others
+    call = line.fleet.call(line.queues[-1], "greedy", 2)
     found = await only(line, "LIMITS_DIFFER")
     assert "1, 2" in found["message"]
     assert found["runbook"] == "GenesisLimitDisagreement"
