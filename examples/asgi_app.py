@@ -26,7 +26,7 @@ from opentelemetry import propagate, trace
 from prometheus_client import CollectorRegistry
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError
-from genesis.observability import Telemetry, asgi_app, set_up
+from genesis.observability import Telemetry, asgi_app, configure
 from genesis.queue import RedisBackend
 
 __all__ = ["Application", "app"]
@@ -66,7 +66,7 @@ class Application:
 
     async def open(self) -> None:
         """Set up traces and logs, and the queue."""
-        observability = set_up("genesis-asgi-example")
+        observability = configure("genesis-asgi-example")
         # It blocks while it flushes: in a thread, with the loop free for what still goes on.
         self._stack.push_async_callback(asyncio.to_thread, observability.shutdown)
         url = os.environ.get("GENESIS_REDIS_URL")

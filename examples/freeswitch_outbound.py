@@ -35,7 +35,7 @@ from urllib.parse import unquote
 from opentelemetry import trace
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError
-from genesis.observability import ObservabilityServer, set_up
+from genesis.observability import ObservabilityServer, configure
 from genesis.queue import RedisBackend
 
 __all__ = ["CallEndedError", "EslConnection", "EslError", "Frame", "Settings", "handle_call", "serve"]
@@ -472,7 +472,7 @@ async def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    with set_up("freeswitch-outbound"):
+    with configure("freeswitch-outbound"):
         asyncio.run(run(options))
 
 

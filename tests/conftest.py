@@ -22,6 +22,7 @@ from genesis.backends.protocol import Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
+from tests.scripted_line import Ear, Line
 from tests.sick import all_sick
 from tests.topology import Cluster
 from tests.waiting import wait_until
@@ -35,14 +36,23 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-ON_BOTH_LOOPS = ("test_contract.py", "test_queue_api.py", "test_caller_side.py")
+ON_BOTH_LOOPS = (
+    "test_caller_side.py",
+    "test_connecting.py",
+    "test_connection.py",
+    "test_contract.py",
+    "test_link.py",
+    "test_queue_api.py",
+    "test_router.py",
+)
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What depends on the event loop runs on both of the loops that applications use."""
-    return LOOPS if item.path.name in ON_BOTH_LOOPS else {"asyncio": LOOPS["asyncio"]}
+    both = item.path.name in ON_BOTH_LOOPS or item.path.parent.name == "faults"
+    return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -100,7 +110,8 @@ class Spans(InMemorySpanExporter):
     """The spans that have ended, easily asked."""
 
     def named(self, name: str) -> list[Any]:
-        return [span for span in self.get_finished_spans() if span.name.split(" ")[0] == name]
+        """By what follows `queue.`"""
+        return [span for span in self.get_finished_spans() if span.name == f"queue.{name}"]
 
 
 @pytest.fixture
@@ -123,6 +134,11 @@ def telemetry(registry: CollectorRegistry, spans: Spans) -> Telemetry:
     return Telemetry(registry=registry, tracer_provider=provider, logger=logger)
 
 
+def without_overrides(server: RedisServer) -> list[str]:
+    """Keys without an expiry; an override of `set_limit` is the one thing that stays."""
+    return [key for key in server.keys_without_expiry() if not key.endswith(":override")]
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()
@@ -136,13 +152,7 @@ def redis_server(shared_redis: RedisServer) -> Iterator[RedisServer]:
     shared_redis.client.flushall()
     shared_redis.client.config_resetstat()
     yield shared_redis
-    left = shared_redis.keys_without_expiry()
-    # set_limit's override is the one thing that may stay: meta, with an override in it.
-    left = [
-        key
-        for key in left
-        if not (key.endswith(":meta") and shared_redis.client.hexists(key, "override"))
-    ]
+    left = without_overrides(shared_redis)
     assert not left, f"keys without an expiry were left behind: {left}"
 
 
@@ -168,11 +178,7 @@ def redis_cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
         server.client.flushall()
     yield shared_cluster
     for server in shared_cluster.servers:
-        left = [
-            key
-            for key in server.keys_without_expiry()
-            if not (key.endswith(":meta") and server.client.hexists(key, "override"))
-        ]
+        left = without_overrides(server)
         assert not left, f"keys without an expiry were left behind: {left}"
 
 
@@ -239,13 +245,12 @@ def state_of(queue: Queue) -> dict[str, Any]:
         state.update(agreements=queue._calls.agreements, holding=queue._calls.holding)
     layer: Any = queue._backend
     inner = layer._inner if hasattr(layer, "_inner") else layer.inner
-    state["journeys"] = getattr(layer, "_journeys", {})
+    state["recorders"] = getattr(layer, "_recorders", {})
+    state["leaving"] = getattr(layer, "_leaving", {})
     if isinstance(inner, InMemoryBackend):
         state["lines"] = inner._lines
-    elif isinstance(inner, RedisBackend) and inner._session is not None:
-        state["lines"] = inner._session.ledger.lines
-        state["passages"] = inner._session.ledger._passages
-        state["lanes"] = getattr(inner._session.link, "_lanes", {})
+    elif isinstance(inner, RedisBackend) and inner._driver is not None:
+        state["calls"] = inner._driver.calls
     return {name: value for name, value in state.items() if value}
 
 
@@ -255,9 +260,9 @@ UntilGranted = Callable[["asyncio.Future[Grant]", "float | None"], Awaitable[Gra
 def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) -> None:
     """Make every backend wait for its grants by `replacement`, to act between a grant and its task."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("genesis.backends.") and module is not waiting:
-            if hasattr(module, "until_granted"):
-                patch.setattr(module, "until_granted", replacement)
+        ours = name.startswith("genesis.backends.") and module is not waiting
+        if ours and hasattr(module, "until_granted"):
+            patch.setattr(module, "until_granted", replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -272,3 +277,16 @@ def collect_garbage() -> Iterator[None]:
     """A warning about something never awaited or closed belongs to the test that caused it."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def line(redis_server: RedisServer) -> Iterator[Line]:
+    yield Line(redis_server)
+    redis_server.client.flushall()
+
+
+@pytest.fixture
+def ear(redis_server: RedisServer) -> Iterator[Ear]:
+    ear = Ear(redis_server, "a", "b", "c")
+    yield ear
+    ear.close()

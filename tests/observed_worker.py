@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from genesis import Queue
-from genesis.observability import ObservabilityServer, set_up
+from genesis.observability import ObservabilityServer, configure
 from genesis.queue import RedisBackend
 from tests.worker import Process, Worker
 
@@ -41,7 +41,7 @@ def main(url: str, lease: str, queue_id: str, otlp: str, log: str) -> None:
     instance_id = backend.instance_id
     with (
         Path(log).open("w") as stream,
-        set_up(SERVICE, instance_id=instance_id, otlp_endpoint=otlp, log_stream=stream),
+        configure(SERVICE, instance_id=instance_id, otlp_endpoint=otlp, log_stream=stream),
     ):
         asyncio.run(run(backend, queue_id))
 

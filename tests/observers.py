@@ -76,7 +76,7 @@ class OtlpReceiver:
             span
             for span in self.spans
             if span.attributes.get("genesis.item_id") == item_id
-            and (not name or span.name.split(" ")[0] == name)
+            and (not name or span.name.removeprefix("queue.") == name)
         ]
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from types import TracebackType
 
 from tests.waiting import wait_until
@@ -33,6 +34,8 @@ class Relay:
         self.held_chunks = 0
         self.subscriber = False
         self.deaf = False  # replies are thrown away
+        self.forgotten = False
+        self._last_traffic = math.inf
         self._client: asyncio.StreamWriter | None = None
         self._server: asyncio.StreamWriter | None = None
 
@@ -84,6 +87,8 @@ class Relay:
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self._forget():
+                    continue
                 self.heard += data
                 if b"SUBSCRIBE" in data:
                     self.subscriber = True
@@ -104,6 +109,8 @@ class Relay:
     async def _answer(self, server: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(65536):
+                if self._forget():
+                    continue
                 self.answers += len(data)
                 self._down.put_nowait((self._arrival(), data))
         self._down.put_nowait((self._arrival(), b""))
@@ -114,6 +121,13 @@ class Relay:
                 if not self.deaf and not client.is_closing():
                     client.write(data)
                     await client.drain()
+
+    def _forget(self) -> bool:
+        """Whether the connection was without traffic for so long that it is forgotten."""
+        now = asyncio.get_running_loop().time()
+        self.forgotten = self.forgotten or now - self._last_traffic > self._proxy.forget_after
+        self._last_traffic = now
+        return self.forgotten
 
     def _arrival(self) -> float:
         return asyncio.get_running_loop().time() + self._proxy.delay
@@ -133,6 +147,9 @@ class TcpProxy:
         delay: seconds that every chunk takes, each way.
         mute: subscribers are held.
         refusing: new connections are closed at once.
+        stalled: see `stall`.
+        forget_after: seconds without traffic after which a connection is forgotten, as a NAT or a load
+            balancer does: whatever comes then is dropped without a word.
     """
 
     def __init__(self, target: int) -> None:
@@ -140,6 +157,8 @@ class TcpProxy:
         self.delay = 0.0
         self.mute = False
         self.refusing = False
+        self.stalled = False
+        self.forget_after = math.inf
         self.relays: list[Relay] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -169,6 +188,24 @@ class TcpProxy:
         for relay in self.relays:
             relay.release()
 
+    def stall(self) -> None:
+        """Let nothing pass any more, on this connection or a new one, until `resume`."""
+        self.stalled = True
+        for relay in self.relays:
+            relay.hold()
+            relay.deaf = True
+
+    def resume(self) -> None:
+        """New connections work again; those that are there are cut, and what they held is lost."""
+        self.stalled = False
+        for relay in self.relays:
+            relay.cut()
+
+    @property
+    def current(self) -> Relay:
+        """The connection that was made last."""
+        return self.relays[-1]
+
     async def __aenter__(self) -> TcpProxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -191,6 +228,9 @@ class TcpProxy:
             writer.transport.abort()
             return
         relay = Relay(self)
+        if self.stalled:
+            relay.hold()
+            relay.deaf = True
         self.relays.append(relay)
         task = asyncio.create_task(self._run(relay, reader, writer))
         self._tasks.add(task)

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple, get_args
 
 import promql_parser
 import yaml
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from genesis.observability import metrics, names
+from genesis.observability.histogram import FastHistogram
 from genesis.observability.metrics import instruments_of
+from genesis.observability.shared import SHARED
 
 __all__ = [
     "DASHBOARDS",
@@ -183,15 +186,14 @@ def sample_names() -> dict[str, frozenset[str]]:
     instruments = instruments_of(registry, metrics.WAIT_BUCKETS, lambda: 0.0)
     found = {}
     for instrument in vars(instruments).values():
-        if isinstance(instrument, metrics.FastHistogram):
+        if isinstance(instrument, FastHistogram):
             name, labels = instrument._name, frozenset(instrument._labelnames)
             found[f"{name}_bucket"] = labels | {"le"}
             found[f"{name}_count"] = found[f"{name}_sum"] = labels
-        elif isinstance(instrument, Gauge):
-            found[instrument._name] = frozenset(instrument._labelnames)
-        elif isinstance(instrument, Counter):
-            found[f"{instrument._name}_total"] = frozenset(instrument._labelnames)
-    for name in (names.DEPTH, names.IN_USE, names.LIMIT, names.OLDEST_WAIT):
+        elif isinstance(instrument, metrics.FastCounter):
+            suffix = "_total" if instrument._family is CounterMetricFamily else ""
+            found[instrument._name + suffix] = frozenset(instrument._labelnames)
+    for name, _ in SHARED:
         found[name] = frozenset({"queue", "backend"})
     return found
 
@@ -220,9 +222,8 @@ def label_sets(sample: str) -> dict[str, set[str]]:
         closed["outcome"] = set(get_args(outcomes[metric]))
     if metric in bounds:
         closed["le"] = {*map(floatToGoString, bounds[metric]), "+Inf"}
-    reasons = getattr(names, "DisruptionReason", None)
-    if reasons is not None:
-        closed["reason"] = set(get_args(reasons))
+    reasons: Any = names.RefusalReason if metric == names.REFUSED else names.DisruptionReason
+    closed["reason"] = set(get_args(reasons))
     return closed
 
 

@@ -151,6 +151,62 @@ async def test_a_timeout_beyond_all_floats_is_refused(queue: Queue) -> None:
         queue.slot("sales", timeout=10**400)
 
 
+BAD_SECONDS = [*BAD_TIMEOUTS, (None, TypeError), (86_401, ValueError), (float("inf"), ValueError)]
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_SECONDS, ids=named)
+@pytest.mark.parametrize("name", ["head_start", "keep_place"])
+async def test_bad_seconds_are_refused(
+    queue: Queue, name: str, value: Any, error: type[Exception]
+) -> None:
+    """A head start and the time for which a place is kept are 0 to 86,400 seconds."""
+    options = {name: value}
+    with pytest.raises(error, match=rf"'sales'.*{name}"):
+        queue.slot("sales", **options)
+    with pytest.raises(error, match=rf"'sales'.*{name}"):
+        queue.semaphore("sales", **options)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_OVERRIDES, ids=named)
+async def test_a_bad_max_waiting_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
+    """It is an int of 0 or more, or None."""
+    with pytest.raises(error, match=r"'sales'.*max_waiting"):
+        queue.slot("sales", max_waiting=value)
+    with pytest.raises(error, match=r"'sales'.*max_waiting"):
+        queue.semaphore("sales", max_waiting=value)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_TIMEOUTS, ids=named)
+async def test_a_bad_pace_of_a_watch_is_refused(
+    queue: Queue, value: Any, error: type[Exception]
+) -> None:
+    """Seconds; `every` is more than 0. Raised when watch() is called."""
+    for name in ("every", "at_least"):
+        with pytest.raises(error, match=rf"'sales'.*{name}"):
+            queue.watch("sales", "call", **{name: value})
+        with pytest.raises(error, match=rf"'sales'.*{name}"):
+            queue.slot("sales").watch(**{name: value})
+    with pytest.raises(ValueError, match=r"'sales'.*every"):
+        queue.watch("sales", "call", every=0)
+
+
+@pytest.mark.parametrize("value", [7, b"31", 1.5, ["31"]], ids=named)
+async def test_a_place_token_that_is_no_text_is_refused(queue: Queue, value: Any) -> None:
+    """For its form and its queue see the tests of kept places."""
+    with pytest.raises(TypeError, match=r"'sales'.*place_token"):
+        queue.slot("sales", place_token=value)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_TIMEOUTS, ids=named)
+async def test_a_bad_timeout_of_drain_is_refused(
+    queue: Queue, value: Any, error: type[Exception]
+) -> None:
+    """And the queue is not drained."""
+    with pytest.raises(error, match=r"drain.*timeout"):
+        await queue.drain(value)
+    assert not queue.draining
+
+
 @pytest.mark.parametrize("arguments", [(), ("sales", "item"), ("sales", "item", 1, 2.0)])
 def test_only_the_queue_id_of_a_slot_is_positional(arguments: tuple[Any, ...]) -> None:
     """slot("sales", "item") is refused rather than guessed at."""

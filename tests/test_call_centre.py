@@ -608,23 +608,24 @@ class Unfair(InMemoryBackend):
         self.calls = 0
         self.outside: list[tuple[int, asyncio.Event]] = []  # who goes in after which call
 
-    async def enter(self, entry: EnterRequest) -> EnterResult:
+    async def enter(self, request: EnterRequest) -> EnterResult:
         self.calls += 1
         if self.calls % 10 == 0:
             door = asyncio.Event()
             self.outside.append((self.calls + 3, door))
             await door.wait()
-        admission = await super().enter(entry)
+        admission = await super().enter(request)
         self.let_in()
         return admission
 
-    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
-        departure = await super().leave(ticket, context)
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
+        result = super().leave(ticket, context, keep_place)
         self.let_in()
-        return departure
+        return result
 
     def let_in(self) -> None:
-        while self.outside and (self.outside[0][0] <= self.calls or not self._lines):
+        idle = not any(line.waiting or line.holding for line in self._lines.values())
+        while self.outside and (self.outside[0][0] <= self.calls or idle):
             self.outside.pop(0)[1].set()
 
 

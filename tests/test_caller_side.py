@@ -1,4 +1,4 @@
-"""What callers and operators ask of a waiting line, over every backend, bare and observed, on both loops.
+"""What callers and operators ask of a waiting line, over every backend, on both event loops.
 
 Themes: deadlines, full lines, head starts, kept places, statistics, watching, draining, disconnecting.
 """
@@ -350,7 +350,7 @@ async def test_a_kept_place_blocks_nobody_and_can_be_kept_again(line: Line) -> N
     last = await line.call("last", place_token=again.request.place_token)
     assert last.request.resumed
     assert await line.waiting() == ["last", "b"]
-    line.calls = line.calls[2:4] + [last]
+    line.calls = [*line.calls[2:4], last]
     assert await line.grants() == ["a", "last", "b"]
 
 
@@ -391,7 +391,9 @@ async def test_tokens_of_other_queues_and_none_at_all_are_refused(line: Line) ->
 async def test_the_time_that_entering_takes_counts(queue: Queue, monkeypatch: Any) -> None:
     """The wait gets what is left of the timeout, not all of it again."""
     backend = queue._backend
-    enter, given, told = backend.enter, [], []
+    enter = backend.enter
+    given: list[float] = []
+    told: list[float | None] = []
 
     async def slow_enter(request: Any) -> Any:
         told.append(request.timeout)
@@ -402,13 +404,14 @@ async def test_the_time_that_entering_takes_counts(queue: Queue, monkeypatch: An
     wait = backend.wait
 
     async def noting_wait(ticket: Ticket, timeout: float | None) -> Any:
+        assert timeout is not None
         given.append(timeout)
         return await wait(ticket, timeout)
 
     async with queue.slot("sales"):
         monkeypatch.setattr(backend, "enter", slow_enter, raising=False)
         monkeypatch.setattr(backend, "wait", noting_wait, raising=False)
-        with pytest.raises(QueueTimeoutError, match="0.2 s"):
+        with pytest.raises(QueueTimeoutError, match=r"0\.2 s"):
             async with queue.slot("sales", timeout=0.2):
                 pytest.fail("entered")
         with pytest.raises(QueueTimeoutError):
@@ -537,7 +540,7 @@ async def test_one_command_a_tick_for_all_that_are_watched(line: Line, monkeypat
 
 
 async def test_the_expected_wait_is_in_the_status(line: Line) -> None:
-    """`ceil(position / limit)` mean holds; None in a paused queue."""
+    """Position / limit mean holds; None in a paused queue."""
     mean = await learn_holds(line.queue)
     for number in range(7):
         await line.call(f"call-{number}", max_concurrent=2)
@@ -545,7 +548,7 @@ async def test_the_expected_wait_is_in_the_status(line: Line) -> None:
     for number in range(2, 7):
         status = await anext(line.queue.watch("sales", f"call-{number}"))
         expected.append(status.expected_wait)
-    assert expected == pytest.approx([n * mean for n in (1, 1, 2, 2, 3)], rel=0.01)
+    assert expected == pytest.approx([position / 2 * mean for position in range(1, 6)], rel=0.01)
     await line.queue.set_limit("sales", 0)
     assert (await anext(line.queue.watch("sales", "call-6"))).expected_wait is None
     await line.queue.set_limit("sales", None)
@@ -665,7 +668,8 @@ class Request:
 async def test_the_wait_ends_when_the_client_has_gone(line: Line) -> None:
     """The block is cancelled and left in peace; what comes after it runs."""
     await line.call("holder")
-    request, ended = Request(), []
+    request = Request()
+    ended: list[bool] = []
 
     async def handle() -> str:
         async with until_gone(request) as client, line.queue.slot("sales", item_id="web"):

@@ -37,7 +37,6 @@ def company() -> Iterator[Company]:
 
 async def judged(company: Company, **options: Any) -> tuple[Campaign, Verdict]:
     campaign = await play(company, Play(**{"seconds": SECONDS, "lease": LEASE, **options}))
-    campaign.server.close()
     return campaign, check(campaign.history)
 
 

@@ -280,7 +280,7 @@ def test_an_evicted_holder_holds_no_longer(tale: Tale) -> None:
 @pytest.mark.parametrize(("found", "trouble"), [(0, False), (0, True), (1, False)])
 def test_a_holder_that_was_evicted_in_vain_holds_on(tale: Tale, found: int, trouble: bool) -> None:
     """The eviction found nobody: no reason for a second holder, unless that answer may be wrong."""
-    tale.call("1", 0.0, grant=0.1, leave=5.0)
+    tale.call("1", 0.0, grant=0.1, leave=4.5)
     tale.say(0.5, "evict", "b", "q", "1")
     tale.say(0.6, "evicted", "b", "q", "1", count=found)
     tale.call("2", 1.0, who="b", grant=1.1, leave=4.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,10 +37,6 @@ async def queue(redis_server: RedisServer) -> AsyncIterator[Queue]:
     backend = RedisBackend(redis_server.url, lease=QUIET)
     async with Queue(backend, telemetry=telemetry) as queue:
         await queue.ping()
-        session = backend._session
-        assert session is not None
-        # Who waits before it hears is asked about once more.
-        await wait_until(lambda: session.listening_since < math.inf, "the subscriber listens")
         redis_server.client.config_resetstat()
         yield queue
         await assert_nothing_kept(queue)

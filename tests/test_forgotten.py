@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -132,6 +132,38 @@ async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
         asyncio.get_running_loop().call_soon(gc.collect)
     await asyncio.wait_for(waiter, 2)
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+    await assert_nothing_kept(queue)
+
+
+@pytest.mark.parametrize("how", ["slot", "semaphore"])
+async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, how: str) -> None:
+    """With the next turn of the loop, whether it holds or waits, closed or dropped; no warning."""
+    semaphore = queue.semaphore("sales", 1)
+
+    def enter() -> Any:
+        return queue.slot("sales", max_concurrent=1) if how == "slot" else semaphore
+
+    async def hold() -> AsyncIterator[int]:
+        async with enter():
+            yield 1
+            yield 2
+
+    async def wait() -> None:
+        async with enter():
+            pytest.fail("entered")
+
+    async for _ in hold():
+        break
+    generator = hold()
+    await asyncio.wait_for(anext(generator), 5)
+    await generator.aclose()  # type: ignore[attr-defined]
+    async with enter():
+        waiting = wait()
+        waiting.send(None)  # a coroutine without a task
+        await wait_until(lambda: _waits(queue), "it waits")
+        waiting.close()
+        await quiesce()
+        assert (await queue.stats("sales"))[:2] == (0, 1)
     await assert_nothing_kept(queue)
 
 

@@ -33,6 +33,7 @@ from genesis.backends.protocol import (
     Grant,
     Heartbeat,
     LeaveResult,
+    Left,
     LimitDisagreement,
     QueueBackend,
     Reclaimed,
@@ -100,6 +101,12 @@ def of(span: Any) -> dict[str, Any]:
     return dict(span.attributes)
 
 
+def caller(telemetry: Telemetry) -> Any:
+    """The span of whoever calls, current while it is entered."""
+    assert telemetry.tracer_provider is not None
+    return telemetry.tracer_provider.get_tracer("the caller's").start_as_current_span("caller")
+
+
 def errors(registry: CollectorRegistry, sink: str) -> float:
     return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": sink}) or 0
 
@@ -120,67 +127,90 @@ async def send_wait(backend: QueueBackend) -> None:
     await backend.set_limit("sales", 2)
     await waiting
     for admission in (holder, waiter):
-        await backend.leave(admission.ticket)
+        backend.leave(admission.ticket)
 
 
 async def send_leave(backend: QueueBackend) -> None:
-    await backend.leave((await enter(backend)).ticket)
+    backend.leave((await enter(backend)).ticket)
 
 
 # operation -> what sends it through once, the span and the log event that tell of it
 SENT: dict[str, tuple[Callable[[QueueBackend], Any], str, str]] = {
-    "enter": (enter, "enqueue sales", "enqueued"),
-    "wait": (send_wait, "wait sales", "granted"),
-    "leave": (send_leave, "release sales", "released"),
-    "set_limit": (lambda b: b.set_limit("sales", 3), "set_limit sales", "limit_changed"),
-    "stats": (lambda b: b.stats("sales"), "stats sales", "inspected"),
-    "position": (lambda b: b.position("sales", "call-1"), "position sales", "inspected"),
-    "entries": (lambda b: b.entries("sales"), "entries sales", "inspected"),
-    "evict": (lambda b: b.evict("sales", "call-1"), "evict sales", "evicted"),
-    "ping": (lambda b: b.ping(), "ping", "inspected"),
-    "close": (lambda b: b.close(), "close", "closed"),
+    "enter": (enter, "queue.enqueue", "enqueued"),
+    "wait": (send_wait, "queue.wait", "granted"),
+    "leave": (send_leave, "queue.release", "released"),
+    "set_limit": (lambda b: b.set_limit("sales", 3), "queue.set_limit", "limit_changed"),
+    "stats": (lambda b: b.stats("sales"), "queue.stats", "inspected"),
+    "wait_status": (
+        lambda b: b.wait_status("sales", ["call-1"]),
+        "queue.wait_status",
+        "inspected",
+    ),
+    "flush": (lambda b: b.flush(), "queue.flush", "inspected"),
+    "entries": (lambda b: b.entries("sales"), "queue.entries", "inspected"),
+    "evict": (lambda b: b.evict("sales", "call-1"), "queue.evict", "evicted"),
+    "ping": (lambda b: b.ping(), "queue.ping", "inspected"),
+    "close": (lambda b: b.close(), "queue.close", "closed"),
 }
 
 
 def test_every_operation_of_the_protocol_is_sent_below() -> None:
     """The table of the next test leaves out no operation of the protocol."""
-    protocol = {n for n, member in vars(QueueBackend).items() if inspect.iscoroutinefunction(member)}
-    assert set(SENT) == protocol == set(get_args(names.Operation))
+    protocol = {n for n, m in vars(QueueBackend).items() if inspect.isfunction(m) and n[0] != "_"}
+    assert set(SENT) == protocol - {"listen", "lapsed"} == set(get_args(names.Operation))
 
 
 @pytest.mark.parametrize("operation", get_args(names.Operation))
 async def test_each_operation_has_its_sample_its_span_and_its_log_event(
     observed: ObservedBackend,
     registry: CollectorRegistry,
+    telemetry: Telemetry,
     spans: Spans,
     events: Callable[[], list[str]],
     operation: str,
 ) -> None:
-    """One sample in the operation histogram, with outcome ok; one span; one event."""
+    """One sample in the operation histogram, with outcome ok; one span in a trace; one event."""
     send, span, event = SENT[operation]
     if operation == "evict":
         await enter(observed)  # somebody to evict
-    await send(observed)
+    with caller(telemetry):
+        if inspect.isawaitable(sending := send(observed)):
+            await sending
+    await quiesce()
     assert operations(registry, operation) == 1
-    assert [found.name.strip() for found in spans.get_finished_spans()].count(span) == 1
+    found = [s.name for s in spans.get_finished_spans()].count(span)
+    assert found == (0 if operation == "ping" else 1)
     assert event in events()
 
 
+@pytest.mark.parametrize("operation", ["set_limit", "stats", "wait_status", "entries", "ping", "close"])
+async def test_no_inspection_begins_a_trace(
+    observed: ObservedBackend, spans: Spans, operation: str
+) -> None:
+    """A probe every few seconds would fill the first page of every search."""
+    await SENT[operation][0](observed)
+    assert spans.get_finished_spans() == ()
+
+
 @pytest.mark.parametrize(
-    "operation", sorted(set(get_args(names.Operation)) - {"leave", "close", "wait"})
+    "operation", sorted(set(get_args(names.Operation)) - {"leave", "flush", "close", "wait"})
 )
 async def test_each_operation_that_fails_is_counted_as_unavailable(
-    observed: ObservedBackend, registry: CollectorRegistry, spans: Spans, operation: str
+    observed: ObservedBackend,
+    registry: CollectorRegistry,
+    telemetry: Telemetry,
+    spans: Spans,
+    operation: str,
 ) -> None:
     """The error passes through; the sample and the span tell of it."""
     await observed.close()
-    with pytest.raises(BackendUnavailableError):
+    with caller(telemetry), pytest.raises(BackendUnavailableError):
         await SENT[operation][0](observed)
     assert operations(registry, operation, "unavailable") == 1
     assert operations(registry, operation) is None
     failed = [s for s in spans.get_finished_spans() if s.status.status_code is StatusCode.ERROR]
-    assert failed
-    assert {of(s)["error.type"] for s in failed} == {"BackendUnavailableError"}
+    assert bool(failed) == (operation != "ping")
+    assert {of(s)["error.type"] for s in failed} <= {"BackendUnavailableError"}
 
 
 async def test_the_outcomes_of_a_wait_are_told_apart(
@@ -349,11 +379,39 @@ async def test_each_item_has_exactly_one_wait_observation(
 ) -> None:
     """However the wait ends, it is observed once, with its outcome, and the gauges are back at 0."""
     await end_as(queue, outcome)
-    assert waits(registry) == {"timeout" if outcome == "refused" else outcome: 1}
+    assert waits(registry) == ({} if outcome == "refused" else {outcome: 1})
     assert holds(registry) == ({"released": 1} if outcome == "granted" else {})
     assert gauges(registry) == (0, 0)
     enqueued = registry.get_sample_value("genesis_queue_position_at_enqueue_count", {"queue": "sales"})
     assert enqueued == (0 if outcome == "refused" else 1)
+
+
+def refusals(registry: CollectorRegistry, queue: str = "sales") -> dict[str, float | None]:
+    name = "genesis_queue_refused_total"
+    reasons = get_args(names.RefusalReason)
+    return {r: registry.get_sample_value(name, {"queue": queue, "reason": r}) for r in reasons}
+
+
+async def test_a_refusal_is_counted_with_its_reason_and_is_no_wait(
+    observed: ObservedBackend,
+    registry: CollectorRegistry,
+    spans: Spans,
+    events: Callable[[], list[str]],
+) -> None:
+    """busy, full and draining: a counter each, an event, an outcome that is not an error."""
+    await enter(observed, "holder")
+    refused = await enter(observed, "refused", only_if_free=True)
+    assert refused.refusal == "busy"
+    refused = await observed.enter(EnterRequest("sales", "refused", max_waiting=0))
+    assert refused.refusal == "full"
+    observed.refused("sales", "refused", "draining")
+    assert refusals(registry) == {"full": 1, "busy": 1, "draining": 1}
+    assert waits(registry) == {"granted": 1}
+    assert gauges(registry) == (0, 1)
+    assert events() == ["enqueued", "granted", "refused", "refused", "refused"]
+    turned_away = [s for s in spans.named("acquire") if of(s)["genesis.item_id"] == "refused"]
+    assert [of(s)["genesis.outcome"] for s in turned_away] == ["busy", "full", "draining"]
+    assert not any(s.status.status_code is StatusCode.ERROR for s in spans.get_finished_spans())
 
 
 async def test_a_wait_cancelled_after_its_grant_is_observed_once(
@@ -578,7 +636,7 @@ async def test_the_spans_of_a_call_that_waited(
         assert len(spans.named("wait")) == 0  # it still waits, and is visible already
     await task
     mine = {
-        s.name.split(" ")[0]: s
+        s.name.removeprefix("queue."): s
         for s in spans.get_finished_spans()
         if s.name in ("call", "talk", "after") or of(s)["genesis.item_id"] == "waiter"
     }
@@ -606,15 +664,11 @@ async def test_the_spans_of_a_call_that_waited(
     }
     for name in kinds:
         span = mine[name]
-        assert span.name == f"{name} sales"
         assert of(span)["genesis.item_id"] == "waiter"
         assert of(span)["genesis.queue_id"] == "sales"
         assert of(span)["genesis.instance_id"] == queue.instance_id
         assert of(span)["genesis.backend"] == "memory"
         assert span.status.status_code is not StatusCode.ERROR
-    for name in ("enqueue", "hold", "release"):
-        assert of(mine[name])["messaging.message.id"] == "waiter"
-        assert of(mine[name])["messaging.destination.name"] == "sales"
     assert of(mine["enqueue"])["genesis.position"] == 1
     assert of(mine["enqueue"])["genesis.depth"] == 1
     assert of(mine["wait"])["genesis.outcome"] == "granted"
@@ -671,30 +725,85 @@ async def test_no_span_is_left_open(
     assert ("error.type" in of(acquire)) == failed
 
 
-class SlowToLeave(InMemoryBackend):
-    """Answers `leave` only once it is `told` to."""
+class TellsLater(InMemoryBackend):
+    """Does not know at once what a `leave` did; `tell` has the `Left` events come."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = asyncio.Event()
+        self.owed: list[Left] = []
 
-    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
-        departure = await super().leave(ticket, context)
-        await self.told.wait()
-        return departure
+    def leave(  # type: ignore[override]
+        self, ticket: Ticket, context: str = "", keep_place: float = 0.0
+    ) -> LeaveResult | None:
+        self.owed.append(Left(ticket, super().leave(ticket, context, keep_place), confirmed=True))
+        return None
+
+    def tell(self, *, confirmed: bool = True) -> None:
+        while self.owed:
+            self._emit(self.owed.pop(0)._replace(confirmed=confirmed))
 
 
-async def test_a_release_that_is_cancelled_has_not_failed(telemetry: Telemetry, spans: Spans) -> None:
-    """The slot is given back all the same: its `release` ends, and not as an error."""
-    queue = Queue(SlowToLeave(), telemetry=telemetry)
-    leaving = asyncio.create_task(end_as(queue, "granted"))
-    await quiesce()
-    leaving.cancel()
-    await asyncio.wait({leaving})
-    assert leaving.cancelled()
+async def test_a_release_is_observed_when_its_reply_comes(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """The hold is observed at once, and its span; the release with the `Left` event, with its links."""
+    inner = TellsLater()
+    queue = Queue(inner, telemetry=telemetry)
+    waiting = asyncio.create_task(end_as(queue, "granted"))
+    async with queue.slot("sales", item_id="holder"):
+        waiting.cancel()
+        heir = asyncio.create_task(end_as(queue, "granted"))
+        await quiesce()
+    await heir
+    assert holds(registry) == {"released": 2}
+    assert len(spans.named("hold")) == 2
+    assert spans.named("release") == []
+    assert not operations(registry, "leave")
+    inner.tell()
+    assert operations(registry, "leave") == 2 + len(inner.owed)
+    holder = next(s for s in spans.named("release") if of(s)["genesis.item_id"] == "holder")
+    assert [link.attributes["genesis.item_id"] for link in holder.links] == ["secret-item"]
+    assert not state_of(queue)
+
+
+async def test_a_release_without_a_reply_is_unconfirmed(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """Its operation and its span are told apart; it is not an error."""
+    inner = TellsLater()
+    queue = Queue(inner, telemetry=telemetry)
+    await end_as(queue, "granted")
+    inner.tell(confirmed=False)
+    assert operations(registry, "leave", "unconfirmed") == 1
+    assert not operations(registry, "leave")
     (release,) = spans.named("release")
+    assert of(release)["genesis.outcome"] == "unconfirmed"
     assert release.status.status_code is not StatusCode.ERROR
-    assert "error.type" not in of(release)
+    inner.tell()
+    assert not state_of(queue)
+
+
+class Watched(InMemoryBackend):
+    """Notes what was observed by the time that the slot is given back."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        super().__init__()
+        self._look = look
+        self.seen: list[Any] = []
+
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
+        self.seen.append((self._look(), bool(context)))
+        return super().leave(ticket, context, keep_place)
+
+
+async def test_the_release_is_sent_before_the_hold_is_observed(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """Whoever waits for the slot does not wait for telemetry; the context of the hold goes along."""
+    inner = Watched(lambda: (holds(registry), len(spans.named("hold"))))
+    await end_as(Queue(inner, telemetry=telemetry), "granted")
+    assert inner.seen == [(({}, 0), True)]
+    assert holds(registry) == {"released": 1}
 
 
 async def test_a_body_s_own_timeout_is_not_told_as_the_queue_s(queue: Queue, spans: Spans) -> None:
@@ -729,7 +838,8 @@ def test_a_call_that_outlives_its_loop_ends_its_spans(
     loop.run_until_complete(asyncio.wait({task := loop.create_task(holding)}, timeout=0.01))
     loop.close()
     holding.close()
-    assert [span.name for span in spans.get_finished_spans()][-2:] == ["hold sales", "release sales"]
+    ended = [span.name for span in spans.get_finished_spans()]
+    assert ended[-3:] == ["queue.hold", "queue.release", "queue.slot"]
     assert errors(registry, "traces") == 0
     assert gauges(registry) == (0, 0)
     assert not state_of(queue)
@@ -745,7 +855,7 @@ class SickFor(Sampler):
     def should_sample(
         self, parent_context: Context | None, trace_id: int, name: str, *args: Any, **options: Any
     ) -> SamplingResult:
-        if name.startswith(self._kind):
+        if name == f"queue.{self._kind}":
             raise SickError
         return ALWAYS_ON.should_sample(parent_context, trace_id, name, *args, **options)
 
@@ -828,20 +938,20 @@ async def test_what_a_backend_tells_bears_no_call_s_context(
     await quiesce()
     assert [r.__dict__["event"] for r in caplog.records] == ["backend_unavailable", "reclaimed", "lost"]
     assert not any("caller" in r.__dict__ for r in caplog.records)
-    await observed.leave(ticket)
+    observed.leave(ticket)
 
 
 async def test_a_refused_call_is_not_told_as_enqueued(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """timeout=0 without a free slot never stood in line: `timeout`, and no `enqueued` before it."""
+    """timeout=0 without a free slot never stood in line: `refused`, and no `enqueued` before it."""
     caplog.set_level(logging.DEBUG, "genesis.tests")
     async with queue.slot("sales"):
         with pytest.raises(QueueTimeoutError):
             async with queue.slot("sales", item_id="refused", timeout=0):
                 pytest.fail("two in a queue with limit 1")
     told = [r.__dict__["event"] for r in caplog.records if r.__dict__.get("item_id") == "refused"]
-    assert told == ["timeout"]
+    assert told == ["refused"]
 
 
 async def test_evicting_nobody_is_not_told_as_evicted(
@@ -926,11 +1036,11 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
             raise SickError
 
     ticket = (await backend.enter(EnterRequest("sales", "call"))).ticket
-    await backend.leave(ticket)
+    backend.leave(ticket)
     for operation in ("enter", "leave"):
         backend._well[operation] = fickle
     for _ in range(10):
-        await backend.leave((await backend.enter(EnterRequest("sales", "call"))).ticket)
+        backend.leave((await backend.enter(EnterRequest("sales", "call"))).ticket)
     assert (asked, errors(registry, "metrics")) == (20, 10)
 
 
@@ -959,7 +1069,7 @@ async def test_a_failing_tracer_or_logger_keeps_no_metric_back(
 ) -> None:
     """The sinks are independent of each other: every call is counted all the same."""
     await use_everything(Queue(telemetry=SICK[sick][1](registry)))
-    assert waits(registry) == {"granted": 3, "cancelled": 1, "evicted": 1, "timeout": 2, "error": 1}
+    assert waits(registry) == {"granted": 3, "cancelled": 1, "evicted": 1, "timeout": 1, "error": 1}
     assert holds(registry) == {"released": 1, "evicted": 1, "error": 1}
     assert gauges(registry) == (0, 0)
 

@@ -92,7 +92,7 @@ async def test_spans_end_in_a_runtime_context_of_another_kind(
     queue = Queue(telemetry=telemetry)
     async with queue.slot("sales"):
         pass
-    assert {span.name for span in spans.get_finished_spans()} >= {"hold sales", "release sales"}
+    assert {span.name for span in spans.get_finished_spans()} >= {"queue.hold", "queue.release"}
     assert not opentelemetry.trace.get_current_span().get_span_context().is_valid
     errors = {"sink": "traces"}
     assert registry.get_sample_value("genesis_telemetry_errors_total", errors) == 0

@@ -21,18 +21,16 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from genesis import EvictedError, Queue
 from genesis.backends.protocol import EnterRequest, EnterResult, QueueStats, State
-from genesis.backends.redis import link
+from genesis.backends.redis import errors
 from genesis.observability import Telemetry, names
+from genesis.observability.histogram import MAX_UNSETTLED, Distribution, FastHistogram
 from genesis.observability.metrics import (
     CROWDED_IDLE_SECONDS,
     IDLE_SECONDS,
     MAX_QUEUES,
-    MAX_UNSETTLED,
     WAIT_BUCKETS,
-    Distribution,
-    FastHistogram,
-    SharedGauges,
 )
+from genesis.observability.shared import SharedGauges
 from genesis.queue import InMemoryBackend
 from tests.waiting import quiesce, wait_until
 
@@ -205,7 +203,7 @@ def test_observing_within_a_reading_waits_for_nothing() -> None:
             child.observe(0.5, {"trace_id": str(number)})
     counts, _, exemplars = child.read()
     assert counts == [600, 0]
-    assert exemplars == {0: ({"trace_id": "599"}, 0.5)}
+    assert (exemplars[0].labels, exemplars[0].value) == ({"trace_id": "599"}, 0.5)
 
 
 def test_threads_that_observe_and_read_at_once_lose_nothing() -> None:
@@ -373,10 +371,11 @@ async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRe
 
 def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
     """What the backend calls its disruptions is what the counter, rules and panels know."""
-    source = Path(link.__file__).parent
-    said = {reason for _, reason in link._REASONS} | {link.reason_of(Exception())}
-    said |= set(re.findall(r'Disrupted\("(\w+)"', (source / "heartbeat.py").read_text()))
-    assert said == set(get_args(names.DisruptionReason))
+    told = {reason for _, reason in errors._REASONS} | {errors.reason_of(Exception())}
+    told |= set(errors._REASONS_OF_REPLIES.values())
+    source = (Path(errors.__file__).parent / "delivery.py").read_text()
+    told |= set(re.findall(r'Disrupted\("(\w+)"', source))
+    assert told == set(get_args(names.DisruptionReason))
 
 
 async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
@@ -392,18 +391,21 @@ async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
 
 
 def test_a_stale_shared_gauge_is_gone() -> None:
-    """A snapshot is shown for three heartbeats and not a moment longer."""
+    """A snapshot is shown for three heartbeats and not a moment longer; its limit for a minute."""
     clock = Clock()
-    gauges = SharedGauges(clock, lambda: None, lambda label: label == "sales")
-    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5), heartbeat=5)
+    gauges = SharedGauges(clock, lambda label: label == "sales")
+    gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5, 6.5), heartbeat=5)
 
     def shown() -> dict[str, Any]:
         return {s.name: s.value for family in gauges.collect() for s in family.samples}
 
-    assert shown() == {names.DEPTH: 3, names.IN_USE: 1, names.LIMIT: 2, names.OLDEST_WAIT: 4.5}
+    counts = {names.DEPTH: 3, names.IN_USE: 1, names.LIMIT: 2}
+    assert shown() == {**counts, names.OLDEST_WAIT: 4.5, names.OLDEST_HOLD: 6.5}
     clock.now += 15
-    assert shown()
+    assert shown()[names.DEPTH] == 3
     clock.now += 0.1
+    assert shown() == {names.LIMIT: 2}
+    clock.now += 45
     assert shown() == {}
 
 

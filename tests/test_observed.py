@@ -88,7 +88,7 @@ async def test_traces_exemplars_and_logs_tell_one_story_of_a_call(
     """A call's spans come from its instance, link to its neighbours', and share a trace_id with all."""
     await hand_on_three_calls(site)
     otlp, two = site.otlp, site.workers[1]
-    chosen = {span.name.split(" ")[0]: span for span in otlp.of("chosen")}
+    chosen = {span.name.removeprefix("queue."): span for span in otlp.of("chosen")}
     assert set(chosen) == {"acquire", "enqueue", "wait", "hold", "release"}
     assert {span.attributes["genesis.instance_id"] for span in chosen.values()} == {two.instance_id}
     assert {span.instance for span in chosen.values()} == {two.instance_id}

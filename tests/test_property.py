@@ -31,6 +31,7 @@ from genesis.backends import waiting
 from genesis.backends.protocol import Grant
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
+from genesis.queue.request import SlotRequest
 from genesis.queue.slot import Slot
 from tests.conftest import replace_until_granted, state_of
 from tests.redis_server import RedisServer
@@ -56,9 +57,12 @@ class Call:
     item_id: str
     limit: int | None
     instance: int
+    head_start: int = 0  # hours; entering takes no time beside them
+    place: tuple[int, int] = (0, 0)  # by which the line is ordered
     go: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     slot: Slot | None = None
+    request: SlotRequest | None = None
 
     def __repr__(self) -> str:
         return f"{self.item_id}{self.number}"
@@ -73,6 +77,7 @@ class Model:
         self.override: int | None = None
         self.named: int | None = None  # the call sites' number that came last
         self.grants: list[Call] = []
+        self.kept: list[Call] = []  # who left a place, and may take it again
 
     @property
     def limit(self) -> int:
@@ -83,12 +88,19 @@ class Model:
             self.named = call.limit
         self._grant()
         self.waiting.append(call)
+        self.waiting.sort(key=lambda call: call.place)
         self._grant()
 
     def would_refuse(self, limit: int | None) -> bool:
         """Whether timeout=0 finds no slot, after the newcomer's number has come into force."""
         number = self.override if self.override is not None else limit or self.named or 1
         return len(self.holding) + len(self.waiting) >= number
+
+    def would_be_full(self, limit: int | None, most: int) -> bool:
+        """Whether max_waiting refuses a newcomer, after its number has come into force."""
+        number = self.override if self.override is not None else limit or self.named or 1
+        waiting = max(0, len(self.waiting) - max(0, number - len(self.holding)))
+        return self.would_refuse(limit) and waiting >= most
 
     def refuse(self, limit: int | None) -> None:
         if limit is not None:
@@ -168,15 +180,29 @@ class Line(RuleBasedStateMachine):
 
     # -- calls --------------------------------------------------------------------------------------
 
-    def start(self, item_id: str, limit: int | None, instance: int, timeout: float | None) -> Call:
-        call = Call(next(self.numbers), item_id, limit, instance)
-        call.task = self.loop.create_task(self.body(call, timeout))
+    def start(
+        self,
+        item_id: str,
+        limit: int | None,
+        instance: int,
+        timeout: float | None,
+        head_start: int = 0,
+        **options: Any,
+    ) -> Call:
+        call = Call(next(self.numbers), item_id, limit, instance, head_start)
+        call.place = (-head_start, call.number)
+        call.request = self.queues[instance].slot(
+            QUEUE_ID,
+            item_id=item_id,
+            max_concurrent=limit,
+            timeout=timeout,
+            head_start=3600 * head_start,
+            **options,
+        )
+        call.task = self.loop.create_task(self.body(call, call.request))
         return call
 
-    async def body(self, call: Call, timeout: float | None) -> None:
-        request = self.queues[call.instance].slot(
-            QUEUE_ID, item_id=call.item_id, max_concurrent=call.limit, timeout=timeout
-        )
+    async def body(self, call: Call, request: SlotRequest) -> None:
         async with request as call.slot:
             self.entered.append(call)
             await call.go.wait()
@@ -227,21 +253,24 @@ class Line(RuleBasedStateMachine):
             assert call.slot is not None
             assert entry.fencing_token == call.slot.fencing_token
             assert not call.slot.lost
+        last = len(self.queues) - 1
         for item_id in ("ann", "bob", "cy"):
-            names = [c.item_id for c in model.waiting]
-            place = names.index(item_id) + 1 if item_id in names else None
+            alike = [
+                (c.instance != last, n) for n, c in enumerate(model.waiting, 1) if c.item_id == item_id
+            ]
+            place = min(alike)[1] if alike else None  # an instance's own ones come first
             assert await queue.position(QUEUE_ID, item_id) == place
 
     # -- rules --------------------------------------------------------------------------------------
 
-    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
-    def enter(self, item_id: str, limit: int | None, pick: int) -> None:
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS, head_start=st.sampled_from([0, 0, 0, 1, 5]))
+    def enter(self, item_id: str, limit: int | None, pick: int, head_start: int) -> None:
         """A call enters, and is granted or waits; one that disagrees on the limit does neither."""
 
         async def work() -> None:
             instance = pick % len(self.queues)
             agreed = self.agreed(instance)
-            call = self.start(item_id, limit, instance, 3600)
+            call = self.start(item_id, limit, instance, 3600, head_start)
             if limit is not None and agreed not in (None, limit):
                 await self.ended(call, "LimitMismatchError")
             else:
@@ -273,6 +302,62 @@ class Line(RuleBasedStateMachine):
                 await self.ended(call, "expire")
             else:
                 self.model.enter(call)
+
+        self.run(work())
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS, most=st.integers(0, 3))
+    def enter_if_not_full(self, item_id: str, limit: int | None, pick: int, most: int) -> None:
+        """max_waiting refuses exactly if no slot is free and so many wait."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            if limit is not None and self.agreed(instance) not in (None, limit):
+                return
+            refused = self.model.would_be_full(limit, most)
+            call = self.start(item_id, limit, instance, 3600, max_waiting=most)
+            if refused:
+                self.model.refuse(limit)
+                await self.ended(call, "QueueFullError")
+            else:
+                self.model.enter(call)
+                await self.in_line(call)
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(item_id=ITEMS, pick=PICKS, keep=st.booleans())
+    def drop(self, item_id: str, pick: int, keep: bool) -> None:
+        """A waiter is cancelled and leaves its place, which counts nowhere from then on."""
+
+        async def work() -> None:
+            call = self.model.waiting[pick % len(self.model.waiting)]
+            assert call.request is not None
+            call.request._keep_place = 3600.0 if keep else 0.0
+            self.end_wait(call, False)
+            self.model.remove(call)
+            self.model.kept.append(call)
+            call.head_start = 0 if keep else -1  # whether its place is still there
+            await self.ended(call, "cancel")
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.kept)
+    @rule(pick=PICKS, instance=PICKS)
+    def resume(self, pick: int, instance: int) -> None:
+        """With a token, a call stands where the first one stood, once; else at the end of the line."""
+
+        async def work() -> None:
+            first = self.model.kept[pick % len(self.model.kept)]
+            assert first.request is not None
+            token = first.request.place_token
+            kept, first.head_start = first.head_start == 0, -1
+            call = self.start("cy", None, instance % len(self.queues), 3600, place_token=token)
+            if kept:
+                call.place = first.place
+            self.model.enter(call)
+            await self.in_line(call)
+            assert call.request is not None
+            assert call.request.resumed is kept
 
         self.run(work())
 
@@ -450,7 +535,7 @@ def test_the_machine_has_the_state_it_should_watch() -> None:
     async def work() -> None:
         async with Queue(telemetry=telemetry()) as queue:
             async with queue.slot(QUEUE_ID):
-                assert set(state_of(queue)) >= {"agreements", "journeys", "lines"}
+                assert set(state_of(queue)) >= {"agreements", "recorders", "lines"}
             assert not state_of(queue)
 
     asyncio.run(work())

@@ -47,7 +47,6 @@ from genesis.queue import (
 from tests.conftest import state_of
 from tests.waiting import quiesce, wait_until
 
-
 REPLY_LOST = BackendUnavailableError.REPLY_LOST
 
 
@@ -257,7 +256,7 @@ async def test_a_semaphore_called_from_another_task_is_refused(queue: Queue) -> 
     with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
         await semaphore.__aexit__(None, None, None)
     async with semaphore as slot:
-        for leave in (lambda: semaphore.__aexit__(None, None, None), partial(leave_in, semaphore)):
+        for leave in (partial(semaphore.__aexit__, None, None, None), partial(leave_in, semaphore)):
             with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
                 await asyncio.create_task(leave())
         assert (await queue.stats("sales"))[:2] == (0, 1)
@@ -374,27 +373,27 @@ async def test_instances_have_different_names() -> None:
 
 
 class Own(InMemoryBackend):
-    """A user's backend: what it is told is noted, and it may fail on demand."""
+    """A user's backend: its calls are recorded, and it fails on demand."""
 
     name = "own"
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.called: list[str] = []
         self.failure: Exception | None = None
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        self.told.append("enter")
+        self.called.append("enter")
         if self.failure is not None:
             raise self.failure
         return await super().enter(entry)
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        self.told.append("wait")
+        self.called.append("wait")
         return await super().wait(ticket, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
-        self.told.append("leave")
+        self.called.append("leave")
         return super().leave(ticket, context, keep_place)
 
 
@@ -405,10 +404,10 @@ async def test_a_users_own_backend_is_used_and_observed(
     backend = Own()
     async with Queue(backend, telemetry=telemetry) as queue, queue.slot("sales"):
         waiter = asyncio.create_task(queue.slot("sales").__aenter__())
-        await wait_until(lambda: "wait" in backend.told, "it waits")
+        await wait_until(lambda: "wait" in backend.called, "it waits")
         waiter.cancel()
         await asyncio.wait({waiter})
-    assert backend.told == ["enter", "enter", "wait", "leave", "leave"]
+    assert backend.called == ["enter", "enter", "wait", "leave", "leave"]
     labels = {"backend": "own", "operation": "enter", "outcome": "ok"}
     assert registry.get_sample_value("genesis_backend_operation_seconds_count", labels) == 2
 
@@ -524,7 +523,7 @@ def use_in_a_thread(use: Callable[[], Coroutine[Any, Any, Any]]) -> Coroutine[An
 
 
 async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> None:
-    """While it has calls, another thread's loop gets an error in words; `lost` may be asked anywhere."""
+    """While it has calls, another thread's loop gets an error; `lost` may be asked anywhere."""
 
     async def enter() -> None:
         async with queue.slot("sales", max_concurrent=2):
@@ -540,7 +539,7 @@ async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> N
 
 
 def test_a_memory_queue_serves_several_loops_in_turn() -> None:
-    """Also if a loop was closed with calls inside: these are gone, with the limit that they agreed on."""
+    """Also if a loop was closed with calls inside: these are gone, with the limit they agreed on."""
     queue = Queue(telemetry=Telemetry(CollectorRegistry()))
 
     async def enter(limit: int) -> SlotRequest:

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError
+from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.observability import Telemetry, names
 from genesis.queue import RedisBackend
 from tests.redis_server import RedisServer
@@ -219,6 +220,8 @@ async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> Non
                 if hold:
                     await asyncio.Event().wait()
 
+        for number in range(FEWEST_HOLDS):
+            await call(f"short {number}")
         holder = asyncio.create_task(call("holder", hold=True))
         await wait_until(lambda: value(registry, names.HOLDING, queue="sales") == 1, "it holds")
         waiter = asyncio.create_task(call("waiter"))

@@ -32,7 +32,7 @@ from tests.topology import Cluster, SentinelTrio, in_step, slot_of
 from tests.waiting import wait_until
 
 LEASE = 6.0
-PATIENCE = 10.0  # operation_timeout: longer than any failover here, so that no call fails in one
+PATIENCE = 6.0
 
 
 class Instances:

@@ -6,8 +6,6 @@ queue's hash, and the script that ends a hold updates them by the rule of `HoldM
 
 from __future__ import annotations
 
-import math
-
 __all__ = ["FEWEST_HOLDS", "RECENT_HOLDS", "HoldMean", "expected_wait"]
 
 FEWEST_HOLDS = 10
@@ -41,7 +39,9 @@ class HoldMean:
 def expected_wait(position: int, limit: int, mean_hold: float | None) -> float | None:
     """Seconds until the grant of a waiter.
 
-    Its slot comes free when `position` holds have ended, and `limit` of them end per mean hold.
+    Its slot comes free when `position` holds have ended, and `limit` holds end per mean hold. That is
+    not rounded up to whole holds: the holders did not all begin at the same moment, so the next of ten
+    slots comes free after a tenth of a hold. `tests/benchmarks/estimate.py` has the comparison.
 
     Args:
         position: 1 is next.
@@ -53,4 +53,4 @@ def expected_wait(position: int, limit: int, mean_hold: float | None) -> float |
     """
     if mean_hold is None or limit <= 0:
         return None
-    return math.ceil(position / limit) * mean_hold
+    return position / limit * mean_hold

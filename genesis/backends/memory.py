@@ -125,8 +125,7 @@ class InMemoryBackend:
             place, number = kept.place, kept.number
         elif head_start:
             place = now - head_start
-        waiter = Waiter(ticket, now, place, number, context, loop.create_future())
-        position = line.add(waiter)
+        position = line.add(Waiter(ticket, now, place, number, context, loop.create_future()))
         holders = self._first_holders(line) if context else ()
         token = encode(queue_id, key, place)
         depth = len(line.waiting)
@@ -229,10 +228,8 @@ class InMemoryBackend:
         if line is None:
             return []
         now = self._clock()
-        found = [self._describe(passage, now, None) for passage in line.holding.values()]
-        for position, passage in enumerate(line.order, 1):
-            found.append(self._describe(passage, now, position))
-        return found
+        holders = [self._describe(passage, now, None) for passage in line.holding.values()]
+        return holders + [self._describe(p, now, n) for n, p in enumerate(line.order, 1)]
 
     async def evict(self, queue_id: str, item_id: str) -> int:
         self._check("evict", queue_id)
@@ -247,7 +244,8 @@ class InMemoryBackend:
         for holder in holders:
             del line.holding[holder.ticket.id]
         self._hand_over(line)
-        self._drop_if_idle(queue_id, line)
+        if not line.holding and not line.waiting:
+            del self._lines[queue_id]
         for holder in holders:  # last: what the listener does is not known here
             self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
@@ -282,7 +280,8 @@ class InMemoryBackend:
             refused = EnterResult(ticket, None, 0, depth, "full", expected)
         else:
             return None
-        self._drop_if_idle(ticket.queue_id, line)
+        if not line.holding and not line.waiting:
+            del self._lines[ticket.queue_id]
         return refused
 
     def _take_place(self, request: EnterRequest) -> _KeptPlace | None:
@@ -312,10 +311,6 @@ class InMemoryBackend:
         if self._timer is None:
             self._arm()
         return line
-
-    def _drop_if_idle(self, queue_id: str, line: Line) -> None:
-        if not line.holding and not line.waiting:
-            self._lines.pop(queue_id, None)
 
     def _adopt_limit(self, queue_id: str, line: Line, limit: int) -> None:
         previous = line.limit

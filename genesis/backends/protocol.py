@@ -79,7 +79,7 @@ class EnterRequest(NamedTuple):
     place_token: str = ""
     """From the `EnterResult` of an earlier ticket: take its kept place, if it still is kept."""
     timeout: float | None = None
-    """Seconds within which the backend must answer; None: its own operation timeout, which bounds it."""
+    """Seconds within which the backend must answer, at most its operation timeout, which None means."""
 
 
 class Ticket(NamedTuple):
@@ -343,7 +343,8 @@ class QueueBackend(Protocol):
 
         Args:
             queue_id: the queue's.
-            wanted: own tickets, at O(log n) each; or item_ids, of several with one id the first.
+            wanted: own tickets, or item_ids: of several with one id the first, or the first of this
+                instance if it has any. Own ones take O(log n) each, others a look at the line.
         """
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:

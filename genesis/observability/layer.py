@@ -25,6 +25,7 @@ from genesis.backends.protocol import (
     Grant,
     Heartbeat,
     LeaveResult,
+    Left,
     LimitDisagreement,
     Listener,
     QueueBackend,
@@ -39,15 +40,18 @@ from genesis.backends.protocol import (
 )
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
-from genesis.observability.journey import CallRecorder
+from genesis.observability.histogram import MAX_UNSETTLED, noting
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.metrics import MAX_UNSETTLED, noting
+from genesis.observability.recorder import CallRecorder
+from genesis.observability.spans import Tracing, fail
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.traces import Tracing, fail
 
 __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
+
+_SNAPSHOTS_A_TURN = 500
+_NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
 
 
 class ObservedBackend:
@@ -64,22 +68,24 @@ class ObservedBackend:
         self._telemetry = telemetry
         self._clock = telemetry.clock
         self._name = inner.name
-        self._instance_id = inner.instance_id
-        self._journeys: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
+        self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # How to note that a step went well: the path of every call looks up no child. Only one that a
         # `leave` soon follows is noted, which sees to the sorting.
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._left = 0  # times, since the last sorting
+        self._since_settled = 0  # calls that left
+        self._snapshots: dict[str, Snapshot] = {}  # that are yet to be shown
+        self._shown = 0  # in this turn of the loop
+        self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: Listener | None = None
         try:
-            self._tracing = Tracing(telemetry.tracer_provider, version, inner.name, inner.instance_id)
+            self._tracing = Tracing(telemetry.tracer_provider, version, inner)
         except Exception:
             telemetry.failed("traces")
             none = NoOpTracerProvider()
-            self._tracing = Tracing(none, version, inner.name, inner.instance_id)
+            self._tracing = Tracing(none, version, inner)
         try:
             telemetry.instruments.build_info.labels(version, inner.name).set(1)
             for reason in get_args(names.DisruptionReason):
@@ -94,7 +100,7 @@ class ObservedBackend:
 
     @property
     def instance_id(self) -> str:
-        return self._instance_id
+        return self._inner.instance_id
 
     @property
     def heartbeat_interval(self) -> float:
@@ -111,18 +117,18 @@ class ObservedBackend:
     # resumption, and ask the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        journey = CallRecorder(self._telemetry, self._tracing, self._instance_id, entry)
-        if journey.recorded is not None:
-            context = journey.carried_context()
+        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
+        if recorder.recorded is not None:
+            context = recorder.carried_context()
             entry = entry._replace(context=context)
-        began = journey.began
+        began = recorder.began
         try:
             admission = await self._inner.enter(entry)
         except BaseException as error:
             self._count_operation("enter", _operation_outcome(error), self._clock() - began)
             outcome = _wait_outcome(error)
             # A timeout here is the backend's, not the caller's, who has not begun to wait.
-            journey.not_granted("error" if outcome == "timeout" else outcome, error)
+            recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
         grant = admission.grant
@@ -131,35 +137,37 @@ class ObservedBackend:
                 self._well["enter"](now - began)
             except Exception:
                 self._telemetry.failed("metrics")
-            journey.enqueued(admission)
-            granted = journey.granted(grant, now, at_once=True)
+            recorder.enqueued(admission)
+            granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
                 admission = admission._replace(grant=granted)
         else:
             self._count_operation("enter", "ok", now - began)
-            if admission.refusal is not None:
-                journey.not_granted("timeout", None)  # it was never in the line
+            if not admission.position:
+                recorder.refused(admission.refusal or "busy", admission.depth)
                 return admission
-            journey.enqueued(admission)
-        self._journeys[admission.ticket.id] = journey
+            recorder.enqueued(admission)
+        self._recorders[admission.ticket.id] = recorder
         return admission
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        journey = self._journeys.get(ticket.id)
+        recorder = self._recorders.get(ticket.id)
+        if recorder is not None and recorder.recorded is not None:
+            recorder.waits(timeout)
         began = self._clock()
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
             self._count_operation("wait", _operation_outcome(error), self._clock() - began)
-            if journey is not None:
-                journey.not_granted(_wait_outcome(error), error)
+            if recorder is not None:
+                recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
         try:
             self._well["wait"](now - began)
         except Exception:
             self._telemetry.failed("metrics")
-        return grant if journey is None else journey.granted(grant, now, at_once=False)
+        return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
         self,
@@ -169,39 +177,69 @@ class ObservedBackend:
         *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
-        """As the protocol's `leave`; `error` is what the body raised, if it did."""
-        journey = self._journeys.pop(ticket.id, None)
+        """As the protocol's `leave`; `error` is what the body raised, if it did.
+
+        The inner backend comes first, so that whoever waits for the slot does not wait for telemetry.
+        What the hold was is settled by then all the same: a loss that is reported from here on finds
+        no recorder any more.
+        """
+        recorder = self._recorders.pop(ticket.id, None)
         began = self._clock()
-        if journey is not None:
-            if journey.holding:
-                journey.leaving(error, began)
-                if journey.recorded is not None:
-                    context = context or journey.held_context()
-            else:
-                journey.not_granted("cancelled", None)  # it never got as far as `wait`
+        if recorder is not None and recorder.recorded is not None:
+            context = context or recorder.held_context()
         try:
-            departure = self._inner.leave(ticket, context, keep_place)
+            result = self._inner.leave(ticket, context, keep_place)
         except BaseException as raised:
             self._count_operation("leave", _operation_outcome(raised), self._clock() - began)
-            if journey is not None and journey.recorded is not None:
-                journey.released(None, raised)
+            if recorder is not None:
+                recorder.left(error, began)
+                recorder.released((), raised)
             raise
+        seconds = self._clock() - began
+        if recorder is not None:
+            recorder.left(error, began)
+        if result is None:
+            self._leaving[ticket.id] = (recorder, began)
+            return None
         try:
-            self._well["leave"](self._clock() - began)
-            self._left += 1
-            if self._left >= MAX_UNSETTLED:
-                self._left = 0
-                self._telemetry.instruments.settle()
+            self._well["leave"](seconds)
         except Exception:
             self._telemetry.failed("metrics")
-        if journey is not None and journey.recorded is not None:
-            journey.released(departure, None)
-        return departure
+        self._settle_now_and_then()
+        if recorder is not None and recorder.recorded is not None:
+            recorder.released(result.granted_to, None)
+        return result
+
+    def _left(self, event: Left) -> None:
+        """The reply to a `leave` has come, or never will."""
+        recorder, began = self._leaving.pop(event.ticket.id, (None, None))
+        if began is None:
+            return  # not one that was sent through here
+        outcome: names.OperationOutcome = "ok" if event.confirmed else "unconfirmed"
+        self._count_operation("leave", outcome, self._clock() - began)
+        self._settle_now_and_then()
+        if recorder is not None:
+            recorder.released(event.result.granted_to, None, confirmed=event.confirmed)
+
+    def _settle_now_and_then(self) -> None:
+        self._since_settled += 1
+        if self._since_settled >= MAX_UNSETTLED:
+            self._since_settled = 0
+            try:
+                self._telemetry.instruments.settle()
+            except Exception:
+                self._telemetry.failed("metrics")
+
+    def refused(self, queue_id: str, item_id: str, reason: names.RefusalReason) -> None:
+        """A call that was turned away before it reached the backend: the Queue is draining."""
+        entry = EnterRequest(queue_id, item_id)
+        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
+        recorder.refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
-        if lapsed and (journey := self._journeys.get(ticket.id)) is not None:
-            journey.slot_lost("lapsed")  # a backend that emits no event is not silent either
+        if lapsed and (recorder := self._recorders.get(ticket.id)) is not None:
+            recorder.slot_lost("lapsed")  # a backend that emits no event is not silent either
         return lapsed
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
@@ -226,11 +264,11 @@ class ObservedBackend:
             self._log(INFO, "evicted", queue_id=queue_id, item_id=item_id, tickets=count)
         return count
 
-    async def flush(self) -> None:
-        await self._inspect("flush", "", "", self._inner.flush())
-
     async def ping(self) -> None:
         await self._inspect("ping", "", "", self._inner.ping())
+
+    async def flush(self) -> None:
+        await self._inspect("flush", "", "", self._inner.flush())
 
     async def close(self) -> None:
         await self._inspect("close", "", "", self._inner.close())
@@ -280,50 +318,83 @@ class ObservedBackend:
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
-        Context().run(self._log_event, event)
-        try:
-            self._count_event(event)
-        except Exception:
-            self._telemetry.failed("metrics")
+        if isinstance(event, Snapshot):
+            self._take(event)
+        else:
+            Context().run(self._tell, event)
         if self._listener is not None:
             self._listener(event)
 
-    def _log_event(self, event: BackendEvent) -> None:
-        if isinstance(event, SlotLost):
-            journey = self._journeys.get(event.ticket.id)
-            if journey is not None:
-                journey.slot_lost(event.reason)
-        elif isinstance(event, Reclaimed):
-            self._log(WARNING, "reclaimed", **event._asdict())
-        elif isinstance(event, LimitDisagreement):
-            self._log(WARNING, "limit_changed", **event._asdict())
-        elif isinstance(event, Disrupted):
-            self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-        elif isinstance(event, Recovered):
-            self._log(INFO, "backend_recovered", outage=event.outage)
-
-    def _count_event(self, event: BackendEvent) -> None:
+    def _tell(self, event: BackendEvent) -> None:
         telemetry = self._telemetry
-        if isinstance(event, Heartbeat):
-            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-        elif isinstance(event, Snapshot):
-            label = telemetry.series(event.queue_id).label
+        try:
+            if isinstance(event, Left):
+                self._left(event)
+            elif isinstance(event, SlotLost):
+                recorder = self._recorders.get(event.ticket.id)
+                if recorder is not None:
+                    recorder.slot_lost(event.reason)
+            elif isinstance(event, Heartbeat):
+                self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+            elif isinstance(event, Reclaimed):
+                self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+                self._reclaimed(event)
+            elif isinstance(event, LimitDisagreement):
+                self._log(WARNING, "limit_changed", **event._asdict())
+                label = telemetry.series(event.queue_id).label
+                telemetry.instruments.disagreements.labels(label).inc()
+            elif isinstance(event, Disrupted):
+                self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
+                telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+            elif isinstance(event, Recovered):
+                self._log(INFO, "backend_recovered", outage=event.outage)
+        except Exception:
+            telemetry.failed("metrics")
+
+    def _reclaimed(self, event: Reclaimed) -> None:
+        try:
+            self._tracing.reclaimed(event)
+        except Exception:
+            self._telemetry.failed("traces")
+        label = self._telemetry.series(event.queue_id).label
+        self._telemetry.instruments.reclaimed.labels(label, event.state).inc()
+
+    def _take(self, snapshot: Snapshot) -> None:
+        """Show a snapshot; of many that come in one turn of the loop, some in each of the next.
+
+        A process may have 20,000 queues, and their heartbeats come at once.
+        """
+        if self._snapshots or self._shown >= _SNAPSHOTS_A_TURN:
+            self._snapshots[snapshot.queue_id] = snapshot
+            return
+        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
+            loop.call_soon(self._show_more, context=Context())
+            self._shown = 1
+        elif self._shown:
+            self._shown += 1
+        self._show(snapshot)
+
+    def _show_more(self) -> None:
+        count = self._shown = min(len(self._snapshots), _SNAPSHOTS_A_TURN)
+        if count:
+            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
+        for _ in range(count):
+            self._show(self._snapshots.popitem()[1])
+
+    def _show(self, snapshot: Snapshot) -> None:
+        telemetry, inner, queue_id = self._telemetry, self._inner, snapshot.queue_id
+        try:
+            label = telemetry.series(queue_id).label
             telemetry.instruments.shared.report(
-                event.queue_id, self._name, label, event.stats, self._inner.heartbeat_interval
+                queue_id, self._name, label, snapshot.stats, inner.heartbeat_interval, inner.store
             )
-        elif isinstance(event, Reclaimed):
-            label = telemetry.series(event.queue_id).label
-            telemetry.instruments.reclaimed.labels(label, event.state).inc()
-        elif isinstance(event, LimitDisagreement):
-            label = telemetry.series(event.queue_id).label
-            telemetry.instruments.disagreements.labels(label).inc()
-        elif isinstance(event, Disrupted):
-            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+        except Exception:
+            telemetry.failed("metrics")
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
         try:
             if self._telemetry.log.enabled(level):
-                fields.setdefault("instance_id", self._instance_id)
+                fields.setdefault("instance_id", self._inner.instance_id)
                 self._telemetry.log.write(level, event, backend=self._name, **fields)
         except Exception:
             self._telemetry.failed("logs")
@@ -347,13 +418,14 @@ def _operation_outcome(error: BaseException) -> names.OperationOutcome:
 
 
 def _check_complete() -> None:
-    operations, wrapped = (
-        {n for n, member in vars(kind).items() if n == "leave" or inspect.iscoroutinefunction(member)}
-        for kind in (QueueBackend, ObservedBackend)
-    )
-    if missing := operations - wrapped:
+    methods = {
+        name
+        for name, member in vars(QueueBackend).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+    if missing := methods - {n for n, member in vars(ObservedBackend).items() if callable(member)}:
         raise TypeError(f"the observing layer does not wrap: {', '.join(sorted(missing))}")
-    if unnamed := operations ^ set(get_args(names.Operation)):
+    if unnamed := (methods - _NOT_OPERATIONS) ^ set(get_args(names.Operation)):
         raise TypeError(f"names.Operation and the protocol differ in: {', '.join(sorted(unnamed))}")
 
 

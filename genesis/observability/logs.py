@@ -7,13 +7,15 @@ fields. Until the application configures logging, nothing is printed.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import structlog
 
-__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log", "own_logger"]
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
@@ -21,31 +23,89 @@ DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logg
 _TAKEN = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
+def own_logger() -> logging.Logger:
+    """The logger `genesis`, for the library's own messages, without "last resort" lines on stderr.
+
+    `logging.config.dictConfig` disables every logger that it does not name and that exists by then,
+    which is no application's decision about this one: a level is.
+    """
+    logger = logging.getLogger("genesis")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    logger.disabled = False
+    return logger
+
+
 class Log:
     """Writes events to the `genesis` logger, or to the one given.
 
     Args:
-        logger: a stdlib logger, or anything with structlog's `log(level, event, **fields)`.
+        logger: a stdlib logger or LoggerAdapter, or anything with structlog's
+            `log(level, event, **fields)`; of structlog's AsyncBoundLogger, the synchronous one in it.
+
+    Raises:
+        TypeError: its `log` is a coroutine function otherwise.
     """
 
     def __init__(self, logger: Any = None) -> None:
-        stdlib = logging.getLogger("genesis") if logger is None else logger
-        if isinstance(stdlib, logging.Logger):
-            if not stdlib.handlers:
-                stdlib.addHandler(logging.NullHandler())  # no "last resort" lines on stderr
-            self.enabled = stdlib.isEnabledFor
-            self._logger: Any = structlog.wrap_logger(
-                stdlib,
+        own = own_logger() if logger is None else None
+        logger = own or logger
+        self.enabled: Callable[[int], bool]
+        self._logger: Any
+        if isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
+            if isinstance(logger, logging.Logger) and not logger.handlers:
+                logger.addHandler(logging.NullHandler())
+            self.enabled = logger.isEnabledFor if own is None else _enabled_whatever_disables_it(own)
+            self._logger = structlog.wrap_logger(
+                logger if isinstance(logger, logging.Logger) else _Adapted(logger),
                 processors=[structlog.contextvars.merge_contextvars, _to_stdlib],
                 wrapper_class=structlog.stdlib.BoundLogger,
                 cache_logger_on_first_use=True,
             )
         else:
             self.enabled = _always
-            self._logger = stdlib
+            self._logger = _synchronous(logger)
 
     def write(self, level: int, event: str, **fields: Any) -> None:
         self._logger.log(level, event, **fields)
+
+
+class _Adapted:
+    """A LoggerAdapter that keeps the `extra` of a call; before 3.13 it replaces it by its own."""
+
+    def __init__(self, adapter: logging.LoggerAdapter[Any]) -> None:
+        self._adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._log, getattr(logging, name.upper()))
+
+    def _log(self, level: int, template: str, text: str, *, extra: dict[str, Any]) -> None:
+        message, options = self._adapter.process(text, {"extra": {}})
+        own = {**(options.pop("extra", None) or {}), **extra}
+        self._adapter.logger.log(level, template, message, extra=own, **options)
+
+
+def _synchronous(logger: Any) -> Any:
+    bound = logger.bind() if isinstance(logger, structlog.stdlib.BoundLogger) else logger
+    if type(logger).__module__.startswith("structlog.") and hasattr(logger, "bind"):
+        bound = logger.bind()  # what a lazy proxy stands for
+        if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
+            return bound.sync_bl
+    if inspect.iscoroutinefunction(getattr(bound, "log", None)):
+        raise TypeError(
+            f"logger must have a plain `log` method, got {type(logger).__name__}, whose `log` is a "
+            "coroutine function; give the logger that it wraps"
+        )
+    return logger
+
+
+def _enabled_whatever_disables_it(logger: logging.Logger) -> Callable[[int], bool]:
+    def enabled(level: int) -> bool:
+        if logger.disabled:
+            logger.disabled = False
+        return logger.isEnabledFor(level)
+
+    return enabled
 
 
 def _always(level: int) -> bool:  # noqa: ARG001

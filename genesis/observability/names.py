@@ -16,6 +16,9 @@ DEPTH: Final = "genesis_queue_depth"
 IN_USE: Final = "genesis_queue_in_use"
 LIMIT: Final = "genesis_queue_limit"
 OLDEST_WAIT: Final = "genesis_queue_oldest_wait_seconds"
+OLDEST_HOLD: Final = "genesis_queue_oldest_hold_seconds"
+EXPECTED_WAIT: Final = "genesis_queue_expected_wait_seconds"
+REFUSED: Final = "genesis_queue_refused_total"
 RECLAIMED: Final = "genesis_queue_reclaimed_total"
 LIMIT_DISAGREEMENTS: Final = "genesis_queue_limit_disagreements_total"
 OPERATION_SECONDS: Final = "genesis_backend_operation_seconds"
@@ -28,7 +31,10 @@ OTHER_QUEUES: Final = "_other"  # the `queue` label once there are too many
 # Outcomes ------------------------------------------------------------------------------------------
 WaitOutcome: TypeAlias = Literal["granted", "timeout", "cancelled", "evicted", "error"]
 HoldOutcome: TypeAlias = Literal["released", "error", "lost", "evicted"]
-OperationOutcome: TypeAlias = Literal["ok", "timeout", "cancelled", "evicted", "unavailable", "error"]
+OperationOutcome: TypeAlias = Literal[
+    "ok", "timeout", "cancelled", "evicted", "unavailable", "unconfirmed", "error"
+]
+RefusalReason: TypeAlias = Literal["full", "busy", "draining"]
 
 # Why a backend was lost: the `reason` of DISRUPTIONS, as the library's own backends name it -----------
 DisruptionReason: TypeAlias = Literal[
@@ -50,6 +56,7 @@ Operation: TypeAlias = Literal[
     "enter",
     "wait",
     "leave",
+    "flush",
     "set_limit",
     "stats",
     "wait_status",
@@ -61,12 +68,15 @@ Operation: TypeAlias = Literal[
 ]
 HEARTBEAT: Final = "heartbeat"
 
-# Spans: `<name> <queue>` ---------------------------------------------------------------------------
-SPAN_ACQUIRE: Final = "acquire"
-SPAN_ENQUEUE: Final = "enqueue"
-SPAN_WAIT: Final = "wait"
-SPAN_HOLD: Final = "hold"
-SPAN_RELEASE: Final = "release"
+# Spans. The queue is an attribute, so that all queues' calls are one operation to a trace viewer.
+SPAN_SLOT: Final = "queue.slot"
+SPAN_ACQUIRE: Final = "queue.acquire"
+SPAN_ENQUEUE: Final = "queue.enqueue"
+SPAN_WAIT: Final = "queue.wait"
+SPAN_HOLD: Final = "queue.hold"
+SPAN_RELEASE: Final = "queue.release"
+SPAN_RECLAIM: Final = "queue.reclaim"
+SPAN_INSPECTION: Final = "queue."  # and the operation: inside a recording span only
 
 ITEM_ID: Final = "genesis.item_id"
 QUEUE_ID: Final = "genesis.queue_id"
@@ -75,20 +85,31 @@ BACKEND: Final = "genesis.backend"
 OUTCOME: Final = "genesis.outcome"
 AT_POSITION: Final = "genesis.position"
 AT_DEPTH: Final = "genesis.depth"
+AT_LIMIT: Final = "genesis.limit"
+TIMEOUT_SECONDS: Final = "genesis.timeout_seconds"
+HEAD_START: Final = "genesis.head_start"
 WAITED_SECONDS: Final = "genesis.waited_seconds"
 FENCING_TOKEN: Final = "genesis.fencing_token"
-LINK: Final = "genesis.link"
-LINK_RELEASED_BY: Final = "released_by"
-LINK_GRANTED_TO: Final = "granted_to"
-MESSAGE_ID: Final = "messaging.message.id"
-DESTINATION: Final = "messaging.destination.name"
+HOLDERS: Final = "genesis.holders"
 ERROR_TYPE: Final = "error.type"
+
+# What a link tells of the other call; it and the other call's ids stand in attributes, too, because
+# trace viewers hide those of links, and a link to a trace that was not sampled is not made.
+LINK: Final = "genesis.link"
+Relation: TypeAlias = Literal["released_by", "granted_to", "reclaimed_from"]
+RELATED_ITEM: Final = "genesis.{}.item_id"
+RELATED_INSTANCE: Final = "genesis.{}.instance_id"
+
+# Events on `queue.hold`
+EVENT_LOST: Final = "lost"
+EVENT_EVICTED: Final = "evicted"
 
 # Log events ----------------------------------------------------------------------------------------
 LogEvent: TypeAlias = Literal[
     "enqueued",
     "granted",
     "released",
+    "refused",
     "timeout",
     "cancelled",
     "evicted",

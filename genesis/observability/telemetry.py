@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,10 +14,12 @@ from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from genesis.observability import names
-from genesis.observability.logs import Log
+from genesis.observability.logs import Log, own_logger
 from genesis.observability.metrics import WAIT_BUCKETS, Instruments, QueueSeries, instruments_of
 
 __all__ = ["Telemetry"]
+
+MAX_LABEL = 120  # characters
 
 
 class Telemetry:
@@ -52,6 +56,7 @@ class Telemetry:
         self._queue_label = queue_label
         self._wait_buckets = _finite(wait_buckets)
         self._instruments: Instruments | None = None
+        self._told: set[tuple[str, type]] = set()  # the failures that were logged
 
     @property
     def instruments(self) -> Instruments:
@@ -63,7 +68,7 @@ class Telemetry:
         """The metrics of a queue, under its label."""
         label = queue_id if self._queue_label is None else self._label(self._queue_label, queue_id)
         instruments = self._instruments or self.instruments
-        return instruments.known.get(label) or instruments.series(label)
+        return instruments.known.get(label) or instruments.series(_short(label))
 
     def _label(self, queue_label: Callable[[str], str], queue_id: str) -> str:
         try:
@@ -72,12 +77,44 @@ class Telemetry:
             self.failed("label")
             return names.OTHER_QUEUES
 
-    def failed(self, sink: names.Sink) -> None:
-        """A sink raised: count it, and let the call go on. If even counting fails, it is let go."""
+    def failed(self, sink: names.Sink, error: BaseException | None = None) -> None:
+        """A sink raised: count it, and let the call go on. If even counting fails, it is let go.
+
+        The first of each kind is logged with its traceback.
+
+        Args:
+            sink: which.
+            error: what it raised; None takes the exception that is being handled.
+        """
+        error = error or sys.exc_info()[1]
         try:
             self.instruments.telemetry_errors.labels(sink).inc()
         except Exception:
+            self._tell("metrics", sys.exc_info()[1])
+        self._tell(sink, error)
+
+    def _tell(self, sink: names.Sink, error: BaseException | None) -> None:
+        kind = (sink, type(error))
+        if kind in self._told:
             return
+        self._told.add(kind)
+        try:
+            text = (
+                "telemetry: %s failed with %s; no call is affected. Failures are counted in %s{sink=%r}"
+            )
+            fields = (sink, type(error).__name__, names.TELEMETRY_ERRORS, sink)
+            own_logger().error(text, *fields, exc_info=error)
+        except Exception:
+            return
+
+
+def _short(label: str) -> str:
+    """At most `MAX_LABEL` characters, different ones for different labels; of an Enum, its text."""
+    text = str.__str__(label)
+    if len(text) <= MAX_LABEL:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{text[: MAX_LABEL - 17]}~{digest}"
 
 
 def _finite(buckets: Sequence[float]) -> tuple[float, ...]:

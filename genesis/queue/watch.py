@@ -21,6 +21,9 @@ MOST_ITEMS = 500
 SHORTEST_TICK = 0.05
 """Seconds."""
 
+EARLIEST = 0.002
+"""Seconds by which a timer may come before its time."""
+
 GROWTH_SHOWN = 1.1
 """An expected wait is not shown to grow by less than this factor: each hold moves the mean a little."""
 
@@ -110,7 +113,7 @@ class Watch:
             return  # not there yet; a request ends its own watches
         if last is not None:
             status = status._replace(expected_wait=_steady(last, status))
-            passed = now - self._last_at
+            passed = now - self._last_at + EARLIEST
             changed = status.position != last.position and passed >= self._least
             if not changed and passed < self._every:
                 return
@@ -139,7 +142,17 @@ class _Ticker:
     A look is a task of its own, and the ticks are timers: whoever cancels all tasks ends one look.
     """
 
-    __slots__ = ("_absent", "_fresh", "_looks", "_loop", "_pause", "_queue", "_queue_id", "_timer", "_watching")
+    __slots__ = (
+        "_absent",
+        "_fresh",
+        "_looks",
+        "_loop",
+        "_pause",
+        "_queue",
+        "_queue_id",
+        "_timer",
+        "_watching",
+    )
 
     def __init__(self, queue: Queue, queue_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self._queue = queue
@@ -187,13 +200,15 @@ class _Ticker:
 
     def _look_soon(self, watch: Watch) -> None:
         if not self._fresh:
-            self._loop.call_soon(self._look_at_fresh, context=Context())
+            # From now on, not from the look on: the first tick must find that its time has come.
+            now = self._loop.time()
+            self._loop.call_soon(self._look_at_fresh, now, context=Context())
         self._fresh.add(watch)
 
-    def _look_at_fresh(self) -> None:
+    def _look_at_fresh(self, now: float) -> None:
         watches = [watch for watch in self._watching if watch in self._fresh]
         self._fresh.clear()
-        self._look(watches)
+        self._look(watches, now)
 
     def _arm(self, pause: float) -> None:
         self._pause = pause
@@ -203,18 +218,17 @@ class _Ticker:
         self._timer = None
         if self._watching:
             if not self._looks:  # else the backend has not replied to the one before
-                self._look(list(self._watching))
+                self._look(list(self._watching), self._loop.time())
             self._arm(min(watch.tick for watch in self._watching))
 
-    def _look(self, watches: list[Watch]) -> None:
+    def _look(self, watches: list[Watch], now: float) -> None:
         watches = [watch for watch in watches if watch.wanted is not None]
         if watches:
-            task = self._loop.create_task(self._ask(watches))
+            task = self._loop.create_task(self._ask(watches, now))
             self._looks.add(task)
             task.add_done_callback(self._looks.discard)
 
-    async def _ask(self, watches: list[Watch]) -> None:
-        now = self._loop.time()
+    async def _ask(self, watches: list[Watch], now: float) -> None:
         for start in range(0, len(watches), MOST_ITEMS):
             pairs = [(watch, watch.wanted) for watch in watches[start : start + MOST_ITEMS]]
             asked = [(watch, wanted) for watch, wanted in pairs if wanted is not None]

@@ -15,23 +15,17 @@ import asyncio
 import json
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from genesis.backends.redis import backend
 from tests.campaign.checker import RULES, Verdict, check
 from tests.campaign.conductor import Campaign, Company, Play, play
 from tests.campaign.faults import FAULTS
 from tests.campaign.forks import find_libfaketime
 from tests.campaign.history import History
 from tests.campaign.plants import PLANTS
-from tests.redis_server import RedisServer
-
-TTL = 62.0  # seconds after which nothing may be left in a server; a lease of 15 s or less gives 60
 
 
 class Tally:
@@ -49,8 +43,6 @@ class Tally:
         self.overtaken = 0
         self.windows: list[float] = []
         self.windows_alone: list[float] = []
-        self.leftover_keys = 0
-        self.expired = 0
         self.seconds = 0.0
         self.calm = 0.0
 
@@ -92,54 +84,15 @@ class Tally:
                 "measured_alone": len(self.windows_alone),
                 "longest_alone": round(max(self.windows_alone, default=0.0), 3),
             },
-            "servers_empty_after_ttl": self.expired,
-            "keys_left_after_ttl": self.leftover_keys,
             "faults": {
                 name: {"done": self.faults[name], "felt": self.felt[name]} for name in sorted(FAULTS)
             },
         }
 
 
-class Afterwards:
-    """Servers of campaigns that are over, until all that they hold must have expired."""
-
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-        self._servers: list[tuple[float, RedisServer]] = []
-
-    def put(self, server: RedisServer) -> None:
-        self._servers.append((time.monotonic() + TTL, server))
-
-    def look(self) -> None:
-        while self._servers and self._servers[0][0] <= time.monotonic():
-            _, server = self._servers.pop(0)
-            found: Any = server.client.keys("*")
-            keys = [key for key in found if not self._is_of_set_limit(server, key)]
-            self._tally.leftover_keys += len(keys)
-            self._tally.expired += not keys
-            if keys:
-                print(f"left after {TTL:g} s: {keys}", flush=True)
-            server.close()
-
-    def _is_of_set_limit(self, server: RedisServer, key: str) -> bool:
-        """The name of a set_limit is remembered for an hour; a ticket's never for longer than `TTL`."""
-        seconds: Any = server.client.ttl(key)
-        return ":left:" in key and TTL < seconds <= int(backend._REMEMBERED)
-
-    async def wait(self) -> None:
-        while self._servers:
-            await asyncio.sleep(max(0.0, self._servers[0][0] - time.monotonic()))
-            self.look()
-
-    def close(self) -> None:
-        for _, server in self._servers:
-            server.close()
-
-
 async def run(options: argparse.Namespace) -> Tally:
     tally = Tally()
-    afterwards = Afterwards(tally)
-    with Company() as company, closing(afterwards):
+    with Company() as company:
         for seed in range(options.seed, options.seed + options.campaigns):
             plan = Play(seed, options.seconds, options.lease, options.plant, options.only)
             campaign = await play(company, plan)
@@ -148,13 +101,7 @@ async def run(options: argparse.Namespace) -> Tally:
             verdict = await asyncio.to_thread(check, campaign.history)
             tally.add(campaign, verdict)
             report(campaign, verdict, file)
-            if options.no_ttl:
-                campaign.server.close()
-            else:
-                afterwards.put(campaign.server)
-            afterwards.look()
             write(tally, options.json)
-        await afterwards.wait()
     return tally
 
 
@@ -195,9 +142,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path(".campaign"), help="where histories are saved")
     parser.add_argument("--json", type=Path, help="where the facts are written")
-    parser.add_argument(
-        "--no-ttl", action="store_true", help="do not wait until what is left has expired"
-    )
     parser.add_argument("--every-kind", action="store_true", help="fail if a kind was never felt")
     parser.add_argument("--check", type=Path, help="judge a saved history, and nothing else")
     return parser.parse_args(arguments)
@@ -225,7 +169,7 @@ def main() -> int:
     if options.every_kind and unfelt:
         print(f"never felt: {', '.join(unfelt)}")
         return 1
-    return int(bool(tally.failed or tally.leftover_keys))
+    return int(bool(tally.failed))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,17 @@
 Rules (the promises of the README's table), each of which decides for any history:
 
     ending     every call ends exactly once: granted and given back or lost, or refused, timed out,
-               cancelled, evicted, failed; only a killed process owes an ending
+               cancelled, evicted, failed; only a killed process owes an ending; nothing is granted to a
+               call after its eviction, and none is refused that was in the line
     token      no two grants of a queue bear the same token, and tokens grow in the order of time,
                which is Redis'
     limit      at no grant do more hold than the limit that can have been in force, a holder counting
                until its slot.lost could be true
-    fifo       nobody who had entered before, and still waits, is overtaken
+    fifo       nobody whose place is before, and who still waits, is overtaken; a place is the time of
+               entering less the head start
+    place      a kept place is taken once, by a call that asks for it, while it is kept; if it is kept,
+               that call gets it
+    full       nobody waits behind as many as its `max_waiting`, and none is refused behind fewer
     standstill no free slot stays without its head waiter while no fault is felt, and none is refused
     cause      no slot is lost, no call evicted and none failed without a cause in the history
     timing     a timeout comes neither early nor late
@@ -20,7 +25,8 @@ of: those of an instance whose lease had lapsed or whose data was lost, until it
 or should have.
 How long that took is measured, and judged by the rule
 
-    window     after a loss of data, an instance within reach has registered again in the promised time
+    window     after a loss of data, an instance within reach has registered again in the promised time;
+               from the first that noticed the loss on, nothing is granted for half a lease
 """
 
 from __future__ import annotations
@@ -34,7 +40,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tests.campaign.history import History
-from tests.campaign.story import Passage, Period, Story, subtract
+from tests.campaign.places import check_full, check_places, check_recovery
+from tests.campaign.story import AT_ONCE, EARLY, SLACK, Passage, Period, Story, subtract
 
 __all__ = ["RULES", "Verdict", "Violation", "check"]
 
@@ -43,6 +50,8 @@ RULES = (
     "token",
     "limit",
     "fifo",
+    "place",
+    "full",
     "standstill",
     "cause",
     "timing",
@@ -50,10 +59,6 @@ RULES = (
     "left_over",
     "window",
 )
-
-AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
-SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
-EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
 
 
 class Violation(NamedTuple):
@@ -103,11 +108,14 @@ def check(history: History) -> Verdict:
         _check_tokens(story, queue, passages, verdict)
         _check_limit(story, queue, passages, verdict)
         _check_fifo(story, queue, passages, verdict)
+        check_places(story, queue, passages, verdict.add)
+        check_full(story, queue, passages, verdict.add)
         _check_standstill(story, queue, passages, verdict)
         _check_refusals(story, queue, passages, verdict)
     _check_causes(story, verdict)
     _check_timing(story, verdict)
     _check_windows(story, verdict)
+    check_recovery(story, verdict.add)
     if history.events:
         whole = Period(history.events[0].at, history.events[-1].at)
         verdict.calm = sum(end - begin for begin, end in subtract(whole, story.disturbed()))
@@ -123,6 +131,7 @@ _ALLOWED = {
     "released": {"grant"},
     "timeout": set(),
     "refused": set(),
+    "full": set(),
     "cancelled": set(),
     "evicted": set(),
     "failed": set(),
@@ -143,6 +152,24 @@ def _check_endings(story: Story, verdict: Verdict) -> None:
             verdict.outcomes["killed"] += 1
         else:
             verdict.add("stuck", passage.invoked, passage.queue, f"{passage.call} never ended")
+        _check_eviction(story, passage, verdict)
+
+
+def _check_eviction(story: Story, passage: Passage, verdict: Verdict) -> None:
+    """Who was surely evicted is granted nothing afterwards, and learns within a lease that it was."""
+    evicted, since = passage.surely_evicted, passage.evicted
+    if evicted is None or since is None or any(loss.end >= since for loss in story.losses):
+        return  # the memory of it may have been lost
+    if passage.granted is not None and passage.taken.begin > evicted:
+        text = f"{passage.call} was granted a slot after it had been evicted"
+        verdict.add("ending", passage.granted, passage.queue, text)
+    elif passage.granted is not None and passage.taken.end < since and passage.lost is None:
+        until = evicted + 4 / 3 * story.lease + SLACK
+        troubles = [t.end for t in story.disturbed(passage.who) if t.meets(Period(since, until))]
+        until = max([until, *troubles]) + 3 * story.lag(Period(since, until), passage.who)
+        if passage.hold_end_seen > until:
+            text = f"{passage.call} held on after it had been evicted"
+            verdict.add("ending", until, passage.queue, text)
 
 
 def _wrong_ending(passage: Passage) -> str:
@@ -160,6 +187,10 @@ def _wrong_ending(passage: Passage) -> str:
             return "timed out without a timeout"
         if passage.how == "refused" and passage.timeout != 0:
             return "was refused, and would have waited"
+        if passage.how == "full" and passage.max_waiting is None:
+            return "was refused by a full line, and named no length"
+        if passage.how in ("full", "refused") and "entered" in events:
+            return f"was taken into the line, and then refused ({passage.how})"
         if passage.how == "released" and "grant" not in events:
             return "was released without a grant"
         if passage.how not in ("released", "cancelled") and "grant" in events:
@@ -246,7 +277,9 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
                 break
             if waiter.evicted is not None and other.taken.end >= waiter.evicted:
                 break  # taken out, unless that was lost with the data, and it registered again
-            if not _behind(other, waiter) or not _surely_waited(story, waiter, other.taken):
+            if not _behind(other, waiter) or not _granted_after_entering(other, waiter):
+                continue
+            if not _surely_waited(story, waiter, other.taken):
                 continue
             # A grant that it never heard of may have come before, and been taken back when its lease
             # lapsed, or been lost; a heartbeat that was answered in between would have told of it.
@@ -270,12 +303,20 @@ def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
     return not disturbed and then.end < waiter.wait_end - on_its_way
 
 
-def _behind(other: Passage, waiter: Passage) -> bool:
-    """Whether `other` entered after `waiter`, by Redis' own order or wholly after its answer."""
+def _granted_after_entering(other: Passage, waiter: Passage) -> bool:
+    """A head start puts a place before those who were granted before its call entered at all."""
     assert waiter.entered is not None
+    if waiter.place is None or waiter.resumed:
+        return other.taken.begin > waiter.entered
+    return not waiter.head_start or other.token > waiter.place + waiter.head_start * 1e6 + 1
+
+
+def _behind(other: Passage, waiter: Passage) -> bool:
+    """Whether `other` stands behind `waiter`, by Redis's own order or by all that can be its place."""
     if waiter.place is not None and other.place is not None and other.place > waiter.place:
         return True
-    return other.invoked > waiter.entered
+    mine, theirs = waiter.place_period, other.place_period
+    return mine is not None and theirs is not None and theirs.begin > mine.end
 
 
 # Standstill
@@ -364,7 +405,10 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
             verdict.add("cause", passage.ended, queue, f"{passage.call} was evicted by nobody")
         if passage.how == "failed":
             since = Period(passage.invoked - story.lease, passage.ended)
-            if not _troubled(story, passage.who, since):
+            # So short a deadline that a reply might not have come by then, and it passed.
+            soon = passage.timeout is not None and passage.timeout <= AT_ONCE + 3 * story.lag(since)
+            soon = soon and passage.ended - passage.invoked >= (passage.timeout or 0.0) - EARLY
+            if not (soon and passage.timeout) and not _troubled(story, passage.who, since):
                 text = f"{passage.call} failed, and nothing had happened"
                 verdict.add("cause", passage.ended, queue, text)
 
@@ -379,19 +423,21 @@ def _troubled(story: Story, who: str, period: Period) -> bool:
 
 
 def _check_timing(story: Story, verdict: Verdict) -> None:
+    """A timeout counts from entering, whatever the backend does; 0 allows one reply."""
     for passage in story.passages.values():
         if passage.timeout is None or passage.ended is None:
             continue
+        due = passage.invoked + (passage.timeout or min(1.0, story.lease / 3))
         if passage.how == "timeout":
-            begun = passage.invoked if passage.entered is None else passage.entered
-            least = passage.invoked + passage.timeout - EARLY
-            if passage.ended < least:
-                text = f"{passage.call} timed out {least - passage.ended:.3f} s too early"
+            early = passage.invoked + passage.timeout - EARLY - passage.ended
+            if early > 0:
+                text = f"{passage.call} timed out {early:.3f} s too early"
                 verdict.add("timing", passage.ended, passage.queue, text)
-            waited = passage.giving_up if passage.giving_up is not None else passage.ended
-            _check_late(story, passage, begun + passage.timeout, waited, verdict)
-        elif passage.granted is not None and passage.entered is not None:
-            _check_late(story, passage, passage.entered + passage.timeout, passage.granted, verdict)
+        came = passage.ended if passage.granted is None else passage.granted
+        if passage.giving_up is not None:
+            came = passage.giving_up
+        if passage.how not in ("cancelled", "evicted") or passage.granted is not None:
+            _check_late(story, passage, due, came, verdict)
 
 
 def _check_late(story: Story, passage: Passage, due: float, came: float, verdict: Verdict) -> None:

@@ -59,6 +59,9 @@ OVERRIDDEN = "team"
 # Seconds until all must have come to an end, once there are no faults any more. How soon it does is
 # judged from the history; this is for what never does, and for a machine that is busy otherwise.
 PATIENCE = 60.0
+# What may be left of a queue in which nobody is, and for how many seconds: records of instances and of
+# an override that has ended, so that nothing late is carried out; kept places and tombstones.
+MAY_STAY = {"meta": 660, "leases": 660, "override": 600, "past": 86400 + 660}
 
 
 class Company:
@@ -180,8 +183,8 @@ class Station:
     def relays(self) -> list[Relay]:
         return [relay for relay in self.proxy.relays if relay.open]
 
-    def cut(self, *, subscribers_only: bool = False) -> int:
-        relays = [r for r in self.relays() if r.subscriber or not subscribers_only]
+    def cut(self) -> int:
+        relays = self.relays()
         for relay in relays:
             relay.cut()
         return len(relays)
@@ -248,10 +251,10 @@ class Scene:
         return int(reply.get(name, 0))
 
     @contextmanager
-    def loss(self) -> Iterator[None]:
-        """Redis forgets something in here."""
+    def loss(self, *, everything: bool = False) -> Iterator[None]:
+        """Redis forgets something in here, or everything."""
         number = self.number()
-        self.log("loss", id=number)
+        self.log("loss", id=number, all=everything)
         yield
         self.log("loss_end", id=number)
 
@@ -337,8 +340,6 @@ class Campaign(NamedTuple):
     faults: Counter[str]
     felt: Counter[str]
     """Faults whose effect was seen."""
-    server: RedisServer
-    """Still running, so that it can be seen what expires; the caller closes it."""
 
 
 async def play(company: Company, play: Play) -> Campaign:
@@ -352,12 +353,11 @@ async def play(company: Company, play: Play) -> Campaign:
                 await _trouble(scene, play, rng)
                 await _end(limits)
                 await finish(scene, operator)
-        except BaseException:
+        finally:
             scene.server.close()
-            raise
         history = scene.history()
     done, felt = count_faults(history)
-    return Campaign(play, history, done, felt, scene.server)
+    return Campaign(play, history, done, felt)
 
 
 @asynccontextmanager
@@ -524,10 +524,10 @@ async def finish(scene: Scene, operator: Queue) -> None:
         await _empty(scene, operator, queue)
     for station in scene.stations:
         await station.close()
-    keys = await scene.redis("KEYS", "*")
-    for key in keys:
-        if await scene.redis("TTL", key) == -1:
-            scene.log("left_over", what=f"{key} has no expiry")
+    for key in await scene.redis("KEYS", "*"):
+        seconds = await scene.redis("TTL", key)
+        if not 0 <= seconds <= MAY_STAY.get(key.rpartition(":")[2], 0):
+            scene.log("left_over", what=f"{key} expires in {seconds} s")
 
 
 async def _forgotten(scene: Scene, station: Station) -> None:
@@ -552,8 +552,7 @@ async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
     async def nobody() -> bool:
         stats = await operator.stats(queue)
         keys = await scene.redis("KEYS", f"genesis:queue:{{{queue}}}:*")
-        # Those may stay until they expire, which is looked for later.
-        left = [key for key in keys if not key.endswith((":meta", ":gone")) and "}:left:" not in key]
+        left = [key for key in keys if key.rpartition(":")[2] not in MAY_STAY]
         return (stats.waiting, stats.in_use, left) == (0, 0, [])
 
     try:

@@ -3,18 +3,24 @@
 Every line has `at` (time.monotonic_ns, which is one clock for all processes of a machine), `kind` and,
 as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else they bear:
 
-    of a call        enter (timeout)         it is about to enter
-                     entered (place)         it waits; its number in Redis, null if unknown
+    of a call        enter (timeout, ...)    it is about to enter; `head_start`, `max_waiting` if given,
+                                             and of whom it has a place token, `place_of`
+                     entered (place, resumed)  it waits; its number in Redis, null if unknown, and
+                                             whether that is the kept one
+                     resumed                 it was granted at once, and its kept place is used
                      grant (token)           its body runs
-                     giving_up               it waits no longer, and is about to leave the line
+                     giving_up (keep)        it waits no longer, and is about to leave the line; its
+                                             place is to be kept for so many seconds
                      given_up (was)          the answer: what it had in Redis, null if unknown
                      leave (lost)            its body is over; the slot is about to be given back
                      lost (reason, fence)    slot.lost turned true, and could have from `fence` on
-                     end (how)               released, timeout, refused, cancelled, evicted, failed
+                     end (how)               released, timeout, refused, full, cancelled, evicted, failed
     of an instance   up (worker)             it runs
                      fence (until)           its lease in a queue holds at least until then
-                     beat (sent, unknown)    a heartbeat's answer; how many tickets Redis did not know
-                     restored                it has registered again
+                     beat (sent, unknown)    the reply to a heartbeat, or to a sync; unknown: it differs
+                                             from what the instance has
+                     restored (redis, data_lost)  the reply to a sync: all that it has is registered;
+                                             Redis's time (us), and whether that had lost its data
                      lag (seconds)           its event loop (or the machine) stood still for so long
                      wall (shift)            its wall clock jumped
                      disrupted (reason)      as the backend reports it
@@ -23,7 +29,7 @@ as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else th
                      limit (id, value)       set_limit is said
                      limited (id, ok)        and answered
     the conductor's  fault (id, name, target, settle), fault_end (id, effect)
-                     loss (id), loss_end     Redis forgets something between these two
+                     loss (id, all), loss_end  Redis forgets something, or all, between these two
                      clock (offset, error)   Redis' clock minus this one
                      left_over (what)        found after the end, where nothing should be
 """

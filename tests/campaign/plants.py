@@ -1,31 +1,17 @@
 """Bugs put in on purpose, in the worker processes alone, to see that the campaign finds them.
 
-Each changes a Lua script on its way from its file to Redis, or a method of the client. A text that is
-no longer found is an error: a plant that plants nothing would be reported as found by nobody.
+Each changes a Lua script on its way from its file to Redis, or a method of the core. A text that is no
+longer found is an error: a plant that plants nothing would be reported as found by nobody.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
 
-from genesis.backends.protocol import LeaveResult, Ticket
-from genesis.backends.redis import backend, heartbeat, link
-from genesis.backends.redis.ledger import Stage
-from genesis.backends.redis.scripts import Script, load
+from genesis.backends.redis import core, scripts
+from genesis.backends.redis.ticket import LocalTicket, Stage
 
 __all__ = ["PLANTS", "plant"]
-
-
-_WRITTEN_DOWN = """\
-      if redis.call('ZADD', HOLDING, text(number), ticket) == 1 and free == limit then
-        redis.call('EXPIRE', HOLDING, ttl)
-      end
-"""
-_REMEMBERED = """\
-  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', math.max(ttl, tonumber(ARGV[5])))
-"""
 
 
 def plant(name: str) -> None:
@@ -33,64 +19,88 @@ def plant(name: str) -> None:
     PLANTS[name]()
 
 
-def _skip_renewal() -> None:
-    """The heartbeat is answered, but renews no lease."""
-    _change_scripts(
-        ("heartbeat", "  redis.call('ZADD', LEASES, text(NOW + lease), instance)\n", "", 1),
-    )
+def _drop_leave() -> None:
+    """A waiter that gives up is forgotten here, but nothing is sent: its place stays in the line."""
+    honest = core.QueueCore.leave
+
+    def leave(
+        self: core.QueueCore, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0
+    ) -> None:
+        if ticket.stage is Stage.WAITING and ticket.wanted:
+            ticket.wanted = False
+            ticket.left = self.session
+        else:
+            honest(self, ticket, now, origin, keep)
+
+    core.QueueCore.leave = leave  # type: ignore[method-assign]
 
 
-def _drop_handoff() -> None:
-    """Who gives up waiting is forgotten here, but nothing is said: what it had is not handed on."""
-    honest = backend.RedisBackend.leave
-
-    async def leave(self: backend.RedisBackend, ticket: Ticket, context: str = "") -> LeaveResult:
-        session = self._session
-        passage = session.ledger.find(ticket.id) if session is not None else None
-        if session is not None and passage is not None and passage.stage is Stage.WAITING:
-            session.ledger.remove(passage)
-            return LeaveResult(None)
-        return await honest(self, ticket, context)
-
-    backend.RedisBackend.leave = leave  # type: ignore[method-assign]
+def _sync_lists_nothing() -> None:
+    """After a break, Redis takes back what the instance still has."""
+    LocalTicket.listed = property(lambda ticket: ticket.stage is Stage.ENTERING)  # type: ignore[assignment]
 
 
-def _publish_first() -> None:
-    """The waiter is woken before its slot is written down: that comes with its next heartbeat."""
-    _change_scripts(
-        ("", _WRITTEN_DOWN, "", 1),
-    )
+def _change(*changes: tuple[str, str, str]) -> Callable[[], None]:
+    """Each change: a script, or `library` for all that include it; the old text, which must be there
+    once; the new one."""
+
+    def change() -> None:
+        honest = scripts.source_of
+
+        def source_of(name: str) -> str:
+            source = honest(name)
+            for script, old, new in changes:
+                if name == script or (script == "library" and "local function grant" in source):
+                    if source.count(old) != 1:
+                        raise LookupError(f"{name}.lua has {source.count(old)} times: {old!r}")
+                    source = source.replace(old, new)
+            return source
+
+        scripts.source_of = source_of
+        scripts.load.cache_clear()
+
+    return change
 
 
-def _forget_left() -> None:
-    """A stray copy of an enter that comes after its ticket's leave makes a holder that nobody is."""
-    _change_scripts(
-        ("leave", _REMEMBERED, "", 1),
-    )
-
+_PUSH = "      push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. origin)\n"
+_PUSH_AT_ONCE = "      redis.pcall('PUBLISH', ARGV[4] .. owner, text)\n"
+_HOLD = "      redis.call('ZADD', HOLDING, number, head)\n"
+_HOLD_AT_ONCE = "    redis.call('ZADD', KEYS[3], number, head)\n"
+_HEAD = "redis.call('ZRANGE', WAITING, 0, 0)[1]"
+_HEAD_AT_ONCE = "redis.call('ZRANGE', KEYS[2], 0, 0)[1]"
+_TOMBSTONE = "  redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))\n"
+_RENEW = "redis.call('ZADD', LEASES, NOW + lease, instance)\n"
+_CHECK = "if meta[1] ~= ARGV[2] then\n"
+_USED = (
+    "  redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))\n"
+    "  redis.call('ZREM', PAST, name)\n"
+)
+_FULL = "waiters >= tonumber(ARGV[8])"
+_STANDS = (
+    "    redis.call('ZADD', WAITING, number, member)\n    redis.call('ZADD', TICKETS, 0, member)\n"
+)
 
 PLANTS: dict[str, Callable[[], None]] = {
-    "forget-left": _forget_left,
-    "skip-renewal": _skip_renewal,
-    "drop-handoff": _drop_handoff,
-    "publish-first": _publish_first,
+    "drop-leave": _drop_leave,
+    "sync-lists-nothing": _sync_lists_nothing,
+    # The heartbeat is answered, but renews no lease.
+    "skip-renewal": _change(("beat", _RENEW, "")),
+    # The slot is written down, and its call learns of it with its next heartbeat.
+    "lose-grant": _change(("library", _PUSH, ""), ("leave", _PUSH_AT_ONCE, "")),
+    # The waiter is woken, and its slot is not written down: that comes with its next heartbeat.
+    "hold-nothing": _change(("library", _HOLD, ""), ("leave", _HOLD_AT_ONCE, "")),
+    "last-comes-first": _change(
+        ("library", _HEAD, _HEAD.replace("0, 0", "-1, -1")),
+        ("leave", _HEAD_AT_ONCE, _HEAD_AT_ONCE.replace("0, 0", "-1, -1")),
+    ),
+    # An evicted ticket is registered again, if its instance has missed the message.
+    "no-tombstone": _change(("evict", _TOMBSTONE, "")),
+    "no-window": _change(("library", "  if NOW >= window + lease / 2 then\n", "  if false then\n")),
+    # A late enter of a lost connection makes a holder that nobody is.
+    "no-session-check": _change(("enter", _CHECK, "if false then\n")),
+    "keep-used-place": _change(("library", _USED, "")),
+    "let-one-in": _change(("enter", _FULL, "waiters > tonumber(ARGV[8])")),
+    "forget-head-start": _change(
+        ("sync", _STANDS, _STANDS.replace("number,", "number + head_start_of(member),"))
+    ),
 }
-
-
-def _change_scripts(*changes: tuple[str, str, str, int]) -> None:
-    """Each change: the script, '' for all of them; the old text; the new one; how often it is there."""
-
-    @cache
-    def changed(name: str) -> Script:
-        source = load(name).source.decode()
-        for script, old, new, times in changes:
-            if script in ("", name):
-                found = source.count(old)
-                if found != times:
-                    raise LookupError(f"{name}.lua has {found} times, not {times}: {old!r}")
-                source = source.replace(old, new)
-        raw = source.encode()
-        return Script(name, raw, hashlib.sha1(raw).hexdigest().encode())
-
-    for module in (backend, heartbeat, link):
-        module.load = changed  # type: ignore[attr-defined]

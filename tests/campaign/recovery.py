@@ -31,7 +31,7 @@ from tests.campaign.conductor import Company, Scene, apply, count_faults, finish
 from tests.campaign.faults import FAULTS, NONE, Fault
 from tests.campaign.history import Event, History
 
-MOMENTS = ("cut", "subscriber-cut", "client-kill", "script-flush", "flushall")
+MOMENTS = ("cut", "client-kill", "script-flush", "flushall")
 
 
 class Run(NamedTuple):

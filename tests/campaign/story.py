@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 
 from tests.campaign.history import CONDUCTOR, Event, History
 
-__all__ = ["Disturbance", "Passage", "Period", "Story", "subtract"]
+__all__ = [
+    "AT_ONCE",
+    "EARLY",
+    "SLACK",
+    "Disturbance",
+    "Passage",
+    "Period",
+    "Registration",
+    "Story",
+    "subtract",
+]
 
 
 class Period(NamedTuple):
@@ -28,6 +38,9 @@ class Period(NamedTuple):
 
 
 ALWAYS = Period(-math.inf, math.inf)
+AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
+SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
+EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
 RECONNECT = 1.2  # seconds for a connection to be made anew, tried at least every second
 
 
@@ -45,15 +58,22 @@ class Passage:
     granted: float | None = None
     token: int = 0
     giving_up: float | None = None
+    given_up: float | None = None  # when the reply to its leaving the line came
     was: str | None = None  # what Redis said that it had when it gave up; None if that is unknown
     leaving: float | None = None
     lost: float | None = None  # when its slot.lost could first be true
     lost_noticed: float | None = None
     reason: str = ""
     evicted: float | None = None  # when somebody first set out to evict it
+    surely_evicted: float | None = None  # when an eviction that found it was answered
     killed: float | None = None
     ended: float | None = None
     how: str = ""
+    head_start: float = 0.0
+    max_waiting: int | None = None
+    place_of: str = ""  # whose kept place it asks for
+    resumed: bool = False
+    keep: float = 0.0  # seconds for which its place is to be kept
     events: list[str] = field(default_factory=list)
     taken: Period = field(default=ALWAYS)  # in which its grant took effect in Redis
 
@@ -61,6 +81,12 @@ class Passage:
     def hold_end(self) -> float:
         """Until when it held, at the least that can be proven."""
         ends = (self.leaving, self.lost, self.evicted, self.killed, self.ended)
+        return min((end for end in ends if end is not None), default=math.inf)
+
+    @property
+    def hold_end_seen(self) -> float:
+        """Until when its body ran."""
+        ends = (self.leaving, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
@@ -77,6 +103,15 @@ class Passage:
         """From when on nothing of it is there any more."""
         ends = (self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
+
+    @property
+    def place_period(self) -> Period | None:
+        """In which its place must lie, as a time of entering; None if it took a kept one."""
+        if self.resumed:
+            return None
+        known = (self.entered, self.granted, self.giving_up, self.ended)
+        latest = min((at for at in known if at is not None), default=math.inf)
+        return Period(self.invoked - self.head_start, latest - self.head_start)
 
     @property
     def listed(self) -> float:
@@ -149,6 +184,17 @@ class _Eviction(NamedTuple):
     found: int | None = None
 
 
+_OF_CALLS = ("entered", "resumed", "grant", "giving_up", "given_up", "leave", "lost", "end")
+
+
+class Registration(NamedTuple):
+    """A sync by which an instance noticed that Redis had lost its data."""
+
+    queue: str
+    at: float  # when it was answered
+    redis: float  # Redis's time, us
+
+
 class Story:
     """See the module's text."""
 
@@ -157,6 +203,8 @@ class Story:
         self.lease = history.lease
         self.passages: dict[str, Passage] = {}
         self.losses: list[Period] = []
+        self.total_losses: list[Period] = []  # those of all data
+        self.registrations: list[Registration] = []
         self.disturbances: list[Disturbance] = []
         self._lags: dict[int, list[tuple[str, Period]]] = defaultdict(list)  # by the second
         self.worker: dict[str, str] = {}  # of an instance
@@ -199,8 +247,10 @@ class Story:
             if passage.invoked <= loss.end and loss.begin <= end
         ]
         if not losses_only:
+            # A lease that had lapsed before the call was made was renewed by the sync that listed it.
             since = self._stood(passage)
-            lost += [(lapse, max(lapse, listed)) for lapse in contact.lapses(since, end)]
+            lapses = (lapse for lapse in contact.lapses(since, end) if lapse >= passage.invoked)
+            lost += [(lapse, max(lapse, listed)) for lapse in lapses]
         periods = []
         for gone, back in lost:
             known = contact.registered(back)
@@ -213,9 +263,11 @@ class Story:
         """From when on Redis had it; a process that stood still read the answer much later."""
         if passage.entered is None:
             return passage.invoked
+        if passage.resumed:
+            return passage.invoked
         if passage.place is None or self.offset is None:
             return passage.entered
-        moment = passage.place / 1e6 - self.offset[0] + self.offset[1]
+        moment = passage.place / 1e6 + passage.head_start - self.offset[0] + self.offset[1]
         return max(passage.invoked, min(passage.entered, moment))
 
     def _due(self, who: str, since: float) -> float:
@@ -332,7 +384,7 @@ class Story:
 
     def _take_in(self, events: Iterable[Event]) -> None:
         open_faults: dict[int, Event] = {}
-        open_losses: dict[int, float] = {}
+        open_losses: dict[int, Event] = {}
         limits: dict[tuple[str, int], tuple[Event, int]] = {}
         for event in events:
             at, kind, who, queue, call, more = event
@@ -340,14 +392,18 @@ class Story:
                 if call in self.passages:
                     self.strays.append(event)
                 else:
-                    self.passages[call] = Passage(call, queue, who, at, more.get("timeout"))
+                    passage = Passage(call, queue, who, at, more.get("timeout"))
+                    passage.head_start = more.get("head_start", 0.0)
+                    passage.max_waiting = more.get("max_waiting")
+                    passage.place_of = more.get("place_of", "")
+                    self.passages[call] = passage
             elif kind == "evict":
                 self._evictions.append(_Eviction(who, call, at))
             elif kind == "evicted":
                 for index, said in enumerate(self._evictions):
                     if (said.who, said.call, said.found) == (who, call, None):
                         self._evictions[index] = said._replace(answered=at, found=more["count"])
-            elif kind in ("entered", "grant", "giving_up", "given_up", "leave", "lost", "end"):
+            elif kind in _OF_CALLS:
                 self._of_call(event)
             elif kind == "up":
                 self.worker[who] = more["worker"]
@@ -358,6 +414,8 @@ class Story:
                 self._note_lag(who, more["sent"], at)
             elif kind == "restored":
                 self._contacts[who, queue].restored.append(at)
+                if more.get("data_lost"):
+                    self.registrations.append(Registration(queue, at, more["redis"]))
             elif kind == "lag":
                 self._note_lag(who, at - more["seconds"], at)
             elif kind == "kill":
@@ -379,14 +437,17 @@ class Story:
             elif kind == "fault_end":
                 self._fault(open_faults.pop(more["id"]), at)
             elif kind == "loss":
-                open_losses[more["id"]] = at
+                open_losses[more["id"]] = event
             elif kind == "loss_end":
-                self.losses.append(Period(open_losses.pop(more["id"]), at))
+                begun = open_losses.pop(more["id"])
+                self.losses.append(Period(begun.at, at))
+                if begun.more.get("all"):
+                    self.total_losses.append(self.losses[-1])
             elif kind == "clock":
                 self._clocks.append((more["offset"], more["error"]))
         for fault in open_faults.values():
             self._fault(fault, math.inf)
-        self.losses += [Period(begin, math.inf) for begin in open_losses.values()]
+        self.losses += [Period(begun.at, math.inf) for begun in open_losses.values()]
 
     def busy(self, period: Period, who: str = "") -> bool:
         """Whether the machine stood still so long that a few turns of several processes take as
@@ -413,6 +474,8 @@ class Story:
             in_vain = said.found == 0 and not any(d.period.meets(asked) for d in self.disturbances)
             if said.call in self.passages and not in_vain:
                 self.passages[said.call].evicted = said.at
+            if said.call in self.passages and said.found:
+                self.passages[said.call].surely_evicted = said.answered
 
     def _fault(self, begun: Event, end: float) -> None:
         more: Any = begun.more
@@ -425,15 +488,19 @@ class Story:
         if passage is None:
             self.strays.append(event)
             return
-        passage.events.append(kind)
+        if kind not in ("given_up", "resumed"):  # the reply to a leave comes when it likes
+            passage.events.append(kind)
         if kind == "entered":
             passage.entered, passage.place = at, more.get("place")
+            passage.resumed = more.get("resumed", False)
+        elif kind == "resumed":
+            passage.resumed = True
         elif kind == "grant" and passage.granted is None:
             passage.granted, passage.token = at, more["token"]
         elif kind == "giving_up":
-            passage.giving_up = at
+            passage.giving_up, passage.keep = at, more.get("keep", 0.0)
         elif kind == "given_up":
-            passage.was = more["was"]
+            passage.given_up, passage.was = at, more["was"]
         elif kind == "leave":
             passage.leaving = at
         elif kind == "lost" and passage.lost is None:
@@ -469,6 +536,9 @@ class Story:
                 assert passage.granted is not None
                 end = min(end, passage.granted)
                 passage.taken = _narrowed(Period(begin, end), passage.token, self.offset)
+                evicted = passage.evicted if passage.surely_evicted is None else None
+                if evicted is not None and evicted < passage.taken.begin and passage.lost is None:
+                    passage.evicted = None  # there was no answer, and it was never carried out
 
     def _offset(self) -> tuple[float, float] | None:
         """Redis' clock minus the shared one, if it stayed the same throughout."""

@@ -13,13 +13,15 @@ import os
 import random
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
+from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     Disrupted,
@@ -27,15 +29,22 @@ from genesis.backends.protocol import (
     EnterResult,
     Grant,
     LeaveResult,
+    Left,
     Listener,
     QueueEntry,
     QueueStats,
     SlotLost,
     Ticket,
+    WaitStatus,
 )
-from genesis.backends.redis.ledger import Line, Stage
-from genesis.backends.redis.link import Unreachable
-from genesis.exceptions import BackendUnavailableError, EvictedError, QueueTimeoutError
+from genesis.backends.redis.calls import LocalQueue
+from genesis.backends.redis.verdicts import Command
+from genesis.exceptions import (
+    BackendUnavailableError,
+    EvictedError,
+    QueueFullError,
+    QueueTimeoutError,
+)
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.campaign.history import Log
@@ -70,82 +79,103 @@ QUEUES = {
 
 
 class Recorder:
-    """Passes every operation on to the backend, and logs what the calls cannot see."""
+    """Passes every operation on to the backend, and logs what the calls cannot see.
+
+    All but two things come from the backend's seam. Replies to heartbeats and syncs are seen on their
+    way into the cores: a core's `session`, `confirmed` and `lease_deadline` before and after.
+    """
 
     def __init__(self, inner: RedisBackend, log: Log) -> None:
         self._inner = inner
         self._log = log
         self._granted: set[str] = set()
+        self._giving_up: set[str] = set()  # until their `Left`
+        self._fences: dict[str, float] = {}  # by queue: the lease deadline that was known last
         self.name = inner.name
         self.instance_id = inner.instance_id
         self.heartbeat_interval = inner.heartbeat_interval
+        self.store = inner.store
 
     def join(self) -> None:
-        """Watch the heartbeats; the loop must run."""
-        heart = self._inner._join("join").heart
-        on_beat, on_restored = heart._on_beat, heart._on_restored
+        """Watch the cores; the loop must run."""
+        driver = self._inner._join("join")
+        honest = driver.open
 
-        def beat(line: Line, sent: float, renewed: bool, last: bool, reply: Any) -> None:
-            on_beat(line, sent, renewed, last, reply)
-            if not isinstance(reply, Unreachable):
-                self._log("fence", queue=line.queue_id, until=line.fence)
-                self._log("beat", queue=line.queue_id, sent=sent, unknown=len(reply[5]))
+        def open_queue(queue_id: str) -> LocalQueue:
+            queue = honest(queue_id)
+            if "replied" not in vars(queue.core):
+                vars(queue.core)["replied"] = partial(self._replied, queue, queue.core.replied)
+            return queue
 
-        def restored(line: Line, sent: float, reply: Any) -> None:
-            on_restored(line, sent, reply)
-            if not isinstance(reply, Unreachable):
-                self._log("fence", queue=line.queue_id, until=line.fence)
-                self._log("restored", queue=line.queue_id)
+        vars(driver)["open"] = open_queue
 
-        heart.__dict__.update(_on_beat=beat, _on_restored=restored)
+    def _replied(
+        self, queue: LocalQueue, honest: Any, command: Command, reply: Any, now: float
+    ) -> None:
+        core, queue_id = queue.core, queue.queue_id
+        current = command.session == core.session and core.up
+        honest(command, reply, now)
+        if not current or isinstance(reply, Exception) or reply[0] != 1:
+            return
+        synced = command.name == "sync" and command.last and core.confirmed == command.session
+        if not synced and command.name != "beat":
+            return
+        self._fences[queue_id] = command.sent + self._inner.heartbeat_interval * 3
+        self._log("fence", queue=queue_id, until=self._fences[queue_id])
+        # A heartbeat whose numbers differ is followed by a sync.
+        unknown = int(core.session != command.session)
+        self._log("beat", queue=queue_id, sent=command.sent, unknown=unknown)
+        if synced:
+            self._log("restored", queue=queue_id, redis=reply[1], data_lost=bool(reply[9]))
 
     def listen(self, listener: Listener) -> None:
         def on_event(event: BackendEvent) -> None:
             if isinstance(event, SlotLost):
-                ticket = event.ticket
-                fence = self._fence(ticket.queue_id)
-                self._log(
-                    "lost",
-                    queue=ticket.queue_id,
-                    call=ticket.item_id,
-                    reason=event.reason,
-                    fence=fence if event.reason == "lapsed" else None,
-                )
+                queue_id, item_id, _ = event.ticket
+                fence = self._fences.get(queue_id) if event.reason == "lapsed" else None
+                self._log("lost", queue=queue_id, call=item_id, reason=event.reason, fence=fence)
             elif isinstance(event, Disrupted):
                 self._log("disrupted", reason=event.reason)
+            elif isinstance(event, Left) and event.ticket.id in self._giving_up:
+                self._given_up(event.ticket, event.result)
             listener(event)
 
         self._inner.listen(on_event)
 
-    async def enter(self, entry: EnterRequest) -> EnterResult:
-        admission = await self._inner.enter(entry)
-        queue, call = entry.queue_id, entry.item_id
-        fence = self._fence(queue)
-        if fence is not None:
-            self._log("fence", queue=queue, until=fence)
-        if admission.position:
-            session = self._inner._session
-            passage = session.ledger.find(admission.ticket.id) if session is not None else None
-            waits = passage is not None and passage.stage is Stage.WAITING
-            place = passage.number if passage is not None and waits else None
-            self._log("entered", queue=queue, call=call, place=place)
-        elif admission.grant is not None:
-            self._granted.add(admission.ticket.id)
-        return admission
+    async def enter(self, request: EnterRequest) -> EnterResult:
+        result = await self._inner.enter(request)
+        queue, call = request.queue_id, request.item_id
+        if result.position:
+            place = round(decode(result.place_token).place) if result.place_token else None
+            self._log("entered", queue=queue, call=call, place=place, resumed=result.resumed)
+        elif result.grant is not None:
+            self._granted.add(result.ticket.id)
+            if result.resumed:
+                self._log("resumed", queue=queue, call=call)
+        return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         grant = await self._inner.wait(ticket, timeout)
         self._granted.add(ticket.id)
         return grant
 
-    async def leave(self, ticket: Ticket, context: str = "") -> LeaveResult:
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
         if ticket.id in self._granted:
             self._granted.remove(ticket.id)
-            return await self._inner.leave(ticket, context)
-        self._log("giving_up", queue=ticket.queue_id, call=ticket.item_id)
-        departure = await self._inner.leave(ticket, context)
-        self._log("given_up", queue=ticket.queue_id, call=ticket.item_id, was=departure.was)
-        return departure
+            return self._inner.leave(ticket, context)
+        self._log("giving_up", queue=ticket.queue_id, call=ticket.item_id, keep=keep_place)
+        self._giving_up.add(ticket.id)
+        result = self._inner.leave(ticket, context, keep_place)
+        if result is not None:
+            self._given_up(ticket, result)
+        return result
+
+    def _given_up(self, ticket: Ticket, result: LeaveResult) -> None:
+        self._giving_up.discard(ticket.id)
+        self._log("given_up", queue=ticket.queue_id, call=ticket.item_id, was=result.was)
+
+    async def flush(self) -> None:
+        await self._inner.flush()
 
     def lapsed(self, ticket: Ticket) -> bool:
         return self._inner.lapsed(ticket)
@@ -156,8 +186,10 @@ class Recorder:
     async def stats(self, queue_id: str) -> QueueStats:
         return await self._inner.stats(queue_id)
 
-    async def position(self, queue_id: str, item_id: str) -> int | None:
-        return await self._inner.position(queue_id, item_id)
+    async def wait_status(
+        self, queue_id: str, wanted: Sequence[Ticket | str]
+    ) -> list[WaitStatus | None]:
+        return await self._inner.wait_status(queue_id, wanted)
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         return await self._inner.entries(queue_id)
@@ -171,16 +203,54 @@ class Recorder:
     async def close(self) -> None:
         await self._inner.close()
 
-    def _fence(self, queue_id: str) -> float | None:
-        session = self._inner._session
-        line = session.ledger.lines.get(queue_id) if session is not None else None
-        return None if line is None else line.fence
+    def kept(self) -> dict[str, Any]:
+        """What is kept here and in the backend of calls and queues."""
+        driver = self._inner._driver
+        kept: dict[str, Any] = {"granted": self._granted, "giving_up": self._giving_up}
+        return kept if driver is None else kept | {"calls": driver.calls, "queues": driver.queues}
+
+
+class KeptPlace(NamedTuple):
+    """A place that a cancelled call left behind, for any process to take, or to take again."""
+
+    queue_id: str
+    call: str
+    token: str
+
+
+class KeptPlaces:
+    """The kept places of a campaign, in a file that all its processes share."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def put(self, place: KeptPlace) -> None:
+        os.write(self._file, json.dumps(place).encode() + b"\n")
+
+    def last(self, queue_id: str) -> list[KeptPlace]:
+        """A few that were put last."""
+        size = os.fstat(self._file).st_size
+        start = max(0, size - 2000)
+        lines = os.pread(self._file, size - start, start).split(b"\n")
+        # The first might be the second half of a line.
+        whole = [line for line in lines[1 if start else 0 :] if line]
+        places = [KeptPlace(*json.loads(line)) for line in whole]
+        return [place for place in places if place.queue_id == queue_id][-4:]
 
 
 class Caller:
     """Makes the calls of one process."""
 
-    def __init__(self, queue: Queue, lease: float, who: str, log: Log, rng: random.Random) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        lease: float,
+        who: str,
+        log: Log,
+        rng: random.Random,
+        places: KeptPlaces,
+    ) -> None:
+        self._places = places
         self._queue = queue
         self._lease = lease
         self._who = who
@@ -209,28 +279,53 @@ class Caller:
             self._calls += 1
             call = f"{self._who}:{self._calls}"
             hold = self._rng.uniform(*kind.hold) + self._rng.uniform(0, kind.hold_leases * self._lease)
-            timeout = None if kind.steady else self._patience()
-            task = asyncio.create_task(self._pass(queue_id, call, kind.limit, hold, timeout))
-            if not kind.steady and self._rng.random() < 0.15:
+            options = {} if kind.steady else self._options(queue_id)
+            task = asyncio.create_task(self._pass(queue_id, call, kind.limit, hold, options))
+            if not kind.steady and self._rng.random() < 0.2:
                 await asyncio.sleep(self._rng.choice((0.0, self._rng.uniform(0, 0.2))))
                 task.cancel()
             await asyncio.wait({task})  # cancelled before its first step, it never began
 
-    def _patience(self) -> float | None:
-        impatient = self._rng.uniform(0.01, 0.4)
-        return self._rng.choice((None, None, None, 0.0, impatient, 2 * self._lease))
+    def _options(self, queue_id: str) -> dict[str, Any]:
+        """Of one call: most are plain, the others use one feature or several."""
+        rng = self._rng
+        options: dict[str, Any] = {}
+        options["timeout"] = rng.choice(
+            (None, None, None, 0.0, rng.uniform(0.01, 0.4), 2 * self._lease)
+        )
+        if rng.random() < 0.2:
+            options["max_waiting"] = rng.randrange(4)
+        if rng.random() < 0.2:
+            options["head_start"] = rng.choice((0.05, 0.5, rng.uniform(0, 3)))
+        if rng.random() < 0.5:
+            options["keep_place"] = rng.choice((0.2, 3.0, 60.0))
+        if rng.random() < 0.2 and (places := self._places.last(queue_id)):
+            options["place"] = rng.choice(places)
+        return options
 
     async def _pass(
-        self, queue_id: str, call: str, limit: int, hold: float, timeout: float | None
+        self, queue_id: str, call: str, limit: int, hold: float, options: dict[str, Any]
     ) -> None:
         names: dict[str, Any] = {"queue": queue_id, "call": call}
         how = "released"
         begun = False  # cancelled before its first step, the task never comes here
+        place: KeptPlace | None = options.pop("place", None)
+        timeout = options.get("timeout")
+        request = self._queue.slot(
+            queue_id,
+            item_id=call,
+            max_concurrent=limit,
+            place_token=None if place is None else place.token,
+            **options,
+        )
         try:
-            self._log("enter", timeout=timeout, **names)
+            features: dict[str, Any] = {"place_of": place.call} if place is not None else {}
+            for name in ("head_start", "max_waiting"):
+                if name in options:
+                    features[name] = options[name]
+            self._log("enter", timeout=timeout, **features, **names)
             begun = True
-            slot_of = self._queue.slot(queue_id, item_id=call, max_concurrent=limit, timeout=timeout)
-            async with slot_of as slot:
+            async with request as slot:
                 self._log("grant", token=slot.fencing_token, **names)
                 try:
                     await self._hold(hold)
@@ -238,6 +333,8 @@ class Caller:
                     self._log("leave", lost=slot.lost, **names)
         except QueueTimeoutError:
             how = "timeout" if timeout else "refused"
+        except QueueFullError:
+            how = "full"
         except EvictedError:
             how = "evicted"
         except BackendUnavailableError:
@@ -247,6 +344,8 @@ class Caller:
         finally:
             if begun:
                 self._log("end", how=how, **names)
+            if how == "cancelled" and request.place_token and options.get("keep_place"):
+                self._places.put(KeptPlace(queue_id, call, request.place_token))
 
     async def _hold(self, seconds: float) -> None:
         """At most `seconds`; not long once all is to come to an end."""
@@ -305,7 +404,8 @@ async def _run(config: dict[str, Any]) -> None:
     recorder = Recorder(RedisBackend(config["url"], lease=lease), log)
     queue = Queue(recorder, telemetry=Telemetry(registry=CollectorRegistry()))
     recorder.join()
-    caller = Caller(queue, lease, who, log, random.Random(config["seed"]))
+    places = KeptPlaces(Path(config["folder"]) / "places")
+    caller = Caller(queue, lease, who, log, random.Random(config["seed"]), places)
     log("up", worker=config["worker"], instance=queue.instance_id)
     clocks = asyncio.create_task(watch_clocks(log))
     reader, writer = await asyncio.open_unix_connection(config["socket"])
@@ -328,19 +428,11 @@ async def _run(config: dict[str, Any]) -> None:
             finishing = asyncio.create_task(caller.finish())
             finishing.add_done_callback(lambda _: say(finished=True))
         elif command["do"] == "state":
-            layered = {k: v for k, v in _kept(queue, recorder).items() if v}
-            say(state={name: repr(value)[:500] for name, value in layered.items()})
+            kept = state_of(queue) | recorder.kept()
+            say(state={name: repr(value)[:500] for name, value in kept.items() if value})
         elif command["do"] == "close":
             break
     await queue.close()
     clocks.cancel()
     say(closed=True)
     await writer.drain()
-
-
-def _kept(queue: Queue, recorder: Recorder) -> dict[str, Any]:
-    kept = state_of(queue)
-    session = recorder._inner._session
-    if session is not None:
-        kept |= {"lines": session.ledger.lines, "passages": session.ledger._passages}
-    return kept | {"granted": recorder._granted}

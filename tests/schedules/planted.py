@@ -11,12 +11,12 @@ from collections import deque
 from typing import Any
 
 import pytest
+from genesis.backends.redis.heartbeat import Heart
+from genesis.backends.redis.ledger import Ledger, Stage
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import Grant, LeaveResult, Ticket
 from genesis.backends.redis.backend import RedisBackend
-from genesis.backends.redis.heartbeat import Heart
-from genesis.backends.redis.ledger import Ledger, Stage
 from genesis.backends.redis.link import Command, Link
 
 __all__ = ["MEMORY", "REDIS"]

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from genesis.backends.redis.ledger import Passage, Stage
+
 from genesis import Queue
 from genesis.backends.protocol import BackendEvent, Disrupted
-from genesis.backends.redis.ledger import Passage, Stage
 from genesis.backends.redis.scripts import load
 from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend

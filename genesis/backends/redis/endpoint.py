@@ -1,9 +1,9 @@
 """Where connections are made to, and of which kind: from a URL, or like a ready client's own.
 
 A client that is given stays its owner's: nothing is taken from its pool, nothing closed. Only how it
-connects (address, TLS, user, credential provider, connection class) is taken from it. How long to wait
-and what to say again is settled here, because only the link can know that: no timeout on reading, no
-retry of redis-py's, and RESP2, so that a message looks the same with and without hiredis.
+connects (address, TLS, user, credential provider, `redis_connect_func`, connection class) is taken
+from it. How long to wait is settled here, because only the link can know that: no timeout on reading,
+no retry of redis-py's. RESP3, so that wake-ups and replies share a connection.
 
 What a connection authenticates itself with never shows: not in an error about a bad URL, nor in what
 is told of a connection that failed, even if the server repeats it.
@@ -23,9 +23,7 @@ from redis.backoff import NoBackoff
 __all__ = ["Endpoint", "endpoint_of_pool", "pool_of_url", "settings"]
 
 # What belongs to the client that was given, or is settled here.
-_THEIRS = re.compile(
-    "maint|orig_|oss_|retry|redis_connect_func|response_callbacks|max_connections|connection_pool"
-)
+_THEIRS = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
 _SECRETS = ("password", "ssl_password")
 # A Redis that does not know a command repeats its arguments; AUTH may be renamed or not exist.
 _ECHO = re.compile(r",? with args beginning with:.*", re.DOTALL)
@@ -58,6 +56,13 @@ class Endpoint:
         """A connection that nobody else counts or closes."""
         return self._class(**self._kwargs)
 
+    @property
+    def name(self) -> str:
+        """Which data is there: address and database."""
+        kwargs = self._kwargs
+        address = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+        return f"{address}/{kwargs.get('db') or 0}"
+
     def check(self) -> None:
         """Raise unless connections of this kind can be made; none is opened."""
         try:
@@ -67,10 +72,6 @@ class Endpoint:
         else:
             return
         raise ValueError(f"no connection can be made as the url or the client says: {text}")
-
-    def left(self, connection: AbstractConnection) -> bool:  # noqa: ARG002
-        """Whether what `connection` leads to is not the place any more."""
-        return False
 
     def tell(self, error: BaseException) -> str:
         """An error in words that may be shown to anybody."""
@@ -109,7 +110,7 @@ def settings(
     """How to connect, as given; how to wait, as the link needs it."""
     kwargs = {name: value for name, value in given.items() if not _THEIRS.match(name)}
     kwargs.update(
-        protocol=2,
+        protocol=3,
         decode_responses=False,
         socket_timeout=None,
         socket_connect_timeout=timeout,

@@ -1,6 +1,8 @@
-"""The names of things in Redis: four keys a queue under one hash tag, one channel an instance."""
+"""The names of things in Redis: seven keys a queue under one hash tag, one channel an instance."""
 
 from __future__ import annotations
+
+KINDS = ("meta", "waiting", "holding", "tickets", "leases", "past", "override")
 
 __all__ = ["MAX_PREFIX_BYTES", "channel_prefix", "check_key_prefix", "queue_keys"]
 
@@ -8,15 +10,15 @@ MAX_PREFIX_BYTES = 1024
 
 
 def queue_keys(key_prefix: str, queue_id: str) -> tuple[bytes, ...]:
-    """KEYS of every script, in the order that `line.lua` names.
+    """KEYS of every script, in the order that `library.lua` names.
 
     Redis Cluster hashes what stands between the first `{` and the next `}`. Braces in the id are
     escaped, so that any id gives one tag, never an empty or a shared one; `%` is, so that no two
     ids give the same key.
     """
     tag = queue_id.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    base = f"{key_prefix}{{{tag}}}:".encode()
-    return base + b"meta", base + b"waiting", base + b"holding", base + b"leases"
+    base = f"{key_prefix}{{{tag}}}:"
+    return tuple((base + kind).encode() for kind in KINDS)
 
 
 def channel_prefix(key_prefix: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The Lua scripts: one atomic operation each, `line.lua` in front of every one."""
+"""The Lua scripts: one atomic operation each, with `library.lua` included where a script says so."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-__all__ = ["SCRIPT_NAMES", "Script", "load"]
+__all__ = ["SCRIPT_NAMES", "Script", "load", "source_of"]
 
-SCRIPT_NAMES = (
-    "enter",
-    "entries",
-    "evict",
-    "heartbeat",
-    "leave",
-    "limit",
-    "reap",
-    "restore",
-    "stats",
-)
+SCRIPT_NAMES = ("beat", "enter", "entries", "evict", "leave", "limit", "places", "stats", "sync")
+_INCLUDE = "-- @include library\n"
 
 
 class Script(NamedTuple):
@@ -28,9 +19,15 @@ class Script(NamedTuple):
     sha: bytes
 
 
+def source_of(name: str) -> str:
+    """The text of one script, as Redis gets it."""
+    folder = resources.files("genesis.backends.redis") / "lua"
+    text = (folder / f"{name}.lua").read_text()
+    return text.replace(_INCLUDE, (folder / "library.lua").read_text())
+
+
 @cache
 def load(name: str) -> Script:
     """Read one script; its SHA-1 is the name under which Redis keeps it."""
-    folder = resources.files("genesis.backends.redis") / "lua"
-    source = (folder / "line.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    source = source_of(name).encode()
     return Script(name, source, hashlib.sha1(source).hexdigest().encode())

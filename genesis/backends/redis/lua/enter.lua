@@ -1,122 +1,115 @@
--- Take a free slot, or the last place in the line.
+-- Take a free slot, or a place in the line.
 --
--- KEYS   see line.lua
--- ARGV   1 ticket   2 "<context> <item_id>"   3 the call site's limit, '' for none
---        4 'free' to be refused rather than wait, or ''
---        5 the epoch that the instance knows if it has other tickets here, or ''
---        6 lease (us)   7 prefix of the wake-up channels   8 '1' if this is sent again
--- Reply  {state, number, position, depth, epoch, previous limit or '', us until this instance should
---        look again or -1, granted, reclaimed}
---        state is granted | waiting | refused | gone; number is the fencing token or the place
+-- KEYS   see library.lua
+-- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
+--        5 member   6 the call site's limit, '' for none   7 'free' to be refused rather than wait, or ''
+--        8 refuse if so many wait, '' for never   9 head start (us)   10 `<kept id> <place>`, or ''
+--        11 'who' to learn who holds, or ''
+-- Reply  {0}                                                    the session is not on record: sync first
+--        {1, token, in use, depth, limit, resumed, previous, granted, reclaimed}       granted
+--        {2, place, in use, depth, limit, resumed, previous, granted, reclaimed, position, look, holders}
+--        {3 busy | 4 full, 0, in use, depth, limit, 0, previous, granted, reclaimed, holds, mean}
+--        granted and reclaimed are missing where nothing was done
 --
--- Races  Sent again after its reply was lost, or arriving a second time, late, from a connection that
---        was given up: the ticket is found and its state told once more; if it was evicted
---        meanwhile, it stays so; if it was reaped, while its instance was stopped, it enters anew; if
---        it has left, nothing. A newcomer never overtakes: it gets a slot only if nobody waits, after
---        the free slots went to those who do. The instance knew another epoch: data was lost, so
---        nothing is granted before everybody has registered again.
+-- Races  A newcomer never overtakes: free slots go to the line first, in the same step. A late command of
+--        a lost connection carries an old session, and a reaped instance has none: both change nothing.
 
-local ticket, blob, wanted, only_if_free = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == 'free'
-local known, lease, channel = ARGV[5], tonumber(ARGV[6]), ARGV[7]
-local ttl = seconds_to_live(lease)
-local instance = instance_of(ticket)
-local mine = BASE .. 'at:' .. instance
-local previous = ''
-
-local function depth()
-  return redis.call('ZCARD', WAITING)
+local time = redis.call('TIME')
+local NOW = time[1] * 1000000 + time[2]
+local meta = redis.call('HMGET', KEYS[1], ARGV[1], 'last', 'limit', 'override', 'until')
+if meta[1] ~= ARGV[2] then
+  return {0}
 end
+local waiters = redis.call('ZCARD', KEYS[2])
+local holders = redis.call('ZCARD', KEYS[3])
+local last = tonumber(meta[2] or 0)
+local window = tonumber(meta[5] or 0)
+local named, wanted, previous = meta[3] or '', ARGV[6], ''
+local idle = waiters == 0 and holders == 0
+if wanted == '' and not idle then
+  wanted = named
+elseif wanted ~= named and not idle then
+  previous = named
+end
+local limit_text = meta[4] or wanted ~= '' and wanted or '1'
+local limit = tonumber(limit_text)
+local lease = tonumber(ARGV[3])
 
-local function next_look()
-  local first = redis.call('ZRANGE', LEASES, 0, 0, 'WITHSCORES')[2]
-  local due = first and tonumber(first) or NOW + lease
-  if NOW < window then
-    due = math.min(due, window)
+local plain = ARGV[10] == '' and previous == ''
+
+if plain and waiters == 0 and holders < limit and NOW >= window then
+  local number = math.max(last + 1, NOW)
+  redis.call('ZADD', KEYS[3], number, ARGV[5])
+  redis.call('ZADD', KEYS[4], 0, ARGV[5])
+  if wanted == named then
+    redis.call('HSET', KEYS[1], 'last', number)
+  else
+    redis.call('HSET', KEYS[1], 'last', number, 'limit', wanted)
   end
-  return math.max(0, due - NOW)
+  if holders == 0 then
+    local ttl = math.max(60, math.ceil(lease * 4 / 1000000))
+    redis.call('EXPIRE', KEYS[3], ttl)
+    redis.call('EXPIRE', KEYS[4], ttl)
+  end
+  return {1, number, holders + 1, 0, limit_text, 0, ''}
 end
 
-local function reply(state, number, position, waiters, look)
-  return {state, text(number), position, waiters, epoch, previous, look, granted, reclaimed}
-end
-
-local again = redis.call('HEXISTS', mine, ticket) == 1
-if again or ARGV[8] == '1' then
-  local number = redis.call('ZSCORE', HOLDING, ticket)
-  if number then
-    return reply('granted', tonumber(number), 0, depth(), -1)
-  end
-  number = redis.call('ZSCORE', WAITING, ticket)
-  if number then
-    return reply('waiting', tonumber(number), redis.call('ZRANK', WAITING, ticket) + 1, depth(), next_look())
-  end
-  local word = redis.call('HGET', BASE .. 'gone', ticket)
-  if word == 'evicted' then
-    epoch = epoch or ''
-    return reply('gone', 0, 0, depth(), -1)
-  elseif word then
-    redis.call('HDEL', BASE .. 'gone', ticket) -- reaped, and never knew that it had been granted
+-- All slots are taken, nobody has lapsed: the end of the line.
+if plain and holders >= limit and wanted == named and ARGV[7] == '' and ARGV[8] == '' and ARGV[9] == '0'
+  and ARGV[11] == '' and NOW >= window and waiters > 0 then
+  local deadline = redis.call('ZRANGEBYSCORE', KEYS[5], '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  if deadline and tonumber(deadline) > NOW then
+    local number = math.max(last + 1, NOW)
+    redis.call('ZADD', KEYS[2], number, ARGV[5])
+    redis.call('ZADD', KEYS[4], 0, ARGV[5])
+    redis.call('HSET', KEYS[1], 'last', number)
+    local position, look = waiters + 1, tonumber(deadline) - NOW
+    return {2, number, holders, position, limit_text, 0, '', {}, {}, position, look, {}}
   end
 end
 
-if not again and redis.call('EXISTS', BASE .. 'left:' .. ticket) == 1 then
-  epoch = epoch or ''
-  return reply('gone', 0, 0, depth(), -1)
-end
+local instance, channel = ARGV[1], ARGV[4]
+-- @include library
 
-if not epoch then
-  epoch = text(NOW)
-  redis.call('HSET', META, 'epoch', epoch)
-  keep_meta(ttl)
-end
-if known ~= '' and known ~= epoch then
-  recover(lease)
-end
-
-if wanted ~= '' and wanted ~= meta[3] then
+if wanted ~= named then
   redis.call('HSET', META, 'limit', wanted)
-  previous = meta[3] or ''
-  if not overridden then
-    limit = tonumber(wanted)
-  end
 end
-
-local waiters = depth()
-local holders = redis.call('ZCARD', HOLDING)
-if waiters > 0 or holders >= limit or NOW < window then
-  reap_lapsed(ttl)
-  grant(channel, '', ttl)
-  waiters = depth()
-  holders = redis.call('ZCARD', HOLDING)
-end
+reap_lapsed()
+grant('')
+waiters = redis.call('ZCARD', WAITING)
+holders = redis.call('ZCARD', HOLDING)
 
 local free = waiters == 0 and holders < limit and NOW >= window
-if not free and only_if_free then
-  settle()
-  return reply('refused', 0, 0, waiters, -1)
+if not free and ARGV[7] == 'free' then
+  return {3, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, 0, 0}
 end
-
-redis.call('HSET', mine, ticket, blob)
-local arrived = redis.call('ZADD', LEASES, text(NOW + lease), instance) == 1
+if not free and ARGV[8] ~= '' and waiters >= tonumber(ARGV[8]) then
+  local holds = redis.call('HMGET', META, 'holds', 'mean')
+  local count, mean = tonumber(holds[1] or 0), tonumber(holds[2] or 0)
+  return {4, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, count, mean}
+end
+local kept = take_kept(ARGV[10])
+local resumed = kept and 1 or 0
 local number = next_number()
-redis.call('HSET', META, 'last', text(number))
-redis.call('ZADD', free and HOLDING or WAITING, text(number), ticket)
--- Whoever has something here came newly a moment ago, or beats. So if both put off the expiry of all
--- that there is, nothing expires under many who come and go too quickly ever to beat.
-if arrived or redis.call('HLEN', mine) == 1 then
-  redis.call('EXPIRE', mine, ttl) -- it may be new although the lease is not, after a loss of data
-  redis.call('EXPIRE', LEASES, ttl)
-end
-if holders > 0 and arrived or holders == 0 and free then
-  redis.call('EXPIRE', HOLDING, ttl)
-end
-if waiters > 0 and arrived or waiters == 0 and not free then
-  redis.call('EXPIRE', WAITING, ttl)
-end
-if arrived or free and holders == 0 or waiters == 0 and not free then
-  keep_meta(ttl)
+redis.call('ZADD', TICKETS, 0, ARGV[5])
+redis.call('HSET', META, 'last', number)
+if holders == 0 and waiters == 0 then
+  redis.call('EXPIRE', TICKETS, ttl())
 end
 if free then
-  return reply('granted', number, 0, 0, -1)
+  redis.call('ZADD', HOLDING, number, ARGV[5])
+  if holders == 0 then
+    redis.call('EXPIRE', HOLDING, ttl())
+  end
+  return {1, number, holders + 1, 0, limit_text, resumed, previous, granted, reclaimed}
 end
-return reply('waiting', number, waiters + 1, waiters + 1, next_look())
+local place = kept or number - tonumber(ARGV[9])
+redis.call('ZADD', WAITING, place, ARGV[5])
+if waiters == 0 then
+  redis.call('EXPIRE', WAITING, ttl())
+end
+local position = redis.call('ZRANK', WAITING, ARGV[5]) + 1
+local holding = ARGV[11] == 'who' and redis.call('ZRANGE', HOLDING, 0, 2) or {}
+return {
+  2, place, holders, waiters + 1, limit_text, resumed, previous, granted, reclaimed, position, look(), holding,
+}

@@ -1,24 +1,30 @@
--- Take one ticket out of the queue, whoever it belongs to.
+-- Take one ticket out of the queue, whichever instance it belongs to.
 --
--- KEYS   see line.lua
--- ARGV   1 ticket   2 lease (us)   3 prefix of the wake-up channels
--- Reply  {holding | waiting | evicted (before, by this very call) | '', granted, reclaimed}
+-- KEYS   see library.lua
+-- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels   5 member
+-- Reply  {1 | 0 if there was no such ticket, granted, reclaimed, look}
 --
--- Races  The word for the owner is left before the message is sent, so an owner that misses the
---        message learns it with its next heartbeat instead of registering the ticket again. Sent
---        again after its reply was lost: finds that it was done, even if the owner has left since.
+-- Races  The tombstone is written before the message is sent: an owner that misses the message, because
+--        its connection has just broken, learns it by its next sync instead of registering the ticket
+--        again. The caller's own ticket is not pushed: the caller knows which it evicted.
 
-local ttl = seconds_to_live(tonumber(ARGV[2]))
-local ticket = ARGV[1]
-local done = BASE .. 'left:' .. ticket .. ':evicted'
-local was = remove(ticket)
-if was then
-  leave_word(ticket, 'evicted', ttl)
-  redis.call('PUBLISH', ARGV[3] .. instance_of(ticket), 'evicted ' .. ticket)
-  grant(ARGV[3], '', ttl)
-  settle()
-  redis.call('SET', done, '1', 'EX', ttl)
-elseif redis.call('EXISTS', done) == 1 then
-  was = 'evicted'
+local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+local time = redis.call('TIME')
+local NOW = time[1] * 1000000 + time[2]
+local meta = redis.call('HMGET', KEYS[1], 'last', 'limit', 'override', 'until')
+local last, window = tonumber(meta[1] or 0), tonumber(meta[4] or 0)
+local limit = tonumber(meta[3] or meta[2] and meta[2] ~= '' and meta[2] or 1)
+-- @include library
+
+local member = ARGV[5]
+local found = redis.call('ZREM', WAITING, member) + redis.call('ZREM', HOLDING, member)
+redis.call('ZREM', TICKETS, member)
+if found > 0 then
+  redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))
+  redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
+  if owner_of(member) ~= instance then
+    push(owner_of(member), 'e', member, '')
+  end
 end
-return {was or '', granted, reclaimed}
+grant('')
+return {found, granted, reclaimed, more and 0 or -1}

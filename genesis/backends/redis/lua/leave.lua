@@ -1,25 +1,81 @@
 -- Give back whatever a ticket has, and grant the free slots to the heads of the line.
 --
--- KEYS   see line.lua
--- ARGV   1 ticket   2 "<context> <item_id>" of the ticket that leaves   3 lease (us)
---        4 prefix of the wake-up channels   5 seconds for which to remember it, at least; if a stray
---        copy of what was said of the ticket may still come (see link.py)
--- Reply  {holding | waiting | '', granted, reclaimed}
+-- KEYS   see library.lua
+-- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
+--        5 member   6 its fencing token, '' if the instance knows of none
+--        7 `<instance> <context> <item_id>` of the ticket, for those who get its slot
+--        8 us for which the place of a waiter is kept, '' for not   9 its place
+-- Reply  {0}                                   the session is not on record: sync first
+--        {1 | 2, in use, depth}                it was holding | waiting, or had nothing {3, ...}
+--        {1 | 2 | 3, in use, depth, granted, reclaimed, look}
 --
--- Races  A waiter times out or is cancelled while it is being granted: it has left either way, and
---        the slot it may just have got goes to the next head here. Sent again after its reply was
---        lost: finds nothing and changes nothing. Loss of data: the same. Ended by others: the owner has
---        learned it, so the word about it goes. A stray copy of its enter comes later still: the
---        ticket is remembered as left.
+-- Races  A waiter times out or is cancelled while it is granted: it has left either way, and the slot that
+--        it might just have got goes to the next head here. Late, from a lost connection: refused by the
+--        session; the sync that follows does not list the ticket.
 
-local ttl = seconds_to_live(tonumber(ARGV[3]))
-local was = remove(ARGV[1])
-if not was then
-  redis.call('HDEL', BASE .. 'gone', ARGV[1])
+local time = redis.call('TIME')
+local NOW = time[1] * 1000000 + time[2]
+local meta = redis.call('HMGET', KEYS[1], ARGV[1], 'last', 'limit', 'override', 'until', 'holds', 'mean')
+if meta[1] ~= ARGV[2] then
+  return {0}
 end
-grant(ARGV[4], ARGV[1] .. ' ' .. ARGV[2], ttl)
-settle()
-if ARGV[5] then -- last: a user who may not is refused here, when the slot has passed on
-  redis.call('SET', BASE .. 'left:' .. ARGV[1], '1', 'EX', math.max(ttl, tonumber(ARGV[5])))
+local was = 3
+local holds, mean = meta[6], meta[7]
+if redis.call('ZREM', KEYS[3], ARGV[5]) == 1 then
+  was = 1
+  if ARGV[6] ~= '' then
+    holds = math.min(tonumber(holds or 0) + 1, 100)
+    mean = tonumber(mean or 0)
+    mean = math.floor(mean + (math.max(0, NOW - tonumber(ARGV[6])) - mean) / holds + 0.5)
+  end
+elseif redis.call('ZREM', KEYS[2], ARGV[5]) == 1 then
+  was = 2
 end
-return {was or '', granted, reclaimed}
+redis.call('ZREM', KEYS[4], ARGV[5])
+if ARGV[8] ~= '' and was ~= 3 then
+  local kept = string.match(ARGV[5], '^%S+') .. ' ' .. ARGV[9]
+  redis.call('ZADD', KEYS[6], NOW + tonumber(ARGV[8]), 'k ' .. kept)
+  redis.call('EXPIRE', KEYS[6], 86400 + 660)
+end
+local waiters = redis.call('ZCARD', KEYS[2])
+local holders = redis.call('ZCARD', KEYS[3])
+local last = tonumber(meta[2] or 0)
+local limit = tonumber(meta[4] or meta[3] and meta[3] ~= '' and meta[3] or 1)
+local window = tonumber(meta[5] or 0)
+
+-- One slot is free, and the head of the line is alive: it gets the slot.
+if waiters > 0 and holders == limit - 1 and NOW >= window then
+  local head = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+  local owner = string.match(head, '^[^:]+')
+  local deadline = owner == ARGV[1] and NOW + 1 or tonumber(redis.call('ZSCORE', KEYS[5], owner) or 0)
+  if deadline > NOW then
+    local number = math.max(last + 1, NOW)
+    redis.call('ZADD', KEYS[3], number, head)
+    redis.call('ZREM', KEYS[2], head)
+    redis.call('HSET', KEYS[1], 'last', number, 'holds', holds or 0, 'mean', mean or 0)
+    if holders == 0 then
+      redis.call('EXPIRE', KEYS[3], math.max(60, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
+    end
+    if owner ~= ARGV[1] then -- by pcall and last, see `push` in library.lua
+      local session = redis.call('HGET', KEYS[1], owner) or '0'
+      local text = string.format('g %s %s %.0f %s', session, string.match(head, '^%S+'), number, ARGV[7])
+      redis.pcall('PUBLISH', ARGV[4] .. owner, text)
+    end
+    return {was, limit, waiters - 1, {{head, number}}, {}, -1}
+  end
+end
+
+if was == 1 and ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)
+end
+if waiters == 0 then
+  return {was, holders, 0}
+end
+
+local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+-- @include library
+
+grant(ARGV[7])
+return {
+  was, redis.call('ZCARD', HOLDING), redis.call('ZCARD', WAITING), granted, reclaimed, more and 0 or -1,
+}

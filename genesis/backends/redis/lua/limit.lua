@@ -1,37 +1,40 @@
 -- Override the limit of a queue, or end the override.
 --
--- KEYS   see line.lua
--- ARGV   1 the limit, '' to end the override   2 lease (us)   3 prefix of the wake-up channels
---        4 a name of this very call   5 seconds for which that is remembered, at least
--- Reply  {granted, reclaimed}
+-- KEYS   see library.lua
+-- ARGV   1 instance   2 ''   3 lease (us)   4 prefix of the wake-up channels
+--        5 the version of the last override that the caller knows, 0 for none   6 the limit, '' to end it
+-- Reply  {0, version}                               another version is on record: send again with this one
+--        {1, version, granted, reclaimed, look}
 --
--- Races  A raised limit is granted to waiters in the same step, so no newcomer can come between. A
---        lowered one takes nothing from holders: nobody is granted until enough of them have left.
---        Two set_limit at once: the one that Redis carries out last is in force everywhere. Sent
---        again after its reply was lost, or a stray copy of it that comes when all is over: changes
---        nothing, as somebody may have set another since.
+-- Races  A late duplicate must not undo a newer override: it carries an older version, and changes nothing.
+--        A raised limit is granted to waiters in the same step, so that no newcomer overtakes. A lowered
+--        one takes nothing from holders. The number of an ended override is kept for a while, so that a
+--        sync does not bring it back.
 
-local ttl = seconds_to_live(tonumber(ARGV[2]))
-if not redis.call('SET', BASE .. 'left:' .. ARGV[4], '1', 'NX', 'EX',
-    math.max(ttl, tonumber(ARGV[5]))) then
-  return {granted, reclaimed}
+local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+local time = redis.call('TIME')
+local NOW = time[1] * 1000000 + time[2]
+local meta = redis.call('HMGET', KEYS[1], 'last', 'limit', 'until')
+local kept = redis.call('GET', KEYS[7])
+local version = tonumber(kept and string.match(kept, '^%d+') or 0)
+if version ~= tonumber(ARGV[5]) then
+  return {0, string.format('%.0f', version)}
 end
-if ARGV[1] == '' then
-  -- When it ended is kept, so that an instance that registers again does not bring it back.
+local last, window = tonumber(meta[1] or 0), tonumber(meta[3] or 0)
+local named = meta[2] and meta[2] ~= '' and meta[2] or 1
+local limit = tonumber(ARGV[6] ~= '' and ARGV[6] or named)
+-- @include library
+
+version = math.max(version + 1, NOW)
+redis.call('SET', KEYS[7], string.format('%.0f', version) .. ' ' .. ARGV[6])
+if ARGV[6] == '' then
+  redis.call('EXPIRE', KEYS[7], RECORD / 1000000)
   redis.call('HDEL', META, 'override')
-  redis.call('HSET', META, 'override_at', text(NOW))
-  overridden = false
-  limit = tonumber(meta[3] or 1)
+  redis.call('HSET', META, 'version', version)
 else
-  if not epoch then
-    redis.call('HSET', META, 'epoch', text(NOW))
-  end
-  redis.call('HSET', META, 'override', ARGV[1], 'override_at', text(NOW))
-  overridden = ARGV[1]
-  limit = tonumber(ARGV[1])
+  redis.call('HSET', META, 'version', version, 'override', ARGV[6])
 end
-keep_meta(ttl)
-reap_lapsed(ttl)
-grant(ARGV[3], '', ttl)
-settle()
-return {granted, reclaimed}
+keep_meta()
+reap_lapsed()
+grant('')
+return {1, string.format('%.0f', version), granted, reclaimed, more and 0 or -1}

@@ -1,8 +1,25 @@
--- A queue at one instant.
+-- A queue at one instant, after what dead instances left was taken back.
 --
--- KEYS   see line.lua
--- Reply  {waiting, in use, limit, us for which the head has waited}
+-- KEYS   see library.lua
+-- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels
+-- Reply  {numbers (see library.lua), granted, reclaimed, look}
+--
+-- Races  What a dead instance had is passed on in the step that counts, so nobody is shown it.
 
-local head = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
-local oldest = head and math.max(0, NOW - tonumber(head)) or 0
-return {redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), limit_text, oldest}
+local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+local time = redis.call('TIME')
+local NOW = time[1] * 1000000 + time[2]
+local meta = redis.call('HMGET', KEYS[1], 'last', 'limit', 'override', 'until')
+local override = meta[3]
+if not override then
+  local kept = redis.call('GET', KEYS[7])
+  override = kept and string.match(kept, '^%d+ (%d+)$')
+end
+local last, window = tonumber(meta[1] or 0), tonumber(meta[4] or 0)
+local named = meta[2] and meta[2] ~= '' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 and meta[2]
+local limit = tonumber(override or named or 1)
+-- @include library
+
+reap_lapsed()
+grant('')
+return {numbers(), granted, reclaimed, more and 0 or -1}

@@ -1,0 +1,338 @@
+"""One RESP3 connection, driven by callbacks of the event loop: no task, no stream.
+
+redis-py opens and authenticates the connection; then `Connection` takes its transport over. Commands
+are written in the order of `send`, and Redis replies in that order, so the replies need no number: the
+first command without a reply gets the next one. Pushes (wake-ups) come on the same connection, in one
+order with the replies.
+
+| state   | `send`             | bytes arrive      | `close`    | `abort`, the peer ends it |
+|---------|--------------------|-------------------|------------|---------------------------|
+| up      | written, or queued | a reply or a push | -> closing | -> ending                 |
+| closing | `ConnectionLost`   | a reply or a push | nothing    | -> ending                 |
+| ending  | `ConnectionLost`   | ignored           | nothing    | nothing                   |
+| ended   | `ConnectionLost`   | ignored           | nothing    | nothing                   |
+
+*closing* lasts until nothing is pending: a socket that is closed while replies are under way is reset,
+and Redis drops what it has not read. *ending* lasts until every command without a reply has failed, in
+order and in bounded turns of the loop; then `on_end` is called. Nothing is ever sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, cast
+
+import hiredis
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection
+
+from genesis.backends.redis.errors import ConnectionLost, reason_of
+
+__all__ = ["Connection", "ConnectionLost", "OnReply", "reason_of"]
+
+OnReply = Callable[[Any], None]
+
+_MAX_PER_TURN = 512  # commands written, replies taken in or commands failed in one turn of the loop
+_MAX_BYTES_PER_TURN = 1 << 18
+_QUIET = 1.0  # seconds
+_NO_REPLY_YET = object()
+_SUBSCRIBED = (b"subscribe", b"ssubscribe")  # pushes that stand where the reply to a command would
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
+
+class Connection(asyncio.Protocol):
+    """See the module's text. Belongs to the event loop that runs when it is made.
+
+    Every callback runs in an empty `contextvars.Context`, never in that of a caller. One that raises
+    is reported to the loop's exception handler, and the connection goes on.
+
+    Args:
+        on_push: called with each push, but for the answer to a SUBSCRIBE or SSUBSCRIBE: that one is
+            the reply to its command.
+        on_end: called once, after every command without a reply has been failed.
+        on_busy: called by the first `send` after `watched` was set to False.
+
+    Attributes:
+        last_received: by `loop.time()`, when bytes last arrived.
+        waiting_since: by `loop.time()`, when a command was last sent that had no other to wait for.
+        watched: see `on_busy`.
+        up: commands can be sent.
+        closed: nothing is left of it in the event loop.
+    """
+
+    def __init__(
+        self,
+        on_push: Callable[[list[Any]], None],
+        on_end: Callable[[Connection, ConnectionLost], None],
+        on_busy: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._context = Context()
+        self._on_push = on_push
+        self._on_end = on_end
+        self._on_busy = on_busy
+        self._transport: asyncio.Transport
+        self._streams: tuple[object, ...] = ()
+        reader = hiredis.Reader(notEnoughData=_NO_REPLY_YET)
+        self._feed = reader.feed
+        self._next_reply = reader.gets
+        self._pending: deque[OnReply] = deque()  # sent, in the order in which replies will come
+        self._outgoing: deque[bytes] = deque()  # not written
+        self._written = False  # something was, in what counts as this turn
+        self._flushing = False  # a flush is scheduled, or waits for room in the transport
+        self._paused = False
+        self._behind = False  # replies that have arrived wait for the next turn
+        self._why_ended: ConnectionLost | None = None
+        self._closing = False
+        self.up = True
+        self._closed = self._loop.create_future()
+        self.watched = True
+        self.last_received = self.waiting_since = self._time()
+
+    async def take_over(self, opened: AbstractConnection) -> None:
+        """Continue on the transport that redis-py has opened.
+
+        Raises:
+            redis.exceptions.ConnectionError: it is closed already.
+        """
+        transport, self._streams, early = await _take_transport(opened, self)
+        self._transport = transport
+        self.last_received = self._time()
+        if early:
+            self.data_received(early)
+
+    @property
+    def pending(self) -> int:
+        """Commands without a reply."""
+        return len(self._pending)
+
+    @property
+    def queued(self) -> int:
+        """Commands that are not written: they wait for the next turn, or for room in the transport."""
+        return len(self._outgoing)
+
+    @property
+    def peer(self) -> Any:
+        """The address of the other side."""
+        return self._transport.get_extra_info("peername")
+
+    @property
+    def idle(self) -> bool:
+        """Whether it was quiet before the oldest command without a reply, if there is one."""
+        return not self._pending or self.waiting_since - self.last_received >= _QUIET
+
+    def silent_since(self) -> float | None:
+        """By `loop.time()`, since when nothing arrived though a reply is due; None if none is due."""
+        if not self._pending or self._behind:
+            return None
+        return max(self.waiting_since, self.last_received)
+
+    def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
+        """Send a command; its place in the order is taken before this returns.
+
+        It is written at once, with those before it that were not urgent; or, if it is not urgent or
+        not the first of a turn of the loop, by the end of the turn.
+
+        `on_reply` is called exactly once, never before this returns: with the reply, with a
+        `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
+        """
+        data = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]  # bytes is what it takes
+        if not self.up:
+            why = self._why_ended or ConnectionLost("closed", "the connection was closed")
+            self._loop.call_soon(self._call, on_reply, why, context=self._context)
+            return
+        if not self._pending:
+            self.waiting_since = self._time()
+            if not self.watched:
+                self.watched = True
+                self._on_busy()
+        self._pending.append(on_reply)
+        outgoing = self._outgoing
+        if urgent and not (self._written or self._paused) and len(outgoing) < 2:
+            # At once: a lone command would wait for the end of the turn for nothing. `_written` is
+            # taken back when replies arrive, so a quiet connection needs no callback at the end of
+            # the turn; a command that wrongly counts as the second one waits for a turn, no longer.
+            self._written = True
+            if outgoing:
+                data = outgoing.popleft() + data
+            self._transport.write(data)
+            return
+        outgoing.append(data)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush, context=self._context)
+
+    def abort(self, reason: str = "connection", detail: str = "the connection was given up") -> None:
+        """End it at once; what the kernel holds is not delivered any more.
+
+        The commands without a reply are failed in later turns of the loop, never before this returns.
+        """
+        if not self._closed.done():
+            _drop_unsent(self._transport)
+            self._transport.abort()
+        self._end(ConnectionLost(reason, detail))
+
+    def close(self) -> None:
+        """Take no more commands, and end it once those that were sent have their replies."""
+        self.up = False
+        self._closing = True
+        if not self._pending and self._why_ended is None:
+            self._transport.close()
+            self._end(ConnectionLost("closed", "the connection was closed"))
+
+    async def wait_closed(self, timeout: float) -> None:
+        """Wait until nothing of it is left in the loop; after `timeout` seconds, abort it."""
+        await asyncio.wait({self._closed}, timeout=timeout)
+        if not self._closed.done():
+            self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
+            await asyncio.wait({self._closed}, timeout=timeout)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.done()
+
+    # Called by the transport
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+        self.last_received = self._time()
+        self._written = False
+        if not self._behind:
+            self._take_replies()
+
+    def pause_writing(self) -> None:
+        self._paused = self._flushing = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._loop.call_soon(self._flush, context=self._context)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+        detail = "the server closed the connection" if error is None else f"{error}"
+        self._end(ConnectionLost("idle_closed" if self.idle else "connection", detail))
+
+    # In later turns
+
+    def _flush(self) -> None:
+        if self._paused or self._why_ended is not None:
+            return
+        self._flushing = self._written = False
+        outgoing = self._outgoing
+        if not outgoing:
+            return
+        chunk: list[bytes] = []
+        size = 0
+        while outgoing and len(chunk) < _MAX_PER_TURN and size < _MAX_BYTES_PER_TURN:
+            chunk.append(outgoing.popleft())
+            size += len(chunk[-1])
+        self._transport.write(b"".join(chunk))
+        if outgoing and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush, context=self._context)
+
+    def _take_replies(self) -> None:
+        next_reply, pending = self._next_reply, self._pending
+        try:
+            for _ in range(_MAX_PER_TURN):
+                reply = next_reply()
+                if reply is _NO_REPLY_YET:
+                    if self._closing:
+                        self.close()
+                    return
+                if type(reply) is hiredis.PushNotification and reply[0] not in _SUBSCRIBED:
+                    callback = self._on_push
+                else:
+                    callback = pending.popleft()
+                try:
+                    callback(reply)
+                except Exception as error:
+                    self._report(callback, error)
+                if self._why_ended is not None:
+                    return
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.abort("connection", f"what the server sent is no reply: {error!r}")
+            return
+        # More has arrived than one turn takes: let others run, and read nothing more meanwhile.
+        self._behind = True
+        self._transport.pause_reading()
+        self._loop.call_soon(self._catch_up, context=self._context)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        if self._why_ended is not None:
+            return
+        self.last_received = self._time()
+        self._take_replies()
+        if not self._behind and self._why_ended is None:
+            self._transport.resume_reading()
+
+    def _end(self, why: ConnectionLost) -> None:
+        if self._why_ended is None:
+            self.up = False
+            self._why_ended = why
+            self._outgoing.clear()
+            self._loop.call_soon(self._fail, why, context=self._context)
+
+    def _fail(self, why: ConnectionLost) -> None:
+        pending = self._pending
+        for _ in range(min(_MAX_PER_TURN, len(pending))):
+            self._call(pending.popleft(), why)
+        if pending:
+            self._loop.call_soon(self._fail, why, context=self._context)
+        else:
+            try:
+                self._on_end(self, why)
+            except Exception as error:
+                self._report(self._on_end, error)
+
+    def _call(self, on_reply: OnReply, reply: Any) -> None:
+        try:
+            on_reply(reply)
+        except Exception as error:
+            self._report(on_reply, error)
+
+    def _report(self, callback: Callable[..., None], error: Exception) -> None:
+        message = f"genesis: a callback of a Redis connection failed: {callback!r}"
+        self._loop.call_exception_handler({"message": message, "exception": error, "protocol": self})
+
+
+async def _take_transport(
+    opened: AbstractConnection, protocol: asyncio.Protocol
+) -> tuple[asyncio.Transport, tuple[object, ...], bytes]:
+    """The transport of an open redis-py connection, and what has arrived on it unread.
+
+    `_writer` and `_reader` are the only private names of redis-py that this package uses; redis-py has
+    no public one for the transport. Every reply to redis-py's own commands has been read. What can
+    have arrived since is a push, in the stream's buffer; should redis-py's parser ever hold a part of
+    one, the next reply is no RESP, and the connection is made anew.
+
+    The streams must outlive the transport: they close it when they are collected. Nothing here waits,
+    so no byte can arrive between the old protocol and the new one.
+    """
+    reader, writer = opened._reader, opened._writer
+    if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
+        raise redis_errors.ConnectionError("the server closed the connection during the handshake")
+    opened._reader = opened._writer = None  # `opened` must not close it when it is collected
+    transport = cast(asyncio.Transport, writer.transport)
+    transport.set_protocol(protocol)
+    reader.feed_eof()  # so that `read` returns what it has, without waiting
+    early = await reader.read()  # resumes reading, if the stream had paused it
+    return transport, (reader, writer), early
+
+
+def _drop_unsent(transport: asyncio.Transport) -> None:
+    """SO_LINGER 0: closing drops what the kernel has not delivered, and sends a reset.
+
+    Otherwise the kernel might go on trying to deliver it for minutes.
+    """
+    with suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)

@@ -1,0 +1,400 @@
+"""The state of one queue of one instance: a protocol without I/O.
+
+No socket, no clock, no task. Events go in as method calls (`enter`, `leave`, `connected`,
+`disconnected`, `replied`, `pushed`, `take`, `evicted`, `tick`), each with the time. Commands to send
+come out in `commands`, verdicts about tickets in `verdicts`; the caller drains both after every event.
+README.md explains the protocol. In short:
+
+1. No command is ever sent again. An instance that is not sure what Redis knows sends `sync`: the list
+   of what it has.
+2. Every command carries the session of the last `sync`. Replies and messages of another session are
+   ignored: the reply to the `sync` says all of it.
+3. A grant is believed only while the lease runs. The lease deadline counts from when its renewal was
+   sent, and is checked before anything that was received is looked at.
+4. `leave` is not waited for. If it is lost, the next `sync` does not list the ticket.
+
+Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
+
+| stage    | event                                           | next    | verdict |
+|----------|-------------------------------------------------|---------|---------|
+| ENTERING | reply to enter, sync                            | HOLDING | Granted |
+| ENTERING | reply to enter, sync                            | WAITING | Waiting |
+| ENTERING | reply to enter, sync: busy or full              | ENDED   | Refused |
+| ENTERING | reply to enter, sync: an error                  | ENDED   | Failed  |
+| ENTERING | reply to sync                                   | ENDED   | Evicted |
+| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
+| WAITING  | pushed; evicted; reply to sync                  | ENDED   | Evicted |
+| HOLDING  | pushed; evicted; reply to sync: or reaped       | ENDED   | Lost    |
+| HOLDING  | lease lapsed: seen by any event                 | ENDED   | Lost    |
+| any      | reply to leave; reply to a sync without it      | (gone)  | Left    |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from genesis.backends.protocol import CallRef, LeaveResult, Refusal, State
+from genesis.backends.redis import verdicts
+from genesis.backends.redis.members import parse_member, parse_origin, ticket_of
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage, pages_of
+from genesis.backends.redis.verdicts import Command, Verdict, stats_of
+
+__all__ = ["QueueCore"]
+
+_FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
+_RETRY = 0.25  # seconds after an error reply until the sync
+_GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
+_TOKEN_MODULUS = 2**32
+_REFUSALS: dict[int, Refusal] = {3: "busy", 4: "full"}
+_WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
+
+
+class QueueCore:
+    """Args: the instance's sessions; the lease in seconds; how many tickets one sync command lists.
+
+    Invariants:
+        a ticket is in `tickets` from `enter` until it has ended and left;
+        `known`, `held` and `token_sum` are the number of tickets WAITING or HOLDING, of those HOLDING,
+        and the sum of their tokens: what a heartbeat's reply is compared with. They follow the replies,
+        not the calls, so they are Redis's state at the reply that was read last;
+        `confirmed <= session`; they differ while a sync is on its way or the connection is down.
+    """
+
+    def __init__(self, sessions: Sessions, lease: float, page: int = 500) -> None:
+        self._sessions = sessions
+        self._lease = lease
+        self._page = page
+        self.commands: list[Command] = []
+        self.verdicts: list[Verdict] = []
+        self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
+        self.up = False
+        self.session = 0  # the one that commands carry; 0 before the first sync
+        self.confirmed = 0  # the last one whose sync was answered
+        self.lease_deadline = math.inf  # seconds of the caller's clock; inf: lapsed, or none yet
+        self.renewed = 0  # Redis's time of the last renewal that was answered
+        self.limit = b""  # of the call sites
+        self.override = (0, b"")  # version, limit
+        self.due = math.inf  # when `tick` has something to do, leases apart
+        self.known = self.held = self.token_sum = 0
+        self.crowded = False  # somebody waits, as far as the last reply shows
+        self._beating = False
+        self._beats = 0  # since the last sync
+
+    # Events
+
+    def enter(self, ticket: LocalTicket, now: float) -> None:
+        """A call enters. Its place in the order of commands is taken before this returns."""
+        self._check_lease(now)
+        self.tickets[ticket.id] = ticket
+        if ticket.limit:
+            self.limit = ticket.limit
+        if not self.up:
+            return  # the next sync lists it
+        if self.session == 0 or self.due == math.inf:
+            self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
+            return
+        ticket.sent = True
+        self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
+
+    def leave(self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0) -> None:
+        """A call leaves, whatever its stage; `keep`: us for which the place of a waiter is kept."""
+        self._check_lease(now)
+        if self.tickets.get(ticket.id) is not ticket or not ticket.wanted:
+            return
+        ticket.wanted = False
+        if ticket.stage is Stage.ENDED or not ticket.sent:
+            self._gone(ticket, LeaveResult(None), confirmed=True)
+            return
+        if keep and ticket.stage is Stage.WAITING:
+            ticket.keep, ticket.place = keep, ticket.number
+        if self.up:
+            ticket.left = self.session
+            token = b"%d" % ticket.number if ticket.stage is Stage.HOLDING else b""
+            kept = (b"%d" % keep, b"%d" % ticket.place) if ticket.keep else (b"", b"")
+            arguments = (ticket.member, token, origin, *kept)
+            self.commands.append(Command("leave", self.session, arguments, (ticket,), now))
+
+    def connected(self, now: float) -> None:
+        """There is a new connection, on which messages to this instance arrive."""
+        self._check_lease(now)
+        self.up = True
+        if self.session or self.tickets:
+            # Even if nothing is left: late commands of the last connection might still be carried out.
+            self._sync(now)
+
+    def disconnected(self) -> None:
+        """No reply will come any more. What was sent might still be carried out."""
+        self.up = self._beating = False
+        self.due = math.inf
+
+    def tick(self, now: float) -> None:
+        """Time has passed: `lease_deadline` or `due`, whichever comes first."""
+        self._check_lease(now)
+        if not self.up or now < self.due:
+            return
+        self.due = now + self._lease / 3 if self.tickets else math.inf
+        if self._beats < 0 or (self._beats >= _FULL_EVERY and self.confirmed == self.session):
+            self._sync(now)
+        elif self.tickets and self.confirmed == self.session and not self._beating:
+            self._beating = True
+            self._beats += 1
+            self.commands.append(Command("beat", self.session, (), (), now))
+
+    def replied(self, command: Command, reply: Any, now: float) -> None:
+        """Redis replied, perhaps with an error (an exception)."""
+        self._check_lease(now)
+        if command.session != self.session or not self.up:
+            return  # the reply to the sync says all of it
+        if isinstance(reply, Exception):
+            self._rejected(command, reply, now)
+        elif reply[0] == 0:
+            if self._beats >= 0:  # otherwise a sync is due already, after a pause
+                self._sync(now)
+        elif command.name == "enter":
+            self._entered(command.tickets[0], reply, now)
+        elif command.name == "leave":
+            self._left(command.tickets[0], command.arguments[2], reply, now)
+        elif command.name == "beat":
+            self._beaten(command, reply, now)
+        elif reply[0] == -1:
+            self._sessions.last = max(self._sessions.last, reply[1])
+            self._sync(now)
+        else:
+            self._synced(command, reply, now)
+
+    def pushed(self, kind: bytes, session: int, ticket_id: bytes, rest: bytes, now: float) -> None:
+        """A message: `g` granted, `rest` is `<token> <origin>`; `e` evicted."""
+        self._check_lease(now)
+        ticket = self.tickets.get(ticket_id)
+        if session != self.session or not self.up or ticket is None:
+            return
+        if kind == b"g":
+            self.crowded = True
+            token, _, origin = rest.partition(b" ")
+            self._granted(ticket, int(token), parse_origin(origin))
+        elif kind == b"e":
+            self._evicted(ticket)
+
+    def know_override(self, version: int, limit: bytes) -> None:
+        """The override of the queue; the greatest version counts."""
+        if version > self.override[0]:
+            self.override = (version, limit)
+
+    def sync_soon(self, now: float) -> None:
+        """Something is not as it should be: send a sync with the next `tick`."""
+        self._beats, self.due = -1, now
+
+    def look_in(self, microseconds: int, now: float) -> None:
+        """Redis has something to do then, if somebody looks; negative for nothing."""
+        if microseconds >= 0:
+            self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
+
+    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
+        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        self._check_lease(now)
+        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+
+    def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
+        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
+        self.pushed(b"e", session, ticket_id, b"", now)
+
+    def _take(
+        self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
+    ) -> tuple[CallRef, ...]:
+        """What a script did to others and to tickets of this instance; returns the calls granted."""
+        calls = []
+        for member, token in granted:
+            calls.append(parse_member(member))
+            if (ticket := self.tickets.get(ticket_of(member))) is not None:
+                self._granted(ticket, int(token), by)
+        for state, member in reclaimed:
+            was: State = "holding" if state == b"holding" else "waiting"
+            self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
+        return tuple(calls)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all of this can be forgotten: nothing is here, and no late command can matter."""
+        return not self.tickets and (self.session == 0 or (self.up and self.lease_deadline == math.inf))
+
+    # Sync
+
+    def _sync(self, now: float) -> None:
+        self.session = self._sessions.next()
+        self._beating, self._beats = False, 0
+        self.due = now + self._lease / 3
+        # Even before the reply: what it grants must not be believed if it is read after a lease.
+        self.lease_deadline = min(self.lease_deadline, now + self._lease)
+        version, override = self.override
+        known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
+        pages = pages_of(self.tickets.values(), self._page)
+        for number, (page, after, until) in enumerate(pages, 1):
+            last = number == len(pages)
+            arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
+            for ticket in page:
+                ticket.sent = True
+                arguments += ticket.row()
+            self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
+
+    def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
+        _, redis_now, look, rows, override, version, more, numbers, *rest = reply
+        reclaimed, data_lost, previous, granted = rest
+        self.know_override(int(version), override)
+        if data_lost:
+            self.verdicts.append(verdicts.DataLost(len(self.tickets)))
+        if previous:
+            self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
+        for ticket, row in zip(command.tickets, rows, strict=True):
+            self._judged(ticket, row, numbers)
+        self._take(granted, reclaimed, None)
+        if not command.last:
+            return
+        self.confirmed = command.session
+        self.renewed = redis_now
+        self.lease_deadline = command.sent + self._lease
+        # Their leaves are of an older session, or were never sent. Either way Redis has removed them.
+        for ticket in [t for t in self.tickets.values() if not t.wanted and t.left != command.session]:
+            self._gone(ticket, LeaveResult(None), confirmed=False)
+        self.look_in(0 if more else look, now)
+        if more:
+            self._beats = -1
+
+    def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Sequence[Any]) -> None:
+        """A row of the reply to a sync, see sync.lua."""
+        code, number = row[0], row[1]
+        ticket.note_resumed(row)
+        if code == 1:
+            self._granted(ticket, number, None)
+        elif code == 2:
+            entering = ticket.stage is Stage.ENTERING
+            self._move(ticket, Stage.WAITING, number)
+            if entering and ticket.wanted:
+                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], ()))
+        elif code in _REFUSALS:
+            self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
+        elif code == 5:
+            self._evicted(ticket)
+        elif code == 6:
+            self._lost(ticket, "reaped")
+        elif code == 7:
+            self._gone(ticket, LeaveResult("waiting"), confirmed=True)
+
+    # Replies
+
+    def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
+        code, number, _, depth, limit, resumed, previous, *rest = reply
+        if rest:
+            self._take(rest[0], rest[1], None)
+        if previous:
+            self.verdicts.append(verdicts.Disagreement(int(previous), int(ticket.limit)))
+        ticket.resumed = bool(resumed)
+        self.crowded = depth > 0
+        if code == 1:
+            self._granted(ticket, number, None)
+        elif code == 2:
+            self._move(ticket, Stage.WAITING, number)
+            position, look, holders = rest[2:]
+            self.look_in(look, now)
+            if ticket.wanted:
+                calls = tuple(parse_member(member) for member in holders)
+                self.verdicts.append(verdicts.Waiting(ticket, position, depth, calls))
+        else:
+            self._refused(ticket, code, (depth, int(limit), rest[2], rest[3]))
+
+    def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
+        granted: tuple[CallRef, ...] = ()
+        self.crowded = reply[2] > 0
+        if len(reply) > 3:
+            granted = self._take(reply[3], reply[4], parse_origin(origin))
+            self.look_in(reply[5], now)
+        self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
+
+    def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:
+        _, redis_now, look, count, held, total, numbers, override, version, granted, reclaimed = reply
+        self._beating = False
+        self.renewed = redis_now
+        self.lease_deadline = command.sent + self._lease
+        self.know_override(int(version), override)
+        self._take(granted, reclaimed, None)
+        self.verdicts.append(verdicts.Beaten(now - command.sent, stats_of(numbers)))
+        self.look_in(look, now)
+        same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
+        if count != self.known or not same:
+            self._sync(now)
+
+    def _rejected(self, command: Command, error: Exception, now: float) -> None:
+        # What an error leaves half done, a sync mends. After a pause: the reason will last for a while.
+        self._beating = False
+        self._beats, self.due = -1, now + _RETRY
+        if command.name == "beat":
+            self.verdicts.append(verdicts.Beaten(now - command.sent, None))
+        if command.name != "enter":
+            self.verdicts.append(verdicts.Rejected(command.name, error))
+        for ticket in command.tickets:
+            if ticket.stage is Stage.ENTERING and ticket.wanted:
+                self._move(ticket, Stage.ENDED)
+                self.verdicts.append(verdicts.Failed(ticket, error))
+
+    # Tickets
+
+    def _check_lease(self, now: float) -> None:
+        if now < self.lease_deadline:
+            return
+        self.lease_deadline = math.inf
+        for ticket in self.tickets.values():
+            if ticket.stage is Stage.HOLDING:
+                self._lost(ticket, "lapsed")
+            elif ticket.stage is Stage.WAITING and ticket.wanted and not self.up:
+                self.verdicts.append(verdicts.OutOfReach(ticket))
+        if self.up and self.tickets:
+            self._sync(now)
+        else:
+            self.due = math.inf
+
+    def _granted(self, ticket: LocalTicket, token: int, by: CallRef | None) -> None:
+        if ticket.stage is Stage.ENDED:
+            return
+        news = ticket.stage is not Stage.HOLDING and ticket.wanted
+        self._move(ticket, Stage.HOLDING, token)
+        if news:
+            self.verdicts.append(verdicts.Granted(ticket, by))
+
+    def _refused(self, ticket: LocalTicket, code: int, figures: Sequence[int]) -> None:
+        depth, limit, holds, mean = figures
+        if ticket.wanted:
+            reason = _REFUSALS[code]
+            self.verdicts.append(verdicts.Refused(ticket, reason, depth, limit, holds, mean / 1e6))
+        self._move(ticket, Stage.ENDED)
+
+    def _evicted(self, ticket: LocalTicket) -> None:
+        if ticket.stage is Stage.HOLDING:
+            self._lost(ticket, "evicted")
+        elif ticket.stage is not Stage.ENDED:
+            self._move(ticket, Stage.ENDED)
+            if ticket.wanted:
+                self.verdicts.append(verdicts.Evicted(ticket))
+
+    def _lost(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
+        self._move(ticket, Stage.ENDED)
+        if ticket.wanted:
+            self.verdicts.append(verdicts.Lost(ticket, reason))
+
+    def _gone(self, ticket: LocalTicket, result: LeaveResult, *, confirmed: bool) -> None:
+        self._move(ticket, Stage.ENDED)
+        del self.tickets[ticket.id]
+        self.verdicts.append(verdicts.Left(ticket, result, confirmed))
+
+    def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
+        """The only place where a stage changes."""
+        self._count(ticket, -1)
+        ticket.stage, ticket.number = stage, number
+        self._count(ticket, 1)
+
+    def _count(self, ticket: LocalTicket, sign: int) -> None:
+        if ticket.stage is Stage.HOLDING:
+            self.held += sign
+            self.token_sum += sign * (ticket.number % _TOKEN_MODULUS)
+        if ticket.stage is Stage.HOLDING or ticket.stage is Stage.WAITING:
+            self.known += sign

@@ -1,0 +1,400 @@
+"""What runs around the cores while a `RedisBackend` is in use: links, timers, futures. One event loop.
+
+Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core; then the
+core is drained: its commands are sent, its verdicts resolve futures and become events of the backend.
+All of that is synchronous, so there is no await point at which a cancellation could lose anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from genesis.backends.protocol import (
+    BackendEvent,
+    Disrupted,
+    LeaveResult,
+    Left,
+    Recovered,
+    SlotLost,
+)
+from genesis.backends.redis import verdicts
+from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.redis.cluster import Router, guard_key
+from genesis.backends.redis.connection import ConnectionLost
+from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.delivery import deliver
+from genesis.backends.redis.errors import reason_of
+from genesis.backends.redis.index import Index
+from genesis.backends.redis.keys import queue_keys
+from genesis.backends.redis.link import Link
+from genesis.backends.redis.members import make_origin
+from genesis.backends.redis.scripts import load
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.exceptions import BackendUnavailableError
+
+__all__ = ["Driver"]
+
+_MAX_PER_TURN = 100  # queues that a timer or a new connection handles in one turn of the loop
+_RETRY = 0.1  # seconds after a redirection until the queue's server is looked for again
+# What an error reply begins with, if another connection or another server might do better.
+_ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
+
+
+class Driver:
+    """See the module's text.
+
+    Args:
+        instance_id: of the backend.
+        key_prefix: of the keys.
+        channels: prefix of the wake-up channels.
+        lease: seconds.
+        emit: hands an event to the listener.
+        tell: an error in words, without credentials.
+
+    `router` and `clustered` must be set before anything else is called.
+    """
+
+    def __init__(
+        self,
+        instance_id: str,
+        key_prefix: str,
+        channels: bytes,
+        lease: float,
+        emit: Callable[[BackendEvent], None],
+        tell: Callable[[BaseException], str],
+    ) -> None:
+        self.tell = tell
+        self.loop = asyncio.get_running_loop()
+        self.instance_id = instance_id
+        self.router: Router
+        self.clustered = False
+        self._key_prefix = key_prefix
+        self.lease = lease
+        self.emit = emit
+        self._head = instance_id.encode()
+        self._tail = (b"%d" % round(lease * 1e6), channels)
+        self._sessions = Sessions()
+        self.serials = itertools.count(1)
+        self.queues: dict[str, LocalQueue] = {}
+        self.calls: dict[str, Call] = {}  # by ticket; until they have left and Redis has confirmed it
+        self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = float("inf")
+        self._turns = itertools.count()
+        self._down: dict[str, float] = {}  # what is down, and since when
+        self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
+        self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
+        self.closing = False
+        self.index = Index(self, key_prefix)
+
+    # Calls
+
+    def open(self, queue_id: str) -> LocalQueue:
+        """The local state of a queue."""
+        queue = self.queues.get(queue_id)
+        if queue is None:
+            keys = queue_keys(self._key_prefix, queue_id)
+            if self.clustered:
+                keys = (*keys, guard_key(keys))
+            queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
+            self._attach(queue)
+            # One that nothing is entered into has to be forgotten, too.
+            later = _RETRY if queue.link is None else self.lease
+            self._look_at(queue, self.loop.time() + later)
+            self.index.opened(queue_id)
+        return queue
+
+    def new_core(self) -> QueueCore:
+        return QueueCore(self._sessions, self.lease)
+
+    def enter(self, call: Call, ticket: LocalTicket) -> None:
+        queue = call.queue
+        self.calls[call.ticket.id] = call
+        queue.core.enter(ticket, self.loop.time())
+        self.drain(queue)
+
+    def leave(self, call: Call, context: str = "", keep_place: float = 0.0) -> None:
+        ticket, queue = call.ticket, call.queue
+        origin = make_origin(self.instance_id, context, ticket.item_id)
+        queue.core.leave(call.local, self.loop.time(), origin, round(keep_place * 1e6))
+        self.drain(queue)
+
+    def why_down(self, queue: LocalQueue) -> str:
+        why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
+        return why or queue.redirection
+
+    def denied(self, queue: LocalQueue) -> bool:
+        """Whether waiting for a connection is pointless: a wrong password, an unknown host."""
+        return queue.link is None and self.router.denied(queue.keys[0])
+
+    def drain(self, queue: LocalQueue) -> None:
+        """Send what the core wants sent, deliver what it found out, and set the timer."""
+        core = queue.core
+        while core.commands or core.verdicts:
+            commands, core.commands = core.commands, []
+            for command in commands:
+                if queue.link is not None:
+                    session = b"%d" % command.session
+                    arguments = (self._head, session, *self._tail, *command.arguments)
+                    on_reply = partial(self._replied, queue, command)
+                    # Nobody waits for the slot: its release travels with what comes next.
+                    urgent = core.crowded or command.name != "leave"
+                    queue.link.call(load(command.name), queue.keys, arguments, on_reply, urgent)
+            found, core.verdicts = core.verdicts, []
+            for verdict in found:
+                deliver(self, queue, verdict)
+        when = core.due if core.due < core.lease_deadline else core.lease_deadline
+        if when < queue.timer_at:
+            self._look_at(queue, when)
+
+    def request(
+        self,
+        queue: LocalQueue,
+        name: str,
+        arguments: tuple[bytes, ...],
+        on_reply: Callable[[Any], None],
+    ) -> bool:
+        """Call a script that belongs to no session; False if there is no connection."""
+        return queue.link is not None and queue.link.call(load(name), queue.keys, arguments, on_reply)
+
+    def preface(self) -> tuple[bytes, ...]:
+        """The first arguments of such a script."""
+        return (self._head, b"", *self._tail)
+
+    def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
+        """What a script that belongs to no session did; `session` is the core's when it was sent."""
+        queue.core.take(session, granted, reclaimed, self.loop.time())
+        queue.core.look_in(look, self.loop.time())
+        self.drain(queue)
+
+    # Replies and messages
+
+    def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            late = queue.link is None or command.session != queue.core.session
+            if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
+                return
+        else:
+            self.is_served(queue, rejected=command.name not in ("sync", "beat"))
+        queue.core.replied(command, reply, self.loop.time())
+        self.drain(queue)
+
+    def redirected(self, queue: LocalQueue, error: Exception) -> bool:
+        """Whether an error reply is about the server or the connection, not about the command."""
+        text = str(error)
+        if self.router.redirected(queue.keys[0], error):
+            now, moved = self.loop.time(), text.startswith("MOVED ")
+            pause = 0.0 if moved and not queue.redirection else _RETRY
+            queue.redirection, queue.redirected_at = self.tell(error), now
+            if not moved:  # a slot that has moved is served; while it moves, it is not
+                self.is_down(f"slot of {queue.queue_id}", reason_of(error), queue.redirection)
+            if queue.link is not None:
+                self._detach(queue)
+                self._look_at(queue, now + pause)
+        elif any(word in text for word in _ELSEWHERE):
+            # Before 7.0, Redis wraps what a command inside a script was refused with.
+            if queue.link is not None:
+                queue.link.leave(reason_of(error), text)
+        else:
+            return False
+        return True
+
+    def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
+        """A script of the queue has run; `rejected`: heartbeats and syncs might still not."""
+        if queue.redirection:
+            queue.redirection = ""
+            self.is_up(f"slot of {queue.queue_id}")
+        if queue.rejected_since is not None and not rejected:
+            queue.rejected_since = None
+            self.is_up(f"queue {queue.queue_id}")
+
+    def on_push(self, link: Link, data: list[Any]) -> None:
+        """`[message, channel, text]`; the text is `<kind> <session> <ticket> ...`, see library.lua."""
+        if data[0] not in (b"message", b"smessage"):
+            return
+        kind, session, ticket_id, *rest = data[2].split(b" ", 3)
+        call = self.calls.get(ticket_id.decode())
+        if call is not None and call.queue.link is link:
+            now = self.loop.time()
+            call.queue.core.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
+            self.drain(call.queue)
+
+    # Links
+
+    def on_up(self, link: Link) -> None:
+        self.is_up(f"link {id(link)}")
+        self.index.up()
+        self._notify()
+        # Queues with holders first: their lease matters most.
+        waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
+        waiting.sort(key=lambda queue: not queue.core.held)
+        self._attach_some(waiting)
+
+    def on_down(self, link: Link | None, reason: str, detail: str, alarm: bool) -> None:
+        """Of a link, or, if that is None, of the map of a Cluster."""
+        if alarm:
+            self.is_down(f"link {id(link)}", reason, detail)
+        for queue in self.queues.values():
+            if link is not None and queue.link is link:
+                self._detach(queue)
+        self._notify()
+        if link is None or link.denied:
+            for call in list(self.calls.values()):
+                if call.granted is None and self.denied(call.queue):
+                    call.fail(
+                        self.unavailable("enter", detail, call.queue.queue_id, call.ticket.item_id)
+                    )
+
+    def on_moved(self) -> None:
+        """The map of the Cluster has changed, or can be read again."""
+        self.is_up(f"link {id(None)}")
+        in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
+        for part in [part for part in self._down if part.startswith("link ") and part not in in_use]:
+            self.is_up(part)  # its node serves nothing any more: it is not missed
+        moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
+        for queue in moved:
+            self._detach(queue)
+        self._attach_some(moved)
+        self._notify()
+
+    def _link_of(self, queue: LocalQueue) -> Link | None:
+        return self.router.link(queue.keys[0])
+
+    def _attach_some(self, queues: list[LocalQueue]) -> None:
+        for queue in queues[:_MAX_PER_TURN]:
+            self._attach(queue)
+        if len(queues) > _MAX_PER_TURN:
+            rest = queues[_MAX_PER_TURN:]
+            self.loop.call_soon(self._attach_some, rest, context=Context())
+
+    def _attach(self, queue: LocalQueue) -> None:
+        link = self._link_of(queue)
+        if queue.link is None and link is not None and link.up:
+            queue.link = link
+            queue.core.connected(self.loop.time())
+            self.drain(queue)
+            self._notify()
+
+    def _detach(self, queue: LocalQueue) -> None:
+        queue.link = None
+        queue.core.disconnected()
+        self.drain(queue)
+
+    async def until_changed(self, timeout: float) -> None:
+        """Wait until a link comes up or goes down, or a queue changes its link; `timeout` s at most."""
+        if self._changed is None or self._changed.done():
+            self._changed = self.loop.create_future()
+        await asyncio.wait({self._changed}, timeout=timeout)
+
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    def is_up(self, part: str) -> None:
+        since = self._down.pop(part, None)
+        if since is not None and not self._down:
+            self.emit(Recovered(self.loop.time() - since))
+
+    def is_down(self, part: str, reason: str, detail: str) -> None:
+        if part not in self._down:  # one event an outage, however often it is tried meanwhile
+            self._down[part] = self.loop.time()
+            self.emit(Disrupted(reason, detail))
+
+    # Timers
+
+    def _look_at(self, queue: LocalQueue, when: float) -> None:
+        if self.closing:
+            return  # the timer would outlive the backend
+        queue.timer_at = when
+        heapq.heappush(self._due, (when, next(self._turns), queue))
+        if when < self._timer_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = when
+            self._timer = self.loop.call_at(when, self._tick, context=Context())
+
+    def _tick(self) -> None:
+        self._timer, self._timer_due = None, float("inf")
+        now = self.loop.time()
+        for _ in range(_MAX_PER_TURN):
+            if not self._due or self._due[0][0] > now:
+                break
+            when, _, queue = heapq.heappop(self._due)
+            if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
+                queue.timer_at = float("inf")
+                self._tick_queue(queue, now)
+        if self._due and self._due[0][0] < self._timer_due and not self.closing:
+            if self._timer is not None:  # a queue of this turn has set it, and another is due before
+                self._timer.cancel()
+            self._timer_due = self._due[0][0]
+            self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
+
+    def _tick_queue(self, queue: LocalQueue, now: float) -> None:
+        core = queue.core
+        if queue.link is None:
+            self._attach(queue)
+        core.tick(now)
+        self.drain(queue)
+        if core.idle and now >= queue.redirected_at + self.lease:
+            del self.queues[queue.queue_id]
+            self.is_served(queue, rejected=False)  # nobody misses it
+        elif queue.timer_at == float("inf"):
+            self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
+
+    def unavailable(
+        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
+    ) -> BackendUnavailableError:
+        return BackendUnavailableError("redis", operation, cause, queue_id, item_id)
+
+    # The end
+
+    def forget(self, call: Call) -> None:
+        """The call has left, as far as Redis is concerned."""
+        self.calls.pop(call.ticket.id, None)
+        if self._all_left is not None and not self._all_left.done() and not self._leaving():
+            self._all_left.set_result(None)
+
+    def _leaving(self) -> bool:
+        return any(not call.local.wanted for call in self.calls.values())
+
+    async def flush(self) -> None:
+        """Wait until Redis has confirmed every leave."""
+        while self._leaving():
+            if self._all_left is None or self._all_left.done():
+                self._all_left = self.loop.create_future()
+            await asyncio.wait({self._all_left})
+
+    def end_calls(self) -> None:
+        """Give back all that there is; every call gets an error."""
+        for call in list(self.calls.values()):
+            if not call.local.wanted:
+                continue
+            queue_id, item_id, _ = call.ticket
+            if call.local.stage is Stage.HOLDING and not call.lost:
+                call.lost = True
+                self.emit(SlotLost(call.ticket, "closed"))
+            operation = "enter" if call.granted is None else "wait"
+            call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
+            self.leave(call)
+
+    def end(self) -> None:
+        """The last connection has ended: what has left and was not answered never will be."""
+        for call in list(self.calls.values()):
+            if call.observed and not call.local.wanted:
+                self.emit(Left(call.ticket, LeaveResult(None), False))
+        self.calls.clear()
+        if self._all_left is not None and not self.loop.is_closed() and not self._all_left.done():
+            self._all_left.set_result(None)
+
+    def stop(self) -> None:
+        self.closing = True
+        self.index.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

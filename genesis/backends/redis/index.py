@@ -1,0 +1,176 @@
+"""Which queues and instances there are under a key prefix: for operators, who must not have to SCAN.
+
+Three sorted sets, outside the queues' hash tags; their scores are times of Redis's clock (us) until
+which a member is listed. No key of a queue can have one of these names: those have braces.
+
+| key                       | member                                                      | listed for |
+|---------------------------|-------------------------------------------------------------|------------|
+| `<prefix>index:queues`    | queue_id                                                    | `KEEP`     |
+| `<prefix>index:instances` | JSON: id, version, lease (s), host, pid, started (us)       | `KEEP`     |
+| `<prefix>index:limits`    | JSON: queue, limits, instance: call sites named both limits | `KEEP`     |
+
+`KEEP` counts from the last use, or the last sign of life. A queue with an override is listed for a day;
+an instance that was closed is not listed any more.
+
+An instance writes its part shortly after the first use of a queue and every third of its lease. No call
+waits for it, and an error reply is ignored: the next write repeats everything that is still in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from genesis.backends.redis.link import Link
+from genesis.version import VERSION
+
+if TYPE_CHECKING:
+    from genesis.backends.redis.driver import Driver
+
+__all__ = ["KEEP", "KEEP_OVERRIDDEN", "Index", "index_keys"]
+
+KEEP = 660.0
+"""Seconds: as long as the hash of a queue that nobody uses."""
+KEEP_OVERRIDDEN = 86_400.0
+
+_BATCH = 500  # members in one command
+_SOON = 0.5  # seconds within which new queues are listed; what is opened meanwhile shares a command
+
+
+def index_keys(key_prefix: str) -> tuple[bytes, bytes, bytes]:
+    """Of queues, of instances, of limits that differ."""
+    base = f"{key_prefix}index:".encode()
+    return base + b"queues", base + b"instances", base + b"limits"
+
+
+class Index:
+    """What one instance writes. Belongs to the event loop of its driver."""
+
+    def __init__(self, driver: Driver, key_prefix: str) -> None:
+        self._driver = driver
+        self._queues_key, self._instances_key, self._limits_key = index_keys(key_prefix)
+        self._facts = b""  # the member of this instance, once it is known when it started
+        self._fresh: list[str] = []  # queues opened since the last write
+        self._disagreements: dict[bytes, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = float("inf")
+        self._next_full = 0.0  # by loop.time(): when all that is in use is written again
+        self._missed = True  # no connection to a server of the index when it was written last
+
+    def opened(self, queue_id: str) -> None:
+        """The first use of a queue."""
+        self._fresh.append(queue_id)
+        self._write_in(_SOON)
+
+    def disagreed(self, queue_id: str, previous: int, current: int) -> None:
+        """Call sites named two limits for a queue."""
+        if len(self._disagreements) < _BATCH:
+            facts = {"queue": queue_id, "limits": sorted((previous, current))}
+            self._disagreements[_pack({**facts, "instance": self._driver.instance_id})] = None
+
+    def up(self) -> None:
+        """A connection is up."""
+        if self._missed and self._timer is not None:
+            self._next_full = 0.0
+            self._write_in(_SOON)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._facts and self._driver.loop.is_running():
+            link = self._driver.router.link(self._instances_key)
+            if link is not None:
+                link.send((b"ZREM", self._instances_key, self._facts), _ignore)
+
+    def _write_in(self, seconds: float) -> None:
+        loop = self._driver.loop
+        due = loop.time() + min(seconds, self._driver.lease / 3)
+        if due < self._due and not self._driver.closing:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            self._timer = loop.call_at(due, self._write, context=Context())
+
+    def _write(self) -> None:
+        driver = self._driver
+        self._timer, self._due = None, float("inf")
+        now = driver.loop.time()
+        queues, self._fresh = self._fresh, []
+        if now >= self._next_full:
+            self._next_full = now + driver.lease / 3
+            queues = list(driver.queues)
+            disagreements, self._disagreements = [*self._disagreements], {}
+            self._missed = not self._add(self._instances_key, [b""])
+            if disagreements:
+                self._add(self._limits_key, disagreements)
+        if queues and not self._add(self._queues_key, queues):
+            self._missed = True
+        self._write_in(self._next_full - now)
+
+    def _add(self, key: bytes, members: Sequence[str | bytes]) -> bool:
+        """Ask the server for its time, then add `members`; False if there is no connection to it."""
+        link = self._driver.router.link(key)
+        if link is None:
+            return False
+
+        def on_time(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                self._driver.router.redirected(key, reply)
+                return
+            now = int(reply[0]) * 1_000_000 + int(reply[1])
+            if key == self._instances_key:
+                self._facts = self._facts or self._describe(now)
+                self._send(link, key, now, [self._facts])
+            else:
+                self._send(link, key, now, members)
+
+        return link.send((b"TIME",), on_time)
+
+    def _send(self, link: Link, key: bytes, now: int, members: Sequence[str | bytes]) -> None:
+        """One command a turn of the loop, so that thousands of queues delay no call.
+
+        Each batch has a time of its own, so that readers can go on from a score.
+        """
+        parts = [b"ZADD", key, b"GT"]
+        for member in members[:_BATCH]:
+            keep = self._keep(member)
+            parts += (
+                b"%d" % (now + round(keep * 1e6)),
+                member.encode() if isinstance(member, str) else member,
+            )
+        link.send(parts, _ignore)
+        if len(members) > _BATCH:
+            rest = members[_BATCH:]
+            self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
+        else:
+            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), _ignore)
+            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
+
+    def _keep(self, member: str | bytes) -> float:
+        """Seconds for which it is listed; a queue_id is a str."""
+        queue = self._driver.queues.get(member) if isinstance(member, str) else None
+        return KEEP_OVERRIDDEN if queue is not None and queue.core.override[1] else KEEP
+
+    def _describe(self, now: int) -> bytes:
+        facts = {
+            "id": self._driver.instance_id,
+            "version": VERSION,
+            "lease": self._driver.lease,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": now,
+        }
+        return _pack(facts)
+
+
+def _pack(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, sort_keys=True).encode()
+
+
+def _ignore(reply: Any) -> None:
+    pass

@@ -1,0 +1,239 @@
+-- What the scripts share. It is included where the line `-- @include library` stands, below the fast path
+-- of a script, so that a call on the fast path does not pay for these definitions.
+--
+-- KEYS, the same for every script, all under the queue's {hash tag}
+--   1 meta      hash    last        the greatest number given so far
+--                       limit       the call sites' limit; forgotten when the queue is empty
+--                       override, version   a copy of key 7
+--                       until       no grants before this time: the recovery window
+--                       holds, mean how many holds are in the mean, at most 100; their mean (us)
+--                       <instance>  the instance's session; negative once it was reaped
+--                       <instance>:r  the session in which it was last reaped
+--   2 waiting   zset    place -> member
+--   3 holding   zset    fencing token -> member
+--   4 tickets   zset    0 -> member: all of both, so that one instance's are a range (BYLEX)
+--   5 leases    zset    lease deadline -> instance; of a reaped one, negative, when its record may go
+--   6 past      zset    expiry -> `t <ticket>` evicted, `k <kept id> <place>` kept, `u <kept id>` used
+--   7 override  string  `<version> <limit>`, without an expiry while there is an override
+--   8           never exists; declared in a Cluster, see cluster.py
+--
+-- A member is `<instance>:<serial> <head start (us)> <context> <item_id>`, a ticket is its first word.
+-- Serials have a fixed width, so that the order of members is the order of entering.
+--
+-- All times and numbers are microseconds of Redis's clock, pushed up by one where they would repeat. So
+-- fencing tokens grow across an idle queue and across a loss of data, waiters that register again stand
+-- before all newcomers, and no instance's clock is read.
+--
+-- Invariants, after every script
+--   a ticket is in exactly one of waiting and holding, and in tickets; or in none of the three
+--   an instance with tickets has a session and a lease, unless its reaping goes on
+--   no free slot and waiter at the same time, but in the recovery window or while `look` is 0
+--
+-- Needs the locals NOW, last, limit, window, instance, lease and channel of the script.
+
+local META, WAITING, HOLDING, TICKETS, LEASES, PAST = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local PORTION = 500 -- tickets that one script call handles at most
+local RECORD = 600 * 1000000 -- us for which the record of a reaped instance, and a tombstone, is kept
+
+local granted, reclaimed = {}, {}
+local more = false -- something is left to do: look again at once
+
+local function ttl()
+  return math.max(60, math.ceil(lease * 4 / 1000000))
+end
+
+local function keep_meta()
+  redis.call('EXPIRE', META, RECORD / 1000000 + ttl())
+  redis.call('EXPIRE', LEASES, RECORD / 1000000 + ttl())
+end
+
+local function keep_line()
+  redis.call('EXPIRE', WAITING, ttl())
+  redis.call('EXPIRE', HOLDING, ttl())
+  redis.call('EXPIRE', TICKETS, ttl())
+end
+
+local function next_number()
+  last = math.max(last + 1, NOW)
+  return last
+end
+
+local function ticket_of(member)
+  return string.match(member, '^%S+')
+end
+
+local function owner_of(member)
+  return string.match(member, '^[^:]+')
+end
+
+local function head_start_of(member)
+  return tonumber(string.match(member, '^%S+ (%d+)'))
+end
+
+local function session_of(owner)
+  return tonumber(redis.call('HGET', META, owner) or 0)
+end
+
+local function range_of(owner)
+  return '[' .. owner .. ':', '(' .. owner .. ';'
+end
+
+-- A message to one instance. Last in every step, and by pcall: a user who must not publish gets no half
+-- step, and the heartbeat finds what was not delivered. Never to the caller: see connection.py.
+local function push(owner, kind, member, rest)
+  local text = kind .. ' ' .. math.abs(session_of(owner)) .. ' ' .. ticket_of(member) .. rest
+  redis.pcall('PUBLISH', channel .. owner, text)
+end
+
+-- Marks an instance as reaped, and takes back what it has, as far as the portion of this call goes. The
+-- record stays, so that a late command is refused, and the instance learns that it was reaped.
+local function reap(owner)
+  local session = session_of(owner)
+  if session > 0 then
+    redis.call('HSET', META, owner, -session, owner .. ':r', session)
+  end
+  local first, final = range_of(owner)
+  local room = math.max(0, PORTION - #reclaimed)
+  local mine = redis.call('ZRANGEBYLEX', TICKETS, first, final, 'LIMIT', 0, room)
+  for _, member in ipairs(mine) do
+    local state = 'waiting'
+    if redis.call('ZREM', WAITING, member) == 0 then
+      state = 'holding'
+      redis.call('ZREM', HOLDING, member)
+    end
+    redis.call('ZREM', TICKETS, member)
+    reclaimed[#reclaimed + 1] = {state, member}
+  end
+  if #mine == room then
+    more = true
+  elseif session ~= 0 then
+    redis.call('ZADD', LEASES, -(NOW + RECORD), owner)
+  else
+    redis.call('ZREM', LEASES, owner)
+  end
+end
+
+-- Never the caller: it is alive, or this is a late command of a dead one, and what it enters after it was
+-- reaped would never be taken back.
+local function reap_lapsed()
+  local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '(0', NOW, 'LIMIT', 0, 10)
+  for _, owner in ipairs(lapsed) do
+    if #reclaimed >= PORTION then
+      more = true
+      break
+    end
+    if owner ~= instance then
+      reap(owner)
+    end
+  end
+  more = more or #lapsed == 10
+end
+
+-- Grants free slots to the heads of the line, at most a portion, and sends each to its instance. A head
+-- whose instance is dead is not granted: its instance is reaped. The caller's own lease counts as
+-- alive: it just sent a command of its session. `origin` is who made room, or ''.
+local function grant(origin)
+  if NOW < window then
+    return
+  end
+  local free = limit - redis.call('ZCARD', HOLDING)
+  local new = redis.call('EXISTS', HOLDING) == 0
+  while free > 0 do
+    if #granted + #reclaimed >= PORTION then
+      more = true
+      break
+    end
+    local head = redis.call('ZRANGE', WAITING, 0, 0)[1]
+    if not head then
+      break
+    end
+    local owner = owner_of(head)
+    local deadline = owner == instance or redis.call('ZSCORE', LEASES, owner)
+    if deadline == true or deadline and tonumber(deadline) > NOW then
+      local number = next_number()
+      redis.call('ZADD', HOLDING, number, head)
+      redis.call('ZREM', WAITING, head)
+      granted[#granted + 1] = {head, number}
+      free = free - 1
+    else
+      reap(owner)
+      if redis.call('ZREM', WAITING, head) == 1 then -- beyond the portion that was reaped
+        redis.call('ZREM', TICKETS, head)
+        reclaimed[#reclaimed + 1] = {'waiting', head}
+      end
+      free = limit - redis.call('ZCARD', HOLDING)
+    end
+  end
+  if #granted > 0 then
+    redis.call('HSET', META, 'last', last)
+    if new then
+      redis.call('EXPIRE', HOLDING, ttl())
+    end
+    for _, row in ipairs(granted) do
+      local owner = owner_of(row[1])
+      if owner ~= instance then
+        push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. origin)
+      end
+    end
+  end
+end
+
+-- Us until the caller should look again: the next lease deadline, or the end of the recovery window.
+local function look()
+  if more then
+    return 0
+  end
+  local first = redis.call('ZRANGEBYSCORE', LEASES, '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  local due = first and tonumber(first) or NOW + lease
+  if NOW < window then
+    due = math.min(due, window)
+  end
+  return math.max(0, due - NOW)
+end
+
+-- No grants for half a lease after a loss of data was noticed: by then every living instance has listed
+-- what it has. Once: an instance that is late within a lease does not open it again.
+local function open_window()
+  if NOW >= window + lease / 2 then
+    window = NOW + lease / 2
+    redis.call('HSET', META, 'until', window)
+  end
+end
+
+-- Takes a kept place: its number, or nil if it is not kept any more.
+local function take_kept(kept)
+  local name = 'k ' .. kept
+  local expiry = kept ~= '' and redis.call('ZSCORE', PAST, name)
+  if not expiry or tonumber(expiry) <= NOW then
+    return nil
+  end
+  -- In this order: a key that is empty in between loses its expiry.
+  redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))
+  redis.call('ZREM', PAST, name)
+  return tonumber(string.match(kept, ' (.+)$'))
+end
+
+-- How the longest waiter stands: all behind the first ticket without a head start entered after it.
+local function oldest_wait()
+  local first = nil
+  local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
+  for i = 1, #rows, 2 do
+    local head_start = head_start_of(rows[i])
+    local entered = tonumber(rows[i + 1]) + head_start
+    first = math.min(first or entered, entered)
+    if head_start == 0 then
+      break
+    end
+  end
+  return first and math.max(0, NOW - first) or 0
+end
+
+-- {waiting, in use, limit, us of the longest wait, us of the longest hold, holds in the mean, their mean}
+local function numbers()
+  local oldest = redis.call('ZRANGE', HOLDING, 0, 0, 'WITHSCORES')[2]
+  local holds = redis.call('HMGET', META, 'holds', 'mean')
+  return {
+    redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING), string.format('%.0f', limit), oldest_wait(),
+    oldest and math.max(0, NOW - tonumber(oldest)) or 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0),
+  }
+end

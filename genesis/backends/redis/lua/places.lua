@@ -1,0 +1,20 @@
+-- Where waiters stand, each in O(log n).
+--
+-- KEYS   see library.lua
+-- ARGV   1.. members, at most 500
+-- Reply  {now, depth, limit, holds in the mean, their mean (us), {position or 0, place, ...}}
+--
+-- Races  All rows of one reply are of one instant.
+
+local time = redis.call('TIME')
+local meta = redis.call('HMGET', KEYS[1], 'limit', 'override', 'holds', 'mean')
+local rows = {}
+for _, member in ipairs(ARGV) do
+  local rank = redis.call('ZRANK', KEYS[2], member)
+  rows[#rows + 1] = rank and rank + 1 or 0
+  rows[#rows + 1] = rank and tonumber(redis.call('ZSCORE', KEYS[2], member)) or 0
+end
+return {
+  time[1] * 1000000 + time[2], redis.call('ZCARD', KEYS[2]),
+  meta[2] or meta[1] and meta[1] ~= '' and meta[1] or '1', tonumber(meta[3] or 0), tonumber(meta[4] or 0), rows,
+}

@@ -1,0 +1,44 @@
+"""A ticket as it stands in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
+
+Only the item_id, which comes last, might contain blanks. Serials have a fixed width, so that the order
+of an instance's members is the order of entering, and its tickets are a range.
+"""
+
+from __future__ import annotations
+
+from genesis.backends.protocol import CallRef
+
+__all__ = ["head_start_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
+
+
+def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
+    """Args: head_start in seconds; context is a `traceparent` or ''."""
+    return f"{instance}:{serial:010x} {round(head_start * 1e6)} {context} {item_id}".encode()
+
+
+def make_origin(instance: str, context: str, item_id: str) -> bytes:
+    """How a call that leaves is known to the one that gets its slot."""
+    return f"{instance} {context} {item_id}".encode()
+
+
+def ticket_of(member: bytes) -> bytes:
+    """`<instance>:<serial>`"""
+    return member[: member.index(b" ")]
+
+
+def head_start_of(member: bytes) -> float:
+    """Seconds."""
+    return int(member.split(b" ", 2)[1]) / 1e6
+
+
+def parse_member(member: bytes) -> CallRef:
+    ticket, _, context, item_id = member.decode().split(" ", 3)
+    return CallRef(item_id, ticket.rpartition(":")[0], context)
+
+
+def parse_origin(origin: bytes) -> CallRef | None:
+    """None if the slot was free."""
+    if not origin:
+        return None
+    instance, context, item_id = origin.decode().split(" ", 2)
+    return CallRef(item_id, instance, context)

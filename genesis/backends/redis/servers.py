@@ -1,0 +1,74 @@
+"""The server, the master behind Sentinels, or the Cluster that a url or a client leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from genesis.backends.redis.cluster import ClusterRouter, Nodes, Router, RouterSettings, SingleRouter
+from genesis.backends.redis.endpoint import endpoint_of_pool, pool_of_url
+from genesis.backends.redis.sentinel import Master, SentinelRouter
+
+__all__ = ["Servers", "servers_of_client", "servers_of_url"]
+
+_CLUSTERED = (
+    " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
+    "client=redis.asyncio.RedisCluster(...) instead)"
+)
+
+
+class Servers(NamedTuple):
+    name: str
+    """Tells apart what holds different data; without credentials."""
+    router: Callable[[RouterSettings], Router]
+    """Begins to connect."""
+    tell: Callable[[BaseException], str]
+    """An error in words, without credentials."""
+    clustered: bool = False
+    """Scripts must declare `guard_key`, see cluster.py."""
+
+
+def servers_of_url(url: object, timeout: float) -> Servers:
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, got {type(url).__name__}")  # not shown: see pool_of_url
+    return _single(pool_of_url(url), timeout)
+
+
+def servers_of_client(client: object, timeout: float) -> Servers:
+    if isinstance(client, RedisCluster):
+        nodes = Nodes(client, timeout)
+        first = nodes.endpoint(nodes.seeds[0])
+        first.check()
+        names = sorted(f"{host}:{port}" for host, port in nodes.seeds)
+        name = f"cluster {','.join(names)}"
+        return Servers(
+            name, lambda settings: ClusterRouter(nodes, settings), first.tell, clustered=True
+        )
+    if not isinstance(client, Redis):
+        raise TypeError(
+            "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
+            f"redis.asyncio.RedisCluster, got {type(client).__module__}.{type(client).__qualname__}"
+        )
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        master = Master(pool, timeout)
+        master.check()
+        name = f"sentinel {master.service}"
+        return Servers(name, lambda settings: SentinelRouter(master, settings), master.tell)
+    return _single(pool, timeout)
+
+
+def _single(pool: ConnectionPool, timeout: float) -> Servers:
+    endpoint = endpoint_of_pool(pool, timeout)
+    endpoint.check()
+
+    def tell(error: BaseException) -> str:
+        text = endpoint.tell(error)
+        if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
+            text += _CLUSTERED
+        return text
+
+    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), tell)

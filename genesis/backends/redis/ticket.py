@@ -1,0 +1,107 @@
+"""A ticket of this instance, how a `sync` lists it, and the session numbers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from genesis.backends.redis.members import ticket_of
+
+__all__ = ["LocalTicket", "Sessions", "Stage", "pages_of"]
+
+
+class Stage(enum.Enum):
+    ENTERING = "e"
+    WAITING = "w"
+    HOLDING = "h"
+    ENDED = "x"
+
+
+class LocalTicket:
+    """One ticket of this instance. Made by the caller, changed by the core alone."""
+
+    __slots__ = (
+        "handle", "id", "keep", "kept", "left", "limit", "max_waiting", "member", "number",
+        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        member: bytes,
+        handle: Any,
+        limit: bytes = b"",
+        only_if_free: bool = False,
+        max_waiting: bytes = b"",
+        kept: bytes = b"",
+    ) -> None:
+        self.id = ticket_of(member)
+        self.member = member
+        self.handle = handle  # the caller's own
+        self.limit = limit
+        self.only_if_free = only_if_free
+        self.max_waiting = max_waiting
+        self.kept = kept  # `<kept id> <place>` that it asks for
+        self.resumed = False  # ... and got
+        self.stage = Stage.ENTERING
+        self.number = 0  # the place while WAITING, the fencing token while HOLDING
+        self.wanted = True
+        self.sent = False  # Redis might know of it
+        self.left = 0  # the session in which its leave was sent
+        self.keep = 0  # us for which its place is kept after it left
+        self.place = 0  # ... which is this one
+
+    def note_resumed(self, row: Sequence[int]) -> None:
+        """A row of the reply to a sync, see sync.lua: whether it took the kept place that it asks for.
+
+        The enter that took it might have lost its reply: then only the place says so.
+        """
+        code, number = row[0], row[1]
+        flagged = code in (1, 2) and len(row) > 2 and bool(row[2])
+        if flagged or (code == 2 and self.kept.endswith(b" %d" % number)):
+            self.resumed = True
+
+    @property
+    def listed(self) -> bool:
+        """Whether a sync lists it."""
+        return self.stage is not Stage.ENDED and (self.wanted or self.keep > 0)
+
+    def row(self) -> tuple[bytes, ...]:
+        """The ticket in a sync, see sync.lua."""
+        if not self.wanted:
+            return self.member, b"k", b"%d" % self.place, b"%d" % self.keep, b"", b""
+        stage, number = self.stage.value.encode(), b"%d" % self.number
+        free = b"free" if self.only_if_free else b""
+        kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""
+        return self.member, stage, number, free, self.max_waiting, kept
+
+    def enter_arguments(self) -> tuple[bytes, ...]:
+        """See enter.lua."""
+        _, head_start, context, _ = self.member.split(b" ", 3)
+        free, who = b"free" if self.only_if_free else b"", b"who" if context else b""
+        return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
+
+
+class Sessions:
+    """The session numbers of one instance: one counter for all its queues.
+
+    Counted per queue, an instance that had forgotten an idle queue would start again at 1, and all that
+    it sends would be late.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def pages_of(
+    tickets: Iterable[LocalTicket], size: int
+) -> list[tuple[tuple[LocalTicket, ...], bytes, bytes]]:
+    """The pages of a sync: tickets, and the members they lie between; '' is no bound."""
+    listed = [ticket for ticket in tickets if ticket.listed]
+    pages = [tuple(listed[i : i + size]) for i in range(0, len(listed), size)] or [()]
+    bounds = [b"", *(page[-1].member for page in pages[:-1]), b""]
+    return list(zip(pages, bounds[:-1], bounds[1:], strict=True))

@@ -1,0 +1,318 @@
+"""`configure`: traces over OTLP and JSON logs, in one call, for an application that has neither.
+
+What the application has set up itself stays as it is: structlog's global configuration is never
+touched, a logger with handlers keeps them and gets no further one unasked, and a tracer provider that
+is in place is not replaced.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, MutableMapping
+from datetime import datetime, timezone
+from functools import cache
+from types import TracebackType
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import structlog
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry
+
+from genesis.backends.identity import new_instance_id
+from genesis.observability.telemetry import Telemetry
+from genesis.observability.writer import ThreadedStreamHandler
+
+__all__ = ["Observability", "configure"]
+
+_TRACES_PATH = "/v1/traces"
+_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Observability:
+    """What `configure` has set up; ends with `shutdown`, or as a context manager.
+
+    Attributes:
+        instance_id: the resource's `service.instance.id`.
+        tracer_provider: the one that exports, or None without an endpoint. If the process had one
+            already, give this one to `Telemetry(tracer_provider=...)` to use it.
+        handler: the JSON log handler, or None if logging was left alone.
+    """
+
+    def __init__(
+        self,
+        instance_id: str,
+        tracer_provider: Any,
+        logger: logging.Logger | None,
+        handler: ThreadedStreamHandler | None,
+        level_before: int,
+        shutdown_timeout: float,
+    ) -> None:
+        self.instance_id = instance_id
+        self.tracer_provider = tracer_provider
+        self.handler = handler
+        self._logger = logger
+        self._level_before = level_before
+        self._shutdown_timeout = shutdown_timeout
+        self._done = False
+        atexit.register(self.shutdown)
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Export what has ended, and take down what was set up. Blocks; a second call does nothing.
+
+        Args:
+            timeout: seconds to take at most, whatever state the collector and the log stream are in;
+                that of `configure` if None.
+
+        Returns:
+            Whether it ended in time. Spans and log lines that did not go out by then are lost.
+        """
+        if self._done:
+            return True
+        self._done = True
+        atexit.unregister(self.shutdown)
+        timeout = self._shutdown_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        # The logs come last, because the SDK may have something to say; a part of the time is theirs.
+        in_time = self._shut_traces(0.8 * timeout)
+        if self._logger is not None and self.handler is not None:
+            self._logger.removeHandler(self.handler)
+            self._logger.setLevel(self._level_before)
+            in_time = self.handler.stop(max(0.0, deadline - time.monotonic())) and in_time
+        return in_time
+
+    def __enter__(self) -> Observability:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _shut_traces(self, timeout: float) -> bool:
+        if self.tracer_provider is None:
+            return True
+        # In a thread that nobody has to wait for: the SDK's own bounds are 30 s, or none, and an
+        # exporter that is connecting to nowhere cannot be interrupted.
+        ending = threading.Thread(
+            target=self.tracer_provider.shutdown, name="genesis-trace-shutdown", daemon=True
+        )
+        try:
+            ending.start()
+        except RuntimeError:  # some versions of Python start no thread any more while they end
+            self.tracer_provider.shutdown()
+            return True
+        ending.join(timeout)
+        return not ending.is_alive()
+
+
+def configure(
+    service_name: str,
+    *,
+    instance_id: str | None = None,
+    otlp_endpoint: str | None = None,
+    sample_ratio: float = 1.0,
+    json_logs: bool | None = None,
+    log_level: int | str = "INFO",
+    log_stream: TextIO | None = None,
+    shutdown_timeout: float = 5.0,
+    registry: CollectorRegistry | None = None,
+) -> Observability:
+    """Export traces and write logs as JSON, one object a line.
+
+    Call it once, before the first `Queue` is made; end it with `shutdown` on the handle, which also
+    happens when the process ends.
+
+        with configure("call-router", otlp_endpoint="http://collector:4318"):
+            asyncio.run(main())
+
+    Args:
+        service_name: the resource's `service.name`, the same on every instance; OTEL_SERVICE_NAME
+            comes first, if it is set.
+        instance_id: the resource's `service.instance.id`; a new `host-pid-random` if None.
+        otlp_endpoint: the collector's base URL; `/v1/traces` is added. None takes
+            OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) from the environment; without
+            either no traces are set up, and no SDK is needed.
+        sample_ratio: of the traces that begin here, 0 to 1; a trace that came with a call is
+            sampled as its beginning was. OTEL_TRACES_SAMPLER comes first, if it is set.
+        json_logs: None writes JSON logs for the whole process if neither the root logger nor
+            `genesis` has a handler, and leaves logging alone if one has. True adds a JSON handler
+            to the logger `genesis` even so. False leaves logging alone.
+        log_level: of the logger that gets the handler.
+        log_stream: where to write, from a thread of its own, so that a stream that blocks delays no
+            call; stderr if None.
+        shutdown_timeout: seconds that `shutdown` takes at most.
+        registry: where an export that fails is counted; prometheus_client's default one if None.
+
+    Raises:
+        ImportError: there is an endpoint, but not the SDK or the exporter.
+        ValueError: an empty service name, an endpoint that is no http(s) URL, a ratio outside 0 to
+            1, or an unknown level.
+    """
+    if not service_name:
+        raise ValueError("service_name is empty; name the application as its traces are to show it")
+    if not 0 <= sample_ratio <= 1:
+        raise ValueError(f"sample_ratio must be from 0 to 1, got {sample_ratio!r}")
+    if not 0 <= shutdown_timeout < math.inf:
+        raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {shutdown_timeout!r}")
+    level = _level_number(log_level)
+    instance_id = instance_id or new_instance_id()
+    provider = None
+    if otlp_endpoint or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES):
+        telemetry = cache(lambda: Telemetry(registry))  # made with the first failure
+        provider = _tracer_provider(service_name, instance_id, otlp_endpoint, sample_ratio, telemetry)
+    logger = _logger_to_use(json_logs)
+    handler, level_before = None, logging.NOTSET
+    if logger is not None:
+        handler = ThreadedStreamHandler(log_stream)
+        handler.setFormatter(_formatter(service_name, instance_id))
+        level_before = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    return Observability(instance_id, provider, logger, handler, level_before, shutdown_timeout)
+
+
+def _tracer_provider(
+    service_name: str,
+    instance_id: str,
+    endpoint: str | None,
+    sample_ratio: float,
+    telemetry: Callable[[], Telemetry],
+) -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+    except ImportError as error:
+        raise ImportError(
+            f"exporting traces needs the OpenTelemetry SDK and its OTLP/HTTP exporter ({error}). "
+            "Install them with: pip install 'genesis-queue[otel]'"
+        ) from error
+    # OpenTelemetry's own variables win over arguments, as everywhere: they are the operator's.
+    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
+    resource = Resource.create({"service.name": service_name, "service.instance.id": instance_id})
+    chosen = os.environ.get("OTEL_TRACES_SAMPLER")  # which the SDK reads if it is given none
+    provider = TracerProvider(
+        resource=resource,
+        sampler=None if chosen else ParentBased(TraceIdRatioBased(sample_ratio)),
+        shutdown_on_exit=False,  # the handle's own, which is bounded
+    )
+
+    class CountedExporter(OTLPSpanExporter):
+        """The SDK drops what a collector does not take, and only logs it."""
+
+        def export(self, spans: Any) -> Any:
+            error: Exception | None = None
+            try:
+                result = super().export(spans)
+            except Exception as raised:
+                error, result = raised, SpanExportResult.FAILURE
+            if result is not SpanExportResult.SUCCESS:
+                lost = ConnectionError(f"the collector did not take {len(spans)} spans, which are lost")
+                telemetry().failed("traces", error or lost)
+            return result
+
+    exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        trace.set_tracer_provider(provider)
+    else:
+        logging.getLogger("genesis").warning(
+            "the process has a tracer provider already, which stays the global one; give "
+            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
+        )
+    return provider
+
+
+def _traces_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        # Not quoted: it may bear a password.
+        raise ValueError("otlp_endpoint must be an http:// or https:// URL, as http://localhost:4318")
+    return endpoint if parts.path.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
+
+
+def _level_number(level: int | str) -> int:
+    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"log_level must be a level of logging, as 'INFO', got {level!r}")
+    return number
+
+
+def _logger_to_use(json_logs: bool | None) -> logging.Logger | None:
+    """The root logger for an application without logging, `genesis` if asked beside its own."""
+    root, own = logging.getLogger(), logging.getLogger("genesis")
+    if json_logs is False:
+        return None
+    has_logging = bool(root.handlers) or any(
+        not isinstance(handler, logging.NullHandler) for handler in own.handlers
+    )
+    if not has_logging:
+        return root
+    return own if json_logs else None
+
+
+def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
+    """One JSON object a record: the `extra` fields as fields, genesis' event name as `event`."""
+
+    def add_service(
+        logger: Any,  # noqa: ARG001
+        method: str,  # noqa: ARG001
+        fields: MutableMapping[str, Any],
+    ) -> MutableMapping[str, Any]:
+        fields["service.name"] = service_name
+        fields["service.instance.id"] = instance_id
+        return fields
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.contextvars.merge_contextvars,
+            # Last, so that `event` is what the record says it is, and not its text.
+            structlog.stdlib.ExtraAdder(),
+        ],
+        processors=[
+            _add_record,
+            add_service,
+            _add_span,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
+def _add_record(
+    logger: Any,  # noqa: ARG001
+    method: str,  # noqa: ARG001
+    fields: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    record: logging.LogRecord = fields["_record"]
+    moment = datetime.fromtimestamp(record.created, timezone.utc)
+    fields["timestamp"] = moment.isoformat(timespec="microseconds")
+    fields["level"] = record.levelname.lower()
+    fields["logger"] = record.name
+    return fields
+
+
+def _add_span(
+    logger: Any,  # noqa: ARG001
+    method: str,  # noqa: ARG001
+    fields: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    """The span that the application logs in; genesis' own records name theirs."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid and "trace_id" not in fields:
+        fields["trace_id"] = f"{context.trace_id:032x}"
+        fields["span_id"] = f"{context.span_id:016x}"
+    return fields

@@ -1,0 +1,171 @@
+"""The cheap histogram: five of its observations stand in the path of every call."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from prometheus_client.core import Exemplar, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+__all__ = ["MAX_UNSETTLED", "Distribution", "FastHistogram", "noting"]
+
+_MOST_UNSORTED = 256
+MAX_UNSETTLED = 512  # calls that left
+
+
+class Distribution:
+    """One child of a `FastHistogram`.
+
+    An observation is only noted. Whoever reads sorts them into the buckets, and so does `observe` once
+    there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
+
+    Attributes:
+        note: observes a value without an exemplar, and never sorts. For the path of every call, in
+            which `noting` says who sorts.
+        usual: as `FastHistogram` says.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "note", "usual")
+
+    def __init__(self, bounds: tuple[float, ...], *, usual: bool) -> None:
+        self._bounds = bounds
+        self.usual = usual
+        # The one list for good: appending, copying a part and deleting it are atomic, with and without
+        # a global lock, and what is appended meanwhile comes after that part. So several threads' loops
+        # may feed it while another thread reads, and none is lost or counted twice.
+        self._unsorted: list[float] = []
+        self.note = self._unsorted.append
+        self._lock = threading.Lock()  # over the sorting, and over the next two
+        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
+
+    def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
+        self.note(value)
+        if exemplar is not None:
+            bucket = bisect_left(self._bounds, value)
+            self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
+        if len(self._unsorted) >= _MOST_UNSORTED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort what was noted, unless another is just at it."""
+        # Never waits for the lock: the collector may have closed a call in the middle of `read`.
+        if self._unsorted and self._lock.acquire(blocking=False):
+            try:
+                self._sort()
+            finally:
+                self._lock.release()
+
+    def read(self) -> tuple[list[int], float, dict[int, Exemplar]]:
+        """Observations by bucket, their sum, and the latest exemplars by bucket."""
+        with self._lock:
+            self._sort()
+            return list(self._counts), self._sum, dict(self._exemplars)
+
+    def begin_again(self) -> None:
+        """After a fork: the child has observed nothing, and the lock's owner is not in it."""
+        self._lock = threading.Lock()
+        self._unsorted.clear()
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+        self._exemplars.clear()
+
+    def _sort(self) -> None:
+        values = self._unsorted[:]
+        if not values:
+            return
+        del self._unsorted[: len(values)]
+        try:
+            total = float(sum(values))
+            values.sort()
+        except (TypeError, OverflowError):
+            total = math.nan
+        if total != total:  # something is no number: it is left out, and it alone
+            values = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
+            total = sum(values)
+        self._sum += total
+        counts, bounds, below, place = self._counts, self._bounds, 0, 0
+        while below < len(values):  # one step a bucket that has any
+            place = bisect_left(bounds, values[below], place)
+            reached = len(values)
+            if place < len(bounds):
+                reached = bisect_right(values, bounds[place], below)
+            counts[place] += reached - below
+            below = reached
+
+
+class FastHistogram(Collector):
+    """A histogram that observes at a third of the cost of prometheus_client's.
+
+    Five of its observations stand in the path of every call; they, not the line, would decide what a
+    call costs. The exposition is left to prometheus_client. In multiprocess mode, which knows no custom
+    collectors, its own Histogram is used instead.
+
+    A child without observations shows all its buckets only if it is a `usual` one; else its count and
+    sum alone, a seventh of the series: most queues never see most outcomes.
+    """
+
+    def __init__(
+        self, name: str, text: str, labelnames: tuple[str, ...], bounds: Sequence[float]
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._labelnames = labelnames
+        self._bounds = tuple(bounds)
+        self._titles = [*map(floatToGoString, self._bounds), "+Inf"]
+        self._children: dict[tuple[str, ...], Distribution] = {}
+
+    def labels(self, *values: str, usual: bool = True) -> Distribution:
+        child = self._children.get(values)
+        if child is None:
+            # The child of whichever thread comes first, for all of them.
+            child = self._children.setdefault(values, Distribution(self._bounds, usual=usual))
+        return child
+
+    def begin_again(self) -> None:
+        for child in list(self._children.values()):
+            child.begin_again()
+
+    def settle(self) -> None:
+        for child in list(self._children.values()):
+            child.settle()
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        places = {self._labelnames.index(name): value for name, value in labels.items()}
+        for key in list(self._children):
+            if all(key[place] == value for place, value in places.items()):
+                self._children.pop(key, None)
+
+    def describe(self) -> Iterable[Any]:
+        return [HistogramMetricFamily(self._name, self._text, labels=self._labelnames)]
+
+    def collect(self) -> Iterable[Any]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
+        for labels, child in list(self._children.items()):
+            counts, total, exemplars = child.read()
+            buckets: list[Any] = []
+            cumulative = 0
+            whole = child.usual or any(counts)
+            for place, title in enumerate(self._titles):
+                cumulative += counts[place]
+                if not whole and title != "+Inf":
+                    continue
+                buckets.append((title, cumulative, exemplars.get(place)))
+            family.add_metric(labels, buckets, total)
+        yield family
+
+
+def noting(child: Any) -> Callable[[float], None]:
+    """The cheapest way to observe a value without an exemplar, of either kind of histogram.
+
+    Who uses it calls `Instruments.settle` every `MAX_UNSETTLED` calls that leave.
+    """
+    note: Callable[[float], None] = getattr(child, "note", None) or child.observe
+    return note

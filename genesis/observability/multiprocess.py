@@ -1,0 +1,155 @@
+"""prometheus_client's multiprocess mode: several workers behind one port, their values in files.
+
+The mode is chosen by PROMETHEUS_MULTIPROC_DIR when prometheus_client is imported, and by nothing that
+happens later. Whoever asks one worker for the metrics gets those of all.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import values
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from genesis.observability.logs import own_logger
+from genesis.observability.shared import SHARED, Values
+
+__all__ = ["AllProcesses", "SharedFiles", "directory", "warn_of_other_workers"]
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_MODE = "livemax"
+_LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
+
+_said: set[str] = set()
+
+
+def directory() -> str | None:
+    """Where the processes' files are; None if this process keeps its metrics to itself.
+
+    If it must although the variable is set, that is logged, once.
+    """
+    path = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower())
+    if not path:
+        return None
+    if not values.ValueClass._multiprocess:
+        _say(
+            f"{VARIABLE} was set after prometheus_client had been imported, and is not used then: "
+            "/metrics shows this process alone. Set it before the program starts."
+        )
+        return None
+    os.environ.setdefault(VARIABLE, path)  # prometheus_client does so too, with a warning
+    if not Path(path).is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        _say(
+            f"{VARIABLE} is {path!r}, which is no directory that this process can write to: /metrics "
+            "shows this process alone. Create the directory before the server starts."
+        )
+        return None
+    return path
+
+
+def warn_of_other_workers() -> None:
+    """Log that a scrape reads one worker, if this process looks like one of several and it would."""
+    is_worker = multiprocessing.parent_process() is not None or os.environ.get(
+        "SERVER_SOFTWARE", ""
+    ).startswith("gunicorn")
+    if is_worker and directory() is None:
+        _say(
+            "this process looks like one of several workers of a server. A scrape reads the metrics of "
+            f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
+            "starts, so that each worker answers with the metrics of all.",
+        )
+
+
+def _say(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        own_logger().error(text)
+
+
+class SharedFiles:
+    """Writes the shared gauges to this process's file, with the time until which they hold good.
+
+    Args:
+        gauges: in the order of `SHARED`.
+    """
+
+    mode: Any = _MODE
+
+    def __init__(self, gauges: list[Any]) -> None:
+        self._gauges = gauges
+
+    def publish(self, label: str, backend: str, shown: Values, seconds: float) -> None:
+        until = time.time() + seconds
+        for gauge, value in zip(self._gauges, shown, strict=True):
+            child = gauge.labels(label, backend)
+            if value is None:
+                child._value.set(0.0, timestamp=1.0)
+            else:
+                child._value.set(float(value), timestamp=until)
+
+
+class AllProcesses(MultiProcessCollector):
+    """The metrics of all processes, without the gauges of those that have ended.
+
+    uvicorn has no hook for a worker that dies, and a process that is killed runs none: so who is alive
+    is looked up at each scrape.
+    """
+
+    def collect(self) -> Iterator[Any]:
+        self._remove_dead()
+        shared = {name for name, _ in SHARED}
+        for metric in super().collect():  # type: ignore[no-untyped-call]
+            if metric.name not in shared:
+                yield metric
+        yield from self._shared_gauges()
+
+    def _remove_dead(self) -> None:
+        files = [file.name for file in Path(self._path).iterdir()]
+        for pid in {match[1] for match in map(_LIVE_FILE.fullmatch, files) if match}:
+            if not _is_alive(int(pid)):
+                try:
+                    mark_process_dead(int(pid), self._path)  # type: ignore[no-untyped-call]
+                except FileNotFoundError:
+                    continue  # another worker's scrape was faster
+
+    def _shared_gauges(self) -> Iterator[Any]:
+        """The greatest of what the processes said, as far as it still holds good."""
+        now = time.time()
+        greatest: dict[tuple[str, str, str], float] = {}
+        for file in Path(self._path).glob(f"gauge_{_MODE}_*.db"):
+            try:
+                entries = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+            except FileNotFoundError:
+                continue
+            for key, value, until, _ in entries:
+                _, name, labels, _ = json.loads(key)
+                if until >= now and "queue" in labels:
+                    place = (name, labels["queue"], labels["backend"])
+                    greatest[place] = max(value, greatest.get(place, value))
+        for name, text in SHARED:
+            family = GaugeMetricFamily(name, text, labels=("queue", "backend"))
+            for (of, queue, backend), value in greatest.items():
+                if of == name:
+                    family.add_metric((queue, backend), value)
+            yield family
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -1,0 +1,246 @@
+"""What is reported of one passage, from entering to the end; the only place that knows the sequence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Any, TypeVar
+
+from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
+from genesis.observability import names
+from genesis.observability.logs import ERROR, INFO, WARNING
+from genesis.observability.metrics import QueueSeries
+from genesis.observability.spans import CallSpans, Tracing, UnrecordedSpans
+from genesis.observability.telemetry import Telemetry
+
+__all__ = ["CallRecorder"]
+
+T = TypeVar("T")
+
+_WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
+    "timeout": ("timeout", WARNING),
+    "cancelled": ("cancelled", INFO),
+    "evicted": ("evicted", WARNING),
+    "error": ("error", ERROR),
+}
+
+
+class CallRecorder:
+    """One item's metrics, spans and log events.
+
+    Every public method is one step of the passage and never raises. The sinks are independent: a tracer
+    that raises does not keep the metrics from being counted. There is exactly one wait observation an
+    item, whatever its end, and none of one that is refused: `waiting` turns false with the first, and
+    none is made after that.
+    """
+
+    __slots__ = (
+        "_entry",
+        "_info",
+        "_instance_id",
+        "_lost",
+        "_series",
+        "_telemetry",
+        "_trail",
+        "began",
+        "holding",
+        "recorded",
+        "waiting",
+    )
+
+    def __init__(
+        self, telemetry: Telemetry, tracing: Tracing, instance_id: str, entry: EnterRequest
+    ) -> None:
+        self._telemetry = telemetry
+        self._instance_id = instance_id
+        self._entry = entry
+        self.waiting = True
+        self.holding = False
+        self._lost: names.HoldOutcome | None = None
+        self.began = began = telemetry.clock()  # the wait; then the hold
+        self._trail: CallSpans | UnrecordedSpans | None = None
+        self.recorded: CallSpans | None = None  # the trail, if its spans go anywhere
+        try:
+            if began >= tracing.next_look:
+                self._trail = trail = tracing.trail(entry, began)
+                if isinstance(trail, CallSpans):
+                    self.recorded = trail
+        except Exception:
+            telemetry.failed("traces")
+        try:
+            self._info = telemetry.log.enabled(INFO)  # asked once a passage
+        except Exception:
+            self._info = False
+            telemetry.failed("logs")
+        series: QueueSeries | None = None
+        try:
+            series = telemetry.series(entry.queue_id)
+            series.entered()
+        except Exception:
+            telemetry.failed("metrics")
+        self._series = series  # also if it raised on entering: it counts this call already
+
+    def carried_context(self) -> str:
+        """What travels with the ticket, for the link of whoever will grant it."""
+        return "" if self.recorded is None else self._traced(self.recorded.carried) or ""
+
+    def held_context(self) -> str:
+        """What is told to whoever gets the slot after this hold."""
+        return "" if self.recorded is None else self._traced(self.recorded.held) or ""
+
+    def enqueued(self, result: EnterResult) -> None:
+        """The backend has answered: granted at once, or waiting."""
+        try:
+            if (series := self._series) is not None:
+                if result.grant is not None:
+                    series.note_position(result.position)
+                else:
+                    series.position.observe(result.position)
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self.recorded is not None:
+            self._traced(self.recorded.enqueued, result)
+        if self._info:
+            self._log(INFO, "enqueued", position=result.position, depth=result.depth)
+
+    def waits(self, timeout: float | None) -> None:
+        """The wait begins."""
+        if self.recorded is not None:
+            self._traced(self.recorded.waits, timeout)
+
+    def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
+        """The slot is held from here on; returns the grant with its wait."""
+        waited = 0.0 if at_once else now - self.began
+        if grant.waited != waited:
+            grant = new_tuple(Grant, (grant.fencing_token, grant.released_by, waited))
+        self.waiting = False
+        self.holding = True
+        self.began = now
+        try:
+            if self._series is not None:
+                exemplar = None if self.recorded is None else self._exemplar()
+                self._series.granted(waited, exemplar)
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self.recorded is not None:
+            self._traced(self.recorded.granted, waited, grant)
+            self._traced(self.recorded.finish_wait if at_once else self._finish_wait_soon)
+        elif isinstance(self._trail, UnrecordedSpans):
+            self._traced(self._trail.begin_hold)
+        if self._info:
+            self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
+        return grant
+
+    def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
+        """The call was turned away: it never was in the line, so there is no wait to observe."""
+        self.waiting = False
+        try:
+            if self._series is not None:
+                self._series.refused(reason)
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self.recorded is not None:
+            self._traced(self.recorded.refused, reason, depth)
+        if self._info:
+            self._log(INFO, "refused", reason=reason, depth=depth)
+
+    def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
+        """The wait ended without a slot. Only the first ending counts."""
+        if not self.waiting:
+            return
+        waited = self._telemetry.clock() - self.began
+        self.waiting = False
+        try:
+            if self._series is not None:
+                self._series.not_granted(outcome, waited, self._exemplar())
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self.recorded is not None:
+            self._traced(self.recorded.end_wait, waited, outcome, error)
+        event, level = _WAIT_EVENTS[outcome]
+        self._log(level, event, error if outcome == "error" else None, waited=waited)
+
+    def slot_lost(self, reason: str) -> None:
+        """The slot is gone while its body runs. Only the first word of it counts."""
+        if self._lost is not None:
+            return
+        evicted = reason == "evicted"
+        self._lost = "evicted" if evicted else "lost"
+        event: names.LogEvent = "evicted" if evicted else "lost"
+        self._log(WARNING if evicted else ERROR, event, reason=reason)
+        if self.recorded is not None:
+            name = names.EVENT_EVICTED if evicted else names.EVENT_LOST
+            self._traced(self.recorded.lost, name, reason)
+
+    def left(self, error: BaseException | None, now: float) -> None:
+        """The ticket was given back at `now`: the hold has ended, or a wait that never began.
+
+        Args:
+            error: what the body raised.
+            now: when, by the clock.
+        """
+        if not self.holding:
+            self.not_granted("cancelled", None)  # it never got as far as `wait`
+            return
+        outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
+        held = now - self.began
+        self.holding = False
+        if self._trail is not None:
+            self._traced(self._trail.leave_context)
+        try:
+            if self._series is not None:
+                exemplar = None if self.recorded is None else self._exemplar()
+                self._series.hold_ended(outcome, held, exemplar)
+        except Exception:
+            self._telemetry.failed("metrics")
+        if self._info:
+            self._log(INFO, "released", outcome=outcome, held=held)
+        if self.recorded is not None:
+            self._traced(self.recorded.end_hold, outcome, error)
+
+    def released(
+        self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool = True
+    ) -> None:
+        """The backend has taken back what the ticket had, or the attempt failed."""
+        if self.recorded is not None:
+            self._traced(self.recorded.end_release, granted_to, error, confirmed=confirmed)
+
+    def _finish_wait_soon(self) -> None:
+        """The body comes first: what is to be told of its wait costs more than the wake-up itself."""
+        trail = self.recorded
+        assert trail is not None
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._traced, trail.finish_wait, context=Context())
+
+    def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
+        try:
+            return step(*args, **options)
+        except Exception:
+            self._telemetry.failed("traces")
+            return None
+
+    def _exemplar(self) -> dict[str, str] | None:
+        return None if self.recorded is None else self._traced(self.recorded.exemplar)
+
+    def _log(
+        self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
+    ) -> None:
+        telemetry = self._telemetry
+        try:
+            if not telemetry.log.enabled(level):
+                return
+            if error is not None:
+                fields["error"] = str(error)
+            if self._trail is not None and (ids := self._trail.ids()) is not None:
+                fields.update(ids)
+            telemetry.log.write(
+                level,
+                event,
+                queue_id=self._entry.queue_id,
+                item_id=self._entry.item_id,
+                instance_id=self._instance_id,
+                **fields,
+            )
+        except Exception:
+            telemetry.failed("logs")

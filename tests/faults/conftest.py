@@ -1,0 +1,21 @@
+"""The fleet that the tests of this folder break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.redis_server import RedisServer
+from tests.support.fleet import Fleet
+
+
+@pytest.fixture
+async def fleet(own_redis: RedisServer) -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as stack:
+        fleet = Fleet(own_redis, stack)
+        yield fleet
+        for queue in fleet.queues:
+            await asyncio.wait_for(queue.close(), 20)

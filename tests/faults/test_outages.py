@@ -1,0 +1,320 @@
+"""Redis is down, or does not answer: a deadline holds, and every call ends knowingly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from genesis.exceptions import BackendUnavailableError, QueueTimeoutError
+from tests.conftest import LEASE
+from tests.redis_server import RedisServer
+from tests.support.fleet import BEAT, IN_TIME, Fleet, seconds, works_again
+from tests.waiting import quiesce, wait_until
+
+
+@contextmanager
+def paused(server: RedisServer) -> Iterator[None]:
+    """Redis keeps its connections, and answers nothing."""
+    server.pause()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "first use"])
+async def test_a_timeout_is_a_deadline_while_redis_does_not_answer(
+    fleet: Fleet, connected: bool
+) -> None:
+    """timeout=0.5 and a Redis that stands still: the error comes after 0.5 s."""
+    queue = fleet.queue(lease=30.0)
+    if connected:
+        await queue.ping()
+    with paused(fleet.server):
+        took, error = await seconds(fleet.call(queue, "call", timeout=0.5).task)
+    assert isinstance(error, BackendUnavailableError)
+    assert 0.45 < took < 0.8
+    await fleet.settled()
+
+
+async def test_a_timeout_is_a_deadline_while_a_waiter_waits(fleet: Fleet) -> None:
+    """In the line already when Redis stops answering: QueueTimeoutError, in time."""
+    queue = fleet.queue(lease=30.0)
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    waiter = fleet.call(queue, "waiter", timeout=0.6)
+    await fleet.waits(queue, "waiter")
+    with paused(fleet.server):
+        took, error = await seconds(waiter.task)
+    assert isinstance(error, QueueTimeoutError)
+    assert took < 0.8
+    await holder.leave()
+    await fleet.settled()
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "first use"])
+async def test_timeout_0_waits_for_one_reply_and_for_a_second_at_most(
+    fleet: Fleet, connected: bool
+) -> None:
+    """Redis does not answer: the call fails after a second, although operation_timeout is longer."""
+    queue = fleet.queue(lease=30.0)
+    if connected:
+        await queue.ping()
+    with paused(fleet.server):
+        took, error = await seconds(fleet.call(queue, "call", timeout=0).task)
+    assert isinstance(error, BackendUnavailableError)
+    assert took < 1.3
+    await fleet.settled()
+
+
+async def test_the_operation_timeout_bounds_a_call_that_names_none(fleet: Fleet) -> None:
+    """Also those that enter together, of which the first to enter fails first."""
+    queue = fleet.queue(operation_timeout=0.5)
+    await queue.ping()
+    with paused(fleet.server):
+        calls = [fleet.call(queue, f"call-{n}") for n in range(3)]
+        for call in calls:
+            took, error = await seconds(call.task)
+            assert isinstance(error, BackendUnavailableError)
+            assert took < 0.8
+    await fleet.settled()
+
+
+async def test_leaving_waits_for_nothing_while_redis_does_not_answer(fleet: Fleet) -> None:
+    """And neither does giving up; the slot is free as soon as Redis answers again."""
+    queue, other = fleet.queue(lease=30.0), fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    (waiter,) = await fleet.waiting(queue, "waiter")
+    with paused(fleet.server):
+        took, _ = await seconds(holder.leave())
+        assert took < 0.1
+        waiter.task.cancel()
+        took, _ = await seconds(waiter.task)
+        assert took < 0.1
+    assert await fleet.call(other, "next").held() < 1.0
+
+
+async def test_closing_waits_a_second_at_most_while_redis_does_not_answer(fleet: Fleet) -> None:
+    """It cannot know whether Redis is away; a holder's slot comes free when Redis answers again."""
+    queue, other = fleet.queue(lease=30.0), fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    with paused(fleet.server):
+        took, _ = await seconds(queue.close())
+        assert took < 2.2
+        assert holder.lost
+    await holder.ended()
+    await other.ping()
+
+
+async def test_closing_does_not_wait_for_a_redis_that_is_known_to_be_away(fleet: Fleet) -> None:
+    """Not even for a second."""
+    queue = fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    fleet.server.kill()
+    await wait_until(fleet.disruptions, "the connection is lost")
+    took, _ = await seconds(queue.close())
+    assert took < 0.2
+    assert holder.lost
+    await holder.ended()
+    fleet.server.start()
+
+
+async def test_draining_is_cut_off_by_its_timeout_while_redis_does_not_answer(fleet: Fleet) -> None:
+    """drain waits for the replies, so a Redis that gives none is what its timeout is for."""
+    queue = fleet.queue(lease=30.0)
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    with paused(fleet.server):
+        await holder.leave()
+        took, _ = await seconds(queue.drain(timeout=0.3))
+        assert 0.2 < took < 0.5
+
+
+@pytest.mark.parametrize("operation", ["set_limit", "evict", "stats", "entries", "position", "ping"])
+async def test_every_operation_fails_in_time_while_redis_does_not_answer(
+    fleet: Fleet, operation: str
+) -> None:
+    """Within operation_timeout, which may be spent on a connection that was given up."""
+    queue = fleet.queue(operation_timeout=0.5)
+    await queue.ping()
+    calls = {
+        "set_limit": lambda: queue.set_limit("sales", 2),
+        "evict": lambda: queue.evict("sales", "item"),
+        "stats": lambda: queue.stats("sales"),
+        "entries": lambda: queue.entries("sales"),
+        "position": lambda: queue.position("sales", "item"),
+        "ping": queue.ping,
+    }
+    with paused(fleet.server):
+        took, error = await seconds(calls[operation]())
+    assert isinstance(error, BackendUnavailableError)
+    assert took < 0.8
+
+
+# No server
+
+
+async def test_without_a_server_a_call_fails_in_bounded_time_and_works_once_it_is_there(
+    fleet: Fleet,
+) -> None:
+    """BackendUnavailableError after operation_timeout, whose message names queue, item and cause."""
+    fleet.server.kill()
+    queue = fleet.queue(operation_timeout=0.5)
+    took, error = await seconds(fleet.call(queue, "call-1").task)
+    assert isinstance(error, BackendUnavailableError)
+    for word in ("sales", "call-1", "out of reach"):
+        assert word in str(error)
+    assert 0.4 < took < 1.0
+    fleet.server.start()
+    assert await works_again(fleet, queue) < 3
+    await fleet.settled()
+
+
+@pytest.mark.parametrize("url", ["redis://:wrong@{}", "redis://no-such-host.invalid:6379"])
+async def test_a_wrong_password_or_an_unknown_host_is_an_error_at_once(fleet: Fleet, url: str) -> None:
+    """Waiting does not help, so nobody waits; the next calls do not either."""
+    fleet.server.client.config_set("requirepass", "right")
+    fleet.server.client.auth("right")
+    queue = fleet.queue(url.format(f"127.0.0.1:{fleet.server.port}"), lease=15.0)
+    for item in ("first", "second"):
+        took, error = await seconds(fleet.call(queue, item).task)
+        assert isinstance(error, BackendUnavailableError)
+        assert took < 2.0
+    took, error = await seconds(queue.stats("sales"))
+    assert isinstance(error, BackendUnavailableError)
+    assert took < 0.5
+    fleet.server.client.config_set("requirepass", "")
+
+
+async def test_a_password_that_is_put_right_is_found_out(fleet: Fleet) -> None:
+    """A denied connection is tried again all the same."""
+    fleet.server.client.config_set("requirepass", "right")
+    fleet.server.client.auth("right")
+    queue = fleet.queue(f"redis://:other@127.0.0.1:{fleet.server.port}")
+    assert isinstance(await fleet.call(queue, "call").failure(), BackendUnavailableError)
+    fleet.server.client.config_set("requirepass", "other")
+    fleet.server.client.auth("other")
+    assert await works_again(fleet, queue) < 3
+    fleet.server.client.config_set("requirepass", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_an_outage_longer_than_the_lease_ends_every_call_knowingly(
+    fleet: Fleet, how: str
+) -> None:
+    """Holders' slot.lost turns true, waiters get the error, and nothing is stuck afterwards."""
+    queue = fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    (waiter,) = await fleet.waiting(queue, "waiter")
+    began = time.monotonic()
+    if how == "killed":
+        fleet.server.kill()
+    else:
+        fleet.server.pause()
+    try:
+        await wait_until(lambda: holder.lost, "the holder knows")
+        error = await waiter.failure()
+        took = time.monotonic() - began
+        newcomer = await fleet.call(queue, "newcomer").failure()
+    finally:
+        if how == "killed":
+            fleet.server.start()
+        else:
+            fleet.server.resume()
+    assert isinstance(error, BackendUnavailableError)
+    assert "longer than the lease" in str(error)
+    assert isinstance(newcomer, BackendUnavailableError)
+    assert took < LEASE + 1.0
+    await holder.leave()
+    await fleet.settled()
+
+
+async def test_a_leave_while_redis_is_away_takes_effect_when_it_is_back(fleet: Fleet) -> None:
+    """The data survives the outage (a pause), and the slot is free long before the lease lapses."""
+    queue, other = fleet.queue(lease=30.0, operation_timeout=0.4), fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    began = time.monotonic()
+    with paused(fleet.server):
+        await holder.leave()
+        assert time.monotonic() - began < 0.5
+        await asyncio.sleep(1.0)  # the connection is given up meanwhile
+    assert await fleet.call(other, "next").held() < 3
+
+
+# Closing
+
+
+async def test_a_close_while_the_connection_is_broken_waits_for_nothing(fleet: Fleet) -> None:
+    """Redis is known to be away; the lease gives back what is left."""
+    proxy = await fleet.proxy()
+    queue, other = fleet.queue(proxy.url), fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    (waiter,) = await fleet.waiting(other, "waiter")
+    proxy.refusing = True
+    proxy.cut()
+    await wait_until(fleet.disruptions, "the connection is broken")
+    took, _ = await seconds(queue.close())
+    assert took < 0.2
+    assert holder.lost
+    await waiter.held(timeout=IN_TIME)
+    await waiter.leave()
+    await holder.ended()
+    await fleet.settled()
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_closing_while_a_connection_is_made_ends(fleet: Fleet, turns: int) -> None:
+    """close() after so many turns of the loop: it ends soon, and leaves no task and no connection."""
+    before = asyncio.all_tasks()
+    queue = fleet.queue()
+    ping = asyncio.create_task(queue.ping())
+    await quiesce(turns)
+    took, error = await seconds(queue.close())
+    assert error is None
+    assert took < 1.5
+    await asyncio.gather(ping, return_exceptions=True)
+    await wait_until(lambda: asyncio.all_tasks() <= before, "no task is left")
+    await wait_until(lambda: fleet.server.connections() == 0, "no connection is left")
+
+
+async def test_a_close_that_is_cancelled_still_closes(fleet: Fleet) -> None:
+    """Cut off half way, with Redis standing still, close goes on; a second one waits for its end."""
+    queue = fleet.queue()
+    before = asyncio.all_tasks()
+    async with queue.slot("line"):
+        with paused(fleet.server), pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(queue.close(), 0.05)
+        await queue.close()
+    await wait_until(lambda: asyncio.all_tasks() == before, "no task is left")
+    await wait_until(lambda: fleet.server.connections() == 0, "no connection is left")
+
+
+async def test_closing_gives_back_what_waits_and_what_holds(fleet: Fleet) -> None:
+    """Well before the lease: others are granted, waiters here get an error that says why."""
+    queue, other = fleet.queue(lease=60.0), fleet.queue(lease=60.0)
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    (mine,) = await fleet.waiting(queue, "mine")
+    (theirs,) = await fleet.waiting(other, "theirs")
+    await queue.close()
+    assert await theirs.held(BEAT) < BEAT
+    assert holder.lost
+    error = await mine.failure(1)
+    assert isinstance(error, BackendUnavailableError)
+    assert "closed" in str(error)
+    await holder.ended()
+    await theirs.leave()

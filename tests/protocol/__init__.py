@@ -1,0 +1,1 @@
+"""Every interleaving of the shipped core and scripts, within bounds: `python -m tests.protocol`."""

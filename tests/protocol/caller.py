@@ -1,0 +1,368 @@
+"""One instance, frozen: the shipped core is thawed, gets one event, and is frozen again.
+
+The caller here does what the backend does around the core, and no more: it passes commands on, and
+after a verdict that ends a ticket its call leaves at once. It checks the verdicts: each call must get
+those that its stage allows, in order, and end exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from genesis.backends.redis import core as core_module
+from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.members import make_member, make_origin, ticket_of
+from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.backends.redis.verdicts import Command
+from tests.protocol.instance import (
+    BrokenPromiseError,
+    Call,
+    Core,
+    Instance,
+    Step,
+    Ticket,
+    core_over,
+    frozen,
+)
+from tests.protocol.server import KEPT_FOR, LEASE
+
+__all__ = ["Caller"]
+
+LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
+STAGES = {stage.value: stage for stage in Stage}
+
+
+class Caller:
+    """All instances of one exploration; equal (instance, event) pairs are answered from memory."""
+
+    def __init__(
+        self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None
+    ) -> None:
+        self.calls, self.page = calls, page
+        self.core_class = core or core_over(QueueCore)
+        serials = [
+            sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)
+        ]
+        self.members = [
+            make_member("abc"[call.owner], serial, 0, "", call.name)
+            for call, serial in zip(calls, serials, strict=True)
+        ]
+        self.ids = [ticket_of(member) for member in self.members]
+        self.by_member = {member: k for k, member in enumerate(self.members)}
+        self.by_id = {name: k for k, name in enumerate(self.ids)}
+        self.known: dict[Any, Step | str] = {}
+        self.transitions: set[tuple[str, str, str, str]] = set()  # event, stage, next, verdict
+
+    def step(self, i: int, instance: Instance, event: tuple[Any, ...]) -> Step:
+        key = (i, instance, event)
+        step = self.known.get(key)
+        if step is None:
+            try:
+                step = self._step(i, instance, event)
+            except BrokenPromiseError as wrong:
+                step = str(wrong)
+            self.known[key] = step
+        if isinstance(step, str):
+            raise BrokenPromiseError(step)
+        return step
+
+    # Thaw, freeze
+
+    def ticket(self, frozen: Ticket) -> LocalTicket:
+        call = self.calls[frozen.call]
+        kept = b"%s %d" % (self.ids[call.takes], frozen.kept) if frozen.kept else b""
+        ticket = LocalTicket(
+            self.members[frozen.call],
+            frozen.call,
+            call.limit,
+            call.only_if_free,
+            call.max_waiting,
+            kept,
+        )
+        ticket.stage, ticket.number, ticket.wanted = STAGES[frozen.stage], frozen.number, frozen.wanted
+        ticket.sent, ticket.left, ticket.place = frozen.sent, frozen.left, frozen.place
+        ticket.keep, ticket.resumed = frozen.keep, frozen.resumed
+        return ticket
+
+    def thaw(self, i: int, frozen: Instance) -> tuple[Core, dict[int, LocalTicket]]:
+        sessions = Sessions()
+        sessions.last = frozen.last_session
+        core = self.core_class(sessions, LEASE, self.page)
+        core.moves = []
+        core.up, core.session, core.confirmed = frozen.up, frozen.session, frozen.confirmed
+        core.lease_deadline = {-1: math.inf, 1: float(LEASE), 0: -1.0}[frozen.lease]
+        core.renewed, core.limit = frozen.renewed, frozen.limit
+        core.override = (frozen.version, frozen.override)
+        core.due = LEASE / 3 if frozen.due else math.inf
+        core._beating, core._beats = frozen.beating, frozen.beats
+        tickets = {}
+        for row in frozen.tickets:
+            ticket = tickets[row.call] = self.ticket(row)
+            if row.view != "x":
+                core.tickets[ticket.id] = ticket
+        count(core)
+        return core, tickets
+
+    def freeze(
+        self, core: Core, tickets: dict[int, LocalTicket], views: dict[int, str], lapsed: bool
+    ) -> Instance:
+        known = (core.known, core.held, core.token_sum)
+        count(core)
+        if known != (core.known, core.held, core.token_sum):
+            raise BrokenPromiseError(
+                f"the core counts {known}, and has {core.known, core.held, core.token_sum}"
+            )
+        rows = []
+        for ticket in core.tickets.values():
+            rows.append(
+                Ticket(
+                    ticket.handle, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent,
+                    ticket.left, KEPT_FOR if ticket.keep else 0, ticket.place, ticket.resumed,
+                    int(ticket.kept.split(b" ")[1]) if ticket.kept else 0, views[ticket.handle],
+                )
+            )  # fmt: skip
+        for k in sorted(tickets):
+            if views[k] == "x":
+                rows.append(Ticket(k, "x", wanted=False, view="x"))
+        deadline = core.lease_deadline
+        return Instance(
+            core._sessions.last, True, lapsed, core.up, core.session, core.confirmed,
+            -1 if deadline == math.inf else 1 if deadline > 0 else 0, core.renewed, *core.override,
+            core.limit, core.due < math.inf, core._beating, min(core._beats, 0), tuple(rows),
+        )  # fmt: skip
+
+    # One event
+
+    def _step(self, i: int, instance: Instance, event: tuple[Any, ...]) -> Step:
+        core, tickets = self.thaw(i, instance)
+        views = {row.call: row.view for row in instance.tickets}
+        now = LATE if instance.lapsed else 0.0
+        lapsed = instance.lapsed
+        name = event[0]
+        self.leaving = event[1] if name == "leave" else -1
+        if name == "disconnected":
+            core.disconnected()
+        else:
+            lapsed = False
+            try:
+                self._event(core, tickets, views, event, now, i)
+            except (
+                KeyError,
+                ValueError,
+                TypeError,
+                IndexError,
+                AttributeError,
+                AssertionError,
+            ) as error:
+                raise BrokenPromiseError(f"the core raised {error!r}") from error
+        self._judge(core, views, event_name(event), now)
+        if now and core.lease_deadline < math.inf:
+            core.lease_deadline = -1.0 if core.lease_deadline <= now else LEASE
+        if name == "forget":
+            if not core.idle:
+                raise BrokenPromiseError("not idle")
+            return Step(Instance(core._sessions.last, tickets=instance.tickets), ())
+        for ticket in core.tickets.values():
+            stage, view = ticket.stage.value, views[ticket.handle]
+            if ticket.wanted and stage != view:
+                raise BrokenPromiseError(
+                    f"{self.calls[ticket.handle].name} is {stage}, and its call was told {view}"
+                )
+        commands = tuple(self._frozen_command(command) for command in core.commands)
+        return Step(self.freeze(core, tickets, views, lapsed), commands)
+
+    def _frozen_command(self, command: Command) -> tuple[Any, ...]:
+        arguments = tuple(frozen(argument) for argument in command.arguments)
+        return (
+            command.name,
+            command.session,
+            1,
+            arguments,
+            tuple(t.handle for t in command.tickets),
+            command.last,
+        )
+
+    def _event(
+        self,
+        core: Core,
+        tickets: dict[int, LocalTicket],
+        views: dict[int, str],
+        event: Any,
+        now: float,
+        i: int,
+    ) -> None:
+        name, *rest = event
+        if name == "enter":
+            k, place = rest
+            tickets[k], views[k] = self.ticket(Ticket(k, kept=place)), "e"
+            core.enter(tickets[k], now)
+        elif name == "leave":
+            k, keep = rest
+            core.leave(
+                tickets[k], now, make_origin("abc"[i], "", self.calls[k].name), KEPT_FOR if keep else 0
+            )
+        elif name == "connected":
+            core.connected(now)
+        elif name in ("tick", "forget"):
+            core.tick(now or (core.due if core.due < math.inf else 1.0))
+        elif name == "sync soon":
+            core.sync_soon(now)
+            core.tick(now)
+        elif name == "push":
+            kind, session, ticket, token = rest
+            core.pushed(kind, session, ticket, b"%d " % token if kind == b"g" else b"", now)
+        else:
+            self._reply(core, tickets, rest[0], rest[1], now, i)
+
+    def _reply(
+        self, core: Core, tickets: dict[int, LocalTicket], command: Any, reply: Any, now: float, i: int
+    ) -> None:
+        name, session, sent, arguments, handles, last = command
+        origin = make_origin("abc"[i], "", "x")
+        if name == "limit":
+            if reply != (0,) and reply != ("error",):
+                core.know_override(reply[1], arguments[1])
+                core.take(session, [(m, b"%d" % n) for m, n in reply[2]], (), now)
+            return
+        if name == "evict":
+            if reply != ("error",):
+                core.take(session, [(m, b"%d" % n) for m, n in reply[1]], (), now)
+                if reply[0]:
+                    core.evicted(session, ticket_of(arguments[0]), now)
+            return
+        words = (b"", b"", origin if name == "leave" else b"", b"", b"")
+        thawed = Command(
+            name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last
+        )
+        core.replied(thawed, self._wordy(name, reply), now)
+
+    def _wordy(self, name: str, reply: Any) -> Any:
+        """The reply with all that `plain` left out."""
+        look = {0: 0, 1: 1_000_000, -1: -1}
+        numbers = [0, 0, b"1", 0, 0, 0, 0]
+        if reply == ("error",):
+            return RuntimeError("rejected")
+        if len(reply) == 1:
+            return [reply[0], 0, 0]
+        if name == "enter":
+            code, number, resumed, granted, wait = reply
+            rest: list[Any] = [1, look[wait], []] if code == 2 else [0, 0] if code in (3, 4) else []
+            if code == 1 and not granted:
+                return [code, number, 1, 0, b"1", resumed, b""]
+            return [
+                code,
+                number,
+                0,
+                0,
+                b"1",
+                resumed,
+                b"",
+                granted,
+                [],
+                *([1, *rest[1:]] if code == 2 else [0, *rest]),
+            ]
+        if name == "leave":
+            return [reply[0], 0, 0, [(m, b"%d" % n) for m, n in reply[1]], [], look[reply[2]]]
+        if name == "beat":
+            _, now, wait, count, tokens, override, version, granted = reply
+            held = -1 if tokens is None else len(tokens)
+            total = b"%d" % sum(token % 2**32 for token in tokens or ())
+            return [
+                1,
+                now,
+                look[wait],
+                count,
+                held,
+                total,
+                numbers,
+                override,
+                b"%d" % version,
+                granted,
+                [],
+            ]
+        if reply[0] == -1:
+            return list(reply)
+        _, now, wait, rows, override, version, more, lost, granted = reply
+        longer = [[*row, 0, 0] if row[0] in (3, 4) else list(row) for row in rows]
+        return [
+            1,
+            now,
+            look[wait],
+            longer,
+            override,
+            b"%d" % version,
+            more,
+            numbers,
+            [],
+            lost,
+            b"",
+            granted,
+        ]
+
+    def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
+        """Hand out the verdicts; calls that were ended leave at once."""
+        allowed = {
+            "Granted": "ew",
+            "Waiting": "e",
+            "Refused": "e",
+            "Failed": "e",
+            "Evicted": "ew",
+            "Lost": "h",
+            "OutOfReach": "w",
+        }
+        then = {"Granted": "h", "Waiting": "w", "OutOfReach": "w"}
+        said: dict[int, list[tuple[str, str]]] = {}
+        moves: list[tuple[int, str, str]] = list(core.moves)
+        leaving = self.leaving
+        while core.verdicts:
+            verdicts, core.verdicts = core.verdicts, []
+            for verdict in verdicts:
+                ticket = getattr(verdict, "ticket", None)
+                if ticket is None:
+                    continue
+                k, kind, view = ticket.handle, type(verdict).__name__, views[ticket.handle]
+                who = self.calls[k].name
+                lapsed = getattr(verdict, "reason", "") == "lapsed"
+                cause = "take" if event == "evicted" and kind == "Granted" else event
+                said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else cause))
+                if k == leaving and kind == "Left":
+                    view = "l"
+                if kind == "Left":
+                    if view != "l":
+                        raise BrokenPromiseError(
+                            f"{who} gets Left, and {'has left' if view == 'x' else 'did not leave'}"
+                        )
+                    views[k] = "x"
+                elif view not in allowed[kind]:
+                    raise BrokenPromiseError(f"{who} gets {kind} after it was told {view}")
+                else:
+                    if kind == "Granted" and now >= core.lease_deadline:
+                        raise BrokenPromiseError(f"limit: {who} is granted after the lease has lapsed")
+                    views[k] = then.get(kind, "l")
+                    if views[k] == "l" and k != leaving:
+                        core.leave(ticket, now)
+        if leaving >= 0 and views[leaving] != "x":
+            views[leaving] = "l"
+        for k, before, after in moves:
+            told = [pair for pair in said.get(k, ()) if pair[0] != "Left"]
+            what, cause = told[0] if told else ("", event)
+            self.transitions.add((cause, before, after, what))
+            if told:
+                said[k].remove(told[0])
+
+
+def event_name(event: tuple[Any, ...]) -> str:
+    """As the table at the top of core.py names it."""
+    if event[0] != "reply":
+        return {"push": "pushed"}.get(event[0], str(event[0]))
+    name = event[1][0]
+    return {"limit": "take", "evict": "evicted"}.get(name, f"reply to {name}")
+
+
+def count(core: QueueCore) -> None:
+    """Count anew, to be compared with what the core has counted."""
+    held = [ticket for ticket in core.tickets.values() if ticket.stage is Stage.HOLDING]
+    waiting = [ticket for ticket in core.tickets.values() if ticket.stage is Stage.WAITING]
+    core.known, core.held = len(held) + len(waiting), len(held)
+    core.token_sum = sum(ticket.number % core_module._TOKEN_MODULUS for ticket in held)

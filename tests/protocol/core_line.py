@@ -1,0 +1,90 @@
+"""A core, and the replies that Redis would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.members import make_member
+from genesis.backends.redis.ticket import LocalTicket, Sessions
+from genesis.backends.redis.verdicts import (
+    Command,
+    Granted,
+    Waiting,
+)  # fmt: skip
+
+LEASE = 15.0
+NUMBERS = [0, 0, b"1", 0, 0, 0, 0]
+ERROR = RuntimeError("OOM command not allowed")
+
+
+class Line:
+    """A core, and the replies that Redis would give."""
+
+    def __init__(self, page: int = 500) -> None:
+        self.core = QueueCore(Sessions(), LEASE, page)
+        self.serial = 0
+
+    def ticket(self, name: str, **options: Any) -> LocalTicket:
+        self.serial += 1
+        return LocalTicket(make_member("a", self.serial, 0, "", name), name, b"1", **options)
+
+    def enter(self, name: str, now: float = 0, **options: Any) -> LocalTicket:
+        ticket = self.ticket(name, **options)
+        self.core.enter(ticket, now)
+        return ticket
+
+    def commands(self) -> list[Command]:
+        commands, self.core.commands = self.core.commands, []
+        return commands
+
+    def command(self, name: str) -> Command:
+        [command] = self.commands()
+        assert command.name == name
+        return command
+
+    def verdicts(self) -> list[Any]:
+        verdicts, self.core.verdicts = self.core.verdicts, []
+        return verdicts
+
+    def synced(
+        self, command: Command, *rows: list[int], now: float = 0, override: bytes = b"",
+        version: int = 0, more: int = 0, lost: int = 0, look: int = -1,
+    ) -> None:  # fmt: skip
+        reply = [1, 1000, look, list(rows), override, b"%d" % version, more, NUMBERS, [], lost, b"", []]
+        self.core.replied(command, reply, now)
+
+    def connected(self, now: float = 0) -> Line:
+        """Connected and synced, with nothing in it."""
+        self.core.connected(now)
+        first = self.enter("first", now)
+        sync = self.command("sync")
+        self.synced(sync, [1, 1])
+        self.core.leave(first, now)
+        self.core.replied(self.command("leave"), [1, 0, 0], now)
+        self.verdicts()
+        return self
+
+    def holding(self, name: str = "held", token: int = 10) -> LocalTicket:
+        ticket = self.enter(name)
+        self.core.replied(self.command("enter"), granted(token), 0)
+        assert self.verdicts() == [Granted(ticket, None)]
+        return ticket
+
+    def waiting(self, name: str = "waits", place: int = 20) -> LocalTicket:
+        ticket = self.enter(name)
+        self.core.replied(self.command("enter"), [2, place, 1, 1, b"1", 0, b"", [], [], 1, -1, []], 0)
+        assert self.verdicts() == [Waiting(ticket, 1, 1, ())]
+        return ticket
+
+
+def granted(token: int) -> list[Any]:
+    return [1, token, 1, 0, b"1", 0, b""]
+
+
+def rows_of(command: Command) -> list[tuple[bytes, bytes, bytes]]:
+    """Item, stage and number of each ticket that a sync lists."""
+    words = command.arguments[9:]
+    return [
+        (words[i].split(b" ")[3], words[i + 1], words[i + 2]) for i in range(0, len(words), 6)
+    ]  # fmt: skip

@@ -1,0 +1,109 @@
+"""The values of `caller`: a call, its frozen ticket, the frozen instance."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.ticket import LocalTicket, Stage
+
+__all__ = [
+    "BrokenPromiseError",
+    "Call",
+    "Core",
+    "Instance",
+    "Step",
+    "Ticket",
+    "core_over",
+    "frozen",
+    "thawed",
+]
+
+
+class BrokenPromiseError(Exception):
+    """A promise was broken in the middle of a step."""
+
+
+class Call(NamedTuple):
+    """What is fixed about a ticket."""
+
+    name: str
+    owner: int
+    only_if_free: bool = False
+    max_waiting: bytes = b""
+    keeps: bool = False  # if it gives up while it waits, its place might be kept
+    takes: int = -1  # whose kept place it asks for
+    limit: bytes = b"1"
+
+
+class Ticket(NamedTuple):
+    call: int
+    stage: str = "e"
+    number: int = 0
+    wanted: bool = True
+    sent: bool = False
+    left: int = 0
+    keep: int = 0
+    place: int = 0
+    resumed: bool = False
+    kept: int = 0  # the place that it asks for
+    view: str = (
+        "e"  # what its call has been told: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
+    )
+
+
+class Instance(NamedTuple):
+    last_session: int
+    alive: bool = True
+    lapsed: bool = False  # its clock shows that its lease has passed, and it had no event since
+    up: bool = True
+    session: int = 0
+    confirmed: int = 0
+    lease: int = -1  # -1: inf, 1: runs, 0: has passed
+    renewed: int = 0
+    version: int = 0
+    override: bytes = b""
+    limit: bytes = b""
+    due: bool = False
+    beating: bool = False
+    beats: int = 0  # -1: a sync is due
+    tickets: tuple[Ticket, ...] = ()
+
+
+class Step(NamedTuple):
+    """What an event did: the instance afterwards, the commands that it sent."""
+
+    instance: Instance
+    commands: tuple[Any, ...]
+
+
+class Core(QueueCore):
+    """The shipped core, with a note of the transitions that it makes."""
+
+    moves: list[tuple[int, str, str]]
+
+
+def core_over(base: type[QueueCore]) -> type[Core]:
+    def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
+        before = ticket.stage
+        base._move(self, ticket, stage, number)
+        if before is not stage:
+            self.moves.append((ticket.handle, before.name, stage.name))
+
+    return type("Core", (base,), {"_move": move})
+
+
+def thawed(argument: Any) -> bytes:
+    if type(argument) is int:
+        return b"%d" % argument
+    if type(argument) is tuple:
+        return b"%s %d" % argument
+    word: bytes = argument
+    return word
+
+
+def frozen(argument: bytes) -> Any:
+    if argument.isdigit():
+        return int(argument)
+    head, _, last = argument.rpartition(b" ")
+    return (head, int(last)) if last.isdigit() else argument

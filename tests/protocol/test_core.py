@@ -1,0 +1,335 @@
+"""The core alone: events in, commands and verdicts out. Redis is what the replies say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from genesis.backends.protocol import CallRef
+from genesis.backends.redis.ticket import Stage
+from genesis.backends.redis.verdicts import (
+    Beaten,
+    DataLost,
+    Disagreement,
+    Evicted,
+    Failed,
+    Granted,
+    Left,
+    Lost,
+    OutOfReach,
+    Reclaimed,
+    Refused,
+    Rejected,
+)  # fmt: skip
+from tests.protocol.core_line import ERROR, LEASE, NUMBERS, Line, granted, rows_of
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line().connected()
+
+
+def test_the_first_call_enters_with_a_sync() -> None:
+    line = Line()
+    line.core.connected(0)
+    assert line.commands() == []  # nothing is known of this queue
+    ticket = line.enter("x")
+    sync = line.command("sync")
+    assert rows_of(sync) == [(b"x", b"e", b"0")]
+    line.synced(sync, [1, 10])
+    assert line.verdicts() == [Granted(ticket, None)]
+    assert line.core.lease_deadline == LEASE
+
+
+def test_a_lost_reply_to_enter_is_asked_for_by_the_next_sync(line: Line) -> None:
+    ticket = line.enter("x")
+    line.command("enter")
+    line.core.disconnected()
+    line.core.connected(1)
+    sync = line.command("sync")
+    assert rows_of(sync) == [(b"x", b"e", b"0")]
+    line.synced(sync, [1, 10])  # Redis had granted it
+    assert line.verdicts() == [Granted(ticket, None)]
+
+
+def test_no_command_is_sent_twice(line: Line) -> None:
+    line.enter("x")
+    line.commands()
+    line.core.disconnected()
+    line.core.connected(1)
+    assert [command.name for command in line.commands()] == ["sync"]
+
+
+def test_without_a_connection_enter_and_leave_are_only_noted() -> None:
+    line = Line()
+    stays, leaves = line.enter("stays"), line.enter("leaves")
+    line.core.leave(leaves, 0)
+    assert line.verdicts()[0][0] is leaves
+    line.core.connected(0)
+    assert rows_of(line.command("sync")) == [(b"stays", b"e", b"0")]
+    assert stays.wanted
+
+
+def test_a_lapsed_lease_ends_holders_and_asks_for_waiters_again(line: Line) -> None:
+    held, waits = line.holding(), line.waiting()
+    line.core.tick(LEASE)
+    assert line.verdicts() == [Lost(held, "lapsed")]
+    sync = line.command("sync")
+    assert rows_of(sync) == [(b"waits", b"w", b"20")]
+    line.synced(sync, [2, 20], now=LEASE)
+    assert line.verdicts() == []
+    assert waits.stage is Stage.WAITING
+
+
+@pytest.mark.parametrize("kind", ["push", "reply"])
+def test_a_grant_that_is_read_after_the_lease_is_not_believed(line: Line, kind: str) -> None:
+    waits = line.waiting()
+    other = line.enter("other")
+    command = line.command("enter")
+    if kind == "push":
+        line.core.pushed(b"g", line.core.session, waits.id, b"30 ", LEASE)
+    else:
+        line.core.replied(command, granted(30), LEASE)
+    assert line.verdicts() == []
+    assert rows_of(line.command("sync")) == [(b"waits", b"w", b"20"), (b"other", b"e", b"0")]
+    assert other.stage is Stage.ENTERING
+
+
+def test_the_grant_of_a_first_sync_is_not_believed_after_a_lease() -> None:
+    line = Line()
+    line.core.connected(0)
+    line.enter("x")
+    sync = line.command("sync")
+    line.synced(sync, [1, 10], now=LEASE)
+    assert line.verdicts() == []
+    assert rows_of(line.command("sync")) == [(b"x", b"e", b"0")]
+
+
+def test_the_lease_deadline_counts_from_the_command(line: Line) -> None:
+    line.holding()
+    line.core.tick(5)
+    beat = line.command("beat")
+    line.core.replied(beat, [1, 2000, -1, 1, 1, b"10", NUMBERS, b"", b"0", [], []], 9)
+    assert line.core.lease_deadline == 5 + LEASE
+    [beaten] = line.verdicts()
+    assert isinstance(beaten, Beaten)
+    assert beaten.seconds == 4
+
+
+def test_a_late_message_of_an_old_session_is_ignored(line: Line) -> None:
+    waits = line.waiting()
+    old = line.core.session
+    line.core.disconnected()
+    line.core.connected(1)
+    line.core.pushed(b"g", old, waits.id, b"30 ", 1)
+    line.core.pushed(b"e", old, waits.id, b"", 1)
+    assert line.verdicts() == []
+    assert waits.stage is Stage.WAITING
+
+
+def test_a_message_grants_and_names_who_made_room(line: Line) -> None:
+    waits = line.waiting()
+    line.core.pushed(b"g", line.core.session, waits.id, b"30 b 00-1 their call", 0)
+    assert line.verdicts() == [Granted(waits, CallRef("their call", "b", "00-1"))]
+
+
+def test_sync_first_is_answered_with_a_sync_once(line: Line) -> None:
+    line.enter("x")
+    line.enter("y")
+    first, second = line.commands()
+    line.core.replied(first, [0], 0)
+    line.core.replied(second, [0], 0)
+    assert rows_of(line.command("sync")) == [(b"x", b"e", b"0"), (b"y", b"e", b"0")]
+
+
+def test_a_late_sync_is_sent_again_above_the_session_on_record(line: Line) -> None:
+    line.core.sync_soon(0)
+    line.core.tick(0)
+    line.core.replied(line.command("sync"), [-1, 70], 0)
+    assert line.command("sync").session == 71
+
+
+def test_long_lists_go_in_pages_that_meet() -> None:
+    line = Line(page=2)
+    tickets = [line.enter(str(i)) for i in range(5)]
+    line.core.connected(0)
+    pages = line.commands()
+    assert [[t.handle for t in page.tickets] for page in pages] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [page.arguments[5:9] for page in pages] == [
+        (b"1", b"", b"", tickets[1].member),
+        (b"", b"", tickets[1].member, tickets[3].member),
+        (b"", b"1", tickets[3].member, b""),
+    ]
+    for page in pages[:2]:
+        line.synced(page, [2, 10], [2, 11])
+        assert line.core.confirmed == 0
+    line.synced(pages[2], [2, 12])
+    assert line.core.confirmed == pages[0].session
+
+
+def test_an_error_ends_the_call_and_a_sync_follows(line: Line) -> None:
+    ticket = line.enter("x")
+    line.core.replied(line.command("enter"), ERROR, 1)
+    assert line.verdicts() == [Failed(ticket, ERROR)]
+    line.core.tick(line.core.due)
+    assert rows_of(line.command("sync")) == []
+
+
+def test_an_error_reply_to_leave_is_mended_by_the_sync(line: Line) -> None:
+    held = line.holding()
+    line.core.leave(held, 1)
+    line.core.replied(line.command("leave"), ERROR, 1)
+    assert line.verdicts() == [Rejected("leave", ERROR)]
+    line.core.tick(line.core.due)
+    line.synced(line.command("sync"))
+    [left] = line.verdicts()
+    assert isinstance(left, Left)
+    assert (left.ticket, left.confirmed) == (held, False)
+
+
+def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
+    held = line.holding()
+    line.core.leave(held, 1)
+    line.core.leave(held, 1)
+    leave = line.command("leave")
+    assert leave.arguments[:2] == (held.member, b"10")
+    line.core.disconnected()
+    line.core.connected(2)
+    sync = line.command("sync")
+    assert rows_of(sync) == []
+    line.synced(sync)
+    [left] = line.verdicts()
+    assert not left.confirmed
+    assert line.core.tickets == {}
+
+
+def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
+    held, waits = line.holding(), line.waiting()
+    line.core.leave(held, 1, b"a 00-1 held")
+    reply = [1, 1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
+    line.core.replied(line.command("leave"), reply, 1)
+    grant, reclaimed, left = line.verdicts()
+    assert grant == Granted(waits, CallRef("held", "a", "00-1"))
+    assert reclaimed == Reclaimed(CallRef("dead", "b", ""), "waiting")
+    assert left.result.was == "holding"
+    assert left.result.granted_to == (CallRef("waits", "a", ""),)
+
+
+def test_a_kept_place_is_listed_until_redis_has_confirmed_it(line: Line) -> None:
+    waits = line.waiting()
+    line.core.leave(waits, 1, keep=7)
+    assert line.command("leave").arguments[3:] == (b"7", b"20")
+    line.core.disconnected()
+    line.core.connected(2)
+    sync = line.command("sync")
+    assert sync.arguments[9:] == (waits.member, b"k", b"20", b"7", b"", b"")
+    line.synced(sync, [7, 0])
+    [left] = line.verdicts()
+    assert left.result.was == "waiting"
+    line.core.sync_soon(3)
+    line.core.tick(3)
+    assert rows_of(line.command("sync")) == []
+
+
+def test_a_call_that_took_a_kept_place_lists_which(line: Line) -> None:
+    line.enter("x", kept=b"b:0000000001 15")
+    line.core.replied(line.command("enter"), [2, 15, 1, 1, b"1", 1, b"", [], [], 1, -1, []], 0)
+    line.core.sync_soon(1)
+    line.core.tick(1)
+    assert line.command("sync").arguments[-1] == b"b:0000000001 15"
+
+
+def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> None:
+    line.core.know_override(5, b"3")
+    line.core.know_override(4, b"9")
+    line.core.sync_soon(1)
+    line.core.tick(1)
+    sync = line.command("sync")
+    assert sync.arguments[2:4] == (b"3", b"5")
+    line.synced(sync, override=b"", version=6)
+    assert line.core.override == (6, b"")
+
+
+@pytest.mark.parametrize(("code", "reason"), [(3, "busy"), (4, "full")])
+def test_refused(line: Line, code: int, reason: str) -> None:
+    ticket = line.enter("x")
+    line.core.replied(line.command("enter"), [code, 0, 1, 2, b"1", 0, b"", [], [], 12, 3_000_000], 0)
+    [refused] = line.verdicts()
+    assert isinstance(refused, Refused)
+    assert (refused.ticket, refused.reason, refused.depth, refused.limit) == (ticket, reason, 2, 1)
+    assert (refused.holds, refused.mean_hold) == (12, 3.0)
+
+
+def test_another_limit_is_reported(line: Line) -> None:
+    line.enter("x")
+    line.core.replied(line.command("enter"), [1, 10, 1, 0, b"1", 0, b"4", [], []], 0)
+    assert Disagreement(4, 1) in line.verdicts()
+
+
+def test_evicted_and_lost(line: Line) -> None:
+    held, waits = line.holding(), line.waiting()
+    line.core.pushed(b"e", line.core.session, held.id, b"", 0)
+    line.core.evicted(line.core.session, waits.id, 0)
+    assert line.verdicts() == [Lost(held, "evicted"), Evicted(waits)]
+
+
+def test_a_sync_says_what_was_evicted_and_reaped_meanwhile(line: Line) -> None:
+    held, waits = line.holding(), line.waiting()
+    line.core.disconnected()
+    line.core.connected(1)
+    line.synced(line.command("sync"), [6, 0], [5, 0], lost=1)
+    assert line.verdicts() == [DataLost(2), Lost(held, "reaped"), Evicted(waits)]
+
+
+def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line) -> None:
+    waits = line.waiting()
+    session = line.core.session
+    line.core.take(session, [(waits.member, 30)], (), LEASE)  # read after the lease
+    assert line.verdicts() == []
+    line.core.take(session, [(waits.member, 30)], (), LEASE)  # of an old session
+    assert line.verdicts() == []
+    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    assert line.verdicts() == [Granted(waits, None)]
+
+
+def test_a_waiter_out_of_reach_hears_of_it_when_its_lease_lapses(line: Line) -> None:
+    waits = line.waiting()
+    line.core.disconnected()
+    line.core.tick(LEASE)
+    assert line.verdicts() == [OutOfReach(waits)]
+    assert line.commands() == []
+
+
+@pytest.mark.parametrize(("count", "held", "total"), [(1, 0, b"0"), (2, 1, b"10"), (1, 1, b"11")])
+def test_a_heartbeat_that_differs_is_followed_by_a_sync(
+    line: Line, count: int, held: int, total: bytes
+) -> None:
+    line.holding()
+    line.core.tick(line.core.due)
+    beat = line.command("beat")
+    line.core.replied(beat, [1, 2000, -1, count, held, total, NUMBERS, b"", b"0", [], []], 6)
+    assert rows_of(line.command("sync")) == [(b"held", b"h", b"10")]
+
+
+def test_a_heartbeat_that_agrees_is_followed_by_nothing(line: Line) -> None:
+    line.holding()
+    line.waiting()
+    line.core.tick(line.core.due)
+    line.core.replied(line.command("beat"), [1, 2000, -1, 2, 1, b"10", NUMBERS, b"", b"0", [], []], 6)
+    assert line.commands() == []
+
+
+def test_a_call_that_enters_after_an_idle_timer_gets_a_heartbeat(line: Line) -> None:
+    line.core.tick(line.core.due)
+    assert line.core.due == math.inf
+    line.enter("x", 6)
+    line.synced(line.command("sync"), [1, 10], now=6)
+    assert line.core.due < line.core.lease_deadline < math.inf
+
+
+def test_an_idle_queue_is_forgotten_when_its_lease_has_lapsed(line: Line) -> None:
+    assert not line.core.idle  # a late command might still be carried out
+    line.core.tick(LEASE)
+    assert line.core.idle
+    assert line.commands() == []

@@ -1,0 +1,469 @@
+"""The server and the ASGI application for `/metrics`, `/health` and `/ready`."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics import parser
+
+from genesis import Queue
+from genesis.observability import ObservabilityServer, Telemetry, asgi_app
+from genesis.observability.http import ASGIApp
+from genesis.queue import RedisBackend
+from tests.redis_server import RedisServer
+from tests.waiting import quiesce, wait_until
+
+OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def ask(port: int, path: str, method: str = "GET", **options: Any) -> Reply:
+    """One request over a connection of its own; blocks."""
+    headers = options.pop("headers", {})
+    make = http.client.HTTPSConnection if "context" in options else http.client.HTTPConnection
+    connection = make("127.0.0.1", port, timeout=10, **options)
+    try:
+        connection.request(method, path, headers=headers)
+        return read_reply(connection)
+    finally:
+        connection.close()
+
+
+def read_reply(connection: http.client.HTTPConnection) -> Reply:
+    response = connection.getresponse()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Reply(response.status, headers, response.read())
+
+
+def parse(text: str) -> Any:
+    return parser.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+
+
+async def aask(*arguments: Any, **options: Any) -> Reply:
+    return await asyncio.to_thread(ask, *arguments, **options)
+
+
+def server_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if "genesis-server" in one.name]
+
+
+async def asgi(app: ASGIApp, path: str, method: str = "GET", **scope: Any) -> Reply:
+    """One request to an ASGI application, in this process."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"type": "http", "method": method, "path": path, "headers": [], **scope}
+    await app(given, receive, send)
+    start, body = sent
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Reply(start["status"], headers, body["body"])
+
+
+class Failing:
+    """A queue whose backend fails with a secret in the error."""
+
+    async def ping(self) -> None:
+        raise ConnectionError("redis://user:secret@example.invalid:6379 is down")
+
+
+class Silent:
+    """A queue whose backend never answers."""
+
+    async def ping(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_it_serves_three_paths_and_nothing_else(
+    telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    """Metrics, health and readiness answer; any other path is 404, and any other method 405."""
+    async with (
+        Queue(telemetry=telemetry) as queue,
+        ObservabilityServer(queue, registry, port=0) as server,
+    ):
+        async with queue.slot("sales"):
+            metrics = await aask(server.port, "/metrics?x=1")
+        assert metrics.status == 200
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert b'genesis_queue_holding{queue="sales"} 1.0' in metrics.body
+        assert (await aask(server.port, "/health")).status == 200
+        assert (await aask(server.port, "/ready")).status == 200
+        for path in ("/", "/metrics/", "/metrics/x", "/favicon.ico", "/../metrics", "//[x"):
+            assert (await aask(server.port, path)).status == 404, path
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"):
+            refused = await aask(server.port, "/metrics", method)
+            assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+        assert "python" not in metrics.headers["server"].lower()
+
+
+async def test_head_tells_the_length_without_the_body(registry: CollectorRegistry) -> None:
+    """HEAD answers with GET's headers, and the connection stays usable after it."""
+    async with ObservabilityServer(registry=registry, port=0) as server:
+
+        def talk() -> list[Reply]:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            replies = []
+            for method in ("HEAD", "GET", "HEAD", "GET"):
+                connection.request(method, "/health")
+                replies.append(read_reply(connection))
+            connection.close()
+            return replies
+
+        replies = await asyncio.to_thread(talk)
+    assert [reply.body for reply in replies] == [b"", b"healthy\n", b"", b"healthy\n"]
+    assert {reply.headers["content-length"] for reply in replies} == {"8"}
+
+
+async def test_open_metrics_bear_exemplars(telemetry: Telemetry, registry: CollectorRegistry) -> None:
+    """A client that asks for OpenMetrics gets it, with the trace and span of a wait."""
+    async with (
+        Queue(telemetry=telemetry) as queue,
+        ObservabilityServer(queue, registry, port=0) as server,
+    ):
+        async with queue.slot("sales"):
+            pass
+        reply = await aask(server.port, "/metrics", headers=OPEN_METRICS)
+        zipped = await aask(
+            server.port, "/metrics", headers={**OPEN_METRICS, "Accept-Encoding": "gzip"}
+        )
+    assert reply.headers["content-type"].startswith("application/openmetrics-text")
+    assert gzip.decompress(zipped.body).endswith(b"# EOF\n")
+    families = {family.name: family for family in parse(reply.body.decode())}
+    wait = families["genesis_queue_wait_seconds"]
+    exemplars = [sample.exemplar for sample in wait.samples if sample.exemplar]
+    assert exemplars
+    assert set(exemplars[0].labels) == {"trace_id", "span_id"}
+
+
+async def test_a_blocked_loop_is_alive_and_not_ready(registry: CollectorRegistry) -> None:
+    """While the event loop stands still, metrics and health go out, and readiness says why not."""
+    async with (
+        Queue(telemetry=Telemetry(registry)) as queue,
+        ObservabilityServer(queue, registry, port=0, ready_timeout=0.2) as server,
+    ):
+        # Asked from within the loop: it is blocked for as long as each request takes.
+        assert ask(server.port, "/health").status == 200
+        assert ask(server.port, "/metrics").status == 200
+        ready = ask(server.port, "/ready")
+        assert (ready.status, ready.body) == (
+            503,
+            b"not ready: the event loop did not answer within 0.2 s\n",
+        )
+        assert (await aask(server.port, "/ready")).status == 200
+
+
+@pytest.mark.parametrize("how", ["server", "asgi"])
+async def test_readiness_tells_no_secret(how: str, registry: CollectorRegistry) -> None:
+    """A failing and a silent backend are 503, with the kind of the error and not its text."""
+    for queue, expected in ((Failing(), b"ConnectionError"), (Silent(), b"did not answer")):
+        if how == "server":
+            async with ObservabilityServer(queue, registry, port=0, ready_timeout=0.1) as server:
+                reply = await aask(server.port, "/ready")
+        else:
+            reply = await asgi(asgi_app(queue, registry, ready_timeout=0.1), "/ready")
+        assert reply.status == 503
+        assert expected in reply.body
+        assert b"secret" not in reply.body
+
+
+async def test_readiness_follows_redis(own_redis: RedisServer, registry: CollectorRegistry) -> None:
+    """Ready while Redis answers, not while it is gone, ready again when it is back."""
+    backend = RedisBackend(own_redis.url, lease=2.0)
+    async with (
+        Queue(backend, telemetry=Telemetry(registry)) as queue,
+        ObservabilityServer(queue, registry, port=0) as server,
+    ):
+
+        async def status() -> int:
+            return (await aask(server.port, "/ready")).status
+
+        assert await status() == 200
+        own_redis.kill()
+        gone = await aask(server.port, "/ready")
+        assert gone.status == 503
+        assert str(own_redis.port).encode() not in gone.body
+        own_redis.start()
+
+        async def ready() -> bool:
+            return await status() == 200
+
+        await wait_until(ready, "the server is ready again")
+
+
+async def test_it_listens_on_the_loopback_only_unless_told_otherwise() -> None:
+    """The default is 127.0.0.1, another address is taken when given, and an empty one is refused."""
+    async with ObservabilityServer(registry=CollectorRegistry(), port=0) as server:
+        assert server.host == "127.0.0.1"
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.2", server.port)) != 0
+    everywhere = ObservabilityServer(registry=CollectorRegistry(), host="0.0.0.0", port=0)
+    async with everywhere:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.2", everywhere.port)) == 0
+    with pytest.raises(ValueError, match="host is empty"):
+        ObservabilityServer(host="")
+
+
+@pytest.mark.parametrize("given", ["certfile", "keyfile"])
+def test_half_of_a_tls_pair_is_an_error(given: str) -> None:
+    """A certificate without a key, or a key without a certificate, never falls back to plain HTTP."""
+    files: dict[str, Any] = {given: "some.pem"}
+    with pytest.raises(ValueError, match="TLS needs both"):
+        ObservabilityServer(**files)
+
+
+async def test_it_speaks_tls(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """With a certificate and its key it answers over TLS, and not to plain HTTP."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl program to make a certificate with")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    make += ["-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "2"]
+    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    await asyncio.to_thread(subprocess.run, make, check=True, capture_output=True)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    async with ObservabilityServer(
+        registry=registry, port=0, certfile=certificate, keyfile=key
+    ) as server:
+        with socket.create_connection(("127.0.0.1", server.port)):  # says nothing, delays nobody
+            reply = await aask(server.port, "/health", context=trusting)
+            assert (reply.status, reply.body) == (200, b"healthy\n")
+            with pytest.raises((http.client.HTTPException, OSError)):
+                await aask(server.port, "/health")
+
+
+async def test_a_request_with_a_body_ends_its_connection(registry: CollectorRegistry) -> None:
+    """What follows an unread body is not taken for another request."""
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        hidden = b"GET /health HTTP/1.1\r\n\r\n"
+        head = b"GET /nothing HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+        writer.write(head + hidden)
+        said = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert said.count(b"HTTP/1.1") == 1
+    assert b" 404 " in said
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n"]
+)
+async def test_nonsense_is_refused_and_the_next_is_served(
+    said: bytes, registry: CollectorRegistry
+) -> None:
+    """Bytes that are no HTTP get a 4xx or a closed connection, and trouble nobody else."""
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert b"200" not in answer[:15]
+        assert (await aask(server.port, "/health")).status == 200
+
+
+async def test_stopping_closes_idle_connections_and_threads(registry: CollectorRegistry) -> None:
+    """Stop returns at once though a client keeps its connection; and may start again."""
+    server = ObservabilityServer(registry=registry, port=0)
+    await server.start()
+    port = server.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    began = time.monotonic()
+    await server.stop()
+    assert time.monotonic() - began < 1.5
+    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"healthy\n")
+    writer.close()
+    await wait_until(lambda: not server_threads(), "no thread of the server is left")
+    await server.stop()
+    async with ObservabilityServer(registry=registry, port=port):
+        assert (await aask(port, "/health")).status == 200
+
+
+async def test_connections_are_bounded(registry: CollectorRegistry) -> None:
+    """Clients that hold connections open get no more than so many threads, and none once they go."""
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        before = threading.active_count()
+        held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(60)]
+        await wait_until(lambda: threading.active_count() >= before + 32, "32 are served")
+        (closed, *_), pending = await asyncio.wait(
+            [asyncio.ensure_future(reader.read()) for reader, _ in held],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert closed.exception() or closed.result() == b""
+        assert threading.active_count() <= before + 33
+        for _, writer in held:
+            writer.close()
+        await asyncio.wait(pending)
+        for one in pending:
+            one.exception()
+
+        async def served() -> bool:
+            try:
+                return (await aask(server.port, "/health")).status == 200
+            except OSError:
+                return False
+
+        await wait_until(served, "it serves again")
+
+
+MULTIPROCESS = """
+import asyncio, os, sys, urllib.request
+from genesis import Queue
+from genesis.observability import ObservabilityServer
+
+async def main():
+    async with Queue() as queue, ObservabilityServer(queue, port=0) as server:
+        async with queue.slot(sys.argv[1]):
+            pass
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        print((await asyncio.to_thread(lambda: urllib.request.urlopen(url).read())).decode())
+
+asyncio.run(main())
+"""
+
+
+def test_multiprocess_mode_serves_every_process(tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR one process' endpoint has the other's counts, too, once each."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for name in ("one", "two"):
+        ran = subprocess.run(
+            [sys.executable, "-c", MULTIPROCESS, name],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+    for name in ("one", "two"):
+        line = f'genesis_queue_wait_seconds_count{{outcome="granted",queue="{name}"}} 1.0'
+        assert line in ran.stdout
+
+
+async def test_a_registry_that_raises_is_a_500_and_no_more(registry: CollectorRegistry) -> None:
+    """A collector that fails spoils its scrape only."""
+
+    class Broken:
+        def collect(self) -> Any:
+            raise RuntimeError("a secret")
+
+    registry.register(Broken())
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        broken = await aask(server.port, "/metrics")
+        assert (broken.status, b"secret" in broken.body) == (500, False)
+        assert (await aask(server.port, "/health")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "status"),
+    [
+        ("/metrics", "", 200),
+        ("/ops/metrics", "/ops", 200),  # ASGI's rule: the path has the mount's prefix
+        ("/metrics", "/ops", 200),  # frameworks that cut it off
+        ("/ops/health", "/ops/", 200),
+        ("/ops/ready", "/ops", 200),
+        ("/opsmetrics", "/ops", 404),
+        ("/ops", "/ops", 404),
+        ("/", "", 404),
+        ("/ops/metrics", "", 404),
+    ],
+)
+async def test_the_asgi_app_is_mounted_anywhere(path: str, root: str, status: int) -> None:
+    """The three paths are found below the mount, and only there."""
+    app = asgi_app(registry=CollectorRegistry())
+    assert (await asgi(app, path, root_path=root)).status == status
+
+
+async def test_the_asgi_app_negotiates_and_refuses(
+    telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    """OpenMetrics with exemplars on request, HEAD without a body, other methods 405."""
+    async with Queue(telemetry=telemetry) as queue:
+        async with queue.slot("sales"):
+            pass
+        app = asgi_app(queue, registry)
+        accept = [(b"accept", OPEN_METRICS["Accept"].encode())]
+        reply = await asgi(app, "/metrics", headers=accept)
+        assert b"trace_id=" in reply.body
+        assert reply.headers["content-length"] == str(len(reply.body))
+        head = await asgi(app, "/metrics", "HEAD", headers=accept)
+        assert (head.status, head.body) == (200, b"")
+        assert (await asgi(app, "/ready")).status == 200
+        refused = await asgi(app, "/metrics", "POST")
+        assert (refused.status, "connection" in refused.headers) == (405, False)
+
+
+async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
+    """ASGI servers cancel the application then; the ping to a backend that hangs ends with it."""
+    ended = asyncio.Event()
+
+    class Hanging:
+        async def ping(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    asking = asyncio.create_task(asgi(asgi_app(Hanging(), CollectorRegistry()), "/ready"))
+    await quiesce()
+    asking.cancel()
+    await asyncio.wait_for(ended.wait(), 1)
+
+
+async def test_the_asgi_app_knows_lifespan_and_websockets() -> None:
+    """Run by itself it starts and stops; a websocket is closed; an unknown scope is an error."""
+    app = asgi_app(registry=CollectorRegistry())
+
+    async def play(scope: str, *incoming: str) -> list[str]:
+        left = list(incoming)
+        sent: list[str] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": left.pop(0)}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        await app({"type": scope, "path": "/metrics"}, receive, send)
+        return sent
+
+    assert await play("lifespan", "lifespan.startup", "lifespan.shutdown") == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+    assert await play("websocket", "websocket.connect") == ["websocket.close"]
+    with pytest.raises(ValueError, match="smoke"):
+        await play("smoke")
+
+
+@pytest.mark.parametrize("make", [ObservabilityServer, asgi_app])
+def test_a_timeout_that_is_not_positive_is_an_error(make: Callable[..., Any]) -> None:
+    """A ping that has no time would never be answered."""
+    with pytest.raises(ValueError, match="ready_timeout"):
+        make(ready_timeout=0)
