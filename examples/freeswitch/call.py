@@ -3,33 +3,27 @@
 | what happens | what this does |
 |---|---|
 | a slot is granted | the music stops, the next free agent is called |
-| an agent is not reached | the next one is called; after all of them the hold ends as `error`, and the caller keeps its place |
+| an agent is not reached | the next one is called |
+| none is reached | the hold ends as `error`; the caller keeps its place, for some rounds |
 | the caller hangs up | the place or slot is free at once |
 | the talking caller is transferred | the slot is free; the call is left alone |
-| the wait is too long, the line is full, the key is pressed | an announcement and a hang-up, or another extension |
-| this instance is about to stop | who waits is handed over to the next `socket` action, with its place kept |
-| this instance dies | who waits goes to the next `socket` action, and gets a head start of as long as it has waited |
+| the wait is too long | an announcement, then a hang-up |
+| the line is full, or the key is pressed | another extension, or the same |
+| this instance is about to stop | a waiter goes to the next `socket` action, its place kept |
+| this instance dies | the same, with a head start of as long as it has waited |
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import trace
 
-from examples.freeswitch.esl import (
-    CallEndedError,
-    EslConnection,
-    EslError,
-    Execution,
-    happens_within,
-)
+from examples.freeswitch.esl import EslConnection, EslError, Execution, happens_within
+from examples.freeswitch.settings import Agents, Settings, sentence, with_ring_timeout
 from genesis import (
     BackendUnavailableError,
     EvictedError,
@@ -38,67 +32,22 @@ from genesis import (
     QueueFullError,
     QueueTimeoutError,
 )
-from genesis.queue import SlotRequest, WaitStatus
+from genesis.queue import SlotRequest
 
-__all__ = ["Agents", "Call", "NoAgentError", "Settings", "handle_call"]
+__all__ = ["Call", "NoAgentError", "handle_call"]
 
 PLACE = "genesis_place"
-"""The channel variable that hands a place over; FreeSWITCH shows it to the next instance."""
+"""The channel variable that hands a place over: FreeSWITCH shows it to the next instance."""
 MAX_HEAD_START = 86_400.0
+LEAST_MUSIC = 1.0
+"""Seconds between two beginnings of the music, so that a file that is missing makes no busy loop."""
 
 logger = logging.getLogger("freeswitch")
 tracer = trace.get_tracer("genesis.examples.freeswitch")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a call is to meet. Times are in seconds."""
-
-    queue_id: str = "agents"
-    agents: Sequence[str] = ("user/1000",)  # dial strings, each called by one call at a time
-    limit: int | None = None  # calls with agents at once; None: one for each agent
-    timeout: float | None = 300.0  # in the line at most
-    max_waiting: int | None = None  # in the line at most; further callers find it full
-    ring_seconds: int = 20  # until the next agent is called
-    rounds: int = 3  # of calling all agents, until the caller is sent away
-    pause_seconds: float = 5.0  # after such a round; the slot is kept meanwhile
-    music: str = "tone_stream://%(2000,4000,440,480);loops=-1"
-    sorry: str = "tone_stream://%(500,500,480,620);loops=4"
-    speech: str = ""  # what plays a sentence, which replaces `{}` in it; nothing is spoken if empty
-    speak_every: float = 30.0
-    speak_at_least: float = 10.0
-    leave_key: str = ""  # leaves the line
-    overflow: str = ""  # extension for those who find the line full or press the key; else hung up
-    keep_seconds: float = 60.0  # for which a place is kept when a call is handed over
-    reply_seconds: float = 10.0  # for FreeSWITCH to reply to a command
-    sorry_seconds: float = 30.0  # for the announcement and the hang-up after it
-    linger_seconds: float = 2.0  # to get the report on how the call ended, once it has
-    begin_seconds: float = 1.0  # for the music to begin
-
-    @property
-    def calls_at_once(self) -> int:
-        return len(self.agents) if self.limit is None else self.limit
-
-    @property
-    def calls_per_agent(self) -> int:
-        """More than 1 only if `limit` exceeds the agents: several phones are behind each dial string."""
-        return max(1, math.ceil(self.calls_at_once / len(self.agents)))
-
-
 class NoAgentError(Exception):
-    """No agent was reached; lets the hold end as `error`."""
-
-
-class Agents:
-    """The agents, from one who was not called last. A process has one."""
-
-    def __init__(self, agents: Sequence[str]) -> None:
-        self._agents = agents
-        self._first = itertools.cycle(range(len(agents)))
-
-    def in_turn(self) -> Iterator[str]:
-        first = next(self._first)
-        return (self._agents[(first + n) % len(self._agents)] for n in range(len(self._agents)))
+    """No agent was reached; makes the hold end as `error`."""
 
 
 class Call:
@@ -121,15 +70,17 @@ class Call:
         self._settings = settings
         self._agents = agents
         self._stopping = stopping
+        self._now = asyncio.get_running_loop().time
+        self._began = self._now()  # when it began to wait, on whichever instance
+        self._waited_before = False
         self._music: Execution | None = None
         self._request: SlotRequest | None = None  # while it waits
-        self._began = 0.0  # when it began to wait, by the loop's clock; on whichever instance
 
     async def serve(self) -> None:
         """Serve the call to its end.
 
         Raises:
-            EslError: the connection or the call ended in a way that nothing else can be done.
+            EslError: the call or the connection ended, or FreeSWITCH refused a command.
         """
         esl, settings = self._esl, self._settings
         channel = await esl.connect()
@@ -153,19 +104,24 @@ class Call:
                 await self._send_away(error, "NORMAL_TEMPORARY_FAILURE")
 
     def _resume(self, channel: Mapping[str, str]) -> str | None:
-        """Take note of a call that has waited before; returns the token of its place, if there is one.
+        """Take note of how long the call has waited before; returns the token of its place.
 
         Both times are FreeSWITCH's, so no clock of an instance counts. A call is answered when it
-        begins to wait, so this serves also if the instance before died without a word.
+        begins to wait, so this also serves if the instance before died.
         """
-        waited = 0.0
         if channel.get("variable_socket_resume") == "true":
-            answered = int(channel.get("Caller-Channel-Answered-Time", "0"))
-            if answered:
-                waited = (int(channel["Event-Date-Timestamp"]) - answered) / 1e6
-        self._began = asyncio.get_running_loop().time() - min(max(waited, 0.0), MAX_HEAD_START)
-        _log("connected", self._esl.uuid, waited=round(waited, 3))
-        return channel.get(f"variable_{PLACE}") or None
+            answered, now = (
+                int(text) if text.isdecimal() else 0
+                for text in (
+                    channel.get("Caller-Channel-Answered-Time", ""),
+                    channel.get("Event-Date-Timestamp", ""),
+                )
+            )
+            if 0 < answered < now:  # microseconds
+                self._waited_before = True
+                self._began -= min((now - answered) / 1e6, MAX_HEAD_START)
+        _log("connected", self._esl.uuid, waited=round(self._now() - self._began, 3))
+        return channel.get(f"variable_{PLACE}")
 
     async def _in_line(self, place_token: str | None) -> None:
         """Wait and talk; or leave the line by the key, or because this instance stops."""
@@ -174,7 +130,7 @@ class Call:
         try:
             await _first_of(turn, esl.key_pressed, self._stopping)
             if self._stopping.done() and self._request is not None:
-                # FreeSWITCH must have the token before the line is left. Who is granted a slot
+                # FreeSWITCH must have the token before the line is left. A call that is granted a slot
                 # meanwhile is not handed over.
                 if token := self._request.place_token:
                     await esl.replies(esl.send(f"api uuid_setvar {esl.uuid} {PLACE} {token}"))
@@ -191,85 +147,95 @@ class Call:
             await _cancelled(turn)
 
     async def _take_turns(self, place_token: str | None) -> None:
-        """Wait for a slot and talk; if no agent is reached, again at the same place.
+        """Wait for a slot and talk; if no agent is reached, wait again at the same place.
 
         Raises:
             NoAgentError: no agent was reached in any round.
             GenesisError: as entering the line does.
         """
-        settings, item_id = self._settings, self._esl.uuid
-        now = asyncio.get_running_loop().time
-        for again in range(settings.rounds):
-            waited = now() - self._began if again or now() - self._began > 1.0 else 0.0
-            timeout, max_waiting = settings.timeout, settings.max_waiting
-            if waited:
-                timeout = None if timeout is None else max(1.0, timeout - waited)
-                max_waiting = None  # once in the line, never refused
-            options: dict[str, Any] = {
-                "item_id": item_id,
-                "max_concurrent": settings.calls_at_once,
-                "timeout": timeout,
-                "max_waiting": max_waiting,
-                "head_start": min(waited, MAX_HEAD_START),
-                "keep_place": settings.keep_seconds,
-            }
-            try:
-                request = self._queue.slot(settings.queue_id, place_token=place_token, **options)
-            except ValueError:  # a token that is malformed or another queue's
-                request = self._queue.slot(settings.queue_id, **options)
-            place_token = None
+        for round_left in reversed(range(self._settings.rounds)):
+            request = self._slot_request(place_token)
+            place_token, self._waited_before = None, True
+            waiting = [
+                asyncio.ensure_future(self._play_music()),
+                asyncio.ensure_future(self._speak(request)),
+            ]
             self._request = request
-            entertaining = asyncio.ensure_future(self._entertain(request))
             try:
                 async with request as slot:
-                    self._request = None
-                    entertaining.cancel()
+                    # Neither of the two may send anything from here on.
+                    self._stop_waiting(waiting)
                     await self._talk()
                     if slot.lost:
-                        _log("slot lost while talking", item_id)
+                        _log("slot lost while talking", self._esl.uuid)
                     return
             except NoAgentError:
-                if again + 1 == settings.rounds:
+                if not round_left:
                     raise
             finally:
-                self._request = None
-                await _cancelled(entertaining)
+                self._stop_waiting(waiting)
+                await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _entertain(self, request: SlotRequest) -> None:
-        """Play music, and from time to time where the caller stands, until this is cancelled."""
-        speaking = asyncio.ensure_future(self._speak(request) if self._settings.speech else _nothing())
-        now = asyncio.get_running_loop().time
+    def _slot_request(self, place_token: str | None) -> SlotRequest:
+        settings = self._settings
+        waited = min(self._now() - self._began, MAX_HEAD_START) if self._waited_before else 0.0
+        timeout = settings.timeout
+        options: dict[str, Any] = {
+            "item_id": self._esl.uuid,
+            "max_concurrent": settings.calls_at_once,
+            "timeout": None if timeout is None else max(1.0, timeout - waited),
+            # A call that was in the line once is never refused.
+            "max_waiting": None if self._waited_before else settings.max_waiting,
+            "head_start": waited,
+            "keep_place": settings.keep_seconds,
+        }
+        try:
+            return self._queue.slot(settings.queue_id, place_token=place_token, **options)
+        except ValueError:
+            if place_token is None:
+                raise
+            return self._queue.slot(settings.queue_id, **options)  # the token of another queue
+
+    def _stop_waiting(self, waiting: list[asyncio.Future[None]]) -> None:
+        self._request = None
+        for task in waiting:
+            task.cancel()
+
+    async def _play_music(self) -> None:
+        """Play music, again when it has ended, until this is cancelled."""
+        self._esl.key = self._settings.leave_key  # it counts while the caller waits
         try:
             while True:
+                began = self._now()
                 if self._music is None or self._music.completed.done():
-                    began = now()
                     self._music = self._esl.execute("playback", self._settings.music)
                     await self._esl.replies(self._music)
                 await asyncio.wait({self._music.completed})
-                # Music that a break ended, or a file that has, starts again. One that cannot be
-                # played ends at once: try it once a second.
-                await asyncio.sleep(max(0.0, 1.0 - (now() - began)))
-        except CallEndedError:
-            pass
+                await asyncio.sleep(LEAST_MUSIC - (self._now() - began))
         except EslError as error:
             self._esl.end(str(error))
         finally:
-            await _cancelled(speaking)
+            self._esl.key = ""
 
     async def _speak(self, request: SlotRequest) -> None:
-        """Within the music, which goes on afterwards. Not locked: a bridge does not wait for its end."""
-        settings = self._settings
-        pace = {"every": settings.speak_every, "at_least": settings.speak_at_least}
+        """Tell the caller where it stands, from time to time, until this is cancelled.
+
+        FreeSWITCH plays it within the music, which goes on afterwards. It is not locked, so that a
+        bridge does not wait for its end.
+        """
+        settings, esl = self._settings, self._esl
+        if not settings.speech:
+            return
         try:
-            async for status in request.watch(**pace):
+            async for status in request.watch(
+                every=settings.speak_every, at_least=settings.speak_at_least
+            ):
                 spoken = settings.speech.replace("{}", sentence(status))
-                playing = self._esl.execute("playback", spoken)
-                await self._esl.replies(playing)
-                await asyncio.wait({playing.completed})
-        except CallEndedError:
-            pass
+                playback = esl.execute("playback", spoken)
+                await esl.replies(playback)
+                await asyncio.wait({playback.completed})
         except EslError as error:
-            _log("not spoken", self._esl.uuid, reason=str(error))
+            esl.end(str(error))
 
     async def _talk(self) -> None:
         """Call one agent after the other until one is reached; return when the two have talked.
@@ -278,14 +244,13 @@ class Call:
             NoAgentError: none was reached.
         """
         settings, esl = self._settings, self._esl
-        await self._stop_music()
-        # After the break, which discards what is queued. From here on a dead controller must not end
-        # the conversation, and the agent's hang-up ends the call. FreeSWITCH carries them out in order
-        # before the bridge; waiting for the replies would only delay it.
+        await self._break_music()
+        # After the break, which discards what is queued. FreeSWITCH carries these out before the
+        # bridge; to wait for their replies would only delay it.
         sent = [
             esl.execute("set", "continue_on_fail=true"),  # else it hangs up on the caller
-            esl.execute("set", "socket_resume=false"),
-            esl.execute("set", "hangup_after_bridge=true"),
+            esl.execute("set", "socket_resume=false"),  # else our death ends the conversation
+            esl.execute("set", "hangup_after_bridge=true"),  # when the agent hangs up
         ]
         for agent in self._agents.in_turn():
             phone = self._queue.slot(
@@ -300,62 +265,48 @@ class Call:
                     bridge = esl.execute("bridge", with_ring_timeout(agent, settings.ring_seconds))
                     await esl.replies(*sent, bridge)
                     event = await bridge.completed
-                    if esl.bridged:
-                        # Usually the hang-up has been reported by now. If it has not, the caller was
-                        # transferred, and to send a hang-up would end the call that goes on.
-                        _log("talked", esl.uuid, agent=agent)
-                        return
-                    cause = event.get("variable_originate_disposition", "")
-                    _log("agent not reached", esl.uuid, agent=agent, cause=cause)
             except (QueueTimeoutError, BackendUnavailableError):
-                continue  # that agent talks with another caller
+                continue  # the agent talks with another caller
+            if esl.bridged:
+                # If the call has not ended now, the caller was transferred, and to send a hang-up
+                # would end a call that is not ours any more.
+                _log("talked", esl.uuid, agent=agent)
+                return
+            cause = event.get("variable_originate_disposition", "")
+            _log("agent not reached", esl.uuid, agent=agent, cause=cause)
         await esl.replies(*sent, esl.execute("set", "socket_resume=true"))
-        self._music = self._music if self._music_runs else esl.execute("playback", settings.music)
-        await esl.replies(self._music or esl.send("api status"))
-        await asyncio.sleep(settings.pause_seconds)
-        raise NoAgentError(f"none of {len(settings.agents)} agents was reached")
+        music = asyncio.ensure_future(self._play_music())
+        try:
+            # With the slot kept: agents who cannot be reached are not called all the time.
+            await asyncio.sleep(settings.pause_seconds)
+        finally:
+            await _cancelled(music)
+        raise NoAgentError(f"none of the agents was reached: {', '.join(settings.agents)}")
 
-    @property
-    def _music_runs(self) -> bool:
-        return self._music is not None and not self._music.completed.done()
+    async def _break_music(self) -> None:
+        """Only once it plays: the break would discard what is queued before it.
 
-    async def _stop_music(self) -> None:
-        """Only once it plays: the break would discard what is queued before it."""
+        If an announcement plays within the music, the break ends that alone, and what follows runs
+        within the music. No matter: it begins as soon.
+        """
         if self._music is not None:
             await happens_within(self._settings.begin_seconds, self._music.started)
-        # If an announcement plays within the music, the break ends that alone. What follows then runs
-        # within the music, as soon as after it.
-        await self._esl.replies(self._esl.send(f"api uuid_break {self._esl.uuid} all"))
+            await self._esl.replies(self._esl.send(f"api uuid_break {self._esl.uuid} all"))
 
     async def _send_away(self, reason: object, cause: str, overflow: str = "") -> None:
         """To another extension, or, after an announcement, hung up."""
         esl, settings = self._esl, self._settings
         _log("not served", esl.uuid, reason=str(reason))
-        await self._stop_music()
+        await self._break_music()
         if overflow:
             await esl.replies(
                 esl.execute("set", "socket_resume=false"), esl.execute("transfer", overflow)
             )
         else:
-            await esl.replies(
-                esl.execute("playback", settings.sorry, lock=True), esl.execute("hangup", cause)
-            )
+            # Locked: the hang-up would otherwise run within the announcement, and nobody would hear it.
+            sorry = esl.execute("playback", settings.sorry, lock=True)
+            await esl.replies(sorry, esl.execute("hangup", cause))
         await happens_within(settings.sorry_seconds, esl.ended)
-
-
-def sentence(status: WaitStatus) -> str:
-    """What the caller is told. For recorded prompts give `file_string://` with the numbers' files."""
-    text = f"You are number {status.position} in line."
-    if status.expected_wait is not None:
-        minutes = max(1, math.ceil(status.expected_wait / 60))
-        text += f" Your wait is about {minutes} minute{'s' if minutes > 1 else ''}."
-    return text
-
-
-def with_ring_timeout(agent: str, seconds: int) -> str:
-    if agent.startswith("{"):
-        return f"{{originate_timeout={seconds},{agent[1:]}"
-    return f"{{originate_timeout={seconds}}}{agent}"
 
 
 async def handle_call(
@@ -366,8 +317,8 @@ async def handle_call(
     agents: Agents,
     stopping: asyncio.Future[None],
 ) -> None:
-    """Serve one connection, from its first to its last byte; raises nothing but a cancellation."""
-    esl = EslConnection(reader, writer, settings.reply_seconds, settings.leave_key)
+    """Serve one connection from its beginning to its end; raises nothing but a cancellation."""
+    esl = EslConnection(reader, writer, settings.reply_seconds)
     reading = asyncio.ensure_future(esl.read())
     call = asyncio.ensure_future(Call(esl, queue, settings, agents, stopping).serve())
     try:
@@ -397,9 +348,6 @@ async def _cancelled(task: asyncio.Future[Any]) -> Any:
     task.cancel()
     (outcome,) = await asyncio.gather(task, return_exceptions=True)
     return outcome
-
-
-async def _nothing() -> None: ...
 
 
 def _log(event: str, item_id: str, **fields: object) -> None:

@@ -7,8 +7,8 @@ FreeSWITCH connects once a call (an outbound socket) and then obeys and reports 
 - `sendmsg ... execute` queues an application on the channel; its reply only confirms that it is queued.
   The two events of its beginning and end carry the `event-uuid` that the command gave it.
 - In `async` mode FreeSWITCH takes up a queued application *within* a running playback, unless that was
-  sent with `event-lock: true`. So an announcement can interrupt the music, which goes on after it, and a
-  hang-up would cut off an announcement that is not locked.
+  sent with `event-lock: true`. So an announcement can interrupt the music, which goes on after it,
+  and a hang-up would cut off an announcement that is not locked.
 - With `linger` FreeSWITCH reports how a call ended after it has, and leaves closing to this side.
 """
 
@@ -124,33 +124,29 @@ class EslConnection:
 
     Args:
         reply_seconds: for FreeSWITCH to reply to a command.
-        key: the digit that resolves `key_pressed`; none if empty.
 
     Attributes:
         ended: resolves with the reason as soon as the call is over for this side: the caller or the
             connection is gone, or the call went on to another extension.
         hung_up: whether it was the caller, and FreeSWITCH has more to report about it.
         bridged: whether the caller has talked to an agent.
+        key: the digit that counts now; none if empty.
         key_pressed: resolves when the caller presses `key`.
         uuid: the call's Unique-ID, once `connect` was replied to.
     """
 
     def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        reply_seconds: float,
-        key: str = "",
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply_seconds: float
     ) -> None:
         loop = asyncio.get_running_loop()
         self._reader = reader
         self._writer = writer
         self._reply_seconds = reply_seconds
-        self._key = key
         self._unanswered: deque[asyncio.Future[Frame]] = deque()  # in the order of the commands
         self._executions: dict[str, Execution] = {}  # by event-uuid, until they have completed
         self.ended: asyncio.Future[str] = loop.create_future()
         self.key_pressed: asyncio.Future[None] = loop.create_future()
+        self.key = ""
         self.bridged = False
         self.hung_up = False
         self.uuid = ""
@@ -273,7 +269,7 @@ class EslConnection:
         elif name == "CHANNEL_BRIDGE":
             self.bridged = True
         elif name == "DTMF":
-            if self._key and event.get("DTMF-Digit") == self._key and not self.key_pressed.done():
+            if self.key and event.get("DTMF-Digit") == self.key and not self.key_pressed.done():
                 self.key_pressed.set_result(None)
         elif name in ("CHANNEL_HANGUP", "CHANNEL_HANGUP_COMPLETE"):
             self.hung_up = True
