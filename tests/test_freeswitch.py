@@ -96,7 +96,7 @@ def outcomes(spans: Spans, kind: str, item_id: str) -> list[str]:
     """Of the line's waits or holds of a call, in order."""
     return [
         span.attributes["genesis.outcome"]
-        for span in spans.named(f"queue.{kind}")
+        for span in spans.named(kind)
         if span.attributes["genesis.item_id"] == item_id
         and span.attributes["genesis.queue_id"] == "agents"
     ]

@@ -97,6 +97,7 @@ class Channel:
         self._locks = 0
         self._playing = 0
         self._break = False
+        self._response = "_none_"
         self._agent_gone = False
         self._wake = asyncio.Event()
         self._subscribed: set[str] = set()
@@ -268,7 +269,7 @@ class Channel:
             else:
                 await self._sleep(None)
         self.event("CHANNEL_UNPARK")
-        self.event("CHANNEL_EXECUTE_COMPLETE", Application="socket", Application_UUID="socket")
+        self._complete("socket", "socket", self._response)
 
     async def _sleep(self, seconds: float | None) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -282,7 +283,16 @@ class Channel:
         run = getattr(self, f"_run_{application.name}", None)
         response = await run(application.argument) if run is not None else "_none_"
         self._locks -= application.locked
-        self.event("CHANNEL_EXECUTE_COMPLETE", **about, Application_Response=response)
+        self._complete(application.name, application.uuid, response)
+
+    def _complete(self, name: str, application_uuid: str, response: str) -> None:
+        self._response = response
+        self.event(
+            "CHANNEL_EXECUTE_COMPLETE",
+            Application=name,
+            Application_UUID=application_uuid,
+            Application_Response=response,
+        )
 
     async def _run_set(self, argument: str) -> str:
         name, _, value = argument.partition("=")
@@ -319,9 +329,11 @@ class Channel:
                     began = loop.time()
                     await self._execute(self._queue.popleft())
                     ends += loop.time() - began  # it goes on from where it had stopped
+                    if self._goes_on:
+                        return "FILE PLAYED"
                 else:
                     await self._sleep(ends - loop.time())
-            return "PLAYBACK ERROR" if self.answer_state == "hangup" else "FILE PLAYED"
+            return "PLAYBACK ERROR"
         finally:
             self._playing -= 1
 
