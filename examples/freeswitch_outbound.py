@@ -1,20 +1,32 @@
 """A FreeSWITCH outbound-socket application: callers wait their turn to music, then talk to an agent.
 
-Dialplan: `<action application="socket" data="127.0.0.1:9696 async full"/>`. FreeSWITCH connects once
-a call. The call is answered and hears music, waits in `queue.slot(...)` under its Unique-ID, is
-bridged when its turn comes, and holds the slot until it ends. Whatever ends the call (a hang-up, a
-connection that is cut, bytes that make no sense), its place is free at once:
+    python examples/freeswitch_outbound.py --agent user/1000 --agent user/1001 \\
+        --redis redis://localhost:6379
 
-    python examples/freeswitch_outbound.py --limit 5 --agent user/1000 --redis redis://localhost:6379
+FreeSWITCH connects once a call. The call is answered, hears music, waits in `queue.slot(...)` under its
+Unique-ID, and holds the slot until its conversation has ended. The dialplan names two instances: a
+caller whose instance is stopped, or dies, goes on to the other one and keeps its place:
 
-What the protocol asks for, and the code below relies on:
+    <extension name="agents">
+      <condition field="destination_number" expression="^5000$">
+        <action application="socket" data="10.0.0.1:9696 async full"/>
+        <action application="socket" data="10.0.0.2:9696 async full"/>
+        <action application="hangup" data="NORMAL_TEMPORARY_FAILURE"/>
+      </condition>
+    </extension>
 
-- Replies bear no number. They come in the order of the commands, with events in between, so each
-  reply goes to the oldest command without one, also to one that nobody awaits any more.
-- Executed applications queue up on the channel. `uuid_break` ends the one that runs, and only that:
-  sent before the music has begun it does nothing, and a bridge behind endless music never starts.
-  So it is sent once the music is known to play, and again if the music does not stop.
-- With `linger` FreeSWITCH still tells how a call ended after it has, and leaves closing to this side.
+With one instance the second `socket` action names it again: it might be up by then.
+
+SIGTERM hands over who waits, lets who talks finish (`--drain` seconds at most), and stops. A second one
+stops at once.
+
+**A conversation outlives its controller.** If this process dies, the two who talk go on, which is what
+they want; but its slots lapse with its lease, and the next caller might be put through to an agent who
+still talks. So agents' phones must refuse a second call (call waiting off): that is USER_BUSY, and the
+next agent is called.
+
+`freeswitch/esl.py` is the protocol, `freeswitch/call.py` what happens to a call, and
+`freeswitch/settings.py` what can be set; README.md what the caller hears in each case.
 """
 
 from __future__ import annotations
@@ -26,393 +38,95 @@ import logging
 import signal
 import socket
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-from urllib.parse import unquote
+from collections.abc import AsyncIterator
+from pathlib import Path
 
-from opentelemetry import trace
+sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
 
-from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError
+from examples.freeswitch.call import handle_call
+from examples.freeswitch.esl import MAX_HEADER
+from examples.freeswitch.settings import Agents, Settings
+from genesis import Queue
 from genesis.observability import ObservabilityServer, configure
 from genesis.queue import RedisBackend
 
-__all__ = ["CallEndedError", "EslConnection", "EslError", "Frame", "Settings", "handle_call", "serve"]
-
-MAX_HEADER = 256 * 1024  # bytes; a channel with many variables takes some 20 kB
-MAX_BODY = 4 * 1024 * 1024
-CLOSE_SECONDS = 1.0
+__all__ = ["Service", "main", "serve"]
 
 logger = logging.getLogger("freeswitch")
-tracer = trace.get_tracer("genesis.examples.freeswitch")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a call is to meet."""
-
-    queue_id: str = "agents"
-    limit: int = 5
-    timeout: float | None = 300.0
-    agent: str = "user/1000"
-    music: str = "tone_stream://%(2000,4000,440,480);loops=-1"
-    sorry: str = "tone_stream://%(500,500,480,620);loops=4"
-    reply_seconds: float = 10.0  # for FreeSWITCH to answer a command
-    sorry_seconds: float = 30.0  # for the announcement and the hang-up after it
-    linger_seconds: float = 2.0  # to hear how the call ended, once it has
-    break_seconds: float = 1.0  # for the music to begin, and to stop
-
-
-class EslError(Exception):
-    """FreeSWITCH said something that makes no sense, or refused a command."""
-
-
-class CallEndedError(EslError):
-    """The caller is gone, or the connection is."""
-
-
-class Frame(NamedTuple):
-    """One message of FreeSWITCH. Of an event, `headers` and `body` are the event's own."""
-
-    kind: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-def parse_headers(block: bytes) -> dict[str, str]:
-    headers = {}
-    for line in block.decode("utf-8", "replace").strip("\n").split("\n"):
-        name, colon, value = line.partition(":")
-        if not colon or not name:
-            raise EslError(f"not a header: {line[:80]!r}")
-        headers[name] = unquote(value.strip())
-    return headers
-
-
-def body_length(headers: Mapping[str, str]) -> int:
-    text = headers.get("Content-Length", "0")
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= MAX_BODY):
-        raise EslError(f"not a Content-Length up to {MAX_BODY}: {text[:80]!r}")
-    return int(text)
-
-
-async def read_frame(reader: asyncio.StreamReader) -> Frame:
-    """The next frame.
-
-    Raises:
-        EslError: it is malformed.
-        CallEndedError: the connection ended before or within it.
-    """
-    try:
-        headers = parse_headers(await reader.readuntil(b"\n\n"))
-        length = body_length(headers)
-        body = await reader.readexactly(length) if length else b""
-    except asyncio.LimitOverrunError:
-        raise EslError(f"a frame's headers are longer than {MAX_HEADER} bytes") from None
-    except (asyncio.IncompleteReadError, OSError) as error:
-        raise CallEndedError(f"the connection ended ({type(error).__name__})") from None
-    # The channel's data, which answer `connect`, are the one reply with an event's headers in it.
-    kind = headers.get("Content-Type", "command/reply" if "Event-Name" in headers else "")
-    if kind == "text/event-plain":
-        block, _, body = body.partition(b"\n\n")
-        headers = parse_headers(block)
-        if body_length(headers) > len(body):
-            raise EslError("an event's body is longer than the frame around it")
-    return Frame(kind, headers, body)
-
-
-class Said(NamedTuple):
-    """A command on its way, and its reply to come."""
-
-    command: str
-    reply: asyncio.Future[Frame]
-
-
-class EslConnection:
-    """One call's connection: takes frames apart, matches replies, and notes how the call fares.
-
-    Events are not kept. Each is looked at as it arrives, so that a flood of them takes no memory.
+class Service:
+    """Accepts calls.
 
     Attributes:
-        ended: resolves with the reason as soon as the caller or the connection is gone.
-        hung_up: whether it was the caller, and FreeSWITCH has more to say about it.
-        bridged: whether the caller has talked to an agent.
-        channel: the channel's data, once `connect` was answered.
+        port: where.
     """
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply_seconds: float
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._reply_seconds = reply_seconds
-        self._unanswered: deque[asyncio.Future[Frame]] = deque()  # in the order of the commands
-        self._started: dict[str, asyncio.Event] = {}  # by application
-        self._completed: dict[str, asyncio.Event] = {}
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.bridged = False
-        self.hung_up = False
-        self.channel: Mapping[str, str] = {}
-        self.uuid = ""
+    def __init__(self, queue: Queue, settings: Settings) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._agents = Agents(settings.agents)
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
 
-    def started(self, application: str) -> asyncio.Event:
-        """Set once the application runs on the channel."""
-        return self._started.setdefault(application, asyncio.Event())
+    async def start(self, host: str, port: int) -> None:
+        self._server = await asyncio.start_server(
+            self._accept, host, port, limit=MAX_HEADER, backlog=1024
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
 
-    def completed(self, application: str) -> asyncio.Event:
-        """Set once the application has run."""
-        return self._completed.setdefault(application, asyncio.Event())
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _keep_alive(writer.get_extra_info("socket"))
+        call = asyncio.ensure_future(
+            handle_call(reader, writer, self._queue, self._settings, self._agents, self._stopping)
+        )
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
 
-    async def connect(self) -> str:
-        """Take over the call; returns its Unique-ID."""
-        channel = (await self.answered(self.say("connect"))).headers
-        uuid = channel.get("Unique-ID", "")
-        if not uuid or not uuid.isascii() or not uuid.isprintable() or " " in uuid:
-            raise EslError(f"the channel has no usable Unique-ID: {uuid[:80]!r}")
-        self.channel, self.uuid = channel, uuid
-        if channel.get("Answer-State") == "hangup":
-            raise CallEndedError("the caller hung up before the call was taken over")
-        return uuid
+    async def drain(self, seconds: float) -> int:
+        """Accept no more calls, hand over who waits, and wait for who talks.
 
-    def execute(self, application: str, argument: str = "") -> Said:
-        """Queue an application on the channel."""
-        lines = [f"sendmsg {self.uuid}", "call-command: execute", f"execute-app-name: {application}"]
-        if argument:
-            lines.append(f"execute-app-arg: {argument}")
-        return self.say(*lines)
+        FreeSWITCH gets no connection any more and goes on to the next `socket` action, with new calls
+        as with those that are handed over.
 
-    def say(self, *lines: str) -> Said:
-        """Write a command. Several may be said before the first reply is awaited."""
-        if any("\n" in line or "\r" in line for line in lines):
-            raise EslError(f"a line break within a command: {lines!r}")
-        said = Said(lines[0], asyncio.get_running_loop().create_future())
-        if self.ended.done():
-            _fail(said.reply, self.ended.result())
-        else:
-            self._unanswered.append(said.reply)
-            self._writer.write(("\n".join(lines) + "\n\n").encode())
-        return said
-
-    async def answered(self, *commands: Said) -> Frame:
-        """Wait for the replies to commands; returns the last.
-
-        Raises:
-            CallEndedError: the call ended, or no reply came in time, after which none could be
-                matched any more.
-            EslError: FreeSWITCH refused one.
+        Returns:
+            How many calls were left after `seconds`.
         """
-        try:
-            await self._writer.drain()  # a FreeSWITCH that does not read stops us, not our memory
-        except OSError as error:
-            self.end(f"the connection ended ({type(error).__name__})")
-        for said in commands:
-            if not await _within(self._reply_seconds, said.reply):
-                self.end(f"no reply to {said.command!r} within {self._reply_seconds:g} s")
-                raise CallEndedError(self.ended.result())
-            frame = said.reply.result()
-            text = frame.headers.get("Reply-Text", "") or frame.body.decode("utf-8", "replace")
-            if text.startswith("-"):
-                raise EslError(f"{said.command!r} was refused: {text.strip()[:200]}")
-        return frame
-
-    def end(self, reason: str) -> None:
-        """The call is over; only the first reason counts."""
-        if not self.ended.done():
-            self.ended.set_result(reason)
-
-    async def read(self) -> None:
-        """Take in frames until the connection ends, or all is told about a call that has."""
-        reason = "the connection was given up"
-        try:
-            while not await self._take(await read_frame(self._reader)):
-                pass
-        except EslError as error:
-            reason = str(error)
-        finally:
-            self.end(reason)
-            for reply in self._unanswered:
-                _fail(reply, reason)
-            self._unanswered.clear()
-
-    async def _take(self, frame: Frame) -> bool:
-        """Act on one frame; returns whether it was the last of interest."""
-        if frame.kind in ("command/reply", "api/response"):
-            if not self._unanswered:
-                raise EslError("a reply without a command")
-            self._unanswered.popleft().set_result(frame)
-        elif frame.kind == "text/event-plain":
-            return self._take_event(frame.headers)
-        elif frame.kind == "text/disconnect-notice":
-            self.hung_up = True
-            self.end("disconnected")
-            return frame.headers.get("Content-Disposition") != "linger"
-        elif frame.kind == "text/rude-rejection":
-            raise EslError("FreeSWITCH refused the connection (its ACL)")
-        elif not frame.kind:
-            raise EslError(f"a frame without a Content-Type: {sorted(frame.headers)[:5]}")
-        return False
-
-    def _take_event(self, event: Mapping[str, str]) -> bool:
-        if event.get("Unique-ID") != self.uuid:
-            return False  # the agent's channel
-        name, application = event.get("Event-Name"), event.get("Application", "")
-        if name == "CHANNEL_EXECUTE":
-            self.started(application).set()
-        elif name == "CHANNEL_EXECUTE_COMPLETE":
-            self.completed(application).set()
-        elif name == "CHANNEL_BRIDGE":
-            self.bridged = True
-            _log("bridged", self.uuid, agent=event.get("Other-Leg-Unique-ID", ""))
-        elif name in ("CHANNEL_HANGUP", "CHANNEL_HANGUP_COMPLETE"):
-            self.hung_up = True
-            self.end(f"hung up ({event.get('Hangup-Cause', 'no cause')})")
-        return name == "CHANNEL_HANGUP_COMPLETE"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        if self._server is not None:
+            self._server.close()
+        if not self._stopping.done():
+            self._stopping.set_result(None)
+        await self._queue.drain(seconds)
+        if self._calls:  # who hears an announcement has left the line
+            await asyncio.wait(self._calls, timeout=max(0.0, deadline - loop.time()))
+        return len(self._calls)
 
     async def close(self) -> None:
-        """Close the connection, by force if FreeSWITCH does not take what is left to write."""
-        self.end("closed")
-        self._writer.close()
-        try:
-            await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
-        except (asyncio.TimeoutError, OSError):
-            self._writer.transport.abort()
-
-
-async def handle_call(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, queue: Queue, settings: Settings
-) -> None:
-    """Serve one call, from the connection to its end; never raises but on cancellation."""
-    connection = EslConnection(reader, writer, settings.reply_seconds)
-    reading = asyncio.ensure_future(connection.read())
-    call = asyncio.ensure_future(_serve_call(connection, queue, settings))
-    try:
-        either: set[asyncio.Future[Any]] = {call, connection.ended}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        try:
-            # The place first: whoever is next does not wait for this connection's end.
+        """End all calls. Conversations go on without this instance; who waits is handed over."""
+        if self._server is not None:
+            self._server.close()
+        for call in self._calls:
             call.cancel()
-            (outcome,) = await asyncio.gather(call, return_exceptions=True)
-            if isinstance(outcome, EslError):
-                connection.end(str(outcome))
-            elif isinstance(outcome, Exception):
-                logger.error("the call failed", exc_info=outcome, extra={"item_id": connection.uuid})
-            if connection.hung_up:
-                await asyncio.wait({reading}, timeout=settings.linger_seconds)
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            await connection.close()
-            _log("ended", connection.uuid, reason=connection.ended.result())
-
-
-async def _serve_call(connection: EslConnection, queue: Queue, settings: Settings) -> None:
-    item_id = await connection.connect()
-    _log("connected", item_id)
-    with tracer.start_as_current_span("call", attributes={"genesis.item_id": item_id}):
-        await connection.answered(
-            connection.say("linger"),
-            connection.say("myevents plain"),
-            connection.execute("answer"),
-            connection.execute("playback", settings.music),
-        )
-        try:
-            async with queue.slot(
-                settings.queue_id,
-                item_id=item_id,
-                max_concurrent=settings.limit,
-                timeout=settings.timeout,
-            ) as slot:
-                _log("granted", item_id, waited=slot.waited)
-                await _talk(connection, settings)
-                if slot.lost:
-                    _log("slot lost while talking", item_id)
-        except (QueueTimeoutError, EvictedError, BackendUnavailableError) as error:
-            _log("not served", item_id, reason=str(error))
-            await _send_away(connection, settings)
-
-
-async def _talk(connection: EslConnection, settings: Settings) -> None:
-    """Bridge the caller to the agent, and return when the two have done."""
-    await _within(settings.break_seconds, connection.started("playback"))
-    await connection.answered(
-        connection.say(f"api uuid_break {connection.uuid} all"),
-        connection.execute("bridge", settings.agent),
-    )
-    await _stop_music(connection, settings)
-    await connection.completed("bridge").wait()
-    # The agent has hung up, or was not reached: the caller's channel is still there.
-    cause = "NORMAL_CLEARING" if connection.bridged else "USER_BUSY"
-    await connection.answered(connection.execute("hangup", cause))
-    await _within(settings.sorry_seconds, connection.ended)
-
-
-async def _stop_music(connection: EslConnection, settings: Settings) -> None:
-    for _ in range(3):
-        if await _within(settings.break_seconds, connection.completed("playback")):
-            return
-        if connection.started("bridge").is_set():
-            return
-        await connection.answered(connection.say(f"api uuid_break {connection.uuid} all"))
-
-
-async def _send_away(connection: EslConnection, settings: Settings) -> None:
-    """Tell the caller that nobody will come, and hang up."""
-    await _within(settings.break_seconds, connection.started("playback"))
-    await connection.answered(
-        connection.say(f"api uuid_break {connection.uuid} all"),
-        connection.execute("playback", settings.sorry),
-        connection.execute("hangup", "NORMAL_TEMPORARY_FAILURE"),
-    )
-    await _stop_music(connection, settings)
-    await _within(settings.sorry_seconds, connection.ended)
-
-
-async def _within(seconds: float, happening: asyncio.Event | asyncio.Future[Any]) -> bool:
-    """Whether it happens within `seconds`.
-
-    By `asyncio.wait`: before Python 3.12 `wait_for` forgets a cancellation that comes together with
-    the result, and the call of a caller who is gone would go on for ever.
-    """
-    if isinstance(happening, asyncio.Future):
-        done, _ = await asyncio.wait({happening}, timeout=seconds)
-        return bool(done)
-    waiting = asyncio.ensure_future(happening.wait())
-    try:
-        done, _ = await asyncio.wait({waiting}, timeout=seconds)
-        return bool(done)
-    finally:
-        waiting.cancel()
-
-
-def _fail(reply: asyncio.Future[Frame], reason: str) -> None:
-    reply.set_exception(CallEndedError(reason))
-    reply.exception()  # whoever asked may be gone
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
 
 
 @contextlib.asynccontextmanager
 async def serve(
     queue: Queue, settings: Settings, host: str = "127.0.0.1", port: int = 9696
-) -> AsyncIterator[int]:
-    """Accept calls within the block; gives the port. On leaving it, calls in progress are ended."""
-    calls: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _keep_alive(writer.get_extra_info("socket"))
-        call = asyncio.ensure_future(handle_call(reader, writer, queue, settings))
-        calls.add(call)
-        call.add_done_callback(calls.discard)
-
-    server = await asyncio.start_server(accept, host, port, limit=MAX_HEADER, backlog=1024)
+) -> AsyncIterator[Service]:
+    """Accept calls within the block."""
+    service = Service(queue, settings)
+    await service.start(host, port)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield service
     finally:
-        server.close()
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await server.wait_closed()
+        await service.close()
 
 
 def _keep_alive(connection: socket.socket) -> None:
@@ -423,51 +137,74 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _log(event: str, item_id: str, **fields: object) -> None:
-    text = " ".join(f"{name}={value!r}" for name, value in fields.items())
-    extra = {"event": event, "item_id": item_id, **fields}
-    logger.info("%s item_id=%s %s", event, item_id, text, extra=extra)
-
-
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A FreeSWITCH outbound-socket waiting line.")
-    parser.add_argument("--host", default="127.0.0.1", help="where FreeSWITCH connects to")
-    parser.add_argument("--port", type=int, default=9696)
-    parser.add_argument("--redis", metavar="URL", help="share the line; in this process if left out")
-    parser.add_argument("--queue", default=Settings.queue_id, help="the name of the line")
-    parser.add_argument("--limit", type=int, default=Settings.limit, help="calls with agents at once")
-    parser.add_argument(
-        "--timeout", type=float, default=Settings.timeout, help="seconds to wait at most"
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="where FreeSWITCH connects to")
+    add("--port", type=int, default=9696)
+    add("--redis", metavar="URL", help="share the line; in this process if left out")
+    add("--queue", default=Settings.queue_id, help="the name of the line")
+    add("--agent", action="append", help="dial string of an agent; once for each agent")
+    add("--limit", type=int, help="calls with agents at once; one for each agent if left out")
+    add("--ring", type=int, default=Settings.ring_seconds, help="seconds an agent's phone may ring")
+    add("--timeout", type=float, default=Settings.timeout, help="seconds to wait at most")
+    add("--max-waiting", type=int, help="callers in the line at most")
+    add("--music", default=Settings.music, help="for instance local_stream://moh")
+    add("--sorry", default=Settings.sorry, help="played when the wait was too long")
+    add(
+        "--speech",
+        default=Settings.speech,
+        help="speaks position and estimate, which replace {}: for instance say:flite:kal:{}",
     )
-    parser.add_argument("--agent", default=Settings.agent, help="dial string of the agents")
-    parser.add_argument("--music", default=Settings.music, help="for instance local_stream://moh")
-    parser.add_argument("--sorry", default=Settings.sorry, help="played when the wait was too long")
-    parser.add_argument("--metrics-port", type=int, help="serve /metrics, /health and /ready there")
+    add("--leave-key", default=Settings.leave_key, help="a key to leave the line, for instance 1")
+    add("--overflow", default=Settings.overflow, help="extension for a full line and for the key")
+    add("--drain", type=float, default=300.0, help="seconds to let conversations finish on SIGTERM")
+    add("--metrics-port", type=int, help="serve /metrics, /health and /ready there")
     return parser.parse_args(arguments)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    return Settings(
+        queue_id=options.queue,
+        agents=tuple(options.agent or Settings.agents),
+        limit=options.limit,
+        ring_seconds=options.ring,
+        timeout=options.timeout,
+        max_waiting=options.max_waiting,
+        music=options.music,
+        sorry=options.sorry,
+        speech=options.speech,
+        leave_key=options.leave_key,
+        overflow=options.overflow,
+    )
 
 
 async def run(options: argparse.Namespace) -> None:
     """Serve calls until SIGINT or SIGTERM."""
-    settings = Settings(
-        queue_id=options.queue,
-        limit=options.limit,
-        timeout=options.timeout,
-        agent=options.agent,
-        music=options.music,
-        sorry=options.sorry,
-    )
-    stop = asyncio.Event()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (stop_now if stop.is_set() else stop).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     async with contextlib.AsyncExitStack() as stack:
         backend = RedisBackend(options.redis) if options.redis else None
         queue = await stack.enter_async_context(Queue(backend))
         if options.metrics_port is not None:
             server = ObservabilityServer(queue, port=options.metrics_port)
             await stack.enter_async_context(server)
-        port = await stack.enter_async_context(serve(queue, settings, options.host, options.port))
-        logger.info("waiting for calls on %s:%d", options.host, port)
+        service = await stack.enter_async_context(
+            serve(queue, settings_of(options), options.host, options.port)
+        )
+        logger.info("waiting for calls on %s:%d", options.host, service.port)
         await stop.wait()
+        logger.info("draining: waiting callers are handed over, conversations may finish")
+        draining = asyncio.ensure_future(service.drain(options.drain))
+        impatient = asyncio.ensure_future(stop_now.wait())
+        await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, impatient):
+            task.cancel()
 
 
 def main(arguments: list[str] | None = None) -> None:

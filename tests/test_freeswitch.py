@@ -1,142 +1,43 @@
-"""The FreeSWITCH example over real TCP, against scripted peers and recorded sessions."""
+"""The FreeSWITCH example: what callers hear, and who holds what meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import random
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from examples.freeswitch_outbound import (
-    MAX_BODY,
-    MAX_HEADER,
-    CallEndedError,
-    EslConnection,
-    EslError,
-    Frame,
-    Settings,
-    parse_arguments,
-    read_frame,
-    serve,
-)
+from examples.freeswitch.settings import Settings, sentence, with_ring_timeout
+from examples.freeswitch_outbound import Service, parse_arguments, serve, settings_of
 from genesis import Queue
 from genesis.observability import Telemetry
-from genesis.queue import RedisBackend
+from genesis.queue import RedisBackend, WaitStatus
 from tests.conftest import LEASE, Spans, assert_nothing_kept
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
+from tests.support.freeswitch import Channel, Phones
 from tests.waiting import wait_until
 
+MUSIC, SORRY, FIRST = "tone_stream://music", "tone_stream://sorry", "user/1000"
 SETTINGS = Settings(
-    queue_id="agents",
-    limit=1,
+    agents=(FIRST,),
     timeout=60.0,
-    agent="user/1000",
+    music=MUSIC,
+    sorry=SORRY,
+    ring_seconds=2,
+    pause_seconds=0.05,
     reply_seconds=5.0,
     sorry_seconds=5.0,
-    linger_seconds=60.0,  # so that whatever waits for it fails
-    break_seconds=0.5,
+    linger_seconds=20.0,  # so that whatever waits for it fails
 )
+LENGTHS = {SORRY: 0.1}
 
-# As they were on the wire, but for the headers left out.
-CHANNEL_DATA = (
-    "Event-Name: CHANNEL_DATA\nFreeSWITCH-IPv6: fd00%3A%3A2\n"
-    "Event-Date-Local: 2026-11-23%2022%3A12%3A57\nChannel-Caller-ID-Number: sipp\n"
-    "Channel-Unique-ID: {uuid}\nAnswer-State: ringing\nUnique-ID: {uuid}\n"
-    "variable_current_application_data: 127.0.0.1%3A9696%20async%20full\n"
-    "Content-Type: command/reply\nReply-Text: %2BOK%0A\nSocket-Mode: async\nControl: full\n\n"
-)
-DISCONNECT = (
-    "Content-Type: text/disconnect-notice\nControlled-Session-UUID: {uuid}\n"
-    "Content-Disposition: linger\nChannel-Name: sofia/internal/sipp@127.0.0.1:15999\n"
-    "Linger-Time: -1\nContent-Length: 0\n\n"
-)
-
-
-def reply(text: str = "+OK") -> bytes:
-    return f"Content-Type: command/reply\nReply-Text: {text}\n\n".encode()
-
-
-def event(name: str, uuid: str, body: str = "", **headers: str) -> bytes:
-    lines = [f"Event-Name: {name}", f"Unique-ID: {uuid}"]
-    lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
-    if body:
-        lines.append(f"Content-Length: {len(body)}")
-    text = "\n".join(lines) + "\n\n" + body
-    return f"Content-Length: {len(text)}\nContent-Type: text/event-plain\n\n{text}".encode()
-
-
-class Peer:
-    """One call as FreeSWITCH makes it: says what it is told to, and keeps what it was told."""
-
-    def __init__(self, uuid: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.uuid = uuid
-        self.reader = reader
-        self.writer = writer
-        self.heard: list[str] = []
-
-    async def hear(self) -> str:
-        command = (await asyncio.wait_for(self.reader.readuntil(b"\n\n"), 20)).decode()
-        self.heard.append(command)
-        return command
-
-    def say(self, *frames: bytes) -> None:
-        for frame in frames:
-            self.writer.write(frame)
-
-    def executed(self, application: str) -> None:
-        self.say(event("CHANNEL_EXECUTE", self.uuid, Application=application))
-
-    def complete(self, application: str) -> None:
-        self.say(event("CHANNEL_EXECUTE_COMPLETE", self.uuid, Application=application))
-
-    async def arrive(self) -> None:
-        """Up to the caller hearing music."""
-        assert await self.hear() == "connect\n\n"
-        self.say(CHANNEL_DATA.format(uuid=self.uuid).encode())
-        for what in ("linger", "myevents plain", "name: answer", "name: playback"):
-            assert what in await self.hear()
-            self.say(reply())
-        self.executed("answer")
-        self.complete("answer")
-        self.executed("playback")
-
-    async def be_bridged(self) -> None:
-        """Up to the caller talking to the agent."""
-        assert await self.hear() == f"api uuid_break {self.uuid} all\n\n"
-        command = await self.hear()
-        assert "execute-app-name: bridge" in command
-        self.say(b"Content-Type: api/response\nContent-Length: 4\n\n+OK\n", reply())
-        self.complete("playback")
-        self.executed("bridge")
-        self.say(event("CHANNEL_BRIDGE", self.uuid, Other_Leg_Unique_ID="agent"))
-
-    def hang_up(self) -> None:
-        """All that FreeSWITCH says at the end of a call."""
-        self.say(
-            event("CHANNEL_HANGUP", self.uuid, Hangup_Cause="NORMAL_CLEARING"),
-            DISCONNECT.format(uuid=self.uuid).encode(),
-            event("CHANNEL_HANGUP_COMPLETE", self.uuid, Hangup_Cause="NORMAL_CLEARING"),
-        )
-
-    async def closed(self) -> None:
-        """Wait until the handler has closed the connection."""
-        try:
-            while await asyncio.wait_for(self.reader.read(4096), 20):
-                pass
-        except ConnectionError:
-            pass
-
-    def cut(self) -> None:
-        self.writer.transport.abort()
-
-
-Call = Callable[..., Awaitable[Peer]]
+Ring = Callable[..., Channel]
 
 
 @pytest.fixture
@@ -147,19 +48,32 @@ async def waiting_line(telemetry: Telemetry) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-async def call(waiting_line: Queue) -> AsyncIterator[Call]:
-    """Makes a call to the handler; gives the peer's end of it."""
-    peers: list[Peer] = []
+async def world(waiting_line: Queue) -> AsyncIterator[World]:
+    world = World(waiting_line)
+    async with world.stack:
+        yield world
+        for channel in world.channels:
+            await channel.abandon()
 
-    async with serve(waiting_line, SETTINGS, port=0) as port:
 
-        async def make(uuid: str) -> Peer:
-            peers.append(Peer(uuid, *await asyncio.open_connection("127.0.0.1", port)))
-            return peers[-1]
+class World:
+    """FreeSWITCH and instances of the example."""
 
-        yield make
-        for peer in peers:
-            peer.writer.close()
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.phones = Phones(user_1000="answers")
+        self.stack = AsyncExitStack()
+        self.channels: list[Channel] = []
+
+    async def instance(self, queue: Queue | None = None, **settings: Any) -> Service:
+        serving = serve(queue or self.queue, replace(SETTINGS, **settings), port=0)
+        return await self.stack.enter_async_context(serving)
+
+    def call(self, name: str, *instances: Service | int, **options: Any) -> Channel:
+        ports = [one if isinstance(one, int) else one.port for one in instances]
+        channel = Channel(name, ports, self.phones, {**LENGTHS, **options.pop("lengths", {})})
+        self.channels.append(channel)
+        return channel.start()
 
 
 async def stand(queue: Queue, waiting: int, in_use: int) -> None:
@@ -170,395 +84,368 @@ async def stand(queue: Queue, waiting: int, in_use: int) -> None:
     await wait_until(stands, f"{waiting} wait and {in_use} hold")
 
 
-# The parser ----------------------------------------------------------------------------------------
+async def talks(channel: Channel, phone: str = FIRST) -> None:
+    await wait_until(lambda: channel.talks_with == phone, f"{channel.uuid} talks with {phone}")
 
 
-def fed(data: bytes, *, end: bool = True) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=MAX_HEADER)
-    reader.feed_data(data)
-    if end:
-        reader.feed_eof()
-    return reader
+async def waits(channel: Channel) -> None:
+    await wait_until(lambda: channel.hears == [MUSIC], f"{channel.uuid} hears music")
 
 
-async def test_frames_are_taken_apart() -> None:
-    """A reply, the channel's data, a counted body, an event and an event with a body of its own."""
-    nested = event("CUSTOM", "u", body="line one\n\nline two", Event_Subclass="a%3A%3Ab")
-    data = reply("+OK will linger") + CHANNEL_DATA.format(uuid="u").encode()
-    data += b"Content-Type: api/response\nContent-Length: 4\n\n+OK\n" + nested
-    data += CHANNEL_DATA.format(uuid="u").replace("Content-Type: command/reply\n", "").encode()
-    reader = fed(data)
-    first, channel, answer, custom, untyped = [await read_frame(reader) for _ in range(5)]
-    assert first == Frame(
-        "command/reply",
-        {"Content-Type": "command/reply", "Reply-Text": "+OK will linger"},
-        b"",
-    )
-    assert channel.headers["variable_current_application_data"] == "127.0.0.1:9696 async full"
-    assert channel.headers["FreeSWITCH-IPv6"] == "fd00::2"
-    assert (answer.kind, answer.body) == ("api/response", b"+OK\n")
-    assert (custom.headers["Event-Subclass"], custom.body) == ("a::b", b"line one\n\nline two")
-    assert untyped.kind == "command/reply"
+def outcomes(spans: Spans, kind: str, item_id: str) -> list[str]:
+    """Of the line's waits or holds of a call, in order."""
+    return [
+        span.attributes["genesis.outcome"]
+        for span in spans.named(kind)
+        if span.attributes["genesis.item_id"] == item_id
+        and span.attributes["genesis.queue_id"] == "agents"
+    ]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\n\n",
-        b"no colon\n\n",
-        b": no name\n\n",
-        b"Content-Type: api/response\nContent-Length: -1\n\n",
-        b"Content-Type: api/response\nContent-Length: 1e3\n\n",
-        b"Content-Type: api/response\nContent-Length: \xd9\xa3\n\n",
-        b"Content-Type: api/response\nContent-Length: %d\n\n" % (MAX_BODY + 1),
-        b"Content-Type: api/response\nContent-Length: " + b"9" * 5000 + b"\n\n",
-        b"Content-Type: text/event-plain\n\n",
-        b"Content-Type: text/event-plain\nContent-Length: 5\n\nhello",
-        b"Content-Type: text/event-plain\nContent-Length: 22\n\nContent-Length: 9\n\nabc",
-        b"X: " + b"x" * MAX_HEADER + b"\n\n",
-    ],
-)
-async def test_a_malformed_frame_is_an_error(data: bytes) -> None:
-    """Neither a header without a name nor a length that lies is waited for or believed."""
-    with pytest.raises(EslError) as raised:
-        await read_frame(fed(data + b"x" * 20))
-    assert raised.type is EslError  # and not the connection's end, which is one, too
+# The usual ----------------------------------------------------------------------------------------
 
 
-async def test_a_cut_at_any_byte_is_the_end() -> None:
-    """Whatever byte of a frame the connection ends before, it is the end of the call."""
-    whole = event("CHANNEL_ANSWER", "u", body="body")
-    assert (await read_frame(fed(whole))).body == b"body"
-    for length in range(len(whole)):
-        with pytest.raises(CallEndedError):
-            await read_frame(fed(whole[:length]))
+async def test_a_call_is_served_and_the_next_moves_up(world: World, spans: Spans) -> None:
+    """Music, then the agent; when the agent hangs up, the call ends and the next has its turn."""
+    service = await world.instance()
+    first = world.call("first", service)
+    await talks(first)
+    second = world.call("second", service)
+    third = world.call("third", service)
+    for channel in (second, third):
+        await waits(channel)
+    await stand(world.queue, waiting=2, in_use=1)
+    first.agent_hangs_up()
+    assert await first.over() == "NORMAL_CLEARING"
+    assert not any("app-name: hangup" in command for command in first.commands)
+    await wait_until(lambda: second.talks_with or third.talks_with, "one has its turn")
+    for channel in (second, third):
+        await talks(channel)
+        channel.hang_up()
+        await channel.over()
+    await stand(world.queue, waiting=0, in_use=0)
+    assert outcomes(spans, "hold", "first") == ["released"]
 
 
-async def test_replies_are_matched_by_order() -> None:
-    """Each reply goes to its command, with events in between, and one that nobody awaited, too."""
-    peers: asyncio.Queue[Peer] = asyncio.Queue()
-    server = await asyncio.start_server(
-        lambda reader, writer: peers.put_nowait(Peer("u", reader, writer)), "127.0.0.1", 0
-    )
-    ours = await asyncio.open_connection(*server.sockets[0].getsockname())
-    connection = EslConnection(*ours, reply_seconds=5.0)
-    reading = asyncio.ensure_future(connection.read())
-    peer = await peers.get()
-    said = [connection.say(f"api echo {number}") for number in range(4)]
-    for number in range(4):
-        assert await peer.hear() == f"api echo {number}\n\n"
-        peer.say(event("HEARTBEAT", "u"))
-        peer.say(b"Content-Type: api/response\nContent-Length: 1\n\n%d" % number)
-    assert (await connection.answered(said[3])).body == b"3"
-    assert [one.reply.result().body for one in said] == [b"0", b"1", b"2", b"3"]
-    with pytest.raises(EslError, match="line break"):
-        connection.say("api echo", "x\n\nexit")
-    peer.cut()
-    await reading
-    with pytest.raises(CallEndedError):
-        await connection.answered(connection.say("api echo late"))
-    await connection.close()
-    server.close()
-
-
-# Recorded sessions ----------------------------------------------------------------------------------
-
-
-class Line(NamedTuple):
-    """One frame of a recorded session."""
-
-    to_freeswitch: bool
-    frame: bytes
-
-
-def recorded(name: str) -> list[Line]:
-    """A recorded session; the test is skipped on a machine that has none."""
-    places = [Path(__file__).parents[2] / "shared" / "data"]
-    if named := os.environ.get("GENESIS_SHARED_DATA"):
-        places.insert(0, Path(named))
-    for place in places:
-        if (place / name).is_file():
-            text = (place / name).read_text()
-            parts = re.split(r"(?m)^--- (to|from) FreeSWITCH\n", text)[1:]
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            return [Line(way == "to", frame[:-1].encode()) for way, frame in pairs]
-    pytest.skip(
-        f"{name} is not in {places[-1]}; name the folder of the recorded FreeSWITCH sessions in "
-        "GENESIS_SHARED_DATA"
-    )
-
-
-def essence(command: str) -> tuple[str, str]:
-    """A command's first line, and the application that it executes."""
-    application = re.search(r"execute-app-name: (\S+)", command)
-    return command.split("\n")[0], application[1] if application else ""
-
-
-def uuid_of(session: list[Line]) -> str:
-    found = re.search(rb"(?m)^Unique-ID: (\S+)$", session[1].frame)
-    assert found
-    return found[1].decode()
-
-
-async def play(peer: Peer, lines: list[Line], chunks: random.Random | None) -> None:
-    """Say FreeSWITCH's frames, and check the handler's against what was recorded."""
-    for to_freeswitch, frame in lines:
-        if to_freeswitch:
-            assert essence(await peer.hear()) == essence(frame.decode())
-            continue
-        left = frame
-        while left:
-            size = chunks.randint(1, 2000) if chunks else len(left)
-            peer.say(left[:size])
-            await peer.writer.drain()
-            left = left[size:]
-            if chunks:
-                await asyncio.sleep(0)  # a packet of its own, most of the time
-
-
-def place_of(session: list[Line], name: str) -> int:
-    wanted = f"\nEvent-Name: {name}\n".encode()
-    return next(i for i, line in enumerate(session) if wanted in line.frame)
-
-
-@pytest.mark.parametrize("seed", [None, 1, 2, 3])
-async def test_the_recorded_hang_up_while_waiting(
-    seed: int | None, call: Call, waiting_line: Queue, spans: Spans
-) -> None:
-    """A real caller who hangs up in the line leaves it, however the bytes are cut into packets."""
-    session = recorded("esl-hangup-while-waiting.txt")
-    chunks = None if seed is None else random.Random(seed)
-    hang_up = place_of(session, "CHANNEL_HANGUP")
-    async with waiting_line.slot("agents", item_id="someone before", max_concurrent=1):
-        peer = await call(uuid_of(session))
-        await play(peer, session[:hang_up], chunks)
-        await stand(waiting_line, waiting=1, in_use=1)
-        assert await waiting_line.position("agents", peer.uuid) == 1
-        await play(peer, session[hang_up : hang_up + 1], chunks)
-        await stand(waiting_line, waiting=0, in_use=1)  # before the rest of the session
-        await play(peer, session[hang_up + 1 :], chunks)
-        await peer.closed()
-    wait = next(s for s in spans.named("wait") if s.attributes["genesis.item_id"] == peer.uuid)
-    assert wait.attributes["genesis.outcome"] == "cancelled"
-
-
-@pytest.mark.parametrize("seed", [None, 1, 2, 3])
-async def test_the_recorded_bridged_call(
-    seed: int | None, call: Call, waiting_line: Queue, spans: Spans
-) -> None:
-    """A real caller who is bridged holds the slot until the hang-up, and no longer."""
-    session = recorded("esl-bridged.txt")
-    chunks = None if seed is None else random.Random(seed)
-    broken_off = next(i for i, line in enumerate(session) if b"uuid_break" in line.frame)
-    hang_up = place_of(session, "CHANNEL_HANGUP")
-    peer = await call(uuid_of(session))
-    async with waiting_line.slot("agents", item_id="someone before", max_concurrent=1):
-        await play(peer, session[:broken_off], chunks)
-        await stand(waiting_line, waiting=1, in_use=1)
-    await play(peer, session[broken_off:hang_up], chunks)
-    await stand(waiting_line, waiting=0, in_use=1)
-    (holder,) = await waiting_line.entries("agents")
-    assert holder.item_id == peer.uuid
-    await play(peer, session[hang_up : hang_up + 1], chunks)
-    await stand(waiting_line, waiting=0, in_use=0)
-    await play(peer, session[hang_up + 1 :], chunks)
-    await peer.closed()
-    hold = next(s for s in spans.named("hold") if s.attributes["genesis.item_id"] == peer.uuid)
-    assert hold.attributes["genesis.outcome"] == "released"
-
-
-# Scripted calls -------------------------------------------------------------------------------------
-
-
-async def test_a_caller_who_hangs_up_makes_room_at_once(call: Call, waiting_line: Queue) -> None:
-    """The next in line moves up when the one before hangs up, and gets the slot when it is free."""
-    first, second, third = [await call(name) for name in ("first", "second", "third")]
-    await first.arrive()
-    await first.be_bridged()
-    for peer, waiting in ((second, 1), (third, 2)):
-        await peer.arrive()
-        await stand(waiting_line, waiting=waiting, in_use=1)
-    assert await waiting_line.position("agents", "third") == 2
+async def test_a_hang_up_makes_room_at_once(world: World, spans: Spans) -> None:
+    """Of a waiting caller, of one whose agent's phone rings, and of one who talks."""
+    world.phones.known[FIRST] = "rings"
+    service = await world.instance(ring_seconds=2000)
+    first = world.call("first", service)
+    await wait_until(lambda: world.phones.calls[FIRST] == 1, "the phone rings")
+    second = world.call("second", service)
+    await waits(second)
+    third = world.call("third", service)
+    await waits(third)
+    await stand(world.queue, waiting=2, in_use=1)
     second.hang_up()
-    await stand(waiting_line, waiting=1, in_use=1)
-    assert await waiting_line.position("agents", "third") == 1
+    await stand(world.queue, waiting=1, in_use=1)
+    world.phones.known[FIRST] = "answers"
     first.hang_up()
-    await third.be_bridged()
-    await stand(waiting_line, waiting=0, in_use=1)
+    await talks(third)
     third.hang_up()
-    for peer in (first, second, third):
-        await peer.closed()
-    await stand(waiting_line, waiting=0, in_use=0)
+    await stand(world.queue, waiting=0, in_use=0)
+    assert outcomes(spans, "wait", "second") == ["cancelled"]
 
 
-async def test_an_agent_who_hangs_up_frees_the_slot(call: Call, waiting_line: Queue) -> None:
-    """When the bridge ends and the caller does not, the caller is hung up on."""
-    peer = await call("caller")
-    await peer.arrive()
-    await peer.be_bridged()
-    peer.complete("bridge")
-    command = await peer.hear()
-    assert "execute-app-name: hangup\nexecute-app-arg: NORMAL_CLEARING" in command
-    peer.say(reply())
-    peer.hang_up()
-    await peer.closed()
-    await stand(waiting_line, waiting=0, in_use=0)
+async def test_granted_is_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """By the library; the example adds what the library cannot know."""
+    caplog.set_level(logging.INFO)
+    channel = world.call("caller", await world.instance())
+    await talks(channel)
+    channel.hang_up()
+    await channel.over()
+    events = [(one.name, getattr(one, "event", one.getMessage())) for one in caplog.records]
+    assert not [name for name, event in events if name == "freeswitch" and "granted" in event]
 
 
-async def test_music_that_does_not_stop_is_broken_off_again(call: Call) -> None:
-    """A break that came too early for the music does not leave the caller behind it for ever."""
-    peer = await call("caller")
-    await peer.arrive()
-    for what in ("uuid_break", "bridge", "uuid_break"):
-        assert what in await peer.hear()
-        peer.say(reply())
-    peer.complete("playback")
-    peer.executed("bridge")
-    peer.hang_up()
-    await peer.closed()
+async def test_each_agent_is_called_by_one_call_at_a_time(world: World) -> None:
+    """Three agents, ten calls: each agent talks with one at a time, and nobody is left out."""
+    agents = ("user/1", "user/2", "user/3")
+    world.phones.known = dict.fromkeys(agents, "answers")
+    service = await world.instance(agents=agents)
+    channels = [world.call(f"call-{number}", service) for number in range(10)]
+    for served in range(10):
+        talking: list[Channel] = []
+
+        def enough(talking: list[Channel] = talking, least: int = min(3, 10 - served)) -> bool:
+            talking[:] = [channel for channel in channels if channel.talks_with]
+            return len(talking) >= least
+
+        await wait_until(enough, "as many talk as there are agents")
+        talking[0].agent_hangs_up()
+        await talking[0].over()
+    assert world.phones.at_once == dict.fromkeys(agents, 1)
 
 
-async def test_a_wait_that_is_too_long_ends_with_an_announcement(waiting_line: Queue) -> None:
-    """On the queue's timeout the music stops, the announcement plays, and the caller is hung up on."""
-    settings = replace(SETTINGS, timeout=0.05)
-    async with (
-        waiting_line.slot("agents", max_concurrent=1),
-        serve(waiting_line, settings, port=0) as port,
-    ):
-        peer = Peer("caller", *await asyncio.open_connection("127.0.0.1", port))
-        await peer.arrive()
-        for what in ("uuid_break", settings.sorry, "hangup"):
-            assert what in await peer.hear()
-            peer.say(reply())
-        assert "NORMAL_TEMPORARY_FAILURE" in peer.heard[-1]
-        peer.complete("playback")
-        peer.hang_up()
-        await peer.closed()
-        peer.writer.close()
+def test_the_limit_says_how_many_calls_an_agent_takes() -> None:
+    """One each, unless there are to be more calls at once than dial strings."""
+    assert (Settings(agents=("a", "b")).calls_at_once, Settings(agents=("a", "b")).calls_per_agent) == (
+        2,
+        1,
+    )
+    assert Settings(agents=("a", "b"), limit=1).calls_per_agent == 1
+    assert Settings(agents=("group",), limit=5).calls_per_agent == 5
 
 
-@pytest.mark.parametrize("how", ["end", "reset", "nonsense", "huge", "surplus reply"])
-@pytest.mark.parametrize("stage", ["accepted", "connecting", "arriving", "waiting", "talking"])
-async def test_a_connection_that_breaks_frees_its_place(
-    stage: str, how: str, call: Call, waiting_line: Queue
-) -> None:
-    """Cut off, reset or out of step at any stage: the call ends, and the next one is served."""
-    blocker = waiting_line.slot("agents", max_concurrent=1)
-    if stage == "waiting":
-        await blocker.__aenter__()
-    peer = await call("caller")
-    if stage == "connecting":
-        await peer.hear()
-    elif stage == "arriving":
-        await peer.hear()
-        peer.say(CHANNEL_DATA.format(uuid=peer.uuid).encode())
-        await peer.hear()
-    elif stage == "waiting":
-        await peer.arrive()
-        await stand(waiting_line, waiting=1, in_use=1)
-    elif stage == "talking":
-        await peer.arrive()
-        await peer.be_bridged()
-        await stand(waiting_line, waiting=0, in_use=1)
-    if how == "end":
-        peer.writer.write_eof()
-    elif how == "reset":
-        peer.cut()
-    elif how == "nonsense":
-        peer.say(b"SIP/2.0 200 OK\nnot a header\n\n")
-    elif how == "huge":
-        peer.say(b"Content-Type: text/event-plain\nContent-Length: 99999999999\n\n")
+# Agents who are not reached --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["busy", "rings", "not registered"])
+async def test_an_agent_who_is_not_reached_costs_no_caller(failing: str, world: World) -> None:
+    """The next agent is called, and the caller is not hung up on."""
+    world.phones.known = {"user/1": failing, "user/2": "answers"}
+    service = await world.instance(agents=("user/1", "user/2"))
+    channel = world.call("caller", service)
+    await talks(channel, "user/2")
+    assert not channel.cause
+    channel.hang_up()
+
+
+async def test_nobody_reached_keeps_the_place_and_is_an_error(world: World, spans: Spans) -> None:
+    """The hold ends as error; the caller goes on hearing music, and is served before who came later."""
+    world.phones.known = {}
+    service = await world.instance(rounds=1000)
+    first = world.call("first", service)
+    await wait_until(lambda: "error" in outcomes(spans, "hold", "first"), "a round was in vain")
+    second = world.call("second", service)
+    await waits(second)
+    await wait_until(lambda: len(outcomes(spans, "hold", "first")) > 3, "the place was kept")
+    assert outcomes(spans, "hold", "second") == []
+    assert first.music_plays
+    world.phones.known = {FIRST: "answers"}
+    await talks(first)
+    for channel in (first, second):
+        channel.hang_up()
+
+
+async def test_after_some_rounds_in_vain_an_announcement(world: World, spans: Spans) -> None:
+    """A line without agents does not keep callers for ever."""
+    world.phones.known = {}
+    channel = world.call("caller", await world.instance(rounds=2))
+    assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+    assert channel.hears[-1] == SORRY
+    assert outcomes(spans, "hold", "caller") == ["error", "error"]
+
+
+def test_the_ring_timeout_joins_the_options_of_the_dial_string() -> None:
+    assert with_ring_timeout("user/1", 20) == "{originate_timeout=20}user/1"
+    assert with_ring_timeout("{a=b}user/1", 20) == "{originate_timeout=20,a=b}user/1"
+
+
+# Who is sent away ------------------------------------------------------------------------------------
+
+
+async def test_an_announcement_is_heard_to_its_end(world: World) -> None:
+    """The hang-up waits for it, though FreeSWITCH would run it within the announcement."""
+    service = await world.instance(timeout=0.05)
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service)
+        started = asyncio.get_running_loop().time()
+        await wait_until(lambda: channel.hears[-1:] == [SORRY], "the announcement begins")
+        assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+        assert asyncio.get_running_loop().time() - started >= LENGTHS[SORRY]
+
+
+@pytest.mark.parametrize("overflow", ["", "6000 XML default"])
+async def test_a_full_line_sends_newcomers_elsewhere(overflow: str, world: World) -> None:
+    """To another extension if there is one, else an announcement and busy."""
+    service = await world.instance(max_waiting=1, overflow=overflow)
+    async with world.queue.slot("agents", max_concurrent=1):
+        first = world.call("first", service)
+        await stand(world.queue, waiting=1, in_use=1)
+        second = world.call("second", service)
+        if overflow:
+            await wait_until(lambda: second.extension == "6000", "the call is elsewhere")
+            await wait_until(lambda: second.dead, "the handler lets go of it")
+            assert not second.cause
+        else:
+            assert await second.over() == "USER_BUSY"
+            assert second.hears[-1] == SORRY
+        await stand(world.queue, waiting=1, in_use=1)
+        first.hang_up()
+
+
+@pytest.mark.parametrize("overflow", ["", "6000 XML default"])
+async def test_a_key_leaves_the_line(overflow: str, world: World, spans: Spans) -> None:
+    """That key only, and only while the caller waits."""
+    service = await world.instance(leave_key="1", overflow=overflow)
+    talking = world.call("talking", service)
+    await talks(talking)
+    channel = world.call("caller", service)
+    await waits(channel)
+    await stand(world.queue, waiting=1, in_use=1)
+    talking.press("1")
+    channel.press("2")
+    channel.press("1")
+    await stand(world.queue, waiting=0, in_use=1)
+    if overflow:
+        await wait_until(lambda: channel.extension == "6000", "the call is elsewhere")
     else:
-        peer.say(*[reply()] * 9)
-    if how != "reset":
-        await peer.closed()
-    if stage == "waiting":
-        await stand(waiting_line, waiting=0, in_use=1)
-        await blocker.__aexit__(None, None, None)
-    await stand(waiting_line, waiting=0, in_use=0)
-    after = await call("after")
-    await after.arrive()
-    await after.be_bridged()
-    after.hang_up()
-    await after.closed()
+        assert await channel.over() == "NORMAL_CLEARING"
+    assert outcomes(spans, "wait", "caller") == ["cancelled"]
+    assert talking.talks_with
+    talking.hang_up()
 
 
-async def test_a_cut_at_any_byte_frees_the_place(call: Call, waiting_line: Queue) -> None:
-    """The hang-up's event is cut at a few dozen of its bytes; no call ever stays in the line."""
-    farewell = event("CHANNEL_HANGUP", "caller", Hangup_Cause="NORMAL_CLEARING")
-    for length in range(0, len(farewell), 7):
-        peer = await call("caller")
-        await peer.arrive()
-        await stand(waiting_line, waiting=0, in_use=1)
-        peer.say(farewell[:length])
-        peer.writer.write_eof()
-        await peer.closed()
-        await stand(waiting_line, waiting=0, in_use=0)
+# Music and speech ------------------------------------------------------------------------------------
 
 
-async def test_a_silent_freeswitch_is_given_up(waiting_line: Queue) -> None:
-    """Without a reply in time the connection is closed, and nothing is left of the call."""
-    settings = replace(SETTINGS, reply_seconds=0.1)
-    async with serve(waiting_line, settings, port=0) as port:
-        peer = Peer("caller", *await asyncio.open_connection("127.0.0.1", port))
-        assert await peer.hear() == "connect\n\n"
-        await peer.closed()
-        peer.writer.close()
+async def test_a_star_does_not_end_the_music(world: World) -> None:
+    service = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service)
+        await stand(world.queue, waiting=1, in_use=1)
+        await wait_until(lambda: channel.music_plays, "music")
+        for digit in "1*#":
+            channel.press(digit)
+        await channel.settled()
+        assert channel.hears == [MUSIC]
+        assert channel.music_plays
+        channel.hang_up()
 
 
-@pytest.mark.parametrize("refused", range(4))
-async def test_a_refused_command_ends_the_call(refused: int, call: Call, waiting_line: Queue) -> None:
-    """An -ERR to any command of the beginning closes the connection without a wait."""
-    peer = await call("caller")
-    await peer.hear()
-    peer.say(CHANNEL_DATA.format(uuid=peer.uuid).encode())
-    for number in range(4):
-        await peer.hear()
-        peer.say(reply("-ERR no such channel" if number == refused else "+OK"))
-    await peer.closed()
-    await stand(waiting_line, waiting=0, in_use=0)
+async def test_music_that_ends_starts_again(world: World) -> None:
+    """A file is as good as an endless stream."""
+    service = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service, lengths={MUSIC: 0.05})
+        await wait_until(lambda: channel.hears == [MUSIC] * 3, "music begins again")
+        channel.hang_up()
 
 
-@pytest.mark.parametrize("uuid", ["", "a%0Ab", "a%20b", "caf%C3%A9"])
-async def test_an_id_that_is_no_id_ends_the_call(uuid: str, call: Call) -> None:
-    """What could break out of a command is not taken for a Unique-ID."""
-    peer = await call(uuid)
-    await peer.hear()
-    peer.say(CHANNEL_DATA.format(uuid=uuid).encode())
-    await peer.closed()
-    assert peer.heard == ["connect\n\n"]
+async def test_position_and_estimate_are_spoken(world: World) -> None:
+    """Within the music, again when the position changes, and a bridge does not wait for the end."""
+    service = await world.instance(speech="say:{}", speak_every=60.0, speak_at_least=0.05)
+    async with world.queue.slot("agents", max_concurrent=1):
+        first = world.call("first", service, lengths={"say:You are number 1 in line.": 0.05})
+        await stand(world.queue, waiting=1, in_use=1)
+        second = world.call("second", service, lengths={"say:You are number 2 in line.": 0.05})
+        await wait_until(lambda: "say:You are number 2 in line." in second.hears, "the position")
+        first.hang_up()
+        await wait_until(lambda: "say:You are number 1 in line." in second.hears, "the new position")
+    # That announcement never ends by itself.
+    await talks(second)
+    second.agent_hangs_up()
+    await second.over()
 
 
-async def test_the_agents_channel_is_not_the_callers(call: Call, waiting_line: Queue) -> None:
-    """Events of another channel, and kinds of frames nobody asked for, change nothing."""
-    peer = await call("caller")
-    await peer.arrive()
-    await peer.be_bridged()
-    peer.say(event("CHANNEL_HANGUP", "agent", Hangup_Cause="NORMAL_CLEARING"))
-    peer.say(b"Content-Type: log/data\nContent-Length: 3\n\nabc")
-    peer.say(event("CUSTOM", "caller", body="x\n\ny"))
-    peer.complete("something else")
-    peer.complete("bridge")  # taken in after all of these, and answered: the call still goes on
-    assert "execute-app-name: hangup" in await peer.hear()
-    await stand(waiting_line, waiting=0, in_use=1)
-    peer.say(reply())
-    peer.hang_up()
-    await peer.closed()
+def test_the_sentence_has_position_and_estimate() -> None:
+    assert sentence(WaitStatus(2, 3, 0.0, None)) == "You are number 2 in line."
+    assert sentence(WaitStatus(2, 3, 0.0, 61.0)).endswith("Your wait is about 2 minutes.")
+    assert sentence(WaitStatus(1, 3, 0.0, 0.0)).endswith("Your wait is about 1 minute.")
 
 
-async def test_leaving_the_server_ends_the_calls(waiting_line: Queue) -> None:
-    """Stopping the application gives back what waits and what holds, and closes the connections."""
-    async with serve(waiting_line, SETTINGS, port=0) as port:
-        peers = [
-            Peer(name, *await asyncio.open_connection("127.0.0.1", port)) for name in ("one", "two")
-        ]
-        for peer in peers:
-            await peer.arrive()
-        await stand(waiting_line, waiting=1, in_use=1)
-    await stand(waiting_line, waiting=0, in_use=0)
-    for peer in peers:
-        await peer.closed()
-        peer.writer.close()
+# Transfers, instances that stop or die ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["talking", "waiting"])
+async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None:
+    """Its slot or place is free at once; the call goes on and is not hung up."""
+    service = await world.instance()
+    other = world.call("other", service) if when == "waiting" else None
+    if other is not None:
+        await talks(other)
+    channel = world.call("caller", service)
+    await (talks(channel) if when == "talking" else waits(channel))
+    channel.transfer("6000")
+    await wait_until(lambda: channel.dead, "the handler lets go of it")
+    await stand(world.queue, waiting=0, in_use=0 if other is None else 1)
+    assert not channel.cause
+    assert not any("hangup\n" in command for command in channel.commands)
+    if other is not None:
+        other.hang_up()
+        await other.over()
+
+
+async def test_sigterm_hands_waiters_over_with_their_places(
+    redis_server: RedisServer, world: World
+) -> None:
+    """Who talks finishes; who waits goes to the other instance and stands where it stood."""
+    queues = [
+        await world.stack.enter_async_context(
+            Queue(
+                RedisBackend(redis_server.url, lease=LEASE),
+                telemetry=Telemetry(registry=CollectorRegistry()),
+            )
+        )
+        for _ in range(2)
+    ]
+    stopped, other = [await world.instance(queue) for queue in queues]
+    talking = world.call("talking", stopped, other)
+    await talks(talking)
+    waiting = []
+    for number, dialplan in enumerate([(stopped, other), (other,), (stopped, other), (other,)]):
+        waiting.append(world.call(f"waiting-{number}", *dialplan))
+        await stand(queues[1], waiting=number + 1, in_use=1)
+    draining = asyncio.ensure_future(stopped.drain(20.0))
+    await wait_until(lambda: waiting[2].connections == 2, "the other instance has it")
+    await stand(queues[1], waiting=4, in_use=1)
+    places = [await queues[1].position("agents", channel.uuid) for channel in waiting]
+    assert places == [1, 2, 3, 4]
+    assert talking.talks_with
+    late = world.call("late", stopped, other)  # the first refuses connections
+    await stand(queues[1], waiting=5, in_use=1)
+    talking.agent_hangs_up()
+    assert await draining == 0
+    for channel in (*waiting, late):
+        await talks(channel)
+        channel.agent_hangs_up()
+        await channel.over()
+
+
+async def test_callers_of_a_dead_instance_keep_their_place(world: World) -> None:
+    """FreeSWITCH takes a waiting call on to the other instance; there its head start counts."""
+    dead, other = await world.instance(), await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("old", dead, other)
+        await stand(world.queue, waiting=1, in_use=1)
+        await wait_until(lambda: channel.music_plays, "music")
+        newcomer = world.call("new", other)
+        await stand(world.queue, waiting=2, in_use=1)
+        channel.clock += 60_000_000
+        channel.lose_handler()
+        await wait_until(lambda: channel.connections == 2, "the other instance has it")
+        await stand(world.queue, waiting=2, in_use=1)
+        assert await world.queue.position("agents", "old") == 1
+        newcomer.hang_up()
+        channel.hang_up()
+
+
+async def test_a_conversation_outlives_its_controller(world: World) -> None:
+    """Nobody is torn from an agent, and FreeSWITCH ends the call when the agent hangs up."""
+    service, other = await world.instance(), await world.instance()
+    channel = world.call("caller", service, other)
+    await talks(channel)
+    channel.lose_handler()
+    await stand(world.queue, waiting=0, in_use=0)
+    assert channel.talks_with == FIRST
+    channel.agent_hangs_up()
+    assert await channel.over() == "NORMAL_CLEARING"
+    assert channel.connections == 1
+
+
+async def test_a_dead_instance_without_another_is_a_hang_up(world: World) -> None:
+    """Not music for ever: the dialplan's last action."""
+    service = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service, free_port())
+        await waits(channel)
+        await stand(world.queue, waiting=1, in_use=1)
+        await service.close()
+        assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+
+
+async def test_a_large_channel_variable_is_no_reason_to_hang_up(world: World) -> None:
+    service = await world.instance()
+    channel = world.call("caller", service)
+    channel.variables["big"] = "x" * 300_000
+    await talks(channel)
+    channel.hang_up()
+    await channel.over()
+
+
+# Many calls ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
@@ -566,50 +453,42 @@ async def test_a_hundred_calls_never_exceed_the_limit(
     kind: str, request: pytest.FixtureRequest, telemetry: Telemetry
 ) -> None:
     """100 calls at once, of whom every fifth hangs up in the line: never more than 5 talk, all end."""
-    talking, most, bridged = 0, 0, 0
     backend = None
     if kind == "redis":
         server: RedisServer = request.getfixturevalue("redis_server")
         backend = RedisBackend(server.url, lease=LEASE)
-    settings = replace(SETTINGS, limit=5)
+    agents = [f"user/{number}" for number in range(5)]
+    phones = Phones()
+    phones.known = dict.fromkeys(agents, "answers")
+    served = 0
 
-    async def caller(number: int, port: int, queue: Queue) -> None:
-        nonlocal talking, most, bridged
+    async def caller(number: int, port: int) -> None:
+        nonlocal served
         dice = random.Random(number)
-        peer = Peer(f"call-{number}", *await asyncio.open_connection("127.0.0.1", port))
-        await peer.arrive()
+        channel = Channel(f"call-{number}", [port], phones, LENGTHS).start()
         if number % 5 == 4:
-            impatient = asyncio.ensure_future(peer.hear())
-            await asyncio.wait({impatient}, timeout=dice.random() / 10)
-            impatient.cancel()
-            peer.hang_up()
-            await asyncio.gather(impatient, return_exceptions=True)
+            await wait_until(lambda: channel.hears, "music or an agent")
         else:
-            await peer.be_bridged()
-            talking += 1
-            bridged += 1
-            most = max(most, talking)
+            await wait_until(lambda: channel.talks_with, "an agent", timeout=60)
+            served += 1
+            assert sum(phones.calls.values()) <= 5
             for _ in range(dice.randint(1, 50)):
                 await asyncio.sleep(0)
-            talking -= 1
-            peer.hang_up()
-        await peer.closed()
-        peer.writer.close()
+        channel.hang_up()
+        await channel.over()
 
     async with Queue(backend, telemetry=telemetry) as queue:
-        async with serve(queue, settings, port=0) as port:
-            await asyncio.gather(*(caller(number, port, queue) for number in range(100)))
+        async with serve(queue, replace(SETTINGS, agents=agents), port=0) as service:
+            await asyncio.gather(*(caller(number, service.port) for number in range(100)))
             await stand(queue, waiting=0, in_use=0)
         await assert_nothing_kept(queue)
-    assert most == 5
-    assert bridged == 80
+    assert served == 80
+    assert max(phones.at_once.values()) == 1
 
 
 def test_the_command_line_says_what_a_call_meets() -> None:
     """The options that the example promises are there, with the settings' defaults."""
-    options = parse_arguments(
-        ["--redis", "redis://localhost", "--limit", "7", "--agent", "user/1", "--metrics-port", "0"]
-    )
-    assert (options.redis, options.limit, options.agent) == ("redis://localhost", 7, "user/1")
-    assert (options.host, options.port, options.metrics_port) == ("127.0.0.1", 9696, 0)
-    assert options.timeout == Settings.timeout
+    options = parse_arguments(["--redis", "redis://localhost", "--agent", "a", "--agent", "b"])
+    assert (options.redis, options.host, options.port) == ("redis://localhost", "127.0.0.1", 9696)
+    assert settings_of(options) == Settings(agents=("a", "b"))
+    assert settings_of(parse_arguments([])) == Settings()

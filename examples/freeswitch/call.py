@@ -1,0 +1,356 @@
+"""One caller's way: answered, in the line to music, bridged to an agent, or sent away.
+
+| what happens | what this does |
+|---|---|
+| a slot is granted | the music stops, the next free agent is called |
+| an agent is not reached | the next one is called |
+| none is reached | the hold ends as `error`; the caller keeps its place, for some rounds |
+| the caller hangs up | the place or slot is free at once |
+| the talking caller is transferred | the slot is free; the call is left alone |
+| the wait is too long | an announcement, then a hang-up |
+| the line is full, or the key is pressed | another extension, or the same |
+| this instance is about to stop | a waiter goes to the next `socket` action, its place kept |
+| this instance dies | the same, with a head start of as long as it has waited |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import trace
+
+from examples.freeswitch.esl import EslConnection, EslError, Execution, happens_within
+from examples.freeswitch.settings import Agents, Settings, sentence, with_ring_timeout
+from genesis import (
+    BackendUnavailableError,
+    EvictedError,
+    Queue,
+    QueueDrainingError,
+    QueueFullError,
+    QueueTimeoutError,
+)
+from genesis.queue import SlotRequest
+
+__all__ = ["Call", "NoAgentError", "handle_call"]
+
+PLACE = "genesis_place"
+"""The channel variable that hands a place over: FreeSWITCH shows it to the next instance."""
+MAX_HEAD_START = 86_400.0
+LEAST_MUSIC = 1.0
+"""Seconds between two beginnings of the music, so that a file that is missing makes no busy loop."""
+
+logger = logging.getLogger("freeswitch")
+tracer = trace.get_tracer("genesis.examples.freeswitch")
+
+
+class NoAgentError(Exception):
+    """No agent was reached; makes the hold end as `error`."""
+
+
+class Call:
+    """One call, from taking it over to giving it away.
+
+    Args:
+        stopping: resolves when this instance is about to stop.
+    """
+
+    def __init__(
+        self,
+        esl: EslConnection,
+        queue: Queue,
+        settings: Settings,
+        agents: Agents,
+        stopping: asyncio.Future[None],
+    ) -> None:
+        self._esl = esl
+        self._queue = queue
+        self._settings = settings
+        self._agents = agents
+        self._stopping = stopping
+        self._now = asyncio.get_running_loop().time
+        self._began = self._now()  # when it began to wait, on whichever instance
+        self._waited_before = False
+        self._music: Execution | None = None
+        self._request: SlotRequest | None = None  # while it waits
+
+    async def serve(self) -> None:
+        """Serve the call to its end.
+
+        Raises:
+            EslError: the call or the connection ended, or FreeSWITCH refused a command.
+        """
+        esl, settings = self._esl, self._settings
+        channel = await esl.connect()
+        with tracer.start_as_current_span("call", attributes={"genesis.item_id": esl.uuid}):
+            place_token = self._resume(channel)
+            await esl.replies(
+                esl.send("linger"),
+                esl.send("myevents plain"),
+                # First of all: if this process dies, FreeSWITCH goes on to the next `socket` action.
+                esl.execute("set", "socket_resume=true"),
+                esl.execute("set", "playback_terminators=none"),  # `*` would end the music
+                esl.execute("answer"),
+            )
+            try:
+                await self._in_line(place_token)
+            except QueueDrainingError:
+                esl.end("handed over")
+            except QueueFullError as error:
+                await self._send_away(error, "USER_BUSY", settings.overflow)
+            except (QueueTimeoutError, EvictedError, BackendUnavailableError, NoAgentError) as error:
+                await self._send_away(error, "NORMAL_TEMPORARY_FAILURE")
+
+    def _resume(self, channel: Mapping[str, str]) -> str | None:
+        """Take note of how long the call has waited before; returns the token of its place.
+
+        Both times are FreeSWITCH's, so no clock of an instance counts. A call is answered when it
+        begins to wait, so this also serves if the instance before died.
+        """
+        if channel.get("variable_socket_resume") == "true":
+            answered, now = (
+                int(text) if text.isdecimal() else 0
+                for text in (
+                    channel.get("Caller-Channel-Answered-Time", ""),
+                    channel.get("Event-Date-Timestamp", ""),
+                )
+            )
+            if 0 < answered < now:  # microseconds
+                self._waited_before = True
+                self._began -= min((now - answered) / 1e6, MAX_HEAD_START)
+        _log("connected", self._esl.uuid, waited=round(self._now() - self._began, 3))
+        return channel.get(f"variable_{PLACE}")
+
+    async def _in_line(self, place_token: str | None) -> None:
+        """Wait and talk; or leave the line by the key, or because this instance stops."""
+        esl, settings = self._esl, self._settings
+        turn = asyncio.ensure_future(self._take_turns(place_token))
+        try:
+            await _first_of(turn, esl.key_pressed, self._stopping)
+            if self._stopping.done() and self._request is not None:
+                # FreeSWITCH must have the token before the line is left. A call that is granted a slot
+                # meanwhile is not handed over.
+                if token := self._request.place_token:
+                    await esl.replies(esl.send(f"api uuid_setvar {esl.uuid} {PLACE} {token}"))
+                if self._request is not None:
+                    esl.end("handed over")
+                    return
+            if esl.key_pressed.done() and self._request is not None:
+                await _cancelled(turn)
+                await self._send_away("the key was pressed", "NORMAL_CLEARING", settings.overflow)
+                return
+            await _first_of(turn)
+            turn.result()
+        finally:
+            await _cancelled(turn)
+
+    async def _take_turns(self, place_token: str | None) -> None:
+        """Wait for a slot and talk; if no agent is reached, wait again at the same place.
+
+        Raises:
+            NoAgentError: no agent was reached in any round.
+            GenesisError: as entering the line does.
+        """
+        for round_left in reversed(range(self._settings.rounds)):
+            request = self._slot_request(place_token)
+            place_token, self._waited_before = None, True
+            waiting = [
+                asyncio.ensure_future(self._play_music()),
+                asyncio.ensure_future(self._speak(request)),
+            ]
+            self._request = request
+            try:
+                async with request as slot:
+                    # Neither of the two may send anything from here on.
+                    self._stop_waiting(waiting)
+                    await self._talk()
+                    if slot.lost:
+                        _log("slot lost while talking", self._esl.uuid)
+                    return
+            except NoAgentError:
+                if not round_left:
+                    raise
+            finally:
+                self._stop_waiting(waiting)
+                await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _slot_request(self, place_token: str | None) -> SlotRequest:
+        settings = self._settings
+        waited = min(self._now() - self._began, MAX_HEAD_START) if self._waited_before else 0.0
+        timeout = settings.timeout
+        options: dict[str, Any] = {
+            "item_id": self._esl.uuid,
+            "max_concurrent": settings.calls_at_once,
+            "timeout": None if timeout is None else max(1.0, timeout - waited),
+            # A call that was in the line once is never refused.
+            "max_waiting": None if self._waited_before else settings.max_waiting,
+            "head_start": waited,
+            "keep_place": settings.keep_seconds,
+        }
+        try:
+            return self._queue.slot(settings.queue_id, place_token=place_token, **options)
+        except ValueError:
+            if place_token is None:
+                raise
+            return self._queue.slot(settings.queue_id, **options)  # the token of another queue
+
+    def _stop_waiting(self, waiting: list[asyncio.Future[None]]) -> None:
+        self._request = None
+        for task in waiting:
+            task.cancel()
+
+    async def _play_music(self) -> None:
+        """Play music, again when it has ended, until this is cancelled."""
+        self._esl.key = self._settings.leave_key  # it counts while the caller waits
+        try:
+            while True:
+                began = self._now()
+                if self._music is None or self._music.completed.done():
+                    self._music = self._esl.execute("playback", self._settings.music)
+                    await self._esl.replies(self._music)
+                await asyncio.wait({self._music.completed})
+                await asyncio.sleep(LEAST_MUSIC - (self._now() - began))
+        except EslError as error:
+            self._esl.end(str(error))
+        finally:
+            self._esl.key = ""
+
+    async def _speak(self, request: SlotRequest) -> None:
+        """Tell the caller where it stands, from time to time, until this is cancelled.
+
+        FreeSWITCH plays it within the music, which goes on afterwards. It is not locked, so that a
+        bridge does not wait for its end.
+        """
+        settings, esl = self._settings, self._esl
+        if not settings.speech:
+            return
+        try:
+            async for status in request.watch(
+                every=settings.speak_every, at_least=settings.speak_at_least
+            ):
+                spoken = settings.speech.replace("{}", sentence(status))
+                playback = esl.execute("playback", spoken)
+                await esl.replies(playback)
+                await asyncio.wait({playback.completed})
+        except EslError as error:
+            esl.end(str(error))
+
+    async def _talk(self) -> None:
+        """Call one agent after the other until one is reached; return when the two have talked.
+
+        Raises:
+            NoAgentError: none was reached.
+        """
+        settings, esl = self._settings, self._esl
+        await self._break_music()
+        # After the break, which discards what is queued. FreeSWITCH carries these out before the
+        # bridge; to wait for their replies would only delay it.
+        sent = [
+            esl.execute("set", "continue_on_fail=true"),  # else it hangs up on the caller
+            esl.execute("set", "socket_resume=false"),  # else our death ends the conversation
+            esl.execute("set", "hangup_after_bridge=true"),  # when the agent hangs up
+        ]
+        for agent in self._agents.in_turn():
+            phone = self._queue.slot(
+                f"{settings.queue_id} {agent}",
+                item_id=esl.uuid,
+                max_concurrent=settings.calls_per_agent,
+                timeout=0,
+            )
+            try:
+                async with phone:
+                    _log("calling", esl.uuid, agent=agent)
+                    bridge = esl.execute("bridge", with_ring_timeout(agent, settings.ring_seconds))
+                    await esl.replies(*sent, bridge)
+                    event = await bridge.completed
+            except (QueueTimeoutError, BackendUnavailableError):
+                continue  # the agent talks with another caller
+            if esl.bridged:
+                # If the call has not ended now, the caller was transferred, and to send a hang-up
+                # would end a call that is not ours any more.
+                _log("talked", esl.uuid, agent=agent)
+                return
+            cause = event.get("variable_originate_disposition", "")
+            _log("agent not reached", esl.uuid, agent=agent, cause=cause)
+        await esl.replies(*sent, esl.execute("set", "socket_resume=true"))
+        music = asyncio.ensure_future(self._play_music())
+        try:
+            # With the slot kept: agents who cannot be reached are not called all the time.
+            await asyncio.sleep(settings.pause_seconds)
+        finally:
+            await _cancelled(music)
+        raise NoAgentError(f"none of the agents was reached: {', '.join(settings.agents)}")
+
+    async def _break_music(self) -> None:
+        """Only once it plays: the break would discard what is queued before it.
+
+        If an announcement plays within the music, the break ends that alone, and what follows runs
+        within the music. No matter: it begins as soon.
+        """
+        if self._music is not None:
+            await happens_within(self._settings.begin_seconds, self._music.started)
+            await self._esl.replies(self._esl.send(f"api uuid_break {self._esl.uuid} all"))
+
+    async def _send_away(self, reason: object, cause: str, overflow: str = "") -> None:
+        """To another extension, or, after an announcement, hung up."""
+        esl, settings = self._esl, self._settings
+        _log("not served", esl.uuid, reason=str(reason))
+        await self._break_music()
+        if overflow:
+            await esl.replies(
+                esl.execute("set", "socket_resume=false"), esl.execute("transfer", overflow)
+            )
+        else:
+            # Locked: the hang-up would otherwise run within the announcement, and nobody would hear it.
+            sorry = esl.execute("playback", settings.sorry, lock=True)
+            await esl.replies(sorry, esl.execute("hangup", cause))
+        await happens_within(settings.sorry_seconds, esl.ended)
+
+
+async def handle_call(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    queue: Queue,
+    settings: Settings,
+    agents: Agents,
+    stopping: asyncio.Future[None],
+) -> None:
+    """Serve one connection from its beginning to its end; raises nothing but a cancellation."""
+    esl = EslConnection(reader, writer, settings.reply_seconds)
+    reading = asyncio.ensure_future(esl.read())
+    call = asyncio.ensure_future(Call(esl, queue, settings, agents, stopping).serve())
+    try:
+        await _first_of(call, esl.ended)
+    finally:
+        try:
+            # The place first: whoever is next does not wait for this connection's end.
+            outcome = await _cancelled(call)
+            if isinstance(outcome, EslError):
+                esl.end(str(outcome))
+            elif isinstance(outcome, Exception):
+                logger.error("the call failed", exc_info=outcome, extra={"item_id": esl.uuid})
+            if esl.hung_up:
+                await asyncio.wait({reading}, timeout=settings.linger_seconds)
+        finally:
+            await _cancelled(reading)
+            await esl.close()
+            _log("ended", esl.uuid, reason=esl.ended.result())
+
+
+async def _first_of(*happenings: asyncio.Future[Any]) -> None:
+    await asyncio.wait(happenings, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancelled(task: asyncio.Future[Any]) -> Any:
+    """End a task, if it has not ended; returns its result or exception."""
+    task.cancel()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    return outcome
+
+
+def _log(event: str, item_id: str, **fields: object) -> None:
+    text = " ".join(f"{name}={value!r}" for name, value in fields.items())
+    extra = {"event": event, "item_id": item_id, **fields}
+    logger.info("%s item_id=%s %s", event, item_id, text, extra=extra)
