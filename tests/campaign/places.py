@@ -99,7 +99,9 @@ def check_full(story: Story, queue: str, passages: list[Passage], report: Report
             asked = Period(passage.invoked, passage.entered)
             if any(trouble.meets(asked) for trouble in story.disturbed()):
                 continue
-            before = sum(_surely_waits(story, other, asked) for other in passages if other is not passage)
+            before = sum(
+                _surely_waits(story, other, asked) for other in passages if other is not passage
+            )
             if before > most - 1:
                 text = f"{passage.call} waits behind {before} others, and wanted fewer than {most}"
                 report("full", passage.entered, queue, text)

@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 
 from tests.campaign.history import CONDUCTOR, Event, History
 
-__all__ = ["AT_ONCE", "EARLY", "SLACK", "Disturbance", "Passage", "Period", "Registration", "Story", "subtract"]
+__all__ = [
+    "AT_ONCE",
+    "EARLY",
+    "SLACK",
+    "Disturbance",
+    "Passage",
+    "Period",
+    "Registration",
+    "Story",
+    "subtract",
+]
 
 
 class Period(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
+from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     Disrupted,
@@ -36,7 +37,6 @@ from genesis.backends.protocol import (
     Ticket,
     WaitStatus,
 )
-from genesis.backends.places import decode
 from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.verdicts import Command
 from genesis.exceptions import (
@@ -290,7 +290,9 @@ class Caller:
         """Of one call: most are plain, the others use one feature or several."""
         rng = self._rng
         options: dict[str, Any] = {}
-        options["timeout"] = rng.choice((None, None, None, 0.0, rng.uniform(0.01, 0.4), 2 * self._lease))
+        options["timeout"] = rng.choice(
+            (None, None, None, 0.0, rng.uniform(0.01, 0.4), 2 * self._lease)
+        )
         if rng.random() < 0.2:
             options["max_waiting"] = rng.randrange(4)
         if rng.random() < 0.2:
