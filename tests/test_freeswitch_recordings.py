@@ -168,7 +168,7 @@ async def test_the_freeswitch_of_the_tests_behaves_like_the_real_one(name: str) 
                     await channel.settled()
                     channel.hang_up()
             seen = len(wanted)
-            await wait_until(lambda seen=seen: len(received) >= seen, f"{name}: {wanted[-1]}", 5.0)  # type: ignore[misc]
+            await wait_until(lambda seen=seen: len(received) >= seen, f"{name}: {wanted[-1]}", 5.0)
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
