@@ -51,7 +51,10 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What depends on the event loop runs on both of the loops that applications use."""
-    both = item.path.name in ON_BOTH_LOOPS or item.path.parent.name == "faults"
+    folder = item.path.parent.name
+    both = item.path.name in ON_BOTH_LOOPS or folder == "faults"
+    if folder == "topologies":
+        both = item.get_closest_marker("slow") is None
     return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
 
 

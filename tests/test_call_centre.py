@@ -618,7 +618,7 @@ class Unfair(InMemoryBackend):
         self.let_in()
         return admission
 
-    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
         result = super().leave(ticket, context, keep_place)
         self.let_in()
         return result

@@ -335,7 +335,7 @@ def test_the_sentence_has_position_and_estimate() -> None:
     assert sentence(WaitStatus(1, 3, 0.0, 0.0)).endswith("Your wait is about 1 minute.")
 
 
-# Transfers, instances that stop or die ------------------------------------------------------------------
+# Transfers, instances that stop or die ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["talking", "waiting"])

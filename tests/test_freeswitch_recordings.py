@@ -1,5 +1,5 @@
 """Sessions recorded with a real FreeSWITCH, from both sides: against the example, which gets the very
-frames that FreeSWITCH sent; and against `tests.support.freeswitch`, which must send the like of them."""
+frames that FreeSWITCH sent; and against `tests.support.freeswitch`, which must send similar ones."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def test_the_freeswitch_of_the_tests_behaves_like_the_real_one(name: str) 
                     await channel.settled()
                     channel.hang_up()
             seen = len(wanted)
-            await wait_until(lambda seen=seen: len(received) >= seen, f"{name}: {wanted[-1]}", 5.0)  # type: ignore[misc]
+            await wait_until(lambda seen=seen: len(received) >= seen, f"{name}: {wanted[-1]}", 5.0)
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -297,7 +297,7 @@ BRIDGED = ("bridged", "agent-hangs-up", "transferred", "resumed", "agent-unreach
 async def test_recorded_callers_who_wait(
     name: str, seed: int | None, waiting_line: Queue, spans: Spans
 ) -> None:
-    """They stay in the line whatever they press or hear, and leave it with the hang-up's first frame."""
+    """They stay in the line whatever they press or hear, until the first frame of the hang-up."""
     session = recorded(name)
     over = (n for n, line in enumerate(session) if ends_by_the_caller(session, n))
     end = next(over, len(session))

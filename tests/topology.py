@@ -111,6 +111,15 @@ class Cluster:
             pass
         self.end_move(slot, target)
 
+    def forget_slot(self, slot: int) -> None:
+        """Nobody serves it any more."""
+        for server in self.running:
+            _do(server, "CLUSTER", "DELSLOTS", slot)
+
+    def add_slot(self, slot: int, server: RedisServer) -> None:
+        """`server` serves it, which nobody did."""
+        _do(server, "CLUSTER", "ADDSLOTS", slot)
+
     def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
         """With redis-cli, as an operator does it."""
         command = ["redis-cli", "--cluster", "reshard", f"127.0.0.1:{source.port}", "--cluster-yes"]
@@ -128,10 +137,6 @@ class Cluster:
         """Whether `server` has slots, in the eyes of all that answer."""
         views = [_do(other, "CLUSTER", "SLOTS") for other in self.running if other is server]
         return all(any(row[2][1] == server.port for row in view) for view in views)
-
-    def listeners(self, channel: str) -> list[RedisServer]:
-        """The nodes at which somebody listens to `channel`."""
-        return [server for server in self.running if channel in _do(server, "PUBSUB", "CHANNELS")]
 
     def books(self, server: RedisServer, queue_id: str) -> dict[str, Any]:
         """All that a node holds of a queue, also in a slot that has not quite arrived."""
@@ -218,6 +223,14 @@ class SentinelTrio:
     @property
     def other(self) -> RedisServer:
         return next(server for server in self.servers if server is not self.master)
+
+    def listeners(self) -> int:
+        """How many connections listen for news at a Sentinel."""
+        found = 0
+        for port in self.ports:
+            with self._client(port) as client:
+                found += sum(int(each["sub"]) for each in client.client_list())
+        return found
 
     def fail_over(self) -> None:
         """Let a Sentinel replace the living master."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry import trace
@@ -190,7 +190,7 @@ class Call:
                 raise
             return self._queue.slot(settings.queue_id, **options)  # the token of another queue
 
-    def _stop_waiting(self, waiting: list[asyncio.Future[None]]) -> None:
+    def _stop_waiting(self, waiting: Sequence[asyncio.Future[None]]) -> None:
         self._request = None
         self._esl.key = ""
         for task in waiting:
@@ -348,8 +348,8 @@ async def _first_of(*happenings: asyncio.Future[Any]) -> None:
 async def _cancelled(task: asyncio.Future[Any]) -> Any:
     """End a task, if it has not ended; returns its result or exception."""
     task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    return outcome
+    outcomes: list[Any] = await asyncio.gather(*[task], return_exceptions=True)
+    return outcomes[0]
 
 
 def _log(event: str, item_id: str, **fields: object) -> None:

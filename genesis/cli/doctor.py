@@ -215,12 +215,10 @@ def check_clock(looks: Sequence[QueueLook], instances: Sequence[Instance]) -> It
 
 
 def check_layout(store: Store, looks: Sequence[QueueLook]) -> Iterator[Finding]:
-    found = []
-    for look in looks:
-        base = store.keys(look.queue_id)[0].removesuffix(b"meta")
-        old = [base + b"gone", *(base + b"at:" + owner.encode() for owner, _ in look.lapsed)]
-        if look.old_layout or store.client.exists(*old):
-            found.append(look.queue_id)
+    # The other keys of that layout, `at:<instance>` and `left:<ticket>`, exist only beside `epoch`.
+    found = [look.queue_id for look in looks if look.old_layout]
+    rest = [look.queue_id for look in looks if not look.old_layout]
+    found += store.with_key(rest, b"gone")
     if found:
         yield finding(
             "critical",

@@ -139,13 +139,20 @@ class Store:
         """Each in one step, many in a round trip."""
         self._load("look")
         found: list[QueueLook] = []
-        for start in range(0, len(queue_ids), _BATCH):
-            some = queue_ids[start : start + _BATCH]
-            pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
+        for some, pipeline in self._batches(queue_ids):
             for queue_id in some:
                 keys = self.keys(queue_id)
-                pipeline.evalsha(load("look").sha.decode(), len(keys), *keys)
+                pipeline.execute_command("EVALSHA", load("look").sha, len(keys), *keys)
             found += [_look(name, row) for name, row in zip(some, pipeline.execute(), strict=True)]
+        return found
+
+    def with_key(self, queue_ids: Sequence[str], kind: bytes) -> list[str]:
+        """The queues that have a key of this kind, for example one that only older versions write."""
+        found: list[str] = []
+        for some, pipeline in self._batches(queue_ids):
+            for queue_id in some:
+                pipeline.exists(queue_keys(self.key_prefix, queue_id)[0].removesuffix(b"meta") + kind)
+            found += [name for name, is_there in zip(some, pipeline.execute(), strict=True) if is_there]
         return found
 
     def entries(self, queue_id: str) -> list[QueueEntry]:
@@ -198,6 +205,11 @@ class Store:
         where = {"target_nodes": self.client.get_node_from_key(key)} if self.clustered else {}
         seconds, microseconds = self.client.time(**where)
         return int(seconds) * 1_000_000 + int(microseconds)
+
+    def _batches(self, queue_ids: Sequence[str]) -> Iterator[tuple[Sequence[str], Any]]:
+        for start in range(0, len(queue_ids), _BATCH):
+            pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
+            yield queue_ids[start : start + _BATCH], pipeline
 
     def _load(self, script: str) -> None:
         self.client.script_load(load(script).source.decode())

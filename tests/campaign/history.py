@@ -14,7 +14,8 @@ as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else th
                      given_up (was)          the answer: what it had in Redis, null if unknown
                      leave (lost)            its body is over; the slot is about to be given back
                      lost (reason, fence)    slot.lost turned true, and could have from `fence` on
-                     end (how)               released, timeout, refused, full, cancelled, evicted, failed
+                     end (how)               released, timeout, refused, full, cancelled, evicted,
+                                             failed
     of an instance   up (worker)             it runs
                      fence (until)           its lease in a queue holds at least until then
                      beat (sent, unknown)    the reply to a heartbeat, or to a sync; unknown: it differs

@@ -73,7 +73,8 @@ def _check_kept(story: Story, kept: Passage, asking: list[Passage], report: Repo
 def _check_kept_in_vain(story: Story, kept: Passage, asking: list[Passage], report: Report) -> None:
     """Nobody took it, although somebody asked while it was kept."""
     giving_up, given_up = kept.giving_up, kept.given_up
-    assert giving_up is not None and given_up is not None
+    assert giving_up is not None
+    assert given_up is not None
     # It might have been taken by one that never learned of it.
     silent = [p for p in asking if p.entered is None and p.granted is None and p.how != "full"]
     if silent:

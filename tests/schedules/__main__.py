@@ -1,7 +1,6 @@
 """`python -m tests.schedules`: replay one seed, or run many.
 
-python -m tests.schedules --kind redis --seed 526 -v         one schedule, step by step
-python -m tests.schedules --kind redis --seconds 600         as many as fit, from --first on
+python -m tests.schedules --kind memory --seed 526 -v        one schedule, step by step
 python -m tests.schedules --kind memory --seconds 600 --order any --observed
 python -m tests.schedules --kind walk                        every order of the tiny scenarios
 """
@@ -17,10 +16,7 @@ from tests.schedules.calls import Violation
 from tests.schedules.explore import (
     Found,
     explore_memory,
-    explore_shared,
     memory_schedule,
-    open_server,
-    shared_schedule,
     walk_memory,
 )
 from tests.schedules.scenario import SMALL, TINY
@@ -33,7 +29,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kind", choices=("memory", "redis", "walk"), required=True)
+    parser.add_argument("--kind", choices=("memory", "walk"), required=True)
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--first", type=int, default=0, help="the first of many seeds")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to go on with many")
@@ -50,11 +46,7 @@ def main() -> int:
         else:
             seeds = itertools.count(options.first)
             how = {"order": options.order, "observed": options.observed, "seconds": options.seconds}
-            if options.kind == "memory":
-                print(explore_memory(seeds, **how))
-            else:
-                with open_server() as server:
-                    print(explore_shared(server, seeds, **how))
+            print(explore_memory(seeds, **how))
     except (Found, Violation) as broken:
         print(f"BROKEN: {broken}")
         return 1
@@ -63,22 +55,13 @@ def main() -> int:
 
 def _replay(options: argparse.Namespace, tell: Callable[[str], None] | None) -> None:
     sinks = Sinks()
-    how = (sinks, options.order, options.observed, tell)
-    if options.kind == "memory":
-        alone = memory_schedule(options.seed, *how)
-        print(alone.scenario)
-        alone.run()
-        history, calls = alone.history, alone.calls
-    else:
-        with open_server() as server:
-            shared = shared_schedule(options.seed, server, *how)
-            print(shared.scenario)
-            shared.run()
-            history, calls = shared.history, shared.calls
+    schedule = memory_schedule(options.seed, sinks, options.order, options.observed, tell)
+    print(schedule.scenario)
+    schedule.run()
     if options.observed:
         sinks.check()
-    print("endings:", {str(call): call.ending or "killed" for call in calls})
-    print("history (> entered, + granted):", " ".join(history))
+    print("endings:", {str(call): call.ending for call in schedule.calls})
+    print("history (> entered, + granted):", " ".join(schedule.history))
 
 
 sys.exit(main())

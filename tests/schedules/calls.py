@@ -112,4 +112,4 @@ class Call:
 
     def __repr__(self) -> str:
         plan = self.plan
-        return f"call {self.number} ({plan.item_id} in {plan.queue_id} on {plan.instance})"
+        return f"call {self.number} ({plan.item_id} in {plan.queue_id})"

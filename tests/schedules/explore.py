@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
 
-from tests.redis_server import RedisServer
 from tests.schedules.calls import Violation
 from tests.schedules.choices import Path, Seeded, every_path
 from tests.schedules.loop import Order
 from tests.schedules.memory import MemorySchedule
 from tests.schedules.scenario import Scenario, drawn
-from tests.schedules.shared import FAULTS, SharedSchedule
 from tests.schedules.sinks import Sinks
-from tests.schedules.wire import Server
 
 __all__ = [
     "Found",
     "Report",
     "explore_memory",
-    "explore_shared",
     "memory_schedule",
-    "open_server",
-    "shared_schedule",
     "walk_memory",
 ]
 
@@ -46,7 +38,7 @@ class Report:
     steps: int = 0
     seconds: float = 0.0
     busy: float = 0.0
-    """Seconds of CPU, of the server as well."""
+    """Seconds of CPU."""
     orders: set[int] = field(default_factory=set)
     histories: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
@@ -115,87 +107,6 @@ def explore_memory(
     _check_sinks(sinks, batch, order, observed)
     report.seconds = time.perf_counter() - began
     report.busy = time.process_time() - busy
-    return report
-
-
-@contextmanager
-def open_server() -> Iterator[Server]:
-    """A private redis-server, reached over a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="genesis-") as folder:
-        path = str(FilePath(folder) / "redis.sock")
-        process = RedisServer("--unixsocket", path)
-        try:
-            server = Server(path)
-            try:
-                yield server
-            finally:
-                server.close()
-        finally:
-            process.close()
-
-
-def shared_scenario(seed: int, observed: bool) -> Scenario:
-    # A process that was killed leaves its gauges as they were.
-    faults = tuple(fault for fault in FAULTS if fault != "kill") if observed else FAULTS
-    return drawn(seed, instances=3, faults=faults)
-
-
-def shared_schedule(
-    seed: int,
-    server: Server,
-    sinks: Sinks,
-    order: Order,
-    observed: bool,
-    tell: Callable[[str], None] | None = None,
-) -> SharedSchedule:
-    """The schedule of a seed, over Redis."""
-    scenario = shared_scenario(seed, observed)
-    return SharedSchedule(
-        scenario, Seeded(seed), server, sinks, observed=observed, order=order, tell=tell
-    )
-
-
-def explore_shared(
-    server: Server,
-    seeds: Iterable[int],
-    *,
-    order: Order = "fifo",
-    observed: bool = False,
-    seconds: float = 1e9,
-    only: Callable[[Scenario], bool] = lambda _: True,
-) -> Report:
-    """Run the schedules of `seeds` over Redis, for so many seconds at most.
-
-    Args:
-        only: which scenarios; the seeds of others are passed over.
-
-    Raises:
-        Found: one of them breaks a promise.
-    """
-    report = Report(f"redis, {'observed' if observed else 'bare'}, {order}")
-    began, busy = time.perf_counter(), time.process_time() + server.busy_seconds()
-    sinks = Sinks()
-    for seed in seeds:
-        if not only(shared_scenario(seed, observed)):
-            continue
-        if observed:
-            sinks = Sinks()
-        try:
-            schedule = shared_schedule(seed, server, sinks, order, observed)
-            schedule.run()
-            if observed:
-                sinks.check()
-        except Violation as violation:
-            raise _found(violation, "redis", seed, order, observed) from violation
-        report.add(schedule.steps, schedule.history)
-        for call in schedule.calls:
-            report.count(call.ending or "killed")
-        for what, times in schedule.counts.items():
-            report.count(what, times)
-        if time.perf_counter() - began > seconds:
-            break
-    report.seconds = time.perf_counter() - began
-    report.busy = time.process_time() + server.busy_seconds() - busy
     return report
 
 

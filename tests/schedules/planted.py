@@ -7,19 +7,13 @@ that is taken to be needless. None of them shows in a run without the race that 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import Any
 
 import pytest
-from genesis.backends.redis.heartbeat import Heart
-from genesis.backends.redis.ledger import Ledger, Stage
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import Grant, LeaveResult, Ticket
-from genesis.backends.redis.backend import RedisBackend
-from genesis.backends.redis.link import Command, Link
 
-__all__ = ["MEMORY", "REDIS"]
+__all__ = ["MEMORY"]
 
 Patch = pytest.MonkeyPatch
 
@@ -91,85 +85,9 @@ def grant_a_slot_too_many_on_eviction(patch: Patch) -> None:
     patch.setattr(InMemoryBackend, "evict", generous_evict)
 
 
-def drop_the_leave_of_an_abandoned_enter(patch: Patch) -> None:
-    """A task cancelled while its enter is on its way says nothing more."""
-
-    def abandon(self: Link, command: Command) -> bool:
-        command.reply.cancel()
-        if command in self._outbox:
-            self._outbox.remove(command)
-        return False
-
-    patch.setattr(Link, "abandon", abandon)
-
-
-def give_back_a_grant_that_is_heard_twice(patch: Patch) -> None:
-    """The message about a grant that the reply has told already is taken for a second slot."""
-    on_message = RedisBackend._on_message
-
-    def suspicious(self: RedisBackend, session: Any, message: bytes) -> None:
-        kind, _, rest = message.partition(b" ")
-        passage = session.ledger.find(rest.split(b" ")[0].decode())
-        if kind == b"granted" and passage is not None and passage.stage is Stage.HOLDING:
-            self._say_leave(session, passage.line, passage.ticket.id, passage.blob, passage.breaks)
-        on_message(self, session, message)
-
-    patch.setattr(RedisBackend, "_on_message", suspicious)
-
-
-def forget_a_grant_that_overtakes_the_reply(patch: Patch) -> None:
-    """A message about a ticket whose reply is still on its way is thrown away."""
-    grant = Ledger.grant
-
-    def deaf(self: Ledger, passage: Any, token: int, released_by: Any) -> None:
-        if passage.stage is not Stage.ENTERING:
-            grant(self, passage, token, released_by)
-
-    patch.setattr(Ledger, "grant", deaf)
-
-
-def ignore_what_the_heartbeat_finds(patch: Patch) -> None:
-    """The heartbeat renews the lease, and mends nothing."""
-    patch.setattr(Heart, "_absorb_corrections", lambda *_: None)
-
-
-def say_nothing_again(patch: Patch) -> None:
-    """What had no reply when the connection broke is taken to have been carried out."""
-    take_back = Link._take_back
-
-    def careless(self: Link) -> None:
-        self._in_flight = deque(c for c in self._in_flight if c.script.name != "leave")
-        take_back(self)
-
-    patch.setattr(Link, "_take_back", careless)
-
-
-def register_again_in_another_order(patch: Patch) -> None:
-    """After a loss of data, waiters get new numbers in the order in which they happen to be listed."""
-    restore = Heart._restore
-
-    def unordered(self: Heart, line: Any, known: bytes, unknown: list[bytes]) -> None:
-        places = sorted(p.number for p in line.passages.values() if p.stage is Stage.WAITING)
-        for passage in line.passages.values():
-            if passage.stage is Stage.WAITING:
-                passage.number = places.pop()
-        restore(self, line, known, unknown)
-
-    patch.setattr(Heart, "_restore", unordered)
-
-
 MEMORY = (
     keep_the_slot_of_a_cancelled_waiter,
     keep_the_slot_of_a_waiter_out_of_time,
     let_a_raised_limit_wait,
     grant_a_slot_too_many_on_eviction,
-)
-# With the fault without which they do not show, if there is one.
-REDIS = (
-    (drop_the_leave_of_an_abandoned_enter, None),
-    (give_back_a_grant_that_is_heard_twice, None),
-    (forget_a_grant_that_overtakes_the_reply, None),
-    (ignore_what_the_heartbeat_finds, "cut"),
-    (say_nothing_again, "cut"),
-    (register_again_in_another_order, "flush"),
 )

@@ -27,7 +27,6 @@ class CallPlan:
     """How often its task is cancelled, at any step; more than once means while it is on its way out."""
     fails: bool = False
     """Its body ends with an error."""
-    instance: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Admin:
     limit: int | None = None
     item_id: str = ""
     """Whom; empty for one of those who are there then, which the schedule picks."""
-    instance: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,6 @@ class Scenario:
     admins: tuple[Admin, ...] = ()
     timers: int = 0
     """How many timers may fire before the end."""
-    instances: int = 1
-    faults: tuple[str, ...] = ()
-    """See `shared`; those that may happen, each at most once."""
-    warm: bool = False
-    """The connections stand before anything happens."""
-    lagging: int = 0
-    """The connection, by number, on which what Redis says takes long to arrive; 0 for none."""
     pace: float = field(default=0.6, compare=False)
     """How likely the next step is that something ready runs, rather than that something happens."""
 
@@ -64,7 +55,7 @@ class Scenario:
         return self.pace < 0.5
 
 
-def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) -> Scenario:
+def drawn(seed: int | str) -> Scenario:
     """A small scenario: 2 to 6 calls in 1 or 2 queues with limits of 1 or 2, and what befalls them."""
     chance = random.Random(f"scenario {seed}").random
 
@@ -73,7 +64,6 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
 
     names = one_of((("q",), ("q",), ("q", "r")))
     limits = {name: one_of((None, 1, 1, 2)) for name in names}
-    instances = min(instances, one_of((1, 2, 2, 3)))
     calls = []
     for number in range(one_of((2, 3, 4, 5, 6))):
         queue_id = one_of(names)
@@ -88,22 +78,16 @@ def drawn(seed: int | str, *, instances: int = 1, faults: tuple[str, ...] = ()) 
                 0.0 if patience < 0.1 else 1 + int(patience * 10) / 4 if patience < 0.5 else None,
                 one_of((0, 0, 0, 0, 0, 1, 1, 2)),
                 chance() < 0.1,
-                int(chance() * instances),
             )
         )
-    harm = one_of((0.0, 0.2, 0.4))
     admins = []
     for _ in range(one_of((0, 0, 1, 1, 2, 3))):
-        limit, instance = one_of((None, 0, 1, 2, 3)), int(chance() * instances)
-        admins.append(Admin(one_of(_ADMINS), one_of(names), limit, "", instance))
+        limit = one_of((None, 0, 1, 2, 3))
+        admins.append(Admin(one_of(_ADMINS), one_of(names), limit))
     return Scenario(
         tuple(calls),
         tuple(admins),
         int(chance() * 5) if chance() < 0.7 else 0,
-        instances,
-        tuple(fault for fault in faults if chance() < harm),
-        chance() < 0.7,
-        one_of((0, 0, 0, 1, 2, 3, 4, 5, 6)),
         one_of((0.35, 0.6, 0.85)),
     )
 

@@ -203,8 +203,8 @@ async def renewed(queue: Queue, queue_id: str = SALES) -> None:
 async def seconds(call: Any) -> tuple[float, BaseException | None]:
     """How long an awaitable took, and its error."""
     began = time.monotonic()
-    results: list[Any] = await asyncio.gather(call, return_exceptions=True)
-    error = results[0] if isinstance(results[0], BaseException) else None
+    result: Any = (await asyncio.gather(call, return_exceptions=True))[0]
+    error = result if isinstance(result, BaseException) else None
     return time.monotonic() - began, error
 
 

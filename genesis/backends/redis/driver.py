@@ -153,18 +153,8 @@ class Driver:
         if when < queue.timer_at:
             self._look_at(queue, when)
 
-    def request(
-        self,
-        queue: LocalQueue,
-        name: str,
-        arguments: tuple[bytes, ...],
-        on_reply: Callable[[Any], None],
-    ) -> bool:
-        """Call a script that belongs to no session; False if there is no connection."""
-        return queue.link is not None and queue.link.call(load(name), queue.keys, arguments, on_reply)
-
     def preface(self) -> tuple[bytes, ...]:
-        """The first arguments of such a script."""
+        """The first arguments of a script that belongs to no session."""
         return (self._head, b"", *self._tail)
 
     def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
@@ -189,14 +179,12 @@ class Driver:
         """Whether an error reply is about the server or the connection, not about the command."""
         text = str(error)
         if self.router.redirected(queue.keys[0], error):
-            now, moved = self.loop.time(), text.startswith("MOVED ")
+            moved = text.startswith("MOVED ")  # it is served: no alarm, and no pause the first time
             pause = 0.0 if moved and not queue.redirection else _RETRY
-            queue.redirection, queue.redirected_at = self.tell(error), now
-            if not moved:  # a slot that has moved is served; while it moves, it is not
-                self.is_down(f"slot of {queue.queue_id}", reason_of(error), queue.redirection)
+            self._stands_still(queue, "" if moved else reason_of(error), self.tell(error))
             if queue.link is not None:
                 self._detach(queue)
-                self._look_at(queue, now + pause)
+                self._look_at(queue, self.loop.time() + pause)
         elif any(word in text for word in _ELSEWHERE):
             # Before 7.0, Redis wraps what a command inside a script was refused with.
             if queue.link is not None:
@@ -204,6 +192,11 @@ class Driver:
         else:
             return False
         return True
+
+    def _stands_still(self, queue: LocalQueue, reason: str, why: str) -> None:
+        queue.redirection, queue.redirected_at = why, self.loop.time()
+        if reason:
+            self.is_down(f"slot of {queue.queue_id}", reason, f"queue {queue.queue_id!r}: {why}")
 
     def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
         """A script of the queue has run; `rejected`: heartbeats and syncs might still not."""
@@ -260,6 +253,8 @@ class Driver:
         moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
         for queue in moved:
             self._detach(queue)
+            if self._link_of(queue) is None:
+                self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
         self._attach_some(moved)
         self._notify()
 

@@ -103,7 +103,7 @@ class Index:
         queues, self._fresh = self._fresh, []
         if now >= self._next_full:
             self._next_full = now + driver.lease / 3
-            queues = list(driver.queues)
+            queues = list(dict.fromkeys((*queues, *driver.queues)))
             disagreements, self._disagreements = [*self._disagreements], {}
             self._missed = not self._add(self._instances_key, [b""])
             if disagreements:

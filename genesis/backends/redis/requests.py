@@ -20,6 +20,7 @@ from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.members import head_start_of, parse_member, ticket_of
+from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.redis.verdicts import stats_of
 
@@ -217,7 +218,8 @@ class Requests:
             resolve = _resolver(
                 reply, None if take is None else partial(take, queue, queue.core.session)
             )
-            if not driver.request(queue, script, arguments, resolve):
+            link = queue.link
+            if link is None or not link.call(load(script), queue.keys, arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)

@@ -1,0 +1,80 @@
+"""What many queues cost: the command line, Redis, and the instance that lists them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from genesis.backends.redis.index import index_keys
+from tests.cli.conftest import Run
+from tests.redis_server import RedisServer
+from tests.support.fleet import Fleet
+from tests.waiting import wait_until
+
+MOST = 5.0  # ms for which a command may keep Redis
+
+
+def slow_commands(server: RedisServer) -> list[tuple[float, str]]:
+    """Milliseconds and beginning, of those over the bound."""
+    log: Any = server.client.slowlog_get(128)
+    return [(entry["duration"] / 1000, str(entry["command"])[:80]) for entry in log]
+
+
+@pytest.mark.slow
+async def test_a_thousand_queues(own_redis: RedisServer, run: Run) -> None:
+    """`status` within a second, and no command keeps Redis for over 5 ms."""
+    client: Any = own_redis.client
+    async with AsyncExitStack() as stack:
+        fleet = Fleet(own_redis, stack)
+        queue = fleet.queue(lease=10.0)
+        calls = [fleet.call(queue, f"call-{n}", queue_id=f"queue-{n % 1000:04}") for n in range(2_000)]
+        queues, _, _ = index_keys("genesis:queue:")
+        await wait_until(lambda: client.zcard(queues) == 1_000, "all are listed")
+        client.config_set("slowlog-log-slower-than", int(MOST * 1000))
+        client.slowlog_reset()
+        took = []
+        for command in ("status", "status", "status", "top", "doctor"):
+            began = time.perf_counter()
+            result = await run(command, "--url", own_redis.url, "--json")
+            took.append(time.perf_counter() - began)
+            assert result.code == 0
+        print(
+            f"status {[round(t, 3) for t in took[:3]]} s, top {took[3]:.3f} s, doctor {took[4]:.3f} s"
+        )
+        assert min(took[:3]) < 1.0
+        assert slow_commands(own_redis) == []
+        for call in calls:
+            call.task.cancel()
+        await queue.close()
+
+
+@pytest.mark.slow
+async def test_20000_queues_cost_few_commands_to_list(own_redis: RedisServer, run: Run) -> None:
+    """500 queues a command, whatever the number; none keeps Redis for long."""
+    client: Any = own_redis.client
+    async with AsyncExitStack() as stack:
+        fleet = Fleet(own_redis, stack)
+        queue = fleet.queue(lease=60.0)
+        await queue.stats("first")
+        driver: Any = queue._backend._inner._driver  # type: ignore[attr-defined]
+        for number in range(20_000):
+            driver.open(f"queue-{number:05}")
+        queues, _, _ = index_keys("genesis:queue:")
+        client.config_set("slowlog-log-slower-than", int(MOST * 1000))
+        await wait_until(lambda: client.zcard(queues) == 20_001, "all are listed", 60)
+        client.config_resetstat()
+        client.slowlog_reset()
+        driver.index._next_full = 0.0
+        driver.index._write_in(0.0)
+        await wait_until(lambda: own_redis.calls("zremrangebyscore") >= 2, "all are listed again", 60)
+        assert own_redis.calls("zadd") == 1 + 40  # "first" was only looked at, and is forgotten
+        assert slow_commands(own_redis) == []
+        began = time.perf_counter()
+        result = await run("status", "--url", own_redis.url, "--json")
+        print(f"status of 20,001 queues: {time.perf_counter() - began:.2f} s")
+        assert len(result.json["queues"]) == 20_001
+        assert slow_commands(own_redis) == []
+        await queue.close()
