@@ -309,21 +309,22 @@ async def test_faults_neither_exceed_the_limit_nor_lose_slots(
         replies[name] = await pod.send(name)
         took[name] = time.monotonic() - began
 
-    def send_to(pods: list[Pod], count: int) -> None:
+    async def send_to(pods: list[Pod], count: int) -> None:
         for number in range(count):
             pod = pods[number % len(pods)]
             name = f"{pod.name}-{len(calls)}"
             calls[name] = asyncio.create_task(send(pod, name))
+            await asyncio.sleep(0.005)  # the rate of the load, so that the pods' requests mix
 
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(FakeModel(answering))
         options = ["--redis", own_redis.url, "--model", model.url, "--lease", str(lease)]
-        options += ["--limit", "8", "--max-waiting", "180", "--wait", str(wait)]
+        options += ["--limit", "8", "--max-waiting", "140", "--wait", str(wait)]
         pods = [Pod(tmp_path / name, *options) for name in ("dead", "living", "other")]
         for pod in pods:
             await stack.enter_async_context(pod)
         living = pods[1:]
-        send_to(pods, 200)
+        await send_to(pods, 200)
 
         def dead_pod_calls() -> bool:
             return len(model.seen) >= 20 and any(name.startswith("dead") for name in model.seen[-8:])
@@ -340,12 +341,12 @@ async def test_faults_neither_exceed_the_limit_nor_lose_slots(
             return (await sum_of_counts(living))["reclaimed_total", "holding"] > 0
 
         await wait_until(are_reclaimed, "the dead pod's slots are taken back")
-        send_to(living, 50)
+        await send_to(living, 50)
         await wait_until(lambda: model.active == 8, "the model is busy")
         assert model.most == 8
 
         own_redis.kill()
-        send_to(living, 50)
+        await send_to(living, 50)
         own_redis.start()
         # The recovery window, and until the calls that began in it have ended.
         served = len(model.seen)
