@@ -253,7 +253,8 @@ class Pod:
             for sample in family.samples:
                 if sample.labels.get("queue") == QUEUE_ID and "le" not in sample.labels:
                     kinds = [sample.labels.get(kind, "") for kind in ("outcome", "reason", "state")]
-                    counts[sample.name.removeprefix("genesis_queue_"), "".join(kinds)] += sample.value
+                    name = sample.name.removeprefix("genesis_queue_")
+                    counts[name, "".join(kinds)] += int(sample.value)
         return counts
 
 
@@ -271,7 +272,8 @@ class HeldModel(FakeModel):
 
 async def test_sigterm_finishes_who_waits_and_refuses_newcomers(tmp_path: Path) -> None:
     """The pod still answers while it does so, and then ends."""
-    async with HeldModel() as model:
+    model = HeldModel()
+    async with model:
         async with Pod(tmp_path / "log", "--model", model.url, "--limit", "1") as pod:
             calls = [asyncio.create_task(pod.send("0"))]
             await wait_until(lambda: model.seen == ["0"], "the model has the first")
