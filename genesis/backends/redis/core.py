@@ -192,9 +192,14 @@ class QueueCore:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
     def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
-        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent.
+
+        Redis takes their sender for alive, and checks no session. If the sync of this session was
+        rejected, the lease might have lapsed there, and others take such a grant back.
+        """
         self._check_lease(now)
-        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+        believed = self.up and session == self.session == self.confirmed
+        self._take(granted if believed else (), reclaimed, None)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
         """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
@@ -279,7 +284,7 @@ class QueueCore:
         elif code == 6:
             self._lost(ticket, "reaped")
         elif code == 7:
-            self._gone(ticket, LeaveResult("waiting"), confirmed=True)
+            self._gone(ticket, LeaveResult(_WAS[number]), confirmed=True)
 
     # Replies
 
