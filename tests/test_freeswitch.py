@@ -202,30 +202,29 @@ async def test_an_agent_who_is_not_reached_costs_no_caller(failing: str, world: 
     channel.hang_up()
 
 
-async def test_nobody_reached_keeps_the_place_and_is_an_error(world: World, spans: Spans) -> None:
-    """The hold ends as error; the caller goes on hearing music, and is served before who came later."""
+async def test_nobody_reached_keeps_the_caller_ahead(world: World) -> None:
+    """With music between the rounds; whoever came later is not served before."""
     world.phones.known = {}
     service = await world.instance(rounds=1000)
     first = world.call("first", service)
-    await wait_until(lambda: "error" in outcomes(spans, "hold", "first"), "a round was in vain")
+    await wait_until(lambda: first.hears == [MUSIC, MUSIC], "a round was in vain")
     second = world.call("second", service)
     await waits(second)
-    await wait_until(lambda: len(outcomes(spans, "hold", "first")) > 3, "the place was kept")
-    assert outcomes(spans, "hold", "second") == []
-    assert first.music_plays
+    await wait_until(lambda: len(first.hears) > 3, "some more rounds")
+    assert not any("bridge" in command for command in second.commands)
     world.phones.known = {FIRST: "answers"}
     await talks(first)
     for channel in (first, second):
         channel.hang_up()
 
 
-async def test_after_some_rounds_in_vain_an_announcement(world: World, spans: Spans) -> None:
-    """A line without agents does not keep callers for ever."""
+async def test_nobody_reached_is_an_error(world: World, spans: Spans) -> None:
+    """After some rounds an announcement: a line without agents does not keep callers for ever."""
     world.phones.known = {}
     channel = world.call("caller", await world.instance(rounds=2))
     assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
     assert channel.hears[-1] == SORRY
-    assert outcomes(spans, "hold", "caller") == ["error", "error"]
+    assert outcomes(spans, "hold", "caller") == ["error"]
 
 
 def test_the_ring_timeout_joins_the_options_of_the_dial_string() -> None:

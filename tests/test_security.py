@@ -328,7 +328,8 @@ SITUATIONS = {
 @pytest.fixture
 def deaf_server() -> Iterator[RedisServer]:
     """A server without HELLO and AUTH, which repeats the arguments of what it does not know."""
-    server = RedisServer("--rename-command", "HELLO", "", "--rename-command", "AUTH", "")
+    renamed = ("--rename-command", "HELLO", "", "--rename-command", "AUTH", "")
+    server = RedisServer(*renamed, client={"protocol": 2})
     yield server
     server.close()
 

@@ -4,7 +4,7 @@
 |---|---|
 | a slot is granted | the music stops, the next free agent is called |
 | an agent is not reached | the next one is called |
-| none is reached | the hold ends as `error`; the caller keeps its place, for some rounds |
+| none is reached | music and another round, with the slot kept; in the end the hold is an `error` |
 | the caller hangs up | the place or slot is free at once |
 | the talking caller is transferred | the slot is free; the call is left alone |
 | the wait is too long | an announcement, then a hang-up |
@@ -126,7 +126,7 @@ class Call:
     async def _in_line(self, place_token: str | None) -> None:
         """Wait and talk; or leave the line by the key, or because this instance stops."""
         esl, settings = self._esl, self._settings
-        turn = asyncio.ensure_future(self._take_turns(place_token))
+        turn = asyncio.ensure_future(self._take_turn(place_token))
         try:
             await _first_of(turn, esl.key_pressed, self._stopping)
             if self._stopping.done() and self._request is not None:
@@ -146,35 +146,29 @@ class Call:
         finally:
             await _cancelled(turn)
 
-    async def _take_turns(self, place_token: str | None) -> None:
-        """Wait for a slot and talk; if no agent is reached, wait again at the same place.
+    async def _take_turn(self, place_token: str | None) -> None:
+        """Wait for a slot and talk.
 
         Raises:
-            NoAgentError: no agent was reached in any round.
+            NoAgentError: no agent was reached.
             GenesisError: as entering the line does.
         """
-        for round_left in reversed(range(self._settings.rounds)):
-            request = self._slot_request(place_token)
-            place_token, self._waited_before = None, True
-            waiting = [
-                asyncio.ensure_future(self._play_music()),
-                asyncio.ensure_future(self._speak(request)),
-            ]
-            self._request = request
-            try:
-                async with request as slot:
-                    # Neither of the two may send anything from here on.
-                    self._stop_waiting(waiting)
-                    await self._talk()
-                    if slot.lost:
-                        _log("slot lost while talking", self._esl.uuid)
-                    return
-            except NoAgentError:
-                if not round_left:
-                    raise
-            finally:
+        self._request = request = self._slot_request(place_token)
+        self._esl.key = self._settings.leave_key  # it counts while the caller waits
+        waiting = [
+            asyncio.ensure_future(self._play_music()),
+            asyncio.ensure_future(self._speak(request)),
+        ]
+        try:
+            async with request as slot:
+                # Neither of the two may send anything from here on.
                 self._stop_waiting(waiting)
-                await asyncio.gather(*waiting, return_exceptions=True)
+                await self._talk()
+                if slot.lost:
+                    _log("slot lost while talking", self._esl.uuid)
+        finally:
+            self._stop_waiting(waiting)
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _slot_request(self, place_token: str | None) -> SlotRequest:
         settings = self._settings
@@ -198,12 +192,12 @@ class Call:
 
     def _stop_waiting(self, waiting: Sequence[asyncio.Future[None]]) -> None:
         self._request = None
+        self._esl.key = ""
         for task in waiting:
             task.cancel()
 
     async def _play_music(self) -> None:
         """Play music, again when it has ended, until this is cancelled."""
-        self._esl.key = self._settings.leave_key  # it counts while the caller waits
         try:
             while True:
                 began = self._now()
@@ -214,8 +208,6 @@ class Call:
                 await asyncio.sleep(LEAST_MUSIC - (self._now() - began))
         except EslError as error:
             self._esl.end(str(error))
-        finally:
-            self._esl.key = ""
 
     async def _speak(self, request: SlotRequest) -> None:
         """Tell the caller where it stands, from time to time, until this is cancelled.
@@ -238,50 +230,60 @@ class Call:
             esl.end(str(error))
 
     async def _talk(self) -> None:
-        """Call one agent after the other until one is reached; return when the two have talked.
+        """Call the agents until one is reached; return when the two have talked.
+
+        The slot is kept between the rounds, so nobody is served before this caller, and agents who
+        cannot be reached are not called all the time.
 
         Raises:
-            NoAgentError: none was reached.
+            NoAgentError: none was reached in any round.
         """
         settings, esl = self._settings, self._esl
-        await self._break_music()
-        # After the break, which discards what is queued. FreeSWITCH carries these out before the
-        # bridge; to wait for their replies would only delay it.
-        sent = [
-            esl.execute("set", "continue_on_fail=true"),  # else it hangs up on the caller
-            esl.execute("set", "socket_resume=false"),  # else our death ends the conversation
-            esl.execute("set", "hangup_after_bridge=true"),  # when the agent hangs up
-        ]
-        for agent in self._agents.in_turn():
-            phone = self._queue.slot(
-                f"{settings.queue_id} {agent}",
-                item_id=esl.uuid,
-                max_concurrent=settings.calls_per_agent,
-                timeout=0,
+        for rounds_left in reversed(range(settings.rounds)):
+            await self._break_music()
+            # After the break, which discards what is queued.
+            await esl.replies(
+                esl.execute("set", "continue_on_fail=true"),  # else it hangs up on the caller
+                esl.execute("set", "socket_resume=false"),  # else our death ends the conversation
+                esl.execute("set", "hangup_after_bridge=true"),  # when the agent hangs up
             )
-            try:
-                async with phone:
-                    _log("calling", esl.uuid, agent=agent)
-                    bridge = esl.execute("bridge", with_ring_timeout(agent, settings.ring_seconds))
-                    await esl.replies(*sent, bridge)
-                    event = await bridge.completed
-            except (QueueTimeoutError, BackendUnavailableError):
-                continue  # the agent talks with another caller
-            if esl.bridged:
-                # If the call has not ended now, the caller was transferred, and to send a hang-up
-                # would end a call that is not ours any more.
-                _log("talked", esl.uuid, agent=agent)
-                return
+            for agent in self._agents.in_turn():
+                if await self._call_agent(agent):
+                    return
+            if rounds_left:
+                await esl.replies(esl.execute("set", "socket_resume=true"))
+                music = asyncio.ensure_future(self._play_music())
+                try:
+                    await asyncio.sleep(settings.pause_seconds)
+                finally:
+                    await _cancelled(music)
+        raise NoAgentError(f"none of the agents was reached: {', '.join(settings.agents)}")
+
+    async def _call_agent(self, agent: str) -> bool:
+        """Returns whether the caller has talked with the agent."""
+        settings, esl = self._settings, self._esl
+        phone = self._queue.slot(
+            f"{settings.queue_id} {agent}",
+            item_id=esl.uuid,
+            max_concurrent=settings.calls_per_agent,
+            timeout=0,
+        )
+        try:
+            async with phone:
+                _log("calling", esl.uuid, agent=agent)
+                bridge = esl.execute("bridge", with_ring_timeout(agent, settings.ring_seconds))
+                await esl.replies(bridge)
+                event = await bridge.completed
+        except (QueueTimeoutError, BackendUnavailableError):
+            return False  # the agent talks with another caller
+        if not esl.bridged:
             cause = event.get("variable_originate_disposition", "")
             _log("agent not reached", esl.uuid, agent=agent, cause=cause)
-        await esl.replies(*sent, esl.execute("set", "socket_resume=true"))
-        music = asyncio.ensure_future(self._play_music())
-        try:
-            # With the slot kept: agents who cannot be reached are not called all the time.
-            await asyncio.sleep(settings.pause_seconds)
-        finally:
-            await _cancelled(music)
-        raise NoAgentError(f"none of the agents was reached: {', '.join(settings.agents)}")
+            return False
+        # If the call has not ended now, the caller was transferred, and to send a hang-up would end a
+        # call that is not ours any more.
+        _log("talked", esl.uuid, agent=agent)
+        return True
 
     async def _break_music(self) -> None:
         """Only once it plays: the break would discard what is queued before it.

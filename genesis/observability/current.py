@@ -29,7 +29,9 @@ class _Hold:
 
     def leave(self) -> None:
         self._span = None
-        if otel_context.get_current() is self._context:
+        current: Any = trace.get_current_span()
+        # Not "is self._context": the body might have attached a value (baggage) and forgotten it.
+        if current is self:
             outer = self._outer and without_ended_holds(self._outer)
             try:
                 if outer is not self._outer or self._token.old_value is not outer:

@@ -100,7 +100,7 @@ class Tracing:
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if not first.is_recording():
-            return UnrecordedSpans(first, parent, decided_here=not has_parent)
+            return UnrecordedSpans(first, parent)
         return CallSpans(self.start_span, entry, attributes, first, parent, has_parent=has_parent)
 
 
@@ -110,15 +110,13 @@ class UnrecordedSpans:
     Args:
         first: the dropped span.
         parent: the context in which it was started.
-        decided_here: whether the caller has no span of its own.
     """
 
-    __slots__ = ("_context", "_decided_here", "_first", "_hold")
+    __slots__ = ("_context", "_first", "_hold")
 
-    def __init__(self, first: Span, parent: Context, *, decided_here: bool) -> None:
+    def __init__(self, first: Span, parent: Context) -> None:
         self._first = first
         self._context = parent
-        self._decided_here = decided_here
         self._hold: Any = None  # the context of the body
 
     def ids(self) -> dict[str, str] | None:
@@ -129,9 +127,8 @@ class UnrecordedSpans:
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def begin_hold(self) -> None:
-        """If the decision was made here, the body's own spans are not recorded either."""
-        if self._decided_here:
-            self._hold = CurrentHold(self._first, self._context)
+        """Make the dropped span current, so that the body's own spans are not recorded either."""
+        self._hold = CurrentHold(self._first, self._context)
 
     def leave_context(self) -> None:
         hold, self._hold = self._hold, None

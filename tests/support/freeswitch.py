@@ -333,6 +333,7 @@ class Channel:
                         return "FILE PLAYED"
                 else:
                     await self._sleep(ends - loop.time())
+            self.event("PLAYBACK_STOP", Playback_Status="done")
             return "PLAYBACK ERROR"
         finally:
             self._playing -= 1
