@@ -60,8 +60,8 @@ OVERRIDDEN = "team"
 # judged from the history; this is for what never does, and for a machine that is busy otherwise.
 PATIENCE = 60.0
 # What may be left of a queue in which nobody is, and for how many seconds: records of instances and of
-# an override that has ended, so that nothing late is carried out; kept places and tombstones; the index of
-# queues and instances, which is listed for a day.
+# an override that has ended, so that nothing late is carried out; kept places and tombstones; the index
+# of queues and instances, which is listed for a day.
 MAY_STAY = {
     "meta": 660,
     "leases": 660,

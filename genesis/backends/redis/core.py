@@ -191,12 +191,9 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
-        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent.
-
-        Redis takes their sender for alive, and checks no session. If the sync of this session was
-        rejected, the lease might have lapsed there, and others take such a grant back.
-        """
+    def take(self, session: int, granted: Sequence[Any], reclaimed: Iterable[Any], now: float) -> None:
+        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        # They check no session: while a sync was rejected, others might take back what they grant.
         self._check_lease(now)
         believed = self.up and session == self.session == self.confirmed
         self._take(granted if believed else (), reclaimed, None)
@@ -206,18 +203,17 @@ class QueueCore:
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
-        self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
+        self, granted: Sequence[Any], reclaimed: Iterable[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
         """What a script did to others and to tickets of this instance; returns the calls granted."""
-        calls = []
+        calls = tuple(parse_member(member) for member, _ in granted)
         for member, token in granted:
-            calls.append(parse_member(member))
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
             self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
-        return tuple(calls)
+        return calls
 
     @property
     def idle(self) -> bool:
