@@ -628,6 +628,29 @@ def test_a_free_slot_is_not_excused_longer_than_promised(tale: Tale) -> None:
     assert tale.rules() == ["standstill"]
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "rules"),
+    [
+        ("restart-with-data", "", []),
+        ("cut", "b", []),
+        ("cut", "c", ["standstill"]),
+        ("", "", ["standstill"]),
+    ],
+)
+def test_a_connection_that_ends_soon_again_is_made_after_a_pause(
+    tale: Tale, name: str, target: str, rules: list[str]
+) -> None:
+    """The link was not up for a second, so it does not connect again at once."""
+    tale.call("1", 0.0, grant=0.1, leave=1.0)
+    tale.call("2", 0.2, who="b", entered=0.3, grant=2.0, leave=3.0)
+    for worker in "abc":
+        tale.say(0.0, "up", worker, worker=worker)
+    if name:
+        tale.fault(0.2, 0.3, target, name=name)
+    tale.fault(1.0, 1.1, "b", settle=0.3, name="cut")
+    assert tale.rules() == rules
+
+
 def test_a_machine_that_stood_still_excuses_as_much(tale: Tale) -> None:
     """A loop came late by 0.4 s at that time; it takes three such delays to explain a second."""
     tale.call("1", 0.0, grant=0.1, leave=1.0)

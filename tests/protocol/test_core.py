@@ -216,7 +216,11 @@ def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     assert left.result.granted_to == (CallRef("waits", "a", ""),)
 
 
-def test_a_kept_place_is_listed_until_redis_has_confirmed_it(line: Line) -> None:
+@pytest.mark.parametrize(("was", "expected"), [(1, "holding"), (2, "waiting"), (3, None)])
+def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
+    line: Line, was: int, expected: str | None
+) -> None:
+    """It might have been granted a slot meanwhile, or have been removed."""
     waits = line.waiting()
     line.core.leave(waits, 1, keep=7)
     assert line.command("leave").arguments[3:] == (b"7", b"20")
@@ -224,9 +228,9 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(line: Line) -> None
     line.core.connected(2)
     sync = line.command("sync")
     assert sync.arguments[9:] == (waits.member, b"k", b"20", b"7", b"", b"")
-    line.synced(sync, [7, 0])
+    line.synced(sync, [7, was])
     [left] = line.verdicts()
-    assert left.result.was == "waiting"
+    assert left.result.was == expected
     line.core.sync_soon(3)
     line.core.tick(3)
     assert rows_of(line.command("sync")) == []
@@ -289,7 +293,20 @@ def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line
     assert line.verdicts() == []
     line.core.take(session, [(waits.member, 30)], (), LEASE)  # of an old session
     assert line.verdicts() == []
+    line.synced(line.command("sync"), [2, 20], now=LEASE)
     line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    assert line.verdicts() == [Granted(waits, None)]
+
+
+def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(line: Line) -> None:
+    """Redis checks no session there, so the lease might have lapsed: others take the slot back."""
+    waits = line.waiting()
+    line.core.tick(LEASE)
+    line.core.replied(line.command("sync"), ERROR, LEASE)
+    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    assert [v for v in line.verdicts() if isinstance(v, Granted)] == []
+    line.core.tick(LEASE + 1)
+    line.synced(line.command("sync"), [1, 30], now=LEASE + 1)
     assert line.verdicts() == [Granted(waits, None)]
 
 

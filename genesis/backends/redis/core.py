@@ -191,28 +191,29 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
+    def take(self, session: int, granted: Sequence[Any], reclaimed: Iterable[Any], now: float) -> None:
         """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        # They check no session: while a sync was rejected, others might take back what they grant.
         self._check_lease(now)
-        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+        believed = self.up and session == self.session == self.confirmed
+        self._take(granted if believed else (), reclaimed, None)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
         """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
-        self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
+        self, granted: Sequence[Any], reclaimed: Iterable[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
         """What a script did to others and to tickets of this instance; returns the calls granted."""
-        calls = []
+        calls = tuple(parse_member(member) for member, _ in granted)
         for member, token in granted:
-            calls.append(parse_member(member))
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
             self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
-        return tuple(calls)
+        return calls
 
     @property
     def idle(self) -> bool:
@@ -279,7 +280,7 @@ class QueueCore:
         elif code == 6:
             self._lost(ticket, "reaped")
         elif code == 7:
-            self._gone(ticket, LeaveResult("waiting"), confirmed=True)
+            self._gone(ticket, LeaveResult(_WAS[number]), confirmed=True)
 
     # Replies
 
