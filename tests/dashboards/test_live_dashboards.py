@@ -1,7 +1,7 @@
 """Every rule, alert and panel on real data: three instances of the example, Redis, real faults.
 
-One run for all tests here (`tests/live_run.py`, a minute and a half). What a healthy line shows must be
-there before the first fault; what only a fault shows stands in `SHOWN_BY`, beside that fault.
+One run for all tests here (`live_run.py`, a minute and a half). What a healthy line shows must be there
+before the first fault; what only a fault shows stands in `SHOWN_BY`, beside that fault.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from tests.live_run import VARIABLES, LiveRun, shortened
+from tests.dashboards.live_run import VARIABLES, LiveRun, shortened
 from tests.observers import Prometheus
 from tests.telemetry_names import filled_in, load_dashboards, load_rules, panel_expressions
 

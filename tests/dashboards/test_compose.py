@@ -16,7 +16,7 @@ from dashboards.generate import FOLDER
 from genesis.observability import names
 from tests.telemetry_names import RULE_FILES
 
-ROOT = Path(__file__).parents[1] / "dashboards"
+ROOT = Path(__file__).parents[2] / "dashboards"
 COMPOSE = ROOT / "compose.yaml"
 PROVISIONING = ROOT / "grafana" / "provisioning"
 

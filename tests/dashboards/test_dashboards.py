@@ -16,7 +16,7 @@ import pytest
 from dashboards import queries
 from dashboards.generate import as_text, dashboards
 from genesis.observability import names
-from tests.dashboard_linter import violations
+from tests.dashboards.linter import violations
 from tests.telemetry_names import complaints, filled_in, panel_expressions
 
 BOARDS = {path.stem: board for path, board in dashboards().items()}
