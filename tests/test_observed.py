@@ -36,7 +36,7 @@ class Site(NamedTuple):
 
 @pytest.fixture
 def jaeger() -> Iterator[Jaeger | None]:
-    program = Jaeger() if Jaeger.available() else None
+    program = None if Jaeger.missing() else Jaeger()
     yield program
     if program is not None:
         program.close()
@@ -115,7 +115,7 @@ async def test_traces_exemplars_and_logs_tell_one_story_of_a_call(
     assert events["granted"]["waited"] == chosen["wait"].attributes["genesis.waited_seconds"]
 
     if jaeger is None:
-        pytest.skip(f"all shown but for Jaeger: {Jaeger.MISSING}")
+        pytest.skip(f"all shown but for Jaeger: {Jaeger.missing()}")
     tags = {"genesis.item_id": "chosen"}
     await wait_until(lambda: jaeger.find(SERVICE, tags), "Jaeger finds the call by its item_id")
     found = jaeger.find(SERVICE, tags)
