@@ -230,9 +230,8 @@ class ObservedBackend:
             except Exception:
                 self._telemetry.failed("metrics")
 
-    def refused(self, queue_id: str, item_id: str, reason: names.RefusalReason) -> None:
+    def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
-        entry = EnterRequest(queue_id, item_id)
         recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
         recorder.refused(reason)
 
