@@ -12,8 +12,10 @@ Without GENESIS_REDIS_URL the line is in this process, so give it one worker. Th
 metrics of several workers must exist and be empty. OTEL_EXPORTER_OTLP_ENDPOINT names where traces go;
 with opentelemetry-instrumentation-fastapi they begin with the request.
 
-On SIGTERM the server takes no more requests, waits for the running ones (as long as its own
-`--timeout-graceful-shutdown`, or gunicorn's `--graceful-timeout`, allows), and ends the lifespan.
+On SIGTERM the server takes no more requests, waits for the running ones, cancels those that take longer
+than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: its worker class
+sets it, as `CONFIG_KWARGS` of uvicorn_worker.UvicornWorker, to less than gunicorn's `--graceful-timeout`.
+Else a call that takes longer is killed, and its slot comes back with the lease.
 """
 
 from __future__ import annotations
