@@ -13,8 +13,8 @@ metrics of several workers must exist and be empty. OTEL_EXPORTER_OTLP_ENDPOINT 
 with opentelemetry-instrumentation-fastapi they begin with the request.
 
 On SIGTERM the server takes no more requests, waits for the running ones, cancels those that take longer
-than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: its worker class
-sets it, as `CONFIG_KWARGS` of uvicorn_worker.UvicornWorker, to less than gunicorn's `--graceful-timeout`.
+than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: there a worker
+class sets it, in `CONFIG_KWARGS` of uvicorn_worker.UvicornWorker, to less than `--graceful-timeout`.
 Else a call that takes longer is killed, and its slot comes back with the lease.
 """
 
