@@ -185,11 +185,12 @@ def test_a_heartbeat_removes_old_records(line: Line) -> None:
 
 
 def test_first_contact(line: Line) -> None:
-    code, now, look, rows, override, version, more, numbers, reclaimed, lost, previous, granted = (
-        line.sync("a", ("a1", "e", 0), ("a2", "e", 0))
+    code, now, look, rows, override, version, more, numbers, reclaimed, lost, *rest = line.sync(
+        "a", ("a1", "e", 0), ("a2", "e", 0)
     )
+    previous, granted, holders = rest
     assert (code, override, version, more, reclaimed, lost, previous) == (1, "", "0", 0, [], 0, "")
-    assert granted == []
+    assert (granted, holders) == ([], [member("a1")])
     token = rows[0][1]
     assert rows == [[1, token, 0], [2, token + 1, 0]]
     assert numbers[:3] == [1, 1, "1"]

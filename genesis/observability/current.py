@@ -29,7 +29,9 @@ class _Hold:
 
     def leave(self) -> None:
         self._span = None
-        if otel_context.get_current() is self._context:
+        current = otel_context.get_current()
+        # Its own, or what the body made of it and forgot to detach.
+        if current is self._context or trace.get_current_span(current) is self:  # type: ignore[comparison-overlap]
             outer = self._outer and without_ended_holds(self._outer)
             try:
                 if outer is not self._outer or self._token.old_value is not outer:

@@ -132,11 +132,19 @@ class UnrecordedSpans:
         """If the decision was made here, the body's own spans are not recorded either."""
         if self._decided_here:
             self._hold = CurrentHold(self._first, self._context)
+        else:
+            self._context = otel_context.get_current()
 
     def leave_context(self) -> None:
+        """Make current again what was before the body."""
         hold, self._hold = self._hold, None
+        current = otel_context.get_current()
         if hold is not None:
             hold.leave()
+        elif current is not self._context and (
+            trace.get_current_span(current) is trace.get_current_span(self._context)
+        ):
+            otel_context.attach(self._context)  # the body forgot to detach something
 
 
 class CallSpans:
