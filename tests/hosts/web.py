@@ -7,20 +7,26 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fastapi import FastAPI
 from uvicorn_worker import UvicornWorker
 
+from examples import fastapi_app
+from genesis import RedisBackend
 from tests.hosts.numbers import Numbers, numbers
 from tests.redis_server import free_port
 from tests.waiting import wait_until
 
-__all__ = ["SERVERS", "GunicornWorker", "WebServer"]
+__all__ = ["GRACE", "PATIENCE", "SERVERS", "GunicornWorker", "WebServer", "create_impatient_app"]
 
 GRACE = 2  # seconds that a server waits for running requests before it cancels them
 APP = "examples.fastapi_app:create_app"
+SHORT_LEASE = 2.0  # seconds
+PATIENCE = 6.0  # seconds that a call of `create_impatient_app` waits
 
 _UVICORN = ["uvicorn", "--factory", APP, "--workers", "2", "--loop", "uvloop"]
 _UVICORN += ["--timeout-graceful-shutdown", str(GRACE), "--port"]
@@ -34,6 +40,14 @@ SERVERS = {
 }
 
 
+def create_impatient_app() -> FastAPI:
+    """The example with a short lease and little patience, for alerts that come soon."""
+    settings: Any = fastapi_app
+    settings.RedisBackend = partial(RedisBackend, lease=SHORT_LEASE)
+    settings.WAIT_SECONDS = PATIENCE
+    return fastapi_app.create_app()
+
+
 class GunicornWorker(UvicornWorker):  # type: ignore[misc]
     """Cancels what still runs after `GRACE`; without it, gunicorn kills the worker and its slots."""
 
@@ -43,10 +57,11 @@ class GunicornWorker(UvicornWorker):  # type: ignore[misc]
 class WebServer:
     """Use as `async with`; it is entered once it serves."""
 
-    def __init__(self, kind: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, kind: str, redis_url: str, folder: Path, app: str = APP) -> None:
         self.port = free_port()
         where = str(self.port) if kind == "uvicorn" else f"127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", *SERVERS[kind], where]
+        words = [word.replace(APP, app) for word in SERVERS[kind]]
+        self._command = [sys.executable, "-m", *words, where]
         metrics = folder / "metrics"
         metrics.mkdir()
         self._environment = {
@@ -108,17 +123,19 @@ class WebServer:
         finally:
             writer.close()
 
-    def call(self, item_id: str, seconds: float) -> asyncio.Task[tuple[int, bytes]]:
-        return asyncio.create_task(self.get(f"/call/{item_id}?seconds={seconds:g}"))
+    def call(
+        self, item_id: str, seconds: float, queue_id: str = "calls"
+    ) -> asyncio.Task[tuple[int, bytes]]:
+        return asyncio.create_task(self.get(f"/call/{item_id}?seconds={seconds:g}&queue={queue_id}"))
 
-    async def line(self) -> Any:
-        status, body = await self.get("/queue/calls")
+    async def line(self, queue_id: str = "calls") -> Any:
+        status, body = await self.get(f"/queue/{queue_id}")
         assert status == 200, body
         return json.loads(body)
 
-    async def stands(self, waiting: int, in_use: int) -> None:
+    async def stands(self, waiting: int, in_use: int, queue_id: str = "calls") -> None:
         async def is_so() -> bool:
-            line = await self.line()
+            line = await self.line(queue_id)
             return (line["waiting"], line["in_use"]) == (waiting, in_use)
 
         await wait_until(is_so, f"{waiting} wait and {in_use} hold")
