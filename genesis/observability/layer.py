@@ -43,14 +43,14 @@ from genesis.observability import names
 from genesis.observability.histogram import MAX_UNSETTLED, noting
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
-from genesis.observability.spans import Tracing, fail
+from genesis.observability.shared import Spread
+from genesis.observability.spans import Tracing, end
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
 
-_SNAPSHOTS_A_TURN = 500
 _NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
 
 
@@ -76,23 +76,19 @@ class ObservedBackend:
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
         self._since_settled = 0  # calls that left
-        self._snapshots: dict[str, Snapshot] = {}  # that are yet to be shown
-        self._shown = 0  # in this turn of the loop
+        self._snapshots = Spread(self._show)
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: Listener | None = None
-        try:
-            self._tracing = Tracing(telemetry.tracer_provider, version, inner)
-        except Exception:
-            telemetry.failed("traces")
-            none = NoOpTracerProvider()
-            self._tracing = Tracing(none, version, inner)
-        try:
-            telemetry.instruments.build_info.labels(version, inner.name).set(1)
-            for reason in get_args(names.DisruptionReason):
-                telemetry.instruments.disruptions.labels(inner.name, reason)  # at 0, see metrics
-        except Exception:
-            telemetry.failed("metrics")
+        tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
+        self._tracing = tracing or Tracing(NoOpTracerProvider(), version, inner)
+        telemetry.guarded("metrics", self._expose, version)
         inner.listen(self._on_event)
+
+    def _expose(self, version: str) -> None:
+        instruments = self._telemetry.instruments
+        instruments.build_info.labels(version, self._name).set(1)
+        for reason in get_args(names.DisruptionReason):
+            instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
 
     @property
     def name(self) -> str:
@@ -133,11 +129,7 @@ class ObservedBackend:
         now = self._clock()
         grant = admission.grant
         if grant is not None:
-            try:
-                self._well["enter"](now - began)
-            except Exception:
-                self._telemetry.failed("metrics")
-            recorder.enqueued(admission)
+            recorder.enqueued(admission, self._well["enter"], now - began)
             granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
                 admission = admission._replace(grant=granted)
@@ -146,7 +138,7 @@ class ObservedBackend:
             if not admission.position:
                 recorder.refused(admission.refusal or "busy", admission.depth)
                 return admission
-            recorder.enqueued(admission)
+            recorder.enqueued(admission, self._well["enter"], now - began)
         self._recorders[admission.ticket.id] = recorder
         return admission
 
@@ -163,10 +155,7 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        try:
-            self._well["wait"](now - began)
-        except Exception:
-            self._telemetry.failed("metrics")
+        self._went_well("wait", now - began)
         return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
@@ -201,10 +190,7 @@ class ObservedBackend:
         if result is None:
             self._leaving[ticket.id] = (recorder, began)
             return None
-        try:
-            self._well["leave"](seconds)
-        except Exception:
-            self._telemetry.failed("metrics")
+        self._went_well("leave", seconds)
         self._settle_now_and_then()
         if recorder is not None and recorder.recorded is not None:
             recorder.released(result.granted_to, None)
@@ -225,10 +211,7 @@ class ObservedBackend:
         self._since_settled += 1
         if self._since_settled >= MAX_UNSETTLED:
             self._since_settled = 0
-            try:
-                self._telemetry.instruments.settle()
-            except Exception:
-                self._telemetry.failed("metrics")
+            self._telemetry.guarded("metrics", lambda: self._telemetry.instruments.settle())
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
@@ -277,11 +260,7 @@ class ObservedBackend:
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
     ) -> T:
         """An operation that is not a step of a passage: one CLIENT span, one log event."""
-        span = None
-        try:
-            span = self._tracing.inspection(operation, queue_id, item_id)
-        except Exception:
-            self._telemetry.failed("traces")
+        span = self._telemetry.guarded("traces", self._tracing.inspection, operation, queue_id, item_id)
         failure: BaseException | None = None
         began = self._clock()
         try:
@@ -292,111 +271,80 @@ class ObservedBackend:
         finally:
             outcome = "ok" if failure is None else _operation_outcome(failure)
             self._count_operation(operation, outcome, self._clock() - began)
-            try:
-                if span is not None:
-                    if failure is not None and not isinstance(failure, asyncio.CancelledError):
-                        fail(span, failure)
-                    span.end()
-            except Exception:
-                self._telemetry.failed("traces")
+            if span is not None:
+                cause = None if isinstance(failure, asyncio.CancelledError) else failure
+                self._telemetry.guarded("traces", end, span, cause)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
-    def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+    def _went_well(self, step: str, seconds: float) -> None:
         try:
-            key = (operation, outcome)
-            child = self._operations.get(key)
-            if child is None:
-                histogram = self._telemetry.instruments.operation
-                child = self._operations[key] = histogram.labels(self._name, operation, outcome)
-                if outcome == "ok" and operation in self._well:
-                    self._well[operation] = noting(child)
-            child.observe(seconds)
+            self._well[step](seconds)
         except Exception:
             self._telemetry.failed("metrics")
+
+    def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+        self._telemetry.guarded("metrics", self._observe, operation, outcome, seconds)
+
+    def _observe(self, operation: str, outcome: str, seconds: float) -> None:
+        key = (operation, outcome)
+        child = self._operations.get(key)
+        if child is None:
+            histogram = self._telemetry.instruments.operation
+            child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+            if outcome == "ok" and operation in self._well:
+                self._well[operation] = noting(child)
+        child.observe(seconds)
 
     def _on_event(self, event: BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
         if isinstance(event, Snapshot):
-            self._take(event)
+            self._snapshots.take(event)
         else:
-            Context().run(self._tell, event)
+            Context().run(self._telemetry.guarded, "metrics", self._tell, event)
         if self._listener is not None:
             self._listener(event)
 
     def _tell(self, event: BackendEvent) -> None:
         telemetry = self._telemetry
-        try:
-            if isinstance(event, Left):
-                self._left(event)
-            elif isinstance(event, SlotLost):
-                recorder = self._recorders.get(event.ticket.id)
-                if recorder is not None:
-                    recorder.slot_lost(event.reason)
-            elif isinstance(event, Heartbeat):
-                self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-            elif isinstance(event, Reclaimed):
-                self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
-                self._reclaimed(event)
-            elif isinstance(event, LimitDisagreement):
-                self._log(WARNING, "limit_changed", **event._asdict())
-                label = telemetry.series(event.queue_id).label
-                telemetry.instruments.disagreements.labels(label).inc()
-            elif isinstance(event, Disrupted):
-                self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-                telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
-            elif isinstance(event, Recovered):
-                self._log(INFO, "backend_recovered", outage=event.outage)
-        except Exception:
-            telemetry.failed("metrics")
-
-    def _reclaimed(self, event: Reclaimed) -> None:
-        try:
-            self._tracing.reclaimed(event)
-        except Exception:
-            self._telemetry.failed("traces")
-        label = self._telemetry.series(event.queue_id).label
-        self._telemetry.instruments.reclaimed.labels(label, event.state).inc()
-
-    def _take(self, snapshot: Snapshot) -> None:
-        """Show a snapshot; of many that come in one turn of the loop, some in each of the next.
-
-        A process may have 20,000 queues, and their heartbeats come at once.
-        """
-        if self._snapshots or self._shown >= _SNAPSHOTS_A_TURN:
-            self._snapshots[snapshot.queue_id] = snapshot
-            return
-        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
-            loop.call_soon(self._show_more, context=Context())
-            self._shown = 1
-        elif self._shown:
-            self._shown += 1
-        self._show(snapshot)
-
-    def _show_more(self) -> None:
-        count = self._shown = min(len(self._snapshots), _SNAPSHOTS_A_TURN)
-        if count:
-            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
-        for _ in range(count):
-            self._show(self._snapshots.popitem()[1])
+        if isinstance(event, Left):
+            self._left(event)
+        elif isinstance(event, SlotLost):
+            recorder = self._recorders.get(event.ticket.id)
+            if recorder is not None:
+                recorder.slot_lost(event.reason)
+        elif isinstance(event, Heartbeat):
+            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+        elif isinstance(event, Reclaimed):
+            self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+            telemetry.guarded("traces", self._tracing.reclaimed, event)
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.reclaimed.labels(label, event.state).inc()
+        elif isinstance(event, LimitDisagreement):
+            self._log(WARNING, "limit_changed", **event._asdict())
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.disagreements.labels(label).inc()
+        elif isinstance(event, Disrupted):
+            self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
+            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+        elif isinstance(event, Recovered):
+            self._log(INFO, "backend_recovered", outage=event.outage)
 
     def _show(self, snapshot: Snapshot) -> None:
-        telemetry, inner, queue_id = self._telemetry, self._inner, snapshot.queue_id
-        try:
-            label = telemetry.series(queue_id).label
-            telemetry.instruments.shared.report(
-                queue_id, self._name, label, snapshot.stats, inner.heartbeat_interval, inner.store
-            )
-        except Exception:
-            telemetry.failed("metrics")
+        self._telemetry.guarded("metrics", self._report, snapshot.queue_id, snapshot.stats)
+
+    def _report(self, queue_id: str, stats: QueueStats) -> None:
+        label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
+        heartbeat, store = self._inner.heartbeat_interval, self._inner.store
+        shared.report(queue_id, self._name, label, stats, heartbeat, store)
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
-        try:
-            if self._telemetry.log.enabled(level):
-                fields.setdefault("instance_id", self._inner.instance_id)
-                self._telemetry.log.write(level, event, backend=self._name, **fields)
-        except Exception:
-            self._telemetry.failed("logs")
+        self._telemetry.guarded("logs", self._write, level, event, fields)
+
+    def _write(self, level: int, event: names.LogEvent, fields: dict[str, Any]) -> None:
+        if self._telemetry.log.enabled(level):
+            fields.setdefault("instance_id", self._inner.instance_id)
+            self._telemetry.log.write(level, event, backend=self._name, **fields)
 
 
 def _wait_outcome(error: BaseException) -> names.WaitOutcome:

@@ -28,7 +28,7 @@ from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant,
 from genesis.observability import names
 from genesis.observability.current import CurrentHold, without_ended_holds
 
-__all__ = ["CallSpans", "Tracing", "UnrecordedSpans", "context_of", "fail"]
+__all__ = ["CallSpans", "Tracing", "UnrecordedSpans", "context_of", "end", "fail"]
 
 StartSpan: TypeAlias = Callable[..., Span]
 _GAP = 1_000  # ns between two spans in sequence; what viewers can tell apart
@@ -388,6 +388,12 @@ def fail(span: Span, cause: BaseException | str) -> None:
     kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
     span.set_attribute(names.ERROR_TYPE, kind)
     span.set_status(Status(StatusCode.ERROR, str(cause)))
+
+
+def end(span: Span, cause: BaseException | None) -> None:
+    if cause is not None:
+        fail(span, cause)
+    span.end()
 
 
 def _related(relation: names.Relation, parties: Sequence[CallRef]) -> dict[str, Any]:
