@@ -138,13 +138,12 @@ class UnrecordedSpans:
     def leave_context(self) -> None:
         """Make current again what was before the body."""
         hold, self._hold = self._hold, None
-        current = otel_context.get_current()
         if hold is not None:
             hold.leave()
-        elif current is not self._context and (
-            trace.get_current_span(current) is trace.get_current_span(self._context)
-        ):
-            otel_context.attach(self._context)  # the body forgot to detach something
+            return
+        before, now = self._context, otel_context.get_current()
+        if now is not before and trace.get_current_span(now) is trace.get_current_span(before):
+            otel_context.attach(before)  # the body forgot to detach something
 
 
 class CallSpans:
