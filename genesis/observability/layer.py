@@ -17,34 +17,16 @@ from typing import Any, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
 
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    EnterRequest,
-    EnterResult,
-    Grant,
-    Heartbeat,
-    LeaveResult,
-    Left,
-    LimitDisagreement,
-    Listener,
-    QueueBackend,
-    QueueEntry,
-    QueueStats,
-    Reclaimed,
-    Recovered,
-    SlotLost,
-    Snapshot,
-    Ticket,
-    WaitStatus,
-)
+from genesis.backends import protocol
+from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveResult, Snapshot, Ticket
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.histogram import MAX_UNSETTLED, noting
+from genesis.observability.links import end
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
 from genesis.observability.shared import Spread
-from genesis.observability.spans import Tracing, end
+from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["ObservedBackend"]
@@ -63,7 +45,7 @@ class ObservedBackend:
         version: of this library, for the build info and the tracer.
     """
 
-    def __init__(self, inner: QueueBackend, telemetry: Telemetry, version: str) -> None:
+    def __init__(self, inner: protocol.QueueBackend, telemetry: Telemetry, version: str) -> None:
         self._inner = inner
         self._telemetry = telemetry
         self._clock = telemetry.clock
@@ -78,7 +60,7 @@ class ObservedBackend:
         self._since_settled = 0  # calls that left
         self._snapshots = Spread(self._show)
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
-        self._listener: Listener | None = None
+        self._listener: protocol.Listener | None = None
         tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
         self._tracing = tracing or Tracing(NoOpTracerProvider(), version, inner)
         telemetry.guarded("metrics", self._expose, version)
@@ -106,7 +88,7 @@ class ObservedBackend:
     def store(self) -> str:
         return self._inner.store
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: protocol.Listener) -> None:
         self._listener = listener
 
     # The three steps of a passage do without a coroutine around the inner one, which would cost every
@@ -196,7 +178,7 @@ class ObservedBackend:
             recorder.released(result.granted_to, None)
         return result
 
-    def _left(self, event: Left) -> None:
+    def _left(self, event: protocol.Left) -> None:
         """The reply to a `leave` has come, or never will."""
         recorder, began = self._leaving.pop(event.ticket.id, (None, None))
         if began is None:
@@ -228,16 +210,16 @@ class ObservedBackend:
         await self._inspect("set_limit", queue_id, "", self._inner.set_limit(queue_id, limit))
         self._log(INFO, "limit_changed", queue_id=queue_id, limit=limit)
 
-    async def stats(self, queue_id: str) -> QueueStats:
+    async def stats(self, queue_id: str) -> protocol.QueueStats:
         return await self._inspect("stats", queue_id, "", self._inner.stats(queue_id))
 
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
-    ) -> list[WaitStatus | None]:
+    ) -> list[protocol.WaitStatus | None]:
         found = self._inner.wait_status(queue_id, wanted)
         return await self._inspect("wait_status", queue_id, "", found)
 
-    async def entries(self, queue_id: str) -> list[QueueEntry]:
+    async def entries(self, queue_id: str) -> list[protocol.QueueEntry]:
         return await self._inspect("entries", queue_id, "", self._inner.entries(queue_id))
 
     async def evict(self, queue_id: str, item_id: str) -> int:
@@ -295,7 +277,7 @@ class ObservedBackend:
                 self._well[operation] = noting(child)
         child.observe(seconds)
 
-    def _on_event(self, event: BackendEvent) -> None:
+    def _on_event(self, event: protocol.BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
         if isinstance(event, Snapshot):
@@ -305,35 +287,35 @@ class ObservedBackend:
         if self._listener is not None:
             self._listener(event)
 
-    def _tell(self, event: BackendEvent) -> None:
+    def _tell(self, event: protocol.BackendEvent) -> None:
         telemetry = self._telemetry
-        if isinstance(event, Left):
+        if isinstance(event, protocol.Left):
             self._left(event)
-        elif isinstance(event, SlotLost):
+        elif isinstance(event, protocol.SlotLost):
             recorder = self._recorders.get(event.ticket.id)
             if recorder is not None:
                 recorder.slot_lost(event.reason)
-        elif isinstance(event, Heartbeat):
+        elif isinstance(event, protocol.Heartbeat):
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-        elif isinstance(event, Reclaimed):
+        elif isinstance(event, protocol.Reclaimed):
             self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
             telemetry.guarded("traces", self._tracing.reclaimed, event)
             label = telemetry.series(event.queue_id).label
             telemetry.instruments.reclaimed.labels(label, event.state).inc()
-        elif isinstance(event, LimitDisagreement):
+        elif isinstance(event, protocol.LimitDisagreement):
             self._log(WARNING, "limit_changed", **event._asdict())
             label = telemetry.series(event.queue_id).label
             telemetry.instruments.disagreements.labels(label).inc()
-        elif isinstance(event, Disrupted):
+        elif isinstance(event, protocol.Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
             telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
-        elif isinstance(event, Recovered):
+        elif isinstance(event, protocol.Recovered):
             self._log(INFO, "backend_recovered", outage=event.outage)
 
     def _show(self, snapshot: Snapshot) -> None:
         self._telemetry.guarded("metrics", self._report, snapshot.queue_id, snapshot.stats)
 
-    def _report(self, queue_id: str, stats: QueueStats) -> None:
+    def _report(self, queue_id: str, stats: protocol.QueueStats) -> None:
         label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
         heartbeat, store = self._inner.heartbeat_interval, self._inner.store
         shared.report(queue_id, self._name, label, stats, heartbeat, store)
@@ -367,7 +349,7 @@ def _operation_outcome(error: BaseException) -> names.OperationOutcome:
 def _check_complete() -> None:
     methods = {
         name
-        for name, member in vars(QueueBackend).items()
+        for name, member in vars(protocol.QueueBackend).items()
         if inspect.isfunction(member) and not name.startswith("_")
     }
     if missing := methods - {n for n, member in vars(ObservedBackend).items() if callable(member)}:
@@ -377,4 +359,4 @@ def _check_complete() -> None:
 
 
 _check_complete()
-_complete: type[QueueBackend] = ObservedBackend
+_complete: type[protocol.QueueBackend] = ObservedBackend
