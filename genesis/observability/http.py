@@ -7,8 +7,7 @@ takes a good part of a second, which in a thread delays the calls by a switch of
 all of it. It speaks HTTP/1.0, one answer a connection. TLS, compression and persistent connections
 are left to a reverse proxy.
 
-An application that runs under an ASGI server needs no port and no thread for this: `asgi_app` answers
-the same three paths in it, and renders the metrics in a thread for the same reason.
+Under an ASGI server no port of its own is needed: `asgi_app` answers the same three paths.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ from genesis.observability import multiprocess
 __all__ = ["ASGIApp", "ObservabilityServer", "Pingable", "asgi_app"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MOST_CONNECTIONS = 32  # Prometheus needs one; what comes on top of these is hung up on
@@ -146,10 +144,8 @@ class ObservabilityServer:
         ready_timeout: float = 2.0,
     ) -> None:
         if not host:
-            raise ValueError(
-                "host is empty, which would listen on every address. Say '0.0.0.0' or '::' if that is "
-                "meant, or leave it out for 127.0.0.1."
-            )
+            text = "would listen on every address; give '0.0.0.0' or '::' if that is meant"
+            raise ValueError(f"host is empty, which {text}")
         _check_ready_timeout(ready_timeout)
         self._queue = queue
         self._registry = REGISTRY if registry is None else registry
@@ -175,9 +171,7 @@ class ObservabilityServer:
             raise RuntimeError("the server is running")
         self._loop = asyncio.get_running_loop()
         host, port = self._address
-        found = await self._loop.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         multiprocess.warn_of_other_workers()
         try:
@@ -185,11 +179,9 @@ class ObservabilityServer:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise OSError(
-                error.errno,
-                f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
-                "each its own port, port=0 for a free one, or mount asgi_app() in the application",
-            ) from error
+            text = f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
+            text += "each its own port, port=0 for a free one, or mount asgi_app() in the application"
+            raise OSError(error.errno, text) from error
 
     async def stop(self) -> None:
         """Stop listening. Answers on their way still go out, as long as the process lives."""
@@ -262,7 +254,7 @@ class _Listener(socketserver.ThreadingTCPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(0.1)  # out of file descriptors: do not try again as fast as the processor can
+            time.sleep(0.1)  # out of file descriptors: not again as fast as the processor can
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -348,10 +340,8 @@ def asgi_app(
         if scope["type"] != "http":
             raise ValueError(f"genesis' ASGI application does not know the scope {scope['type']!r}")
         result = await answer(scope)
-        headers = [
-            (b"content-type", result.content_type.encode()),
-            (b"content-length", b"%d" % len(result.body)),
-        ]
+        kind, length = result.content_type.encode(), b"%d" % len(result.body)
+        headers = [(b"content-type", kind), (b"content-length", length)]
         await send({"type": "http.response.start", "status": result.status, "headers": headers})
         body = b"" if scope["method"] == "HEAD" else result.body
         await send({"type": "http.response.body", "body": body})

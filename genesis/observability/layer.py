@@ -1,9 +1,8 @@
 """The observing layer: a `QueueBackend` around any other, through which every operation passes.
 
-It is complete by construction. mypy refuses it if an operation of the protocol is missing or has
-another signature; `_check_complete` refuses to import it if one is inherited instead of wrapped; and a
-test sends each operation through. It changes nothing: what the inner backend returns or raises is what
-the caller gets, and a sink that fails is counted and let go.
+It is complete by construction: mypy refuses it if an operation of the protocol is missing or differs,
+and `_check_complete` refuses to import it if one is inherited instead of wrapped. It changes nothing:
+the caller gets what the inner backend returns or raises, and a sink that fails is counted.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class ObservedBackend:
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
         self._since_settled = 0  # calls that left
-        self._snapshots = Spread(self._show)
+        self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
         tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
@@ -97,8 +96,7 @@ class ObservedBackend:
     async def enter(self, entry: EnterRequest) -> EnterResult:
         recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
         if recorder.recorded is not None:
-            context = recorder.carried_context()
-            entry = entry._replace(context=context)
+            entry = entry._replace(context=recorder.carried_context())
         began = recorder.began
         try:
             admission = await self._inner.enter(entry)
@@ -109,8 +107,7 @@ class ObservedBackend:
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        grant = admission.grant
-        if grant is not None:
+        if (grant := admission.grant) is not None:
             recorder.enqueued(admission, self._well["enter"], now - began)
             granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
@@ -174,7 +171,7 @@ class ObservedBackend:
             return None
         self._went_well("leave", seconds)
         self._settle_now_and_then()
-        if recorder is not None and recorder.recorded is not None:
+        if recorder is not None:
             recorder.released(result.granted_to, None)
         return result
 
@@ -197,8 +194,7 @@ class ObservedBackend:
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
-        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
-        recorder.refused(reason)
+        CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry).refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -216,8 +212,8 @@ class ObservedBackend:
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[protocol.WaitStatus | None]:
-        found = self._inner.wait_status(queue_id, wanted)
-        return await self._inspect("wait_status", queue_id, "", found)
+        call = self._inner.wait_status(queue_id, wanted)
+        return await self._inspect("wait_status", queue_id, "", call)
 
     async def entries(self, queue_id: str) -> list[protocol.QueueEntry]:
         return await self._inspect("entries", queue_id, "", self._inner.entries(queue_id))
@@ -313,25 +309,17 @@ class ObservedBackend:
             self._log(INFO, "backend_recovered", outage=event.outage)
 
     def _show(self, snapshot: Snapshot) -> None:
-        self._telemetry.guarded("metrics", self._report, snapshot.queue_id, snapshot.stats)
-
-    def _report(self, queue_id: str, stats: protocol.QueueStats) -> None:
+        queue_id, stats = snapshot
         label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
         heartbeat, store = self._inner.heartbeat_interval, self._inner.store
         shared.report(queue_id, self._name, label, stats, heartbeat, store)
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
-        self._telemetry.guarded("logs", self._write, level, event, fields)
-
-    def _write(self, level: int, event: names.LogEvent, fields: dict[str, Any]) -> None:
-        if self._telemetry.log.enabled(level):
-            fields.setdefault("instance_id", self._inner.instance_id)
-            self._telemetry.log.write(level, event, backend=self._name, **fields)
+        about = {"backend": self._name, "instance_id": self._inner.instance_id}
+        self._telemetry.event(level, event, {**about, **fields})
 
 
 def _wait_outcome(error: BaseException) -> names.WaitOutcome:
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
     if isinstance(error, EvictedError):
         return "evicted"
     if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):

@@ -228,16 +228,10 @@ class CallRecorder:
     def _log(
         self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
     ) -> None:
-        self._telemetry.guarded("logs", self._write, level, event, error, fields)
-
-    def _write(
-        self, level: int, event: names.LogEvent, error: BaseException | None, fields: dict[str, Any]
-    ) -> None:
-        log, entry = self._telemetry.log, self._entry
-        if log.enabled(level):
-            if error is not None:
-                fields["error"] = str(error)
-            if self._trail is not None:
-                fields.update(self._trail.ids() or {})
-            about = {"queue_id": entry.queue_id, "item_id": entry.item_id}
-            log.write(level, event, **about, instance_id=self._instance_id, **fields)
+        if error is not None:
+            fields["error"] = self._telemetry.guarded("logs", str, error)
+        if self._trail is not None and (ids := self._traced(self._trail.ids)) is not None:
+            fields |= ids
+        queue_id, item_id = self._entry[:2]
+        about = {"queue_id": queue_id, "item_id": item_id, "instance_id": self._instance_id}
+        self._telemetry.event(level, event, {**about, **fields})

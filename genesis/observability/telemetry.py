@@ -75,6 +75,14 @@ class Telemetry:
         instruments = self._instruments or self.instruments
         return instruments.known.get(label) or instruments.series(_short(label))
 
+    def event(self, level: int, event: names.LogEvent, fields: dict[str, Any]) -> None:
+        """Write a log event."""
+        try:
+            if self.log.enabled(level):
+                self.log.write(level, event, **fields)
+        except Exception:
+            self.failed("logs")
+
     def guarded(self, sink: names.Sink, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
         """What `step` returns; None if it raises, which is then counted as a failure of `sink`."""
         try:
