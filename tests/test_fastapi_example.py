@@ -139,7 +139,7 @@ async def test_the_line_is_shown(client: Client) -> None:
         ("/call/x", "queue=", "GET", 422),
         ("/call/", "", "GET", 404),
         ("/queue/", "", "GET", 404),
-        ("/call/x", "", "POST", 404),
+        ("/call/x", "", "POST", 405),
         ("/elsewhere", "", "GET", 404),
     ],
 )

@@ -3,9 +3,8 @@
 The server is the standard library's `http.server` in threads of its own, and not a coroutine of the
 application's event loop. What it shows is wanted most when that loop is blocked: from a thread the
 metrics still go out, and `/ready` notices, because it asks the loop. Rendering ten thousand series
-takes a good part of a second, which in a thread delays the calls by a switch of threads, and not by
-all of it. It speaks HTTP/1.0, one answer a connection. TLS, compression and persistent connections
-are left to a reverse proxy.
+takes a good part of a second, which must not delay the calls. It speaks HTTP/1.0, one answer a
+connection. TLS, compression and persistent connections are left to a reverse proxy.
 
 Under an ASGI server no port of its own is needed: `asgi_app` answers the same three paths.
 """
@@ -62,6 +61,7 @@ class _Answer(NamedTuple):
 
 _NOT_FOUND = _Answer(404, b"not found\n")
 _HEALTHY = _Answer(200, b"healthy\n")
+_READY = _Answer(200, b"ready\n")
 
 
 def _not_ready(reason: str) -> _Answer:
@@ -70,7 +70,7 @@ def _not_ready(reason: str) -> _Answer:
 
 async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
     if queue is None:
-        return _Answer(200, b"ready\n")
+        return _READY
     if getattr(queue, "draining", False):
         return _not_ready("the queue is draining")
     ping = asyncio.ensure_future(queue.ping())
@@ -82,7 +82,7 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
         return _not_ready(f"the backend did not answer within {seconds:g} s")
     error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
     if error is None:
-        return _Answer(200, b"ready\n")
+        return _READY
     # Of a foreign error the kind alone: its message may name an address, or a password in it.
     cause = type(error).__name__
     if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
@@ -233,13 +233,13 @@ class _Listener(socketserver.ThreadingTCPServer):
     def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
         self.answer = answer
-        self._free = threading.Semaphore(_MOST_CONNECTIONS)
+        self._open: set[Any] = set()
         super().__init__(address, _Handler)
         self.socket.setblocking(False)  # a client that is gone again must not hold up the thread
         self._stop, self._stopped = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self.socket, selectors.EVENT_READ)
-        self._selector.register(self._stopped, selectors.EVENT_READ)
+        for readable in (self.socket, self._stopped):
+            self._selector.register(readable, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="genesis-server", daemon=True)
         self._thread.start()
 
@@ -257,17 +257,14 @@ class _Listener(socketserver.ThreadingTCPServer):
             time.sleep(0.1)  # out of file descriptors: not again as fast as the processor can
             raise
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        if len(self._open) < _MOST_CONNECTIONS:
+            self._open.add(request)
+        return request in self._open
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         _log.debug("a connection broke off", exc_info=True)
@@ -281,8 +278,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Listener
     timeout = _CONNECTION_SECONDS
     wbufsize = -1  # head and body in one packet
-    error_content_type = "text/plain; charset=utf-8"
-    error_message_format = "%(code)d %(message)s\n"
 
     def do_GET(self) -> None:
         accept = ",".join(self.headers.get_all("Accept", []))
@@ -322,16 +317,14 @@ def asgi_app(
 
     async def answer(scope: Scope) -> _Answer:
         path = _path_below_mount(scope)
-        if path not in _PATHS:
-            return _NOT_FOUND
         if scope["method"] not in ("GET", "HEAD"):
             return _Answer(405, b"only GET and HEAD\n")
-        if path == "/health":
-            return _HEALTHY
+        if path == "/metrics":
+            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
+            return await asyncio.to_thread(_metrics, registry, ",".join(accept))
         if path == "/ready":
             return await _readiness(queue, ready_timeout)
-        accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
-        return await asyncio.to_thread(_metrics, registry, ",".join(accept))
+        return _HEALTHY if path == "/health" else _NOT_FOUND
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         if scope["type"] == "websocket":
