@@ -22,6 +22,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Protocol
 
@@ -39,12 +40,10 @@ Send = Callable[[Scope], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MOST_CONNECTIONS = 32  # Prometheus needs one; what comes on top of these is hung up on
-_CONNECTION_SECONDS = 10.0  # for which a client might be silent
 _MARGIN_SECONDS = 0.25  # by which a loop that runs answers before it is called blocked
 _PATHS = ("/metrics", "/health", "/ready")
 
-_log = logging.getLogger("genesis.server")
-_log.addHandler(logging.NullHandler())
+_log = logging.getLogger("genesis.server")  # below `genesis`, which has a handler
 
 
 class Pingable(Protocol):
@@ -112,11 +111,10 @@ def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
 
 
 class ObservabilityServer:
-    """A small HTTP server for `/metrics`, `/health` and `/ready`, and nothing else.
+    """A small HTTP server for `/metrics`, `/health` and `/ready`.
 
-    `/health` is 200 as long as the process answers at all; `/ready` is 200 if the queue is not draining
-    and its backend answers a ping in time, else 503 with a short reason. Start and stop it in the event
-    loop that the queue is used in.
+    `/ready` is 200 if the queue is not draining and its backend answers a ping in time, else 503 with a
+    short reason. Start and stop it in the event loop that the queue is used in.
 
         async with Queue(...) as queue, ObservabilityServer(queue, port=9464): ...
 
@@ -144,14 +142,12 @@ class ObservabilityServer:
         ready_timeout: float = 2.0,
     ) -> None:
         if not host:
-            text = "would listen on every address; give '0.0.0.0' or '::' if that is meant"
-            raise ValueError(f"host is empty, which {text}")
+            raise ValueError("host is empty: give '0.0.0.0' or '::' to listen on every address")
         _check_ready_timeout(ready_timeout)
         self._queue = queue
         self._registry = REGISTRY if registry is None else registry
         self._address = (host, port)
         self._ready_timeout = ready_timeout
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: _Listener | None = None
 
     @property
@@ -169,13 +165,13 @@ class ObservabilityServer:
         """Listen, and return once connections are accepted."""
         if self._listener is not None:
             raise RuntimeError("the server is running")
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         host, port = self._address
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         multiprocess.warn_of_other_workers()
         try:
-            self._listener = _Listener(family, address, self._answer)
+            self._listener = _Listener(family, address, partial(self._answer, loop))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -185,9 +181,9 @@ class ObservabilityServer:
 
     async def stop(self) -> None:
         """Stop listening. Answers on their way still go out, as long as the process lives."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.stop()
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
 
     async def __aenter__(self) -> ObservabilityServer:
         await self.start()
@@ -196,18 +192,17 @@ class ObservabilityServer:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def _answer(self, path: str, accept: str) -> _Answer:
+    def _answer(self, loop: asyncio.AbstractEventLoop, path: str, accept: str) -> _Answer:
         if path == "/metrics":
             return _metrics(self._registry, accept)
         if path == "/health":
             return _HEALTHY
-        return self._ask_the_loop() if path == "/ready" else _NOT_FOUND
+        return self._ask(loop) if path == "/ready" else _NOT_FOUND
 
-    def _ask_the_loop(self) -> _Answer:
-        assert self._loop is not None
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> _Answer:
         asking = _readiness(self._queue, self._ready_timeout)
         try:
-            answer = asyncio.run_coroutine_threadsafe(asking, self._loop)
+            answer = asyncio.run_coroutine_threadsafe(asking, loop)
         except RuntimeError:
             asking.close()
             return _not_ready("the event loop is closed")
@@ -276,7 +271,7 @@ class _Listener(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Listener
-    timeout = _CONNECTION_SECONDS
+    timeout = 10.0  # seconds for which a client might be silent
     wbufsize = -1  # head and body in one packet
 
     def do_GET(self) -> None:
