@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 __all__ = ["MAX_UNSETTLED", "Distribution", "Family", "FastHistogram", "noting"]
 
 _MOST_UNSORTED = 256
-MAX_UNSETTLED = 512  # calls that left
+MAX_UNSETTLED = 512  # steps
 
 
 class Distribution:
@@ -187,7 +187,7 @@ class FastHistogram(Family):
 def noting(child: Any) -> Callable[[float], None]:
     """The cheapest way to observe a value without an exemplar, of either kind of histogram.
 
-    Who uses it calls `Instruments.settle` every `MAX_UNSETTLED` calls that leave.
+    Whoever uses it calls `Instruments.settle` every `MAX_UNSETTLED` times.
     """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note

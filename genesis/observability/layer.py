@@ -56,7 +56,7 @@ class ObservedBackend:
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._since_settled = 0  # calls that left
+        self._since_settled = 0  # steps that went well
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
@@ -170,8 +170,7 @@ class ObservedBackend:
             self._leaving[ticket.id] = (recorder, began)
             return None
         self._went_well("leave", seconds)
-        self._settle_now_and_then()
-        if recorder is not None:
+        if recorder is not None and recorder.recorded is not None:
             recorder.released(result.granted_to, None)
         return result
 
@@ -180,17 +179,12 @@ class ObservedBackend:
         recorder, began = self._leaving.pop(event.ticket.id, (None, None))
         if began is None:
             return  # not one that was sent through here
-        outcome: names.OperationOutcome = "ok" if event.confirmed else "unconfirmed"
-        self._count_operation("leave", outcome, self._clock() - began)
-        self._settle_now_and_then()
+        if event.confirmed:
+            self._went_well("leave", self._clock() - began)
+        else:
+            self._count_operation("leave", "unconfirmed", self._clock() - began)
         if recorder is not None:
             recorder.released(event.result.granted_to, None, confirmed=event.confirmed)
-
-    def _settle_now_and_then(self) -> None:
-        self._since_settled += 1
-        if self._since_settled >= MAX_UNSETTLED:
-            self._since_settled = 0
-            self._telemetry.guarded("metrics", lambda: self._telemetry.instruments.settle())
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
@@ -257,6 +251,10 @@ class ObservedBackend:
     def _went_well(self, step: str, seconds: float) -> None:
         try:
             self._well[step](seconds)
+            self._since_settled += 1
+            if self._since_settled >= MAX_UNSETTLED:
+                self._since_settled = 0
+                self._telemetry.instruments.settle()
         except Exception:
             self._telemetry.failed("metrics")
 

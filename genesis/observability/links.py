@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from genesis.backends.protocol import CallRef
 from genesis.observability import names
@@ -100,7 +98,16 @@ def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
 
 
 def context_of(text: str) -> SpanContext | None:
-    """The context that a `traceparent` names; None if it names none."""
-    read = TraceContextTextMapPropagator().extract({"traceparent": text}, Context())
-    context = trace.get_current_span(read).get_span_context()
+    """The context that a `traceparent` names; None if it names none.
+
+    OpenTelemetry's propagator takes three times as long, and a hand-off asks twice.
+    """
+    parts = text.split("-")
+    if [len(part) for part in parts] != [2, 32, 16, 2]:
+        return None
+    try:
+        trace_id, span_id, flags = (int(part, 16) for part in parts[1:])
+    except ValueError:
+        return None
+    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
     return context if context.is_valid else None
