@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.backends import waiting
-from genesis.backends.protocol import Grant, LeaveResult, QueueBackend, Ticket
+from genesis.backends.protocol import EnterRequest, Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
@@ -91,6 +91,9 @@ class WithoutLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def refused(self, entry: EnterRequest, reason: str) -> None:
+        """Only the layer would count it."""
 
     def leave(
         self,

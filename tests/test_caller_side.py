@@ -641,8 +641,10 @@ async def test_a_task_that_holds_may_still_enter_while_draining(queue: Queue) ->
 
 
 async def test_drain_of_a_queue_that_was_never_used(queue: Queue) -> None:
-    """Nobody is there: it returns at once."""
+    """Nobody is there: it returns at once, and takes nobody in afterwards."""
     assert await queue.drain() == 0
+    with pytest.raises(QueueDrainingError):
+        await queue.slot("sales").__aenter__()
 
 
 # --- disconnecting ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ASGI example, driven in this process, and once with a real uvicorn if there is one."""
+"""The FastAPI example, driven in this process, and once with a real uvicorn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import re
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from examples import callers
-from examples.asgi_app import LIMIT, QUEUE_ID, Application
+from examples import callers, fastapi_app
+from examples.fastapi_app import LIMIT, QUEUE_ID, create_app
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -33,7 +35,7 @@ class Reply(NamedTuple):
 class Client:
     """Plays an ASGI server to the application."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: FastAPI) -> None:
         self.app = app
 
     async def get(
@@ -53,9 +55,9 @@ class Client:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": method, "path": path, "headers": []}
+        scope = {"type": "http", "method": method, "path": path, "headers": [], "root_path": ""}
         await self.app({**scope, "query_string": query.encode()}, receive, send)
-        return Reply(sent[0]["status"], sent[1]["body"])
+        return Reply(sent[0]["status"], b"".join(each["body"] for each in sent[1:]))
 
     async def line(self) -> tuple[int, int]:
         shown = (await self.get(f"/queue/{QUEUE_ID}")).json
@@ -76,10 +78,9 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    app = Application(CollectorRegistry())
-    await app.open()
-    yield Client(app)
-    await app.close()
+    app = create_app(CollectorRegistry())
+    async with app.router.lifespan_context(app):
+        yield Client(app)
 
 
 async def test_a_call_takes_a_slot_and_is_counted(client: Client) -> None:
@@ -130,10 +131,12 @@ async def test_the_line_is_shown(client: Client) -> None:
 @pytest.mark.parametrize(
     ("path", "query", "method", "status"),
     [
-        ("/call/x", "seconds=nan", "GET", 400),
-        ("/call/x", "seconds=-1", "GET", 400),
-        ("/call/x", "seconds=many", "GET", 400),
-        ("/call/x", "seconds=1e9", "GET", 400),
+        ("/call/x", "seconds=nan", "GET", 422),
+        ("/call/x", "seconds=-1", "GET", 422),
+        ("/call/x", "seconds=many", "GET", 422),
+        ("/call/x", "seconds=1e9", "GET", 422),
+        ("/call/" + "x" * 201, "", "GET", 422),
+        ("/call/x", "queue=", "GET", 422),
         ("/call/", "", "GET", 404),
         ("/queue/", "", "GET", 404),
         ("/call/x", "", "POST", 405),
@@ -148,25 +151,50 @@ async def test_a_bad_request_is_refused(
     assert await client.line() == (0, 0)
 
 
-async def test_the_lifespan_opens_and_closes_the_queue() -> None:
-    """Calls are served between startup and shutdown only, and the cycle may be repeated."""
-    app = Application(CollectorRegistry())
+async def test_a_call_that_is_not_served_is_503_and_says_when_to_come_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full line, and a patience that ended."""
+    monkeypatch.setattr(fastapi_app, "WAIT_SECONDS", 0.05)
+    gone = asyncio.Event()
+    calls = [
+        asyncio.ensure_future(client.get(f"/call/c{number}", "seconds=3600", gone=gone))
+        for number in range(LIMIT)
+    ]
+    await client.stands(0, LIMIT)
+    late = await client.get("/call/late")
+    assert (late.status, late.json) == (503, {"error": "QueueTimeoutError"})
+    monkeypatch.setattr(fastapi_app, "MAX_WAITING", 0)
+    full = await client.get("/call/full")
+    assert (full.status, full.json) == (503, {"error": "QueueFullError"})
+    gone.set()
+    await asyncio.gather(*calls)
+
+
+async def test_the_end_of_the_lifespan_drains_the_queue() -> None:
+    """Calls that still hold come to their end; new ones are refused, and readiness says why."""
+    app = create_app(CollectorRegistry())
     client = Client(app)
-    for _ in range(2):
-        assert (await client.get("/call/early")).status == 503
-        incoming: asyncio.Queue[Any] = asyncio.Queue()
-        sent: list[str] = []
+    gone = asyncio.Event()
+    async with app.router.lifespan_context(app):
+        holding = asyncio.ensure_future(client.get("/call/held", "seconds=3600", gone=gone))
+        await client.stands(0, 1)
 
-        async def send(message: Any, sent: list[str] = sent) -> None:
-            sent.append(message["type"])
+        async def meanwhile() -> tuple[Reply, Reply]:
+            await wait_until(lambda: draining(client), "it drains")
+            replies = await client.get("/call/late"), await client.get("/ready")
+            gone.set()
+            return replies
 
-        living = asyncio.ensure_future(app({"type": "lifespan"}, incoming.get, send))
-        incoming.put_nowait({"type": "lifespan.startup"})
-        await wait_until(lambda sent=sent: sent == ["lifespan.startup.complete"], "it has started")
-        assert (await client.get("/call/x")).status == 200
-        incoming.put_nowait({"type": "lifespan.shutdown"})
-        await living
-        assert sent[-1] == "lifespan.shutdown.complete"
+        asking = asyncio.ensure_future(meanwhile())
+    late, ready = await asking
+    assert (late.status, late.json) == (503, {"error": "QueueDrainingError"})
+    assert (ready.status, ready.body) == (503, b"not ready: the queue is draining\n")
+    assert (await holding).status == 499
+
+
+async def draining(client: Client) -> bool:
+    return b"draining" in (await client.get("/ready")).body
 
 
 async def test_redis_gone_is_not_ready_and_503(
@@ -174,28 +202,27 @@ async def test_redis_gone_is_not_ready_and_503(
 ) -> None:
     """Over Redis the line is shared; while Redis is gone, calls are refused and readiness says so."""
     monkeypatch.setenv("GENESIS_REDIS_URL", own_redis.url)
-    apps = [Application(CollectorRegistry()) for _ in range(2)]
-    for app in apps:
-        await app.open()
-    one, other = (Client(app) for app in apps)
-    gone = asyncio.Event()
-    holding = asyncio.ensure_future(one.get("/call/shared", "seconds=3600", gone=gone))
-    await other.stands(0, 1)
-    gone.set()
-    await holding
-    await other.stands(0, 0)
-    own_redis.kill()
-    ready, refused = await asyncio.gather(one.get("/ready"), other.get(f"/queue/{QUEUE_ID}"))
-    assert ready.status == 503
-    assert (refused.status, refused.json) == (503, {"error": "BackendUnavailableError"})
-    for app in apps:
-        await app.close()
+    async with AsyncExitStack() as stack:
+        apps = [create_app(CollectorRegistry()) for _ in range(2)]
+        for app in apps:
+            await stack.enter_async_context(app.router.lifespan_context(app))
+        one, other = (Client(app) for app in apps)
+        gone = asyncio.Event()
+        holding = asyncio.ensure_future(one.get("/call/shared", "seconds=3600", gone=gone))
+        await other.stands(0, 1)
+        gone.set()
+        await holding
+        await other.stands(0, 0)
+        own_redis.kill()
+        ready, refused = await asyncio.gather(one.get("/ready"), other.get(f"/queue/{QUEUE_ID}"))
+        assert ready.status == 503
+        assert (refused.status, refused.json) == (503, {"error": "BackendUnavailableError"})
 
 
 async def test_it_runs_under_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real ASGI server serves a call, the callers that come by themselves, and its metrics."""
-    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-    command = [sys.executable, "-m", "uvicorn", "examples.asgi_app:app", "--port", "0"]
+    factory = ["--factory", "examples.fastapi_app:create_app"]
+    command = [sys.executable, "-m", "uvicorn", *factory, "--port", "0"]
     root = Path(__file__).parents[1]
     with (tmp_path / "log").open("wb") as log:
         server = await asyncio.create_subprocess_exec(*command, cwd=root, stderr=log, stdout=log)
