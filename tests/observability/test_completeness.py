@@ -12,9 +12,7 @@ from typing import Any, get_args
 import pytest
 
 import genesis
-from genesis.backends.protocol import (
-    QueueBackend,
-)
+from genesis.backends.protocol import QueueBackend
 from genesis.observability import layer, names
 from genesis.observability.layer import ObservedBackend
 

@@ -11,23 +11,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import (
-    EnterRequest,
-    EnterResult,
-    Grant,
-)
+from genesis.backends.protocol import EnterRequest, EnterResult, Grant
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import state_of
 from tests.sick import SICK, SickError
-from tests.support.observations import (
-    errors,
-    gauges,
-    holds,
-    waits,
-)
+from tests.support.observations import errors, gauges, holds, waits
 from tests.waiting import quiesce
 
 

@@ -11,20 +11,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    Reclaimed,
-    SlotLost,
-)
+from genesis.backends.protocol import BackendEvent, Disrupted, Reclaimed, SlotLost
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
-from tests.support.observations import (
-    WAIT_OUTCOMES,
-    end_as,
-    enter,
-    errors,
-)
+from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors
 from tests.waiting import quiesce
 
 

@@ -24,12 +24,7 @@ from genesis.observability import Telemetry, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans
-from tests.support.observations import (
-    caller,
-    enter,
-    of,
-    operations,
-)
+from tests.support.observations import caller, enter, of, operations
 from tests.waiting import quiesce
 
 

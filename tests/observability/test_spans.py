@@ -16,24 +16,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import (
-    LeaveResult,
-    Left,
-    Ticket,
-)
+from genesis.backends.protocol import LeaveResult, Left, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
 from tests.sick import SickError
-from tests.support.observations import (
-    WAIT_OUTCOMES,
-    end_as,
-    errors,
-    gauges,
-    holds,
-    of,
-    operations,
-)
+from tests.support.observations import WAIT_OUTCOMES, end_as, errors, gauges, holds, of, operations
 from tests.waiting import quiesce
 
 

@@ -12,25 +12,14 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.backends.protocol import (
-    EnterRequest,
-    EnterResult,
-)
+from genesis.backends.protocol import EnterRequest, EnterResult
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import Telemetry, metrics, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans
 from tests.sick import SickError, fail
-from tests.support.observations import (
-    WAIT_OUTCOMES,
-    end_as,
-    enter,
-    gauges,
-    holds,
-    of,
-    waits,
-)
+from tests.support.observations import WAIT_OUTCOMES, end_as, enter, gauges, holds, of, waits
 from tests.waiting import quiesce
 
 

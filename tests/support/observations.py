@@ -8,11 +8,7 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import (
-    EnterRequest,
-    EnterResult,
-    QueueBackend,
-)
+from genesis.backends.protocol import EnterRequest, EnterResult, QueueBackend
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, names
 from tests.waiting import wait_until
