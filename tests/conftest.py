@@ -37,7 +37,6 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
 }
 ON_BOTH_LOOPS = (
-    "test_caller_side.py",
     "test_connecting.py",
     "test_connection.py",
     "test_link.py",
@@ -70,17 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return True
         layer, uses_uvloop = params.params.get("layer"), "uvloop" in params.id
         if params.params.get("backend_kind") == "cluster":
-            return in_contract(item) and layer == "bare"
+            return item.path.parent.name == "contract" and layer == "bare"
         return not (uses_uvloop and layer == "failing")
 
     left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if wanted(item)]
-
-
-def in_contract(item: pytest.Item) -> bool:
-    return item.path.parent.name == "contract" or item.path.name == "test_caller_side.py"
 
 
 class WithoutLayer:

@@ -10,6 +10,7 @@ import pytest
 from genesis import Queue
 from tests.conftest import MakeQueue, replace_until_granted
 from tests.support.call_group import CallGroup, Waits
+from tests.support.line import Line
 
 
 @pytest.fixture
@@ -32,3 +33,12 @@ async def group(queue: Queue) -> AsyncIterator[CallGroup]:
     for call in group.calls:
         call.task.cancel()  # only a test that failed leaves any
     await asyncio.gather(*(call.task for call in group.calls), return_exceptions=True)
+
+
+@pytest.fixture
+async def line(queue: Queue) -> AsyncIterator[Line]:
+    line = Line(queue)
+    yield line
+    for call in line.calls:
+        call.task.cancel()  # only a test that failed leaves any
+    await asyncio.gather(*(call.task for call in line.calls), return_exceptions=True)

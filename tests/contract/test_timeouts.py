@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import Ticket
 from genesis.exceptions import GenesisError
 from tests.support.call_group import CallGroup, Waits
 from tests.waiting import wait_until
@@ -70,3 +74,38 @@ async def test_waited_is_zero_for_a_free_slot_and_more_after_a_wait(
     if layer == "observed":  # the layer owns the clock
         assert waiter.slot.waited > 0.0
     await waiter.gone()
+
+
+async def test_the_time_that_entering_takes_counts_for_the_timeout(
+    queue: Queue, monkeypatch: Any
+) -> None:
+    """The wait gets the part of the timeout that entering has left."""
+    backend = queue._backend
+    enter = backend.enter
+    left: list[float] = []
+    passed: list[float | None] = []
+
+    async def slow_enter(request: Any) -> Any:
+        passed.append(request.timeout)
+        result = await enter(request)
+        await asyncio.sleep(0.05)
+        return result
+
+    wait = backend.wait
+
+    async def recording_wait(ticket: Ticket, timeout: float | None) -> Any:
+        assert timeout is not None
+        left.append(timeout)
+        return await wait(ticket, timeout)
+
+    async with queue.slot("sales"):
+        monkeypatch.setattr(backend, "enter", slow_enter, raising=False)
+        monkeypatch.setattr(backend, "wait", recording_wait, raising=False)
+        with pytest.raises(QueueTimeoutError, match=r"0\.2 s"):
+            async with queue.slot("sales", timeout=0.2):
+                pytest.fail("entered")
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", timeout=0):
+                pytest.fail("entered")
+    assert passed == [0.2, 1.0]
+    assert 0 < left[0] <= 0.16
