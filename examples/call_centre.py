@@ -29,7 +29,7 @@ from pathlib import Path
 
 from prometheus_client import start_http_server
 
-sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
 
 from examples.call_centre_day.day import QUEUE, Call, CannotRunError, Day
 from examples.call_centre_day.generated import generate_day
