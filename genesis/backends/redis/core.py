@@ -13,7 +13,7 @@ README.md explains the protocol. In short:
    sent, and is checked before anything that was received is looked at.
 4. `leave` is not waited for. If it is lost, the next `sync` does not list the ticket.
 
-Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
+Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
 | stage    | event                                           | next    | verdict |
 |----------|-------------------------------------------------|---------|---------|
