@@ -253,7 +253,7 @@ class Pod:
             for sample in family.samples:
                 if sample.labels.get("queue") == QUEUE_ID and "le" not in sample.labels:
                     kinds = [sample.labels.get(kind, "") for kind in ("outcome", "reason", "state")]
-                    counts[sample.name.removeprefix("genesis_queue_"), "".join(kinds)] += sample.value
+                    counts[sample.name.removeprefix("genesis_queue_"), "".join(kinds)] += int(sample.value)
         return counts
 
 
@@ -271,7 +271,8 @@ class HeldModel(FakeModel):
 
 async def test_sigterm_finishes_who_waits_and_refuses_newcomers(tmp_path: Path) -> None:
     """The pod still answers while it does so, and then ends."""
-    async with HeldModel() as model:
+    held = HeldModel()
+    async with held as model:
         async with Pod(tmp_path / "log", "--model", model.url, "--limit", "1") as pod:
             calls = [asyncio.create_task(pod.send("0"))]
             await wait_until(lambda: model.seen == ["0"], "the model has the first")
@@ -286,7 +287,7 @@ async def test_sigterm_finishes_who_waits_and_refuses_newcomers(tmp_path: Path) 
             await wait_until(lambda: "draining" in pod.log, "the pod drains")
             late = await pod.send("late")
             assert (late.status, late.error) == (503, "QueueDrainingError")
-            model.go.set()
+            held.go.set()
             assert [(await call).status for call in calls] == [200, 200]
             await asyncio.wait_for(pod.process.wait(), 20)
         assert model.seen == ["0", "1"]
