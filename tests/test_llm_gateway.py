@@ -253,7 +253,9 @@ class Pod:
             for sample in family.samples:
                 if sample.labels.get("queue") == QUEUE_ID and "le" not in sample.labels:
                     kinds = [sample.labels.get(kind, "") for kind in ("outcome", "reason", "state")]
-                    counts[sample.name.removeprefix("genesis_queue_"), "".join(kinds)] += int(sample.value)
+                    counts[sample.name.removeprefix("genesis_queue_"), "".join(kinds)] += int(
+                        sample.value
+                    )
         return counts
 
 

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue, RedisBackend
 from genesis.observability import Telemetry
-from tests.hosts.web import PATIENCE, SHORT_LEASE, WebServer
 from tests.dashboards.live_run import SCRAPES, shortened_rules
+from tests.hosts.web import PATIENCE, SHORT_LEASE, WebServer
 from tests.observers import Prometheus
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
