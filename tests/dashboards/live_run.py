@@ -245,12 +245,13 @@ class LiveRun:
         await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
         with self.fault("redis stopped"):
             self.redis.kill()
-            await self.firing("GenesisBackendDisruptions")
+            # Operations fail only if somebody asks: who holds or waits already goes on.
+            newcomers = self.every(0.5, one, "cut off", 100)
             await self.firing("GenesisBackendUnavailable", backend="redis")
             await self.firing("GenesisStaleSnapshot", queue="cut off")
             self.redis.start()
             await self.firing("GenesisBackendDisruptions", reason="data_lost")
-        await self.hang_up(*held, *waiting)
+        await self.hang_up(*held, *waiting, newcomers)
 
     # Callers --------------------------------------------------------------------------------------
     def call(self, instance: ExampleInstance, queue: str, seconds: float) -> asyncio.Task[Any]:

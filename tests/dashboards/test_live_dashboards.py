@@ -54,7 +54,7 @@ SHOWN_BY = {
 
 # Who may fire, and for which queue; "" for alerts that have none. Anything else is a false alarm.
 TO_BLAME = {
-    "GenesisServiceLevelBurn": {"busy"},
+    "GenesisServiceLevelBurn": {"busy", "cut off"},  # newcomers get errors while Redis is away
     "GenesisAbandonRate": {"busy"},
     "GenesisOccupancy": {"busy"},
     "GenesisOldestWait": {"busy", "stuck", "fragile"},  # their heads do wait for more than 3 s
