@@ -83,7 +83,12 @@ class Service:
             handle_call(reader, writer, self._queue, self._settings, self._agents, self._stopping)
         )
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+
+        def ended(call: asyncio.Task[None]) -> None:
+            self._calls.discard(call)
+            writer.close()  # a task that is cancelled before its first step has no `finally`
+
+        call.add_done_callback(ended)
 
     async def drain(self, seconds: float) -> int:
         """Accept no more calls, hand over who waits, and wait for who talks.

@@ -18,12 +18,12 @@ from examples.freeswitch.esl import (
     read_frame,
 )
 from examples.freeswitch.settings import Settings
-from examples.freeswitch_outbound import serve
+from examples.freeswitch_outbound import Service, serve
 from genesis import Queue
 from genesis.observability import Telemetry
 from tests.conftest import assert_nothing_kept
 from tests.support.freeswitch import Channel, Phones
-from tests.waiting import wait_until
+from tests.waiting import quiesce, wait_until
 
 SETTINGS = Settings(timeout=60.0, reply_seconds=5.0, sorry_seconds=5.0, begin_seconds=0.5)
 
@@ -266,6 +266,22 @@ async def test_a_cut_at_any_byte_frees_the_place(call: Call, waiting_line: Queue
             peer.writer.write_eof()
             await peer.closed()
             await stand(waiting_line, waiting=0, in_use=1)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_stop_at_any_moment_closes_the_connection(ended: bool, waiting_line: Queue) -> None:
+    """Also of a call that is just accepted, and of one that is about to close its connection."""
+    for turns in range(40):
+        service = Service(waiting_line, SETTINGS)
+        await service.start("127.0.0.1", 0)
+        peer = Peer(f"call-{turns}", *await asyncio.open_connection("127.0.0.1", service.port))
+        if ended:
+            await peer.arrive()
+            peer.send(event("CHANNEL_HANGUP", peer.uuid), event("CHANNEL_HANGUP_COMPLETE", peer.uuid))
+        await quiesce(turns)
+        await service.close()
+        await peer.closed()
+        peer.writer.close()
 
 
 async def test_a_silent_freeswitch_is_given_up(waiting_line: Queue) -> None:

@@ -46,7 +46,7 @@ async def test_a_place_that_was_taken_without_a_reply_is_known_as_resumed(
 async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(
     redis_server: RedisServer,
 ) -> None:
-    """It is granted a slot, does not learn of it, and leaves: the slot is given back, the place kept."""
+    """It is granted a slot without knowing, and leaves: the slot is given back, the place kept."""
     left: list[Left] = []
 
     def note(event: BackendEvent) -> None:

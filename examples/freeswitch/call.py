@@ -336,7 +336,7 @@ async def handle_call(
             if esl.hung_up:
                 await asyncio.wait({reading}, timeout=settings.linger_seconds)
         finally:
-            await _cancelled(reading)
+            reading.cancel()
             await esl.close()
             _log("ended", esl.uuid, reason=esl.ended.result())
 

@@ -15,6 +15,7 @@ FreeSWITCH connects once a call (an outbound socket) and then obeys and reports 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Mapping
@@ -279,10 +280,11 @@ class EslConnection:
     async def close(self) -> None:
         """Close the connection, by force if FreeSWITCH does not take what is left to write."""
         self.end("closed")
-        self._writer.close()
+        self._writer.close()  # before anything that a cancellation could cut short
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
-        except (asyncio.TimeoutError, OSError):
+            with contextlib.suppress(asyncio.TimeoutError, OSError):
+                await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
+        finally:
             self._writer.transport.abort()
 
 

@@ -14,7 +14,7 @@
 --        {0}                       a later page, whose session is not on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
 --         the limit that others named, if a call that enters names another one, or '',
---         granted: what was, but for the tickets of this page}
+--         granted: what was, but for the tickets of this page, holders: the first few, if a call enters}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
 --          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}, with resumed as the third of 1
 --          and 2; more: the instance has more tickets here than it listed, sync again
@@ -234,4 +234,5 @@ keep_line()
 return {
   1, NOW, look(), rows, override or '', string.format('%.0f', version), unlisted and 1 or 0, numbers(),
   reclaimed, lost_data and 1 or 0, previous, elsewhere,
+  #entering > 0 and redis.call('ZRANGE', HOLDING, 0, 2) or {},
 }

@@ -1,0 +1,76 @@
+"""A server that stands for a language model: it answers after a while, and counts its calls.
+
+python examples/fake_model.py 9000
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+
+__all__ = ["FakeModel"]
+
+
+class FakeModel:
+    """Use as `async with`. A call whose caller has gone is ended at once.
+
+    Args:
+        seconds: from a call to its answer.
+        port: 0 picks a free one.
+
+    Attributes:
+        active, most: calls now, and at most.
+        seen: the `X-Request-Id` of all calls, in order.
+        url: where it is, once it is entered.
+    """
+
+    def __init__(self, seconds: float = 1.0, port: int = 0) -> None:
+        self.seconds = seconds
+        self.active = self.most = 0
+        self.seen: list[str] = []
+        self.url = ""
+        self._port = port
+
+    async def __aenter__(self) -> FakeModel:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            if await self._answered(headers.get("x-request-id", ""), reader):
+                answer = json.dumps({"answer": f"You sent {len(body)} bytes."}).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+        writer.close()
+
+    async def _answered(self, request_id: str, reader: asyncio.StreamReader) -> bool:
+        """False if the caller has gone meanwhile."""
+        self.seen.append(request_id)
+        self.active += 1
+        self.most = max(self.most, self.active)
+        try:
+            await asyncio.wait_for(reader.read(1), self.seconds)
+        except asyncio.TimeoutError:
+            return True
+        finally:
+            self.active -= 1
+        return False
+
+
+async def main(port: int) -> None:
+    async with FakeModel(port=port) as model:
+        print(f"a fake model answers at {model.url}", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main(int(sys.argv[1]) if sys.argv[1:] else 0))

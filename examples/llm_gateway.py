@@ -1,0 +1,244 @@
+"""An LLM gateway: at most N calls at the model, over all pods.
+
+    pip install genesis-queue starlette uvicorn
+    python examples/llm_gateway.py --port 8000 --redis redis://localhost:6379 --limit 8
+
+    POST /complete {"prompt": "Hello"}     200 with the answer, when a slot was free for it
+    GET /metrics, /health, /ready          for Prometheus and the load balancer
+
+Without `--model URL` it starts a fake model and logs its address, which other pods can be given.
+
+| reply | when | Retry-After |
+|---|---|---|
+| 429 | `--max-waiting` requests already wait | the expected wait, from recent calls |
+| 503 | no slot in `--wait` seconds, Redis out of reach, the slot is lost, or the pod stops | 5 s |
+| 502, 504 | the model failed, or took more than `--model-seconds` | - |
+
+A counter in Redis with a time to live does the same until something fails. What people report of those:
+
+- *After a crash its slots are stuck until the counter expires, an hour later.* Here they are taken back
+  after the pod's lease (`--lease`, 15 s).
+- *A cancelled request never counts down.* Here its place or slot is free at once: `until_disconnected`
+  cancels the request of a client that has gone.
+- *Without Redis each pod counts for itself.* Here a request without a slot gets 503, never a call;
+  those that wait keep their places, and a call whose slot is lost is broken off.
+
+More than N calls reach the model only after Redis has lost its data; `genesis/backends/redis/README.md`
+says when and for how long.
+
+On SIGTERM new requests get 503, and `/ready` too; those that wait or run are finished, for `--drain`
+seconds at most; then the server stops. A second signal stops it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import math
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+
+from examples.fake_model import FakeModel
+from genesis import (
+    BackendUnavailableError,
+    EvictedError,
+    Queue,
+    QueueDrainingError,
+    QueueFullError,
+    QueueTimeoutError,
+    SlotLostError,
+    until_disconnected,
+)
+from genesis.observability import Telemetry, asgi_app, configure
+from genesis.queue import RedisBackend, Slot
+
+__all__ = ["QUEUE_ID", "Settings", "create_app", "main", "post"]
+
+QUEUE_ID = "model"
+RETRY_SECONDS = 5.0  # where there is no estimate
+NOT_NOW = (QueueTimeoutError, QueueDrainingError, EvictedError, BackendUnavailableError, SlotLostError)
+
+logger = logging.getLogger("llm_gateway")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times are in seconds."""
+
+    redis: str = ""
+    model: str = ""  # url; a fake model is started if empty
+    limit: int = 8  # calls at the model, over all pods
+    max_waiting: int = 100  # requests in the line, over all pods
+    wait: float = 30.0  # in the line
+    model_seconds: float = 60.0  # for the model to answer
+    lease: float = 15.0
+
+
+async def post(url: str, body: bytes, request_id: str = "") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body. In your gateway this is httpx, or the vendor's client."""
+    site = urlsplit(url)
+    reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
+    try:
+        lines = [f"POST {site.path or '/'} HTTP/1.1", f"Host: {site.netloc}", "Connection: close"]
+        lines += [f"Content-Length: {len(body)}", f"X-Request-Id: {request_id}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        return int(head[0].split()[1]), headers, await reader.read()
+    finally:
+        # Before the slot is given back, so that the model stops before it gets the next call.
+        writer.transport.abort()
+
+
+async def ask_while_held(slot: Slot, url: str, body: bytes, seconds: float) -> bytes:
+    """Ask the model, and break off as soon as the slot is lost: another might have it now.
+
+    Raises:
+        SlotLostError: this pod could not reach Redis for longer than the lease.
+        asyncio.TimeoutError: no answer in time.
+        OSError, EOFError: the model failed.
+    """
+    asking = asyncio.ensure_future(asyncio.wait_for(post(url, body, slot.item_id), seconds))
+    try:
+        while not (await asyncio.wait({asking}, timeout=0.1))[0]:
+            slot.ensure_held()
+        status, _, answer = asking.result()
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    if status != 200:
+        raise OSError(f"the model answered {status}")
+    return answer
+
+
+def create_app(
+    settings: Settings, queue: Queue, registry: CollectorRegistry | None = None
+) -> Starlette:
+    """The application; it closes the queue when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(queue)
+            app.state.model = settings.model
+            if not settings.model:
+                app.state.model = (await stack.enter_async_context(FakeModel())).url
+                logger.info("a fake model answers at %s", app.state.model)
+            yield
+
+    async def complete(request: Request) -> Response:
+        try:
+            async with until_disconnected(request):
+                return await answer_to(request)
+        except ClientDisconnect:
+            pass
+        return Response(status_code=499)  # the client has gone; nobody reads this
+
+    async def answer_to(request: Request) -> Response:
+        body = await request.body()
+        try:
+            async with queue.slot(
+                QUEUE_ID,
+                item_id=request.headers.get("x-request-id") or None,
+                max_concurrent=settings.limit,
+                timeout=settings.wait,
+                max_waiting=settings.max_waiting,
+            ) as slot:
+                url: str = request.app.state.model
+                answer = await ask_while_held(slot, url, body, settings.model_seconds)
+        except QueueFullError as error:
+            return come_back(429, error, error.retry_after)
+        except NOT_NOW as error:
+            return come_back(503, error, None)
+        except asyncio.TimeoutError as error:  # after NOT_NOW, which has a TimeoutError of its own
+            return JSONResponse({"error": type(error).__name__}, 504)
+        except (OSError, EOFError) as error:
+            return JSONResponse({"error": str(error)}, 502)
+        return Response(answer, media_type="application/json")
+
+    routes = [
+        Route("/complete", complete, methods=["POST"]),
+        Mount("/", asgi_app(queue, registry)),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+def come_back(status: int, error: Exception, seconds: float | None) -> Response:
+    after = max(1, math.ceil(RETRY_SECONDS if seconds is None else seconds))
+    return JSONResponse({"error": type(error).__name__}, status, headers={"Retry-After": str(after)})
+
+
+class Server(uvicorn.Server):
+    """On a signal the line is drained while the server still answers; then the server stops."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: Any = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is None:
+            self._loop.call_soon_threadsafe(self._begin, sig)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _begin(self, sig: int) -> None:
+        async def drain() -> None:
+            logger.info("draining: new requests are refused, the others finish")
+            await self._drain()
+            super(Server, self).handle_exit(sig, None)
+
+        self._draining = asyncio.ensure_future(drain())
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="An LLM gateway with a waiting line.")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000)
+    add("--redis", default="", metavar="URL", help="share the line; in this process if left out")
+    add("--model", default="", metavar="URL", help="a fake one is started if left out")
+    add("--limit", type=int, default=Settings.limit, help="calls at the model, over all pods")
+    add("--max-waiting", type=int, default=Settings.max_waiting, help="requests in the line")
+    add("--wait", type=float, default=Settings.wait, help="seconds in the line at most")
+    add("--model-seconds", type=float, default=Settings.model_seconds, help="for an answer")
+    add("--lease", type=float, default=Settings.lease, help="seconds; the same for all pods")
+    add("--drain", type=float, default=90.0, help="seconds to finish requests on SIGTERM")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = vars(parse_arguments(sys.argv[1:] if arguments is None else arguments))
+    host, port, drain = (options.pop(name) for name in ("host", "port", "drain"))
+    settings = Settings(**options)
+    with configure("llm-gateway") as observability:
+        backend = RedisBackend(settings.redis, lease=settings.lease) if settings.redis else None
+        queue = Queue(backend, telemetry=Telemetry(tracer_provider=observability.tracer_provider))
+        app = create_app(settings, queue)
+        # After the drain: for the last replies to go out.
+        config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5)
+        Server(config, lambda: queue.drain(drain)).run()
+
+
+if __name__ == "__main__":
+    main()
