@@ -1,9 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-No socket, no clock, no task. Events go in as method calls (`enter`, `leave`, `connected`,
-`disconnected`, `replied`, `pushed`, `take`, `evicted`, `tick`), each with the time. Commands to send
-come out in `commands`, verdicts about tickets in `verdicts`; the caller drains both after every event.
-README.md explains the protocol. In short:
+No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send come
+out in `commands`, verdicts in `verdicts`; the caller drains both after every event. See README.md:
 
 1. No command is ever sent again. An instance that is not sure what Redis knows sends `sync`: the list
    of what it has.
