@@ -1,4 +1,4 @@
-"""Callers for `examples/asgi_app.py`: they call, wait, talk or hang up, until this is stopped.
+"""Callers for `examples/fastapi_app.py`: they call, wait, talk or hang up, until this is stopped.
 
     python examples/callers.py http://localhost:8000 [http://localhost:8001 ...]
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.backends import waiting
-from genesis.backends.protocol import Grant, LeaveResult, QueueBackend, Ticket
+from genesis.backends.protocol import EnterRequest, Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
 from tests.redis_server import RedisServer
@@ -37,10 +37,8 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
 }
 ON_BOTH_LOOPS = (
-    "test_caller_side.py",
     "test_connecting.py",
     "test_connection.py",
-    "test_contract.py",
     "test_link.py",
     "test_queue_api.py",
     "test_router.py",
@@ -52,7 +50,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What depends on the event loop runs on both of the loops that applications use."""
     folder = item.path.parent.name
-    both = item.path.name in ON_BOTH_LOOPS or folder == "faults"
+    both = item.path.name in ON_BOTH_LOOPS or folder in ("contract", "faults")
     if folder == "topologies":
         both = item.get_closest_marker("slow") is None
     return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
@@ -71,16 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return True
         layer, uses_uvloop = params.params.get("layer"), "uvloop" in params.id
         if params.params.get("backend_kind") == "cluster":
-            return item.path.name in CONTRACT and layer == "bare"
+            return item.path.parent.name == "contract" and layer == "bare"
         return not (uses_uvloop and layer == "failing")
 
     left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if wanted(item)]
-
-
-CONTRACT = ("test_contract.py", "test_caller_side.py")
 
 
 class WithoutLayer:
@@ -91,6 +86,9 @@ class WithoutLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def refused(self, entry: EnterRequest, reason: str) -> None:
+        """Only the layer would count it."""
 
     def leave(
         self,

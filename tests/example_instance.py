@@ -1,4 +1,4 @@
-"""One real instance of `examples/asgi_app.py`, with a short lease and a log sink that breaks on demand.
+"""An instance of `examples/fastapi_app.py`, with a short lease and a log sink that breaks on demand.
 
     python -m tests.example_instance <port> <redis url> <lease> <limit> <seconds that a caller may wait>
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from examples import asgi_app
+from examples import fastapi_app
 from genesis.queue import RedisBackend
 from tests.redis_server import free_port
 from tests.sick import SickHandler
@@ -89,11 +89,12 @@ def main(port: str, redis_url: str, lease: str, limit: str, patience: str) -> No
     signal.signal(signal.SIGUSR1, lambda *_: logger.addHandler(broken))
     signal.signal(signal.SIGUSR2, lambda *_: logger.removeHandler(broken))
     os.environ["GENESIS_REDIS_URL"] = redis_url
-    settings: Any = asgi_app
+    settings: Any = fastapi_app
     settings.RedisBackend = partial(RedisBackend, lease=float(lease))
     settings.LIMIT = int(limit)
     settings.WAIT_SECONDS = float(patience)
-    uvicorn.run(asgi_app.app, host="127.0.0.1", port=int(port), log_level="warning")
+    app = fastapi_app.create_app()
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
 
 
 if __name__ == "__main__":

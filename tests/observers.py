@@ -239,8 +239,6 @@ class Prometheus:
 class Jaeger:
     """A real Jaeger v2, if GENESIS_JAEGER names the program; asked over its HTTP API."""
 
-    MISSING = "GENESIS_JAEGER does not name a Jaeger v2 program; .ci/build-jaeger builds one with Go"
-
     def __init__(self) -> None:
         self._query, self._otlp, health = free_port(), free_port(), free_port()
 
@@ -254,8 +252,14 @@ class Jaeger:
         self._program.wait_for(f"http://127.0.0.1:{self._query}/api/services")
 
     @staticmethod
-    def available() -> bool:
-        return shutil.which(os.environ.get("GENESIS_JAEGER", "")) is not None
+    def missing() -> str:
+        """Why there is no Jaeger; empty if there is one."""
+        if shutil.which(os.environ.get("GENESIS_JAEGER", "")) is not None:
+            return ""
+        cure = "`.ci/build-jaeger` builds one and prints where it is"
+        if shutil.which("go") is None:
+            cure = "there is no Go toolchain (`go`) to build it with by .ci/build-jaeger"
+        return f"no Jaeger v2: GENESIS_JAEGER does not name the program; {cure}"
 
     @property
     def otlp(self) -> str:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, get_args
 import promql_parser
 import yaml
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from genesis.observability import metrics, names
-from genesis.observability.histogram import FastHistogram
+from genesis.observability.histogram import Family, FastHistogram
 from genesis.observability.metrics import instruments_of
 from genesis.observability.shared import SHARED
 
@@ -186,13 +185,15 @@ def sample_names() -> dict[str, frozenset[str]]:
     instruments = instruments_of(registry, metrics.WAIT_BUCKETS, lambda: 0.0)
     found = {}
     for instrument in vars(instruments).values():
+        if not isinstance(instrument, Family):
+            continue
+        (family,) = instrument.describe()
+        name, labels = family.name, frozenset(instrument._labelnames)
         if isinstance(instrument, FastHistogram):
-            name, labels = instrument._name, frozenset(instrument._labelnames)
             found[f"{name}_bucket"] = labels | {"le"}
             found[f"{name}_count"] = found[f"{name}_sum"] = labels
-        elif isinstance(instrument, metrics.FastCounter):
-            suffix = "_total" if instrument._family is CounterMetricFamily else ""
-            found[instrument._name + suffix] = frozenset(instrument._labelnames)
+        else:
+            found[f"{name}_total" if family.type == "counter" else name] = labels
     for name, _ in SHARED:
         found[name] = frozenset({"queue", "backend"})
     return found

@@ -19,7 +19,7 @@ from tests.benchmarks.targets import judge
 pytestmark = pytest.mark.slow
 
 TINY = Plan(rounds=1, scale=0.02)
-NEED_OTHERS = {"peers"}  # installs libraries; its own rows are tried below
+NEED_OTHERS = {"peers", "peers-uvloop"}  # installs libraries; its own rows are tried below
 
 
 @pytest.mark.parametrize("name", sorted(SECTIONS.keys() - NEED_OTHERS))
@@ -49,8 +49,11 @@ async def test_the_rows_beside_others_run_for_us_whatever_cannot_be_installed(
     comparisons = await others.compare(TINY, ["redsync 2.0.0"])
     assert [comparison.key for comparison in comparisons] == [
         "peers-free",
+        "peers-cpu",
         "peers-64",
         "peers-hand-off",
+        "peers-across",
+        "peers-held",
         "peers-connections",
     ]
     for comparison in comparisons:
@@ -65,7 +68,7 @@ async def test_a_small_fleet_yields_figures_and_an_estimate() -> None:
     """Heartbeats cost something, slots go from instance to instance, and none is lost."""
     load = fleet.Load(6, seconds=1.0, processes=2, share=3, hold=0.02, lease=2.0)
     found = await fleet.measure(load)
-    assert found["connections"] == 12
+    assert found["connections"] == 6
     assert found["waiting"]["script calls/s"] > 0
     assert found["waiting"]["hand-offs/s"] == 0
     assert found["handing over"]["hand-offs/s"] > 0
@@ -110,5 +113,5 @@ def test_what_was_not_measured_is_not_called_reached() -> None:
         samples = {"bare": [1.0], "Queue, 1 % sampled": [ours]}
         return Comparison("redis-free", "t", "us", "bare", samples)
 
-    assert judge([pair(1.25)])[0].reached is True
-    assert judge([pair(1.26)])[0].reached is False
+    assert judge([pair(0.7)])[0].reached is True
+    assert judge([pair(0.71)])[0].reached is False

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import http.client
 import os
-import shutil
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -37,13 +34,11 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def ask(port: int, path: str, method: str = "GET", **options: Any) -> Reply:
+def ask(port: int, path: str, method: str = "GET", headers: Any = None) -> Reply:
     """One request over a connection of its own; blocks."""
-    headers = options.pop("headers", {})
-    make = http.client.HTTPSConnection if "context" in options else http.client.HTTPConnection
-    connection = make("127.0.0.1", port, timeout=10, **options)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(method, path, headers=headers)
+        connection.request(method, path, headers=headers or {})
         return read_reply(connection)
     finally:
         connection.close()
@@ -101,7 +96,7 @@ class Silent:
 async def test_it_serves_three_paths_and_nothing_else(
     telemetry: Telemetry, registry: CollectorRegistry
 ) -> None:
-    """Metrics, health and readiness answer; any other path is 404, and any other method 405."""
+    """Metrics, health and readiness answer; any other path is 404, any other method not implemented."""
     async with (
         Queue(telemetry=telemetry) as queue,
         ObservabilityServer(queue, registry, port=0) as server,
@@ -116,27 +111,16 @@ async def test_it_serves_three_paths_and_nothing_else(
         for path in ("/", "/metrics/", "/metrics/x", "/favicon.ico", "/../metrics", "//[x"):
             assert (await aask(server.port, path)).status == 404, path
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"):
-            refused = await aask(server.port, "/metrics", method)
-            assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+            assert (await aask(server.port, "/metrics", method)).status == 501
         assert "python" not in metrics.headers["server"].lower()
 
 
 async def test_head_tells_the_length_without_the_body(registry: CollectorRegistry) -> None:
-    """HEAD answers with GET's headers, and the connection stays usable after it."""
+    """HEAD answers with GET's headers."""
     async with ObservabilityServer(registry=registry, port=0) as server:
-
-        def talk() -> list[Reply]:
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-            replies = []
-            for method in ("HEAD", "GET", "HEAD", "GET"):
-                connection.request(method, "/health")
-                replies.append(read_reply(connection))
-            connection.close()
-            return replies
-
-        replies = await asyncio.to_thread(talk)
-    assert [reply.body for reply in replies] == [b"", b"healthy\n", b"", b"healthy\n"]
-    assert {reply.headers["content-length"] for reply in replies} == {"8"}
+        head, get = [await aask(server.port, "/health", method) for method in ("HEAD", "GET")]
+    assert (head.body, get.body) == (b"", b"healthy\n")
+    assert head.headers["content-length"] == get.headers["content-length"] == "8"
 
 
 async def test_open_metrics_bear_exemplars(telemetry: Telemetry, registry: CollectorRegistry) -> None:
@@ -148,11 +132,8 @@ async def test_open_metrics_bear_exemplars(telemetry: Telemetry, registry: Colle
         async with queue.slot("sales"):
             pass
         reply = await aask(server.port, "/metrics", headers=OPEN_METRICS)
-        zipped = await aask(
-            server.port, "/metrics", headers={**OPEN_METRICS, "Accept-Encoding": "gzip"}
-        )
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
-    assert gzip.decompress(zipped.body).endswith(b"# EOF\n")
+    assert reply.body.endswith(b"# EOF\n")
     families = {family.name: family for family in parse(reply.body.decode())}
     wait = families["genesis_queue_wait_seconds"]
     exemplars = [sample.exemplar for sample in wait.samples if sample.exemplar]
@@ -229,34 +210,6 @@ async def test_it_listens_on_the_loopback_only_unless_told_otherwise() -> None:
         ObservabilityServer(host="")
 
 
-@pytest.mark.parametrize("given", ["certfile", "keyfile"])
-def test_half_of_a_tls_pair_is_an_error(given: str) -> None:
-    """A certificate without a key, or a key without a certificate, never falls back to plain HTTP."""
-    files: dict[str, Any] = {given: "some.pem"}
-    with pytest.raises(ValueError, match="TLS needs both"):
-        ObservabilityServer(**files)
-
-
-async def test_it_speaks_tls(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """With a certificate and its key it answers over TLS, and not to plain HTTP."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl program to make a certificate with")
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    make += ["-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "2"]
-    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    await asyncio.to_thread(subprocess.run, make, check=True, capture_output=True)
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    async with ObservabilityServer(
-        registry=registry, port=0, certfile=certificate, keyfile=key
-    ) as server:
-        with socket.create_connection(("127.0.0.1", server.port)):  # says nothing, delays nobody
-            reply = await aask(server.port, "/health", context=trusting)
-            assert (reply.status, reply.body) == (200, b"healthy\n")
-            with pytest.raises((http.client.HTTPException, OSError)):
-                await aask(server.port, "/health")
-
-
 async def test_a_request_with_a_body_ends_its_connection(registry: CollectorRegistry) -> None:
     """What follows an unread body is not taken for another request."""
     async with ObservabilityServer(registry=registry, port=0) as server:
@@ -266,7 +219,7 @@ async def test_a_request_with_a_body_ends_its_connection(registry: CollectorRegi
         writer.write(head + hidden)
         said = await asyncio.wait_for(reader.read(), 10)
         writer.close()
-    assert said.count(b"HTTP/1.1") == 1
+    assert said.count(b"HTTP/1.0") == 1
     assert b" 404 " in said
 
 
@@ -286,19 +239,27 @@ async def test_nonsense_is_refused_and_the_next_is_served(
         assert (await aask(server.port, "/health")).status == 200
 
 
-async def test_stopping_closes_idle_connections_and_threads(registry: CollectorRegistry) -> None:
-    """Stop returns at once though a client keeps its connection; and may start again."""
+async def test_stopping_is_at_once_and_leaves_no_thread(registry: CollectorRegistry) -> None:
+    """An answer that is on its way goes out; the port is free, and the server may start again."""
+
+    class Slow:
+        def collect(self) -> Any:
+            collecting.set()
+            assert stopped.wait(10)
+            return []
+
+    collecting, stopped = threading.Event(), threading.Event()
+    registry.register(Slow())
     server = ObservabilityServer(registry=registry, port=0)
     await server.start()
     port = server.port
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    asking = asyncio.create_task(aask(port, "/metrics"))
+    await asyncio.to_thread(collecting.wait, 10)
     began = time.monotonic()
     await server.stop()
     assert time.monotonic() - began < 1.5
-    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"healthy\n")
-    writer.close()
+    stopped.set()
+    assert (await asking).status == 200
     await wait_until(lambda: not server_threads(), "no thread of the server is left")
     await server.stop()
     async with ObservabilityServer(registry=registry, port=port):
@@ -415,8 +376,7 @@ async def test_the_asgi_app_negotiates_and_refuses(
         head = await asgi(app, "/metrics", "HEAD", headers=accept)
         assert (head.status, head.body) == (200, b"")
         assert (await asgi(app, "/ready")).status == 200
-        refused = await asgi(app, "/metrics", "POST")
-        assert (refused.status, "connection" in refused.headers) == (405, False)
+        assert (await asgi(app, "/metrics", "POST")).status == 405
 
 
 async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
@@ -436,30 +396,34 @@ async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
     await asyncio.wait_for(ended.wait(), 1)
 
 
-async def test_the_asgi_app_knows_lifespan_and_websockets() -> None:
-    """Run by itself it starts and stops; a websocket is closed; an unknown scope is an error."""
+async def test_the_asgi_app_closes_websockets_and_refuses_other_scopes() -> None:
+    """The lifespan is that of the application it is mounted in."""
     app = asgi_app(registry=CollectorRegistry())
+    sent: list[str] = []
 
-    async def play(scope: str, *incoming: str) -> list[str]:
-        left = list(incoming)
-        sent: list[str] = []
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
 
-        async def receive() -> dict[str, Any]:
-            return {"type": left.pop(0)}
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
 
-        async def send(message: Any) -> None:
-            sent.append(message["type"])
+    await app({"type": "websocket", "path": "/metrics"}, receive, send)
+    assert sent == ["websocket.close"]
+    with pytest.raises(ValueError, match="lifespan"):
+        await app({"type": "lifespan"}, receive, send)
 
-        await app({"type": scope, "path": "/metrics"}, receive, send)
-        return sent
 
-    assert await play("lifespan", "lifespan.startup", "lifespan.shutdown") == [
-        "lifespan.startup.complete",
-        "lifespan.shutdown.complete",
-    ]
-    assert await play("websocket", "websocket.connect") == ["websocket.close"]
-    with pytest.raises(ValueError, match="smoke"):
-        await play("smoke")
+@pytest.mark.parametrize("how", ["server", "asgi"])
+async def test_a_draining_queue_is_not_ready(how: str, registry: CollectorRegistry) -> None:
+    """The load balancer sends no more calls to a process that is about to stop."""
+    async with Queue(telemetry=Telemetry(registry)) as queue:
+        await queue.drain(0)
+        if how == "server":
+            async with ObservabilityServer(queue, registry, port=0) as server:
+                reply = await aask(server.port, "/ready")
+        else:
+            reply = await asgi(asgi_app(queue, registry), "/ready")
+    assert (reply.status, reply.body) == (503, b"not ready: the queue is draining\n")
 
 
 @pytest.mark.parametrize("make", [ObservabilityServer, asgi_app])

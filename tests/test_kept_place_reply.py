@@ -1,8 +1,8 @@
-"""A kept place whose `enter` was carried out, but not answered: the call learns that it has it."""
+"""Kept places, and replies that are lost with the connection: the sync tells what became of them."""
 
 from __future__ import annotations
 
-from genesis.backends.protocol import EnterRequest
+from genesis.backends.protocol import BackendEvent, EnterRequest, Left
 from genesis.queue import RedisBackend
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
@@ -41,3 +41,39 @@ async def test_a_place_that_was_taken_without_a_reply_is_known_as_resumed(
         assert result.resumed
         far.leave(result.ticket)
         near.leave(holder.ticket)
+
+
+async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(
+    redis_server: RedisServer,
+) -> None:
+    """It is granted a slot without knowing, and leaves: the slot is given back, the place kept."""
+    left: list[Left] = []
+
+    def note(event: BackendEvent) -> None:
+        if isinstance(event, Left):
+            left.append(event)
+
+    async with (
+        TcpProxy(redis_server.port) as proxy,
+        RedisBackend(redis_server.url) as near,
+        RedisBackend(proxy.url) as far,
+    ):
+        near.listen(lambda event: None)
+        far.listen(note)
+        holder = await near.enter(EnterRequest("q", "holder"))
+        dropped = await far.enter(EnterRequest("q", "dropped"))
+        assert dropped.position == 1
+        relay = proxy.relays[-1]
+        relay.hold()
+        relay.deaf = True
+        near.leave(holder.ticket)
+        await near.flush()
+        assert (await near.stats("q")).in_use == 1
+        far.leave(dropped.ticket, keep_place=60.0)
+        relay.cut()
+        await wait_until(lambda: bool(left), "the sync has confirmed it")
+        assert left[0].result.was == "holding"
+        again = await near.enter(EnterRequest("q", "again", place_token=dropped.place_token))
+        assert again.grant is not None
+        assert again.resumed
+        near.leave(again.ticket)

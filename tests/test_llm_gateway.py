@@ -286,6 +286,7 @@ async def test_sigterm_finishes_who_waits_and_refuses_newcomers(tmp_path: Path) 
             pod.process.send_signal(signal.SIGTERM)
 
             await wait_until(lambda: "draining" in pod.log, "the pod drains")
+            assert await pod.get("/ready") == (503, "not ready: the queue is draining\n")
             late = await pod.send("late")
             assert (late.status, late.error) == (503, "QueueDrainingError")
             model.go.set()

@@ -159,6 +159,7 @@ def test_a_heartbeat_has_count_and_sum(line: Line) -> None:
 
 
 def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: Ear) -> None:
+    """Whoever is granted such a slot is told whose it was."""
     line.enter("a1")
     line.enter("b1")
     line.enter("c1")
@@ -166,7 +167,7 @@ def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: E
     *_, granted, reclaimed = line.mine("beat", "c")
     assert names(granted) == ["b1"]
     assert reclaimed == [["holding", member("a1")]]
-    assert [instance for instance, _ in ear.published()] == ["b"]
+    assert ear.published() == [("b", f"g 1 b:0000000001 {int(granted[0][1])} a  item-a1")]
 
 
 def test_a_heartbeat_removes_old_records(line: Line) -> None:
@@ -185,11 +186,12 @@ def test_a_heartbeat_removes_old_records(line: Line) -> None:
 
 
 def test_first_contact(line: Line) -> None:
-    code, now, look, rows, override, version, more, numbers, reclaimed, lost, previous, granted = (
-        line.sync("a", ("a1", "e", 0), ("a2", "e", 0))
+    code, now, look, rows, override, version, more, numbers, reclaimed, lost, *rest = line.sync(
+        "a", ("a1", "e", 0), ("a2", "e", 0)
     )
+    previous, granted, holders = rest
     assert (code, override, version, more, reclaimed, lost, previous) == (1, "", "0", 0, [], 0, "")
-    assert granted == []
+    assert (granted, holders) == ([], [member("a1")])
     token = rows[0][1]
     assert rows == [[1, token, 0], [2, token + 1, 0]]
     assert numbers[:3] == [1, 1, "1"]

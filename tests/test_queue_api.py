@@ -574,3 +574,39 @@ async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:
     with pytest.raises(RuntimeError, match="event loop"):
         await asyncio.to_thread(elsewhere)
     await backend.close()
+
+
+async def test_thousands_that_enter_in_one_turn_let_others_run_and_keep_their_order() -> None:
+    """Some of them cancelled meanwhile; one that comes later overtakes nobody."""
+    most = 0
+
+    class Counting(InMemoryBackend):
+        entered = 0
+
+        async def enter(self, request: EnterRequest) -> EnterResult:
+            self.entered += 1
+            return await super().enter(request)
+
+    backend = Counting()
+    queue = Queue(backend, telemetry=Telemetry(CollectorRegistry()))
+    granted: list[int] = []
+
+    async def call(number: int) -> None:
+        async with queue.slot("sales", item_id=str(number), max_concurrent=1):
+            granted.append(number)
+
+    count = 5_000
+    async with queue.slot("sales", item_id="holder", max_concurrent=1):
+        tasks = [asyncio.create_task(call(number)) for number in range(count)]
+        while backend.entered < 1 + count - 10:
+            before = backend.entered
+            await asyncio.sleep(0)
+            if before <= 1_000 < backend.entered:
+                for task in tasks[4_000:4_010]:
+                    task.cancel()
+            if backend.entered > 2_000 and len(tasks) == count:
+                tasks.append(asyncio.create_task(call(count)))
+            most = max(most, backend.entered - before)
+    await asyncio.wait(tasks)
+    assert granted == [*range(4_000), *range(4_010, count + 1)]
+    assert most <= 500

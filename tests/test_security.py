@@ -35,7 +35,7 @@ from genesis.observability import ObservabilityServer, Telemetry
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE, Spans
 from tests.redis_server import RedisServer, find_redis_server, free_port
-from tests.test_contract import UNUSUAL_IDS
+from tests.support.ids import UNUSUAL_IDS
 from tests.topology import Cluster
 from tests.waiting import wait_until
 

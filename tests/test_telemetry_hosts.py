@@ -229,7 +229,7 @@ async def main():
         print("ready", flush=True)
         if "stay" in sys.argv:
             sys.stdin.readline()
-        print(_metrics(REGISTRY, "", "").body.decode())
+        print(_metrics(REGISTRY, "").body.decode())
 
 asyncio.run(main())
 """

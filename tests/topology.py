@@ -129,6 +129,16 @@ class Cluster:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr}")
 
+    def replaced(self, slot: int, master: RedisServer) -> bool:
+        """Whether another than `master` has `slot`, in the eyes of all that run but `master`."""
+        views = [_do(other, "CLUSTER", "SLOTS") for other in self.running if other is not master]
+        owners = {row[2][1] for view in views for row in view if row[0] <= slot <= row[1]}
+        return bool(owners) and master.port not in owners and len(owners) == 1
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until it holds; 20 s at most."""
+        _until(condition, what)
+
     def promote(self, replica: RedisServer) -> None:
         """Let a replica replace its living master."""
         _do(replica, "CLUSTER", "FAILOVER")

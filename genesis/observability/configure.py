@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, MutableMapping
 from datetime import datetime, timezone
 from functools import cache
-from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
@@ -89,12 +88,7 @@ class Observability:
     def __enter__(self) -> Observability:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
 
     def _shut_traces(self, timeout: float) -> bool:
@@ -265,13 +259,19 @@ def _logger_to_use(json_logs: bool | None) -> logging.Logger | None:
 def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
     """One JSON object a record: the `extra` fields as fields, genesis' event name as `event`."""
 
-    def add_service(
-        logger: Any,  # noqa: ARG001
-        method: str,  # noqa: ARG001
-        fields: MutableMapping[str, Any],
-    ) -> MutableMapping[str, Any]:
+    def add_facts(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        record: logging.LogRecord = fields["_record"]
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        fields["timestamp"] = moment.isoformat(timespec="microseconds")
+        fields["level"] = record.levelname.lower()
+        fields["logger"] = record.name
         fields["service.name"] = service_name
         fields["service.instance.id"] = instance_id
+        # The span that the application logs in; genesis' own records name theirs.
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid and "trace_id" not in fields:
+            fields["trace_id"] = f"{context.trace_id:032x}"
+            fields["span_id"] = f"{context.span_id:016x}"
         return fields
 
     return structlog.stdlib.ProcessorFormatter(
@@ -281,38 +281,10 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
             structlog.stdlib.ExtraAdder(),
         ],
         processors=[
-            _add_record,
-            add_service,
-            _add_span,
+            add_facts,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
     )
-
-
-def _add_record(
-    logger: Any,  # noqa: ARG001
-    method: str,  # noqa: ARG001
-    fields: MutableMapping[str, Any],
-) -> MutableMapping[str, Any]:
-    record: logging.LogRecord = fields["_record"]
-    moment = datetime.fromtimestamp(record.created, timezone.utc)
-    fields["timestamp"] = moment.isoformat(timespec="microseconds")
-    fields["level"] = record.levelname.lower()
-    fields["logger"] = record.name
-    return fields
-
-
-def _add_span(
-    logger: Any,  # noqa: ARG001
-    method: str,  # noqa: ARG001
-    fields: MutableMapping[str, Any],
-) -> MutableMapping[str, Any]:
-    """The span that the application logs in; genesis' own records name theirs."""
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid and "trace_id" not in fields:
-        fields["trace_id"] = f"{context.trace_id:032x}"
-        fields["span_id"] = f"{context.span_id:016x}"
-    return fields

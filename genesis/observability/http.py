@@ -1,16 +1,12 @@
 """`/metrics`, `/health` and `/ready`, as a server of its own or as an ASGI application to mount.
 
 The server is the standard library's `http.server` in threads of its own, and not a coroutine of the
-application's event loop. What it tells is wanted most when that loop is blocked: from a thread the
-metrics still go out, and `/ready` notices, because it asks the loop to ping the backend and gives it
-`ready_timeout` seconds. Rendering ten thousand series takes a good part of a second, too, which in a
-thread delays the calls by a switch of threads, and not by all of it. Parsing HTTP is left to
-`http.server`, which bounds the request line and the headers; prometheus_client's own
-`start_http_server` is not used because it answers every path with the metrics, closes every
-connection after one answer, looks its own name up in DNS, and has no `/ready`.
+application's event loop. What it shows is wanted most when that loop is blocked: from a thread the
+metrics still go out, and `/ready` notices, because it asks the loop. Rendering ten thousand series
+takes a good part of a second, which must not delay the calls. It speaks HTTP/1.0, one answer a
+connection. TLS, compression and persistent connections are left to a reverse proxy.
 
-Whoever runs an ASGI server already needs no port and no thread for this: `asgi_app` answers the same
-three paths in it. It renders the metrics in a thread for the same reason.
+Under an ASGI server no port of its own is needed: `asgi_app` answers the same three paths.
 """
 
 from __future__ import annotations
@@ -18,24 +14,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import errno
-import gzip
 import logging
-import os
 import re
 import selectors
 import socket
 import socketserver
-import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from http import HTTPStatus
+from functools import partial
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import multiprocess
@@ -43,57 +35,60 @@ from genesis.observability import multiprocess
 __all__ = ["ASGIApp", "ObservabilityServer", "Pingable", "asgi_app"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MOST_CONNECTIONS = 32  # Prometheus needs one; what comes on top of these is hung up on
-_IDLE_SECONDS = 75.0  # longer than the usual interval between two scrapes
-_GRACE_SECONDS = 2.0  # for answers on their way when the server stops
-_TEXT = "text/plain; charset=utf-8"
-_ALLOWED = ("GET", "HEAD")
+_MARGIN_SECONDS = 0.25  # by which a loop that runs answers before it is called blocked
 _PATHS = ("/metrics", "/health", "/ready")
 
-_log = logging.getLogger("genesis.server")
-_log.addHandler(logging.NullHandler())
+_log = logging.getLogger("genesis.server")  # below `genesis`, which has a handler
 
 
 class Pingable(Protocol):
-    """What readiness needs of a `Queue`."""
+    """What readiness needs of a `Queue`; its `draining` is looked at, too, if it has one."""
 
     async def ping(self) -> None: ...
 
 
 class _Answer(NamedTuple):
-    status: HTTPStatus
+    status: int
     body: bytes
-    content_type: str = _TEXT
-    headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = "text/plain; charset=utf-8"
 
 
-_NOT_FOUND = _Answer(HTTPStatus.NOT_FOUND, b"not found\n")
-_NOT_ALLOWED = _Answer(
-    HTTPStatus.METHOD_NOT_ALLOWED,
-    b"only GET and HEAD\n",
-    headers=(("Allow", ", ".join(_ALLOWED)), ("Connection", "close")),
-)
-_HEALTHY = _Answer(HTTPStatus.OK, b"healthy\n")
-_READY = _Answer(HTTPStatus.OK, b"ready\n")
+_NOT_FOUND = _Answer(404, b"not found\n")
+_HEALTHY = _Answer(200, b"healthy\n")
+_READY = _Answer(200, b"ready\n")
 
 
 def _not_ready(reason: str) -> _Answer:
-    return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+    return _Answer(503, f"not ready: {reason}\n".encode())
 
 
-def _refused(error: BaseException) -> _Answer:
+async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
+    if queue is None:
+        return _READY
+    if getattr(queue, "draining", False):
+        return _not_ready("the queue is draining")
+    ping = asyncio.ensure_future(queue.ping())
+    try:
+        done, _ = await asyncio.wait({ping}, timeout=seconds)
+    finally:
+        ping.cancel()  # unless it is done; also for a client that has hung up
+    if not done:
+        return _not_ready(f"the backend did not answer within {seconds:g} s")
+    error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
+    if error is None:
+        return _READY
     # Of a foreign error the kind alone: its message may name an address, or a password in it.
-    cause = ""
+    cause = type(error).__name__
     if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
         cause = error.cause
     elif type(error) is RuntimeError and "event loop" in str(error):
         cause = str(error)
-    return _not_ready(f"the backend does not answer ({cause or type(error).__name__})")
+    return _not_ready(f"the backend does not answer ({cause})")
 
 
 def _known_formats(accept: str) -> str:
@@ -102,31 +97,24 @@ def _known_formats(accept: str) -> str:
     return ",".join(kind for kind in accept.split(",") if not unknown.search(kind))
 
 
-def _metrics(registry: CollectorRegistry, accept: str, accept_encoding: str) -> _Answer:
+def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
     try:
         if (path := multiprocess.directory()) is not None:
             # The values of all processes, from their files; a registry would add this one's twice.
             registry = CollectorRegistry()
             multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
         encode, content_type = choose_encoder(_known_formats(accept))
-        body = encode(registry)
-        headers: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
-        if gzip_accepted(accept_encoding):
-            body = gzip.compress(body, compresslevel=1)
-            headers += (("Content-Encoding", "gzip"),)
+        return _Answer(200, encode(registry), content_type)
     except Exception as error:
         _log.exception("the metrics could not be collected")
-        text = f"the metrics could not be collected: {type(error).__name__}\n"
-        return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text.encode())
-    return _Answer(HTTPStatus.OK, body, content_type, headers)
+        return _Answer(500, f"the metrics could not be collected: {type(error).__name__}\n".encode())
 
 
 class ObservabilityServer:
-    """A small HTTP/1.1 server for `/metrics`, `/health` and `/ready`, and nothing else.
+    """A small HTTP server for `/metrics`, `/health` and `/ready`.
 
-    `/health` is 200 as long as the process answers at all; `/ready` is 200 if the queue's backend
-    answers a ping in time, else 503 with a short reason. Start and stop it in the event loop that
-    the queue is used in.
+    `/ready` is 200 if the queue is not draining and its backend answers a ping in time, else 503 with a
+    short reason. Start and stop it in the event loop that the queue is used in.
 
         async with Queue(...) as queue, ObservabilityServer(queue, port=9464): ...
 
@@ -137,13 +125,11 @@ class ObservabilityServer:
         host: where to listen. The metrics name queues and loads: another address than the loopback
             one must be given on purpose.
         port: 0 picks a free one; `port` then tells which.
-        certfile, keyfile: PEM files for TLS; both or neither.
         ready_timeout: seconds for the event loop and the backend to answer.
 
     Raises:
-        ValueError: a certificate without a key or a key without a certificate, an empty host, or a
-            timeout that is not positive.
-        OSError: on starting; the address cannot be bound, or a file cannot be read.
+        ValueError: an empty host, or a timeout that is not positive.
+        OSError: on starting; the address cannot be bound.
     """
 
     def __init__(
@@ -153,28 +139,15 @@ class ObservabilityServer:
         *,
         host: str = "127.0.0.1",
         port: int = 9464,
-        certfile: str | os.PathLike[str] | None = None,
-        keyfile: str | os.PathLike[str] | None = None,
         ready_timeout: float = 2.0,
     ) -> None:
-        if (certfile is None) != (keyfile is None):
-            given, missing = ("certfile", "keyfile") if keyfile is None else ("keyfile", "certfile")
-            raise ValueError(
-                f"{given} was given without {missing}: TLS needs both. "
-                f"Give {missing}, or leave {given} out to serve plain HTTP."
-            )
         if not host:
-            raise ValueError(
-                "host is empty, which would listen on every address. Say '0.0.0.0' or '::' if that is "
-                "meant, or leave it out for 127.0.0.1."
-            )
+            raise ValueError("host is empty: give '0.0.0.0' or '::' to listen on every address")
         _check_ready_timeout(ready_timeout)
         self._queue = queue
         self._registry = REGISTRY if registry is None else registry
         self._address = (host, port)
-        self._files = None if certfile is None or keyfile is None else (certfile, keyfile)
         self._ready_timeout = ready_timeout
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: _Listener | None = None
 
     @property
@@ -192,215 +165,126 @@ class ObservabilityServer:
         """Listen, and return once connections are accepted."""
         if self._listener is not None:
             raise RuntimeError("the server is running")
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         host, port = self._address
-        flags = socket.AI_PASSIVE
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-        tls = None
-        if self._files is not None:
-            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            tls.load_cert_chain(*self._files)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         multiprocess.warn_of_other_workers()
         try:
-            self._listener = _Listener(family, address, self._answer, tls)
+            self._listener = _Listener(family, address, partial(self._answer, loop))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise OSError(
-                error.errno,
-                f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
-                "each its own port, port=0 for a free one, or mount asgi_app() in the application",
-            ) from error
+            text = f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
+            text += "each its own port, port=0 for a free one, or mount asgi_app() in the application"
+            raise OSError(error.errno, text) from error
 
     async def stop(self) -> None:
-        """Stop listening, let answers on their way go out, and close every connection."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            # In a thread: an answer on its way may be a `/ready` that needs this loop.
-            await asyncio.to_thread(listener.stop)
+        """Stop listening. Answers on their way still go out, as long as the process lives."""
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
 
     async def __aenter__(self) -> ObservabilityServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def _answer(self, method: str, path: str, accept: str, accept_encoding: str) -> _Answer:
-        if path not in _PATHS:
-            return _NOT_FOUND
-        if method not in _ALLOWED:
-            return _NOT_ALLOWED
+    def _answer(self, loop: asyncio.AbstractEventLoop, path: str, accept: str) -> _Answer:
         if path == "/metrics":
-            return _metrics(self._registry, accept, accept_encoding)
-        return _HEALTHY if path == "/health" else self._readiness()
+            return _metrics(self._registry, accept)
+        if path == "/health":
+            return _HEALTHY
+        return self._ask(loop) if path == "/ready" else _NOT_FOUND
 
-    def _readiness(self) -> _Answer:
-        """Asked from a thread: has the event loop time for a ping, and does the backend answer it?"""
-        queue, loop = self._queue, self._loop
-        if queue is None:
-            return _READY
-        begun = threading.Event()
-
-        async def ping() -> None:
-            begun.set()
-            await queue.ping()
-
-        asking = ping()
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> _Answer:
+        asking = _readiness(self._queue, self._ready_timeout)
         try:
-            assert loop is not None
             answer = asyncio.run_coroutine_threadsafe(asking, loop)
         except RuntimeError:
             asking.close()
             return _not_ready("the event loop is closed")
         try:
-            answer.result(self._ready_timeout)
-        except concurrent.futures.TimeoutError as error:
-            if answer.done():  # the backend's own, and not that of waiting here
-                return _refused(error)
+            return answer.result(self._ready_timeout + _MARGIN_SECONDS)
+        except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             answer.cancel()
-            who = "the backend" if begun.is_set() else "the event loop"
-            return _not_ready(f"{who} did not answer within {self._ready_timeout:g} s")
-        except (Exception, concurrent.futures.CancelledError) as error:
-            return _refused(error)
-        return _READY
+            return _not_ready(f"the event loop did not answer within {self._ready_timeout:g} s")
 
 
 class _Listener(socketserver.ThreadingTCPServer):
     """Accepts connections in one thread and answers each in another; see `http.server`.
 
-    `serve_forever` looks twice a second whether it is to stop; here a pair of sockets tells it, so
-    that an idle process sleeps and a stopping one stops at once.
+    `serve_forever` looks twice a second whether it is to stop; here a pair of sockets wakes it, so that
+    an idle process sleeps and a stopping one stops at once.
     """
 
     allow_reuse_address = True
-    daemon_threads = True  # a process that ends without `stop` must not wait for a scrape
+    daemon_threads = True  # a process that ends must not wait for a scrape
     request_queue_size = 128
     timeout = 0  # of `handle_request`, which is called when there is something to accept
 
-    def __init__(
-        self,
-        family: int,
-        address: Any,
-        answer: Callable[[str, str, str, str], _Answer],
-        tls: ssl.SSLContext | None,
-    ) -> None:
+    def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
         self.answer = answer
-        self._open: set[socket.socket] = set()
-        self._changed = threading.Condition()
+        self._open: set[Any] = set()
         super().__init__(address, _Handler)
-        if tls is not None:
-            # The handshake is left to the connection's own thread: a slow one delays nobody else.
-            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.socket.setblocking(False)  # a caller that is gone again must not hold up the thread
+        self.socket.setblocking(False)  # a client that is gone again must not hold up the thread
         self._stop, self._stopped = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for readable in (self.socket, self._stopped):
+            self._selector.register(readable, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="genesis-server", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.close()
         self._thread.join()
+        self._selector.close()
         self._stopped.close()
         self.server_close()
-        # A connection that waits for its next request reads the end and closes; one that is being
-        # answered does so afterwards. Not by SSLSocket.shutdown, which would go on in plain text.
-        with self._changed:
-            for connection in self._open:
-                _shut(connection, socket.SHUT_RD)
-            self._changed.wait_for(lambda: not self._open, _GRACE_SECONDS)
-            for connection in self._open:
-                _shut(connection, socket.SHUT_RDWR)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
         except OSError:
-            # Out of file descriptors, most likely, with the connection still there to be accepted:
-            # do not try as fast as the processor can, beside calls that need it.
-            _readable(0.1, self._stopped)
+            time.sleep(0.1)  # out of file descriptors: not again as fast as the processor can
             raise
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._changed:
-            if len(self._open) >= _MOST_CONNECTIONS:
-                self.shutdown_request(request)
-                return
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        if len(self._open) < _MOST_CONNECTIONS:
             self._open.add(request)
-        super().process_request(request, client_address)
+        return request in self._open
 
     def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
         super().shutdown_request(request)
-        with self._changed:
-            self._open.discard(request)
-            self._changed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         _log.debug("a connection broke off", exc_info=True)
 
     def _serve(self) -> None:
-        while self._stopped not in _readable(None, self, self._stopped):
+        while all(key.fileobj is not self._stopped for key, _ in self._selector.select()):
             self.handle_request()
 
 
-def _readable(timeout: float | None, *files: Any) -> set[Any]:
-    with selectors.DefaultSelector() as selector:
-        for file in files:
-            selector.register(file, selectors.EVENT_READ)
-        return {key.fileobj for key, _ in selector.select(timeout)}
-
-
-def _shut(connection: socket.socket, how: int) -> None:
-    try:
-        socket.socket.shutdown(connection, how)
-    except OSError:
-        return  # it has ended by itself
-
-
 class _Handler(BaseHTTPRequestHandler):
-    """One connection; every method comes to `_answer_request`."""
-
     server: _Listener
-    protocol_version = "HTTP/1.1"
-    timeout = _IDLE_SECONDS
+    timeout = 10.0  # seconds for which a client might be silent
     wbufsize = -1  # head and body in one packet
-    disable_nagle_algorithm = True
-    error_content_type = _TEXT
-    error_message_format = "%(code)d %(message)s\n"
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("do_"):
-            return self._answer_request
-        raise AttributeError(name)
-
-    def _answer_request(self) -> None:
-        headers = self.headers
-        if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
-            self.close_connection = True  # a body that is not read would look like the next request
-        try:
-            path = urlsplit(self.path).path
-        except ValueError:
-            path = ""
-        answer = self.server.answer(
-            self.command,
-            path,
-            ",".join(headers.get_all("Accept", [])),
-            ",".join(headers.get_all("Accept-Encoding", [])),
-        )
+    def do_GET(self) -> None:
+        accept = ",".join(self.headers.get_all("Accept", []))
+        answer = self.server.answer(self.path.partition("?")[0], accept)
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
-        for name, value in answer.headers:
-            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
+
+    do_HEAD = do_GET  # noqa: N815
 
     def version_string(self) -> str:
         return "genesis"  # and not the versions of Python and http.server
@@ -415,7 +299,7 @@ def asgi_app(
     *,
     ready_timeout: float = 2.0,
 ) -> ASGIApp:
-    """An ASGI application with `/metrics`, `/health` and `/ready`, to mount or to run by itself.
+    """An ASGI application with `/metrics`, `/health` and `/ready`, to mount.
 
     Mounted under a prefix it answers below it: `app.mount("/ops", asgi_app(queue))` has
     `/ops/metrics`. Mounted at `/metrics`, it answers there, too.
@@ -424,72 +308,33 @@ def asgi_app(
     """
     _check_ready_timeout(ready_timeout)
     registry = REGISTRY if registry is None else registry
-
-    async def readiness() -> _Answer:
-        if queue is None:
-            return _READY
-        ping = asyncio.ensure_future(queue.ping())
-        try:
-            done, _ = await asyncio.wait({ping}, timeout=ready_timeout)
-        finally:
-            ping.cancel()  # unless it is done; also for a client that has hung up
-        if not done:
-            return _not_ready(f"the backend did not answer within {ready_timeout:g} s")
-        if ping.cancelled():
-            return _refused(asyncio.CancelledError())
-        error = ping.exception()
-        return _READY if error is None else _refused(error)
-
     multiprocess.warn_of_other_workers()
 
     async def answer(scope: Scope) -> _Answer:
         path = _path_below_mount(scope)
-        if path not in _PATHS:
-            return _NOT_FOUND
-        if scope["method"] not in _ALLOWED:
-            # HTTP/2 knows no Connection header; the ASGI server minds the connection.
-            return _NOT_ALLOWED._replace(headers=_NOT_ALLOWED.headers[:1])
-        if path == "/health":
-            return _HEALTHY
+        if scope["method"] not in ("GET", "HEAD"):
+            return _Answer(405, b"only GET and HEAD\n")
+        if path == "/metrics":
+            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
+            return await asyncio.to_thread(_metrics, registry, ",".join(accept))
         if path == "/ready":
-            return await readiness()
-        accept, encoding = (_header(scope, name) for name in (b"accept", b"accept-encoding"))
-        return await asyncio.to_thread(_metrics, registry, accept, encoding)
+            return await _readiness(queue, ready_timeout)
+        return _HEALTHY if path == "/health" else _NOT_FOUND
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
-        elif scope["type"] == "http":
-            result = await answer(scope)
-            headers = [
-                ("content-type", result.content_type),
-                ("content-length", str(len(result.body))),
-                *((name.lower(), value) for name, value in result.headers),
-            ]
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": int(result.status),
-                    "headers": [(name.encode(), value.encode()) for name, value in headers],
-                }
-            )
-            body = b"" if scope["method"] == "HEAD" else result.body
-            await send({"type": "http.response.body", "body": body})
-        else:
+            return
+        if scope["type"] != "http":
             raise ValueError(f"genesis' ASGI application does not know the scope {scope['type']!r}")
+        result = await answer(scope)
+        kind, length = result.content_type.encode(), b"%d" % len(result.body)
+        headers = [(b"content-type", kind), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": result.status, "headers": headers})
+        body = b"" if scope["method"] == "HEAD" else result.body
+        await send({"type": "http.response.body", "body": body})
 
     return app
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
 
 
 def _path_below_mount(scope: Scope) -> str:
@@ -498,10 +343,6 @@ def _path_below_mount(scope: Scope) -> str:
     below = path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
     own = f"/{root.rpartition('/')[2]}"
     return own if below in ("", "/") and own in _PATHS else below
-
-
-def _header(scope: Scope, name: bytes) -> str:
-    return ",".join(value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name)
 
 
 def _check_ready_timeout(seconds: float) -> None:

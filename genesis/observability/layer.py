@@ -1,9 +1,8 @@
 """The observing layer: a `QueueBackend` around any other, through which every operation passes.
 
-It is complete by construction. mypy refuses it if an operation of the protocol is missing or has
-another signature; `_check_complete` refuses to import it if one is inherited instead of wrapped; and a
-test sends each operation through. It changes nothing: what the inner backend returns or raises is what
-the caller gets, and a sink that fails is counted and let go.
+It is complete by construction: mypy refuses it if an operation of the protocol is missing or differs,
+and `_check_complete` refuses to import it if one is inherited instead of wrapped. It changes nothing:
+the caller gets what the inner backend returns or raises, and a sink that fails is counted.
 """
 
 from __future__ import annotations
@@ -17,40 +16,22 @@ from typing import Any, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
 
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    EnterRequest,
-    EnterResult,
-    Grant,
-    Heartbeat,
-    LeaveResult,
-    Left,
-    LimitDisagreement,
-    Listener,
-    QueueBackend,
-    QueueEntry,
-    QueueStats,
-    Reclaimed,
-    Recovered,
-    SlotLost,
-    Snapshot,
-    Ticket,
-    WaitStatus,
-)
+from genesis.backends import protocol
+from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveResult, Snapshot, Ticket
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.histogram import MAX_UNSETTLED, noting
+from genesis.observability.links import end
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
-from genesis.observability.spans import Tracing, fail
+from genesis.observability.shared import Spread
+from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
 
-_SNAPSHOTS_A_TURN = 500
 _NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
 
 
@@ -63,7 +44,7 @@ class ObservedBackend:
         version: of this library, for the build info and the tracer.
     """
 
-    def __init__(self, inner: QueueBackend, telemetry: Telemetry, version: str) -> None:
+    def __init__(self, inner: protocol.QueueBackend, telemetry: Telemetry, version: str) -> None:
         self._inner = inner
         self._telemetry = telemetry
         self._clock = telemetry.clock
@@ -75,24 +56,20 @@ class ObservedBackend:
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._since_settled = 0  # calls that left
-        self._snapshots: dict[str, Snapshot] = {}  # that are yet to be shown
-        self._shown = 0  # in this turn of the loop
+        self._since_settled = 0  # steps that went well
+        self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
-        self._listener: Listener | None = None
-        try:
-            self._tracing = Tracing(telemetry.tracer_provider, version, inner)
-        except Exception:
-            telemetry.failed("traces")
-            none = NoOpTracerProvider()
-            self._tracing = Tracing(none, version, inner)
-        try:
-            telemetry.instruments.build_info.labels(version, inner.name).set(1)
-            for reason in get_args(names.DisruptionReason):
-                telemetry.instruments.disruptions.labels(inner.name, reason)  # at 0, see metrics
-        except Exception:
-            telemetry.failed("metrics")
+        self._listener: protocol.Listener | None = None
+        tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
+        self._tracing = tracing or Tracing(NoOpTracerProvider(), version, inner)
+        telemetry.guarded("metrics", self._expose, version)
         inner.listen(self._on_event)
+
+    def _expose(self, version: str) -> None:
+        instruments = self._telemetry.instruments
+        instruments.build_info.labels(version, self._name).set(1)
+        for reason in get_args(names.DisruptionReason):
+            instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
 
     @property
     def name(self) -> str:
@@ -110,7 +87,7 @@ class ObservedBackend:
     def store(self) -> str:
         return self._inner.store
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: protocol.Listener) -> None:
         self._listener = listener
 
     # The three steps of a passage do without a coroutine around the inner one, which would cost every
@@ -119,8 +96,7 @@ class ObservedBackend:
     async def enter(self, entry: EnterRequest) -> EnterResult:
         recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
         if recorder.recorded is not None:
-            context = recorder.carried_context()
-            entry = entry._replace(context=context)
+            entry = entry._replace(context=recorder.carried_context())
         began = recorder.began
         try:
             admission = await self._inner.enter(entry)
@@ -131,13 +107,8 @@ class ObservedBackend:
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        grant = admission.grant
-        if grant is not None:
-            try:
-                self._well["enter"](now - began)
-            except Exception:
-                self._telemetry.failed("metrics")
-            recorder.enqueued(admission)
+        if (grant := admission.grant) is not None:
+            recorder.enqueued(admission, self._well["enter"], now - began)
             granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
                 admission = admission._replace(grant=granted)
@@ -146,7 +117,7 @@ class ObservedBackend:
             if not admission.position:
                 recorder.refused(admission.refusal or "busy", admission.depth)
                 return admission
-            recorder.enqueued(admission)
+            recorder.enqueued(admission, self._well["enter"], now - began)
         self._recorders[admission.ticket.id] = recorder
         return admission
 
@@ -163,10 +134,7 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        try:
-            self._well["wait"](now - began)
-        except Exception:
-            self._telemetry.failed("metrics")
+        self._went_well("wait", now - began)
         return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
@@ -201,40 +169,26 @@ class ObservedBackend:
         if result is None:
             self._leaving[ticket.id] = (recorder, began)
             return None
-        try:
-            self._well["leave"](seconds)
-        except Exception:
-            self._telemetry.failed("metrics")
-        self._settle_now_and_then()
+        self._went_well("leave", seconds)
         if recorder is not None and recorder.recorded is not None:
             recorder.released(result.granted_to, None)
         return result
 
-    def _left(self, event: Left) -> None:
+    def _left(self, event: protocol.Left) -> None:
         """The reply to a `leave` has come, or never will."""
         recorder, began = self._leaving.pop(event.ticket.id, (None, None))
         if began is None:
             return  # not one that was sent through here
-        outcome: names.OperationOutcome = "ok" if event.confirmed else "unconfirmed"
-        self._count_operation("leave", outcome, self._clock() - began)
-        self._settle_now_and_then()
+        if event.confirmed:
+            self._went_well("leave", self._clock() - began)
+        else:
+            self._count_operation("leave", "unconfirmed", self._clock() - began)
         if recorder is not None:
             recorder.released(event.result.granted_to, None, confirmed=event.confirmed)
 
-    def _settle_now_and_then(self) -> None:
-        self._since_settled += 1
-        if self._since_settled >= MAX_UNSETTLED:
-            self._since_settled = 0
-            try:
-                self._telemetry.instruments.settle()
-            except Exception:
-                self._telemetry.failed("metrics")
-
-    def refused(self, queue_id: str, item_id: str, reason: names.RefusalReason) -> None:
+    def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call that was turned away before it reached the backend: the Queue is draining."""
-        entry = EnterRequest(queue_id, item_id)
-        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
-        recorder.refused(reason)
+        CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry).refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
@@ -246,16 +200,16 @@ class ObservedBackend:
         await self._inspect("set_limit", queue_id, "", self._inner.set_limit(queue_id, limit))
         self._log(INFO, "limit_changed", queue_id=queue_id, limit=limit)
 
-    async def stats(self, queue_id: str) -> QueueStats:
+    async def stats(self, queue_id: str) -> protocol.QueueStats:
         return await self._inspect("stats", queue_id, "", self._inner.stats(queue_id))
 
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
-    ) -> list[WaitStatus | None]:
-        found = self._inner.wait_status(queue_id, wanted)
-        return await self._inspect("wait_status", queue_id, "", found)
+    ) -> list[protocol.WaitStatus | None]:
+        call = self._inner.wait_status(queue_id, wanted)
+        return await self._inspect("wait_status", queue_id, "", call)
 
-    async def entries(self, queue_id: str) -> list[QueueEntry]:
+    async def entries(self, queue_id: str) -> list[protocol.QueueEntry]:
         return await self._inspect("entries", queue_id, "", self._inner.entries(queue_id))
 
     async def evict(self, queue_id: str, item_id: str) -> int:
@@ -278,11 +232,7 @@ class ObservedBackend:
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
     ) -> T:
         """An operation that is not a step of a passage: one CLIENT span, one log event."""
-        span = None
-        try:
-            span = self._tracing.inspection(operation, queue_id, item_id)
-        except Exception:
-            self._telemetry.failed("traces")
+        span = self._telemetry.guarded("traces", self._tracing.inspection, operation, queue_id, item_id)
         failure: BaseException | None = None
         began = self._clock()
         try:
@@ -293,116 +243,81 @@ class ObservedBackend:
         finally:
             outcome = "ok" if failure is None else _operation_outcome(failure)
             self._count_operation(operation, outcome, self._clock() - began)
-            try:
-                if span is not None:
-                    if failure is not None and not isinstance(failure, asyncio.CancelledError):
-                        fail(span, failure)
-                    span.end()
-            except Exception:
-                self._telemetry.failed("traces")
+            if span is not None:
+                cause = None if isinstance(failure, asyncio.CancelledError) else failure
+                self._telemetry.guarded("traces", end, span, cause)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
-    def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+    def _went_well(self, step: str, seconds: float) -> None:
         try:
-            key = (operation, outcome)
-            child = self._operations.get(key)
-            if child is None:
-                histogram = self._telemetry.instruments.operation
-                child = self._operations[key] = histogram.labels(self._name, operation, outcome)
-                if outcome == "ok" and operation in self._well:
-                    self._well[operation] = noting(child)
-            child.observe(seconds)
+            self._well[step](seconds)
+            self._since_settled += 1
+            if self._since_settled >= MAX_UNSETTLED:
+                self._since_settled = 0
+                self._telemetry.instruments.settle()
         except Exception:
             self._telemetry.failed("metrics")
 
-    def _on_event(self, event: BackendEvent) -> None:
+    def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
+        self._telemetry.guarded("metrics", self._observe, operation, outcome, seconds)
+
+    def _observe(self, operation: str, outcome: str, seconds: float) -> None:
+        key = (operation, outcome)
+        child = self._operations.get(key)
+        if child is None:
+            histogram = self._telemetry.instruments.operation
+            child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+            if outcome == "ok" and operation in self._well:
+                self._well[operation] = noting(child)
+        child.observe(seconds)
+
+    def _on_event(self, event: protocol.BackendEvent) -> None:
         # In no context: the backend tells it from a task or a timer of its own, which runs in that of
         # the call it was made in, and a log event would bear that call's trace and variables.
         if isinstance(event, Snapshot):
-            self._take(event)
+            self._snapshots.take(event)
         else:
-            Context().run(self._tell, event)
+            Context().run(self._telemetry.guarded, "metrics", self._tell, event)
         if self._listener is not None:
             self._listener(event)
 
-    def _tell(self, event: BackendEvent) -> None:
+    def _tell(self, event: protocol.BackendEvent) -> None:
         telemetry = self._telemetry
-        try:
-            if isinstance(event, Left):
-                self._left(event)
-            elif isinstance(event, SlotLost):
-                recorder = self._recorders.get(event.ticket.id)
-                if recorder is not None:
-                    recorder.slot_lost(event.reason)
-            elif isinstance(event, Heartbeat):
-                self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
-            elif isinstance(event, Reclaimed):
-                self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
-                self._reclaimed(event)
-            elif isinstance(event, LimitDisagreement):
-                self._log(WARNING, "limit_changed", **event._asdict())
-                label = telemetry.series(event.queue_id).label
-                telemetry.instruments.disagreements.labels(label).inc()
-            elif isinstance(event, Disrupted):
-                self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-                telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
-            elif isinstance(event, Recovered):
-                self._log(INFO, "backend_recovered", outage=event.outage)
-        except Exception:
-            telemetry.failed("metrics")
-
-    def _reclaimed(self, event: Reclaimed) -> None:
-        try:
-            self._tracing.reclaimed(event)
-        except Exception:
-            self._telemetry.failed("traces")
-        label = self._telemetry.series(event.queue_id).label
-        self._telemetry.instruments.reclaimed.labels(label, event.state).inc()
-
-    def _take(self, snapshot: Snapshot) -> None:
-        """Show a snapshot; of many that come in one turn of the loop, some in each of the next.
-
-        A process may have 20,000 queues, and their heartbeats come at once.
-        """
-        if self._snapshots or self._shown >= _SNAPSHOTS_A_TURN:
-            self._snapshots[snapshot.queue_id] = snapshot
-            return
-        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
-            loop.call_soon(self._show_more, context=Context())
-            self._shown = 1
-        elif self._shown:
-            self._shown += 1
-        self._show(snapshot)
-
-    def _show_more(self) -> None:
-        count = self._shown = min(len(self._snapshots), _SNAPSHOTS_A_TURN)
-        if count:
-            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
-        for _ in range(count):
-            self._show(self._snapshots.popitem()[1])
+        if isinstance(event, protocol.Left):
+            self._left(event)
+        elif isinstance(event, protocol.SlotLost):
+            recorder = self._recorders.get(event.ticket.id)
+            if recorder is not None:
+                recorder.slot_lost(event.reason)
+        elif isinstance(event, protocol.Heartbeat):
+            self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
+        elif isinstance(event, protocol.Reclaimed):
+            self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+            telemetry.guarded("traces", self._tracing.reclaimed, event)
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.reclaimed.labels(label, event.state).inc()
+        elif isinstance(event, protocol.LimitDisagreement):
+            self._log(WARNING, "limit_changed", **event._asdict())
+            label = telemetry.series(event.queue_id).label
+            telemetry.instruments.disagreements.labels(label).inc()
+        elif isinstance(event, protocol.Disrupted):
+            self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
+            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+        elif isinstance(event, protocol.Recovered):
+            self._log(INFO, "backend_recovered", outage=event.outage)
 
     def _show(self, snapshot: Snapshot) -> None:
-        telemetry, inner, queue_id = self._telemetry, self._inner, snapshot.queue_id
-        try:
-            label = telemetry.series(queue_id).label
-            telemetry.instruments.shared.report(
-                queue_id, self._name, label, snapshot.stats, inner.heartbeat_interval, inner.store
-            )
-        except Exception:
-            telemetry.failed("metrics")
+        queue_id, stats = snapshot
+        label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
+        heartbeat, store = self._inner.heartbeat_interval, self._inner.store
+        shared.report(queue_id, self._name, label, stats, heartbeat, store)
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
-        try:
-            if self._telemetry.log.enabled(level):
-                fields.setdefault("instance_id", self._inner.instance_id)
-                self._telemetry.log.write(level, event, backend=self._name, **fields)
-        except Exception:
-            self._telemetry.failed("logs")
+        about = {"backend": self._name, "instance_id": self._inner.instance_id}
+        self._telemetry.event(level, event, {**about, **fields})
 
 
 def _wait_outcome(error: BaseException) -> names.WaitOutcome:
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
     if isinstance(error, EvictedError):
         return "evicted"
     if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
@@ -420,7 +335,7 @@ def _operation_outcome(error: BaseException) -> names.OperationOutcome:
 def _check_complete() -> None:
     methods = {
         name
-        for name, member in vars(QueueBackend).items()
+        for name, member in vars(protocol.QueueBackend).items()
         if inspect.isfunction(member) and not name.startswith("_")
     }
     if missing := methods - {n for n, member in vars(ObservedBackend).items() if callable(member)}:
@@ -430,4 +345,4 @@ def _check_complete() -> None:
 
 
 _check_complete()
-_complete: type[QueueBackend] = ObservedBackend
+_complete: type[protocol.QueueBackend] = ObservedBackend

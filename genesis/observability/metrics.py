@@ -10,7 +10,6 @@ there are too many. They are removed at a scrape, not when the queue becomes idl
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from genesis.backends.protocol import State
 from genesis.observability import multiprocess, names
-from genesis.observability.histogram import FastHistogram, noting
+from genesis.observability.histogram import Family, FastHistogram
+from genesis.observability.series import QueueSeries
 from genesis.observability.shared import SHARED, SharedGauges
 
 __all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
@@ -42,17 +41,10 @@ MAX_QUEUES = 100
 IDLE_SECONDS = 86_400.0
 CROWDED_IDLE_SECONDS = 600.0  # once there are MAX_QUEUES of them
 LOOK_SECONDS = 1.0  # between two looks whether the registry still has the instruments
-# Those whose quantiles are asked for: their buckets are there before the first observation, which else
-# would raise the last bucket alone, and look like a wait beyond all bounds.
-_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
-
-
-# With a global lock, adding to an attribute is one step; to take a lock costs more than all else here.
-_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Count:
-    """One child of a `FastCounter`."""
+    """One child of a counter or a gauge."""
 
     __slots__ = ("_lock", "value")
 
@@ -69,177 +61,6 @@ class Count:
 
     def set(self, value: int) -> None:
         self.value = value
-
-
-class FastCounter(Collector):
-    """A counter, or a gauge, without `_created` series, as the histograms are; good after a fork."""
-
-    def __init__(self, family: Any, name: str, text: str, labelnames: Sequence[str]) -> None:
-        self._family = family
-        self._name = name.removesuffix("_total")
-        self._text = text
-        self._labelnames = tuple(labelnames)
-        self._children: dict[tuple[str, ...], Count] = {}
-
-    def labels(self, *values: str) -> Count:
-        child = self._children.get(values)
-        return self._children.setdefault(values, Count()) if child is None else child
-
-    def remove_by_labels(self, labels: dict[str, str]) -> None:
-        places = {self._labelnames.index(name): value for name, value in labels.items()}
-        for key in list(self._children):
-            if all(key[place] == value for place, value in places.items()):
-                self._children.pop(key, None)
-
-    def describe(self) -> Iterable[Any]:
-        return [self._family(self._name, self._text, labels=self._labelnames)]
-
-    def collect(self) -> Iterable[Any]:
-        family = self._family(self._name, self._text, labels=self._labelnames)
-        for labels, child in list(self._children.items()):
-            family.add_metric(labels, child.value)
-        yield family
-
-    def begin_again(self) -> None:
-        for child in list(self._children.values()):
-            child.begin_again()
-
-
-class QueueSeries:
-    """The children of one `queue` label, and how many calls of this process are in it.
-
-    Attributes:
-        position: observes the place on entering.
-        note_position: the same, for a call that leaves soon; see `noting`.
-    """
-
-    __slots__ = (
-        "_gauges",
-        "_hold",
-        "_instruments",
-        "_lock",
-        "_note_granted",
-        "_note_released",
-        "_wait",
-        "holding",
-        "idle_since",
-        "label",
-        "note_position",
-        "position",
-        "waiting",
-    )
-
-    def __init__(self, instruments: Instruments, label: str) -> None:
-        self.label = label
-        self.begin_again()
-        self._instruments = instruments
-        self._wait: dict[str, Any] = {}
-        self._hold: dict[str, Any] = {}
-        self._gauges: tuple[Any, Any] | None = None
-        if instruments.files is not None:
-            waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
-            waiting.set(0)  # a process before this one may have had its number, and have been killed
-            holding.set(0)
-            self._gauges = waiting, holding
-        else:
-            for outcome in get_args(names.WaitOutcome):
-                usual = outcome in _USUAL_OUTCOMES
-                self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
-            for outcome in get_args(names.HoldOutcome):
-                usual = outcome in _USUAL_OUTCOMES
-                self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
-        self.position: Any = instruments.position.labels(label)
-        self.note_position = noting(self.position)
-        self._note_granted = noting(self._child_of_wait("granted"))
-        self._note_released = noting(self._child_of_hold("released"))
-        for state in get_args(State):
-            instruments.reclaimed.labels(label, state)
-        for reason in get_args(names.RefusalReason):
-            instruments.refused.labels(label, reason)
-        instruments.disagreements.labels(label)
-
-    def begin_again(self) -> None:
-        # Loops of several threads may share the series. Reentrant, because the collector may close a
-        # call, which is counted, in the middle of counting another.
-        self._lock = threading.RLock()
-        self.waiting = 0
-        self.holding = 0
-        self.idle_since: float | None = None  # as of the first scrape that found nobody here
-
-    def entered(self) -> None:
-        """One more waits."""
-        if _FREE_THREADED:
-            self._move(1, 0)
-        else:
-            self.waiting += 1
-        self.idle_since = None
-        if self._gauges is not None:
-            self._gauges[0].inc()
-
-    def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer waits, and one more holds."""
-        if _FREE_THREADED:
-            self._move(-1, 1)
-        else:
-            self.waiting -= 1
-            self.holding += 1
-        if self._gauges is not None:
-            self._gauges[0].dec()
-            self._gauges[1].inc()
-        if exemplar is None:
-            self._note_granted(waited)
-        else:
-            self._child_of_wait("granted").observe(waited, exemplar)
-
-    def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer waits."""
-        self._waits_no_more()
-        self._child_of_wait(outcome).observe(waited, exemplar)
-
-    def refused(self, reason: str) -> None:
-        """One fewer waits: it was turned away, and is no wait."""
-        self._waits_no_more()
-        self._instruments.refused.labels(self.label, reason).inc()
-
-    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer holds."""
-        if _FREE_THREADED:
-            self._move(0, -1)
-        else:
-            self.holding -= 1
-        if self._gauges is not None:
-            self._gauges[1].dec()
-        if exemplar is None and outcome == "released":
-            self._note_released(held)
-        else:
-            self._child_of_hold(outcome).observe(held, exemplar)
-
-    def settle(self) -> None:
-        """Sort what the passages of this queue have noted."""
-        for child in (self.position, *self._wait.values(), *self._hold.values()):
-            child.settle()
-
-    def _move(self, waiting: int, holding: int) -> None:
-        with self._lock:
-            self.waiting += waiting
-            self.holding += holding
-
-    def _waits_no_more(self) -> None:
-        self._move(-1, 0)
-        if self._gauges is not None:
-            self._gauges[0].dec()
-
-    def _child_of_wait(self, outcome: str) -> Any:
-        child = self._wait.get(outcome)
-        if child is None:
-            child = self._wait[outcome] = self._instruments.wait.labels(self.label, outcome)
-        return child
-
-    def _child_of_hold(self, outcome: str) -> Any:
-        child = self._hold.get(outcome)
-        if child is None:
-            child = self._hold[outcome] = self._instruments.hold.labels(self.label, outcome)
-        return child
 
 
 class Instruments(Collector):
@@ -405,12 +226,12 @@ class Instruments(Collector):
     def _gauge(self, name: str, text: str, labels: tuple[str, ...], mode: Any = "livesum") -> Any:
         if self._in_files:
             return Gauge(name, text, labels, registry=self._registry, multiprocess_mode=mode)
-        return FastCounter(GaugeMetricFamily, name, text, labels)
+        return Family(GaugeMetricFamily, name, text, labels, Count)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Any:
         if self._in_files:
             return Counter(name, text, labels, registry=self._registry)
-        return FastCounter(CounterMetricFamily, name, text, labels)
+        return Family(CounterMetricFamily, name, text, labels, Count)
 
 
 _of_this_process: weakref.WeakSet[Instruments] = weakref.WeakSet()

@@ -89,14 +89,21 @@ class CallRecorder:
         """What is told to whoever gets the slot after this hold."""
         return "" if self.recorded is None else self._traced(self.recorded.held) or ""
 
-    def enqueued(self, result: EnterResult) -> None:
-        """The backend has answered: granted at once, or waiting."""
+    def enqueued(self, result: EnterResult, well: Callable[[float], None], seconds: float) -> None:
+        """The backend has answered: granted at once, or waiting.
+
+        Args:
+            result: its answer.
+            well: notes how long that took, if it was granted at once.
+            seconds: that.
+        """
         try:
-            if (series := self._series) is not None:
-                if result.grant is not None:
-                    series.note_position(result.position)
-                else:
-                    series.position.observe(result.position)
+            if result.grant is not None:
+                well(seconds)
+                if self._series is not None:
+                    self._series.note_position(result.position)
+            elif self._series is not None:
+                self._series.position.observe(result.position)
         except Exception:
             self._telemetry.failed("metrics")
         if self.recorded is not None:
@@ -135,11 +142,8 @@ class CallRecorder:
     def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
         """The call was turned away: it never was in the line, so there is no wait to observe."""
         self.waiting = False
-        try:
-            if self._series is not None:
-                self._series.refused(reason)
-        except Exception:
-            self._telemetry.failed("metrics")
+        if self._series is not None:
+            self._telemetry.guarded("metrics", self._series.refused, reason)
         if self.recorded is not None:
             self._traced(self.recorded.refused, reason, depth)
         if self._info:
@@ -151,11 +155,9 @@ class CallRecorder:
             return
         waited = self._telemetry.clock() - self.began
         self.waiting = False
-        try:
-            if self._series is not None:
-                self._series.not_granted(outcome, waited, self._exemplar())
-        except Exception:
-            self._telemetry.failed("metrics")
+        if self._series is not None:
+            exemplar = self._exemplar()
+            self._telemetry.guarded("metrics", self._series.not_granted, outcome, waited, exemplar)
         if self.recorded is not None:
             self._traced(self.recorded.end_wait, waited, outcome, error)
         event, level = _WAIT_EVENTS[outcome]
@@ -214,7 +216,7 @@ class CallRecorder:
         loop.call_soon(self._traced, trail.finish_wait, context=Context())
 
     def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
-        try:
+        try:  # and not `guarded`: most calls pass here several times
             return step(*args, **options)
         except Exception:
             self._telemetry.failed("traces")
@@ -226,21 +228,10 @@ class CallRecorder:
     def _log(
         self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
     ) -> None:
-        telemetry = self._telemetry
-        try:
-            if not telemetry.log.enabled(level):
-                return
-            if error is not None:
-                fields["error"] = str(error)
-            if self._trail is not None and (ids := self._trail.ids()) is not None:
-                fields.update(ids)
-            telemetry.log.write(
-                level,
-                event,
-                queue_id=self._entry.queue_id,
-                item_id=self._entry.item_id,
-                instance_id=self._instance_id,
-                **fields,
-            )
-        except Exception:
-            telemetry.failed("logs")
+        if error is not None:
+            fields["error"] = self._telemetry.guarded("logs", str, error)
+        if self._trail is not None and (ids := self._traced(self._trail.ids)) is not None:
+            fields |= ids
+        queue_id, item_id = self._entry[:2]
+        about = {"queue_id": queue_id, "item_id": item_id, "instance_id": self._instance_id}
+        self._telemetry.event(level, event, {**about, **fields})

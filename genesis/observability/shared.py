@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context
 from typing import NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from genesis.backends.estimate import expected_wait
-from genesis.backends.protocol import QueueStats
+from genesis.backends.protocol import QueueStats, Snapshot
 from genesis.observability import names
 
-__all__ = ["SHARED", "STALE_HEARTBEATS", "SharedGauges"]
+__all__ = ["SHARED", "STALE_HEARTBEATS", "SharedGauges", "Spread"]
 
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # for which a limit outlasts the other numbers, since it hardly ever changes
 _MOST_EXACT = 64
 _MOST_FORGOTTEN = 500
+_SNAPSHOTS_A_TURN = 500
 
 SHARED = (
     (names.DEPTH, "Waiters in the queue, over all instances."),
@@ -33,6 +36,36 @@ _LIMIT = 2  # its place in SHARED
 
 Values = tuple[float, float, float, float, float, float | None]
 Publish = Callable[[str, str, Values, float], None]
+
+
+class Spread:
+    """Shows snapshots; of many that come in one turn of the event loop, some in each of the next.
+
+    A process might have 20,000 queues, and their heartbeats come at once.
+    """
+
+    def __init__(self, show: Callable[[Snapshot], None]) -> None:
+        self._show = show
+        self._later: dict[str, Snapshot] = {}
+        self._shown = 0  # in this turn
+
+    def take(self, snapshot: Snapshot) -> None:
+        if self._later or self._shown >= _SNAPSHOTS_A_TURN:
+            self._later[snapshot.queue_id] = snapshot
+            return
+        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
+            loop.call_soon(self._show_more, context=Context())
+            self._shown = 1
+        elif self._shown:
+            self._shown += 1
+        self._show(snapshot)
+
+    def _show_more(self) -> None:
+        count = self._shown = min(len(self._later), _SNAPSHOTS_A_TURN)
+        if count:
+            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
+        for _ in range(count):
+            self._show(self._later.popitem()[1])
 
 
 class _Report(NamedTuple):

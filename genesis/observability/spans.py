@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
 from genesis.observability.current import CurrentHold, without_ended_holds
+from genesis.observability.links import StartSpan, complete, context_of, fail, ids_of, traceparent
 
-__all__ = ["CallSpans", "Tracing", "UnrecordedSpans", "context_of", "fail"]
+__all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
 
-StartSpan: TypeAlias = Callable[..., Span]
 _GAP = 1_000  # ns between two spans in sequence; what viewers can tell apart
 
 
@@ -69,17 +69,16 @@ class Tracing:
 
     def reclaimed(self, event: Reclaimed) -> None:
         """The end of a call whose instance is dead, in the call's own trace."""
-        dead = CallRef(event.item_id, event.instance_id, event.context)
         context = context_of(event.context)
         if context is None:
             return
-        attributes = self.attributes(event.queue_id, event.item_id)
-        attributes |= {names.OUTCOME: event.state, **_related("reclaimed_from", (dead,))}
+        dead = CallRef(event.item_id, event.instance_id, event.context)
+        attributes = self.attributes(event.queue_id, event.item_id) | {names.OUTCOME: event.state}
         parent = trace.set_span_in_context(trace.NonRecordingSpan(context), Context())
-        links = _links("reclaimed_from", (dead,))
-        span = self.start_span(names.SPAN_RECLAIM, parent, SpanKind.INTERNAL, attributes, links)
-        fail(span, "reclaimed")
-        span.end()
+        now = time.time_ns()
+        complete(
+            self.start_span, names.SPAN_RECLAIM, parent, attributes, (dead,), now, now, "reclaimed"
+        )
 
     def trail(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
         """The spans of a passage; None as long as the application has no SDK.
@@ -100,7 +99,7 @@ class Tracing:
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if not first.is_recording():
-            return UnrecordedSpans(first, parent)
+            return UnrecordedSpans(first, parent, decided_here=not has_parent)
         return CallSpans(self.start_span, entry, attributes, first, parent, has_parent=has_parent)
 
 
@@ -110,30 +109,37 @@ class UnrecordedSpans:
     Args:
         first: the dropped span.
         parent: the context in which it was started.
+        decided_here: whether the caller has no span of its own.
     """
 
-    __slots__ = ("_context", "_first", "_hold")
+    __slots__ = ("_context", "_decided_here", "_first", "_hold")
 
-    def __init__(self, first: Span, parent: Context) -> None:
+    def __init__(self, first: Span, parent: Context, *, decided_here: bool) -> None:
         self._first = first
         self._context = parent
+        self._decided_here = decided_here
         self._hold: Any = None  # the context of the body
 
     def ids(self) -> dict[str, str] | None:
         """Of the dropped span, for log events; None if it has none."""
-        context = self._first.get_span_context()
-        if not context.is_valid:
-            return None
-        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        return ids_of(self._first.get_span_context())
 
     def begin_hold(self) -> None:
-        """Make the dropped span current, so that the body's own spans are not recorded either."""
-        self._hold = CurrentHold(self._first, self._context)
+        """If the decision was made here, the body's own spans are not recorded either."""
+        if self._decided_here:
+            self._hold = CurrentHold(self._first, self._context)
+        else:
+            self._context = otel_context.get_current()
 
     def leave_context(self) -> None:
+        """Make current again what was before the body."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.leave()
+            return
+        before, now = self._context, otel_context.get_current()
+        if now is not before and trace.get_current_span(now) is trace.get_current_span(before):
+            otel_context.attach(before)  # the body forgot to detach something
 
 
 class CallSpans:
@@ -154,7 +160,6 @@ class CallSpans:
         self._slot = None if has_parent else first
         # For `acquire`, `hold` and `release`.
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
-        self._trace_id = ""  # in hex, once somebody wants it
         self._hold: Span | None = None
         self._outer: Any = None  # the context of the body
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
@@ -163,7 +168,7 @@ class CallSpans:
         self._acquire = first
         try:
             if not has_parent:
-                self._acquire = self._span(names.SPAN_ACQUIRE, SpanKind.INTERNAL, self._parent)
+                self._acquire = start(names.SPAN_ACQUIRE, self._parent, SpanKind.INTERNAL, attributes)
             for name, value in (
                 (names.AT_LIMIT, entry.limit),
                 (names.HEAD_START, entry.head_start or None),
@@ -173,7 +178,7 @@ class CallSpans:
                     self._acquire.set_attribute(name, value)
             self._current = self._acquire.get_span_context()  # of `hold` once there is one
             self._within = trace.set_span_in_context(self._acquire, parent)  # for its children
-            self._enqueue = self._span(names.SPAN_ENQUEUE, SpanKind.PRODUCER, self._within)
+            self._enqueue = start(names.SPAN_ENQUEUE, self._within, SpanKind.PRODUCER, attributes)
         except Exception:
             self._acquire.end()  # without a trail nobody else would
             if first is not self._acquire:
@@ -182,9 +187,7 @@ class CallSpans:
 
     def ids(self) -> dict[str, str] | None:
         """Of the innermost span of the passage, for log events; None if it has none."""
-        if not self._current.is_valid:
-            return None
-        return {"trace_id": self._hex_trace_id(), "span_id": f"{self._current.span_id:016x}"}
+        return ids_of(self._current)
 
     def exemplar(self) -> dict[str, str] | None:
         """As `ids`, of a span that can be looked up."""
@@ -193,11 +196,11 @@ class CallSpans:
     def carried(self) -> str:
         """What travels with the ticket: the `enqueue` span, which ends at once and so is visible
         while the call still waits."""
-        return self._traceparent(self._enqueue.get_span_context())
+        return traceparent(self._enqueue.get_span_context())
 
     def held(self) -> str:
         """What is told to whoever gets the slot next: the `hold` span."""
-        return "" if self._hold is None else self._traceparent(self._current)
+        return "" if self._hold is None else traceparent(self._current)
 
     def enqueued(self, result: EnterResult) -> None:
         self._enqueue.set_attribute(names.AT_POSITION, result.position)
@@ -231,8 +234,8 @@ class CallSpans:
             names.FENCING_TOKEN: grant.fencing_token,
             names.WAITED_SECONDS: round(waited, 3),
         }
-        hold = self._span(names.SPAN_HOLD, SpanKind.CONSUMER, self._parent, attributes, (), now + _GAP)
-        self._hold = hold
+        kind, began = SpanKind.CONSUMER, now + _GAP
+        self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
         self._current = hold.get_span_context()
         self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
 
@@ -263,20 +266,17 @@ class CallSpans:
         if self._enqueue.is_recording():
             self._enqueue.end(now)  # entering failed before it was answered
         since, self._since = self._since, 0
-        by = () if released_by is None else (released_by,)
+        now = max(now, since)
         try:
             if since:
-                attributes = {**self._attributes, **self._known, **_related("released_by", by)}
+                attributes = {**self._attributes, **self._known}
                 attributes |= {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 3)}
-                links = _links("released_by", by)
-                wait = self._span(
-                    names.SPAN_WAIT, SpanKind.INTERNAL, self._within, attributes, links, since
+                by = () if released_by is None else (released_by,)
+                complete(
+                    self._start, names.SPAN_WAIT, self._within, attributes, by, since, now, failure
                 )
-                if failure is not None:
-                    fail(wait, failure)
-                wait.end(max(now, since))
         finally:  # whatever becomes of `wait`: exemplars and log events name this one
-            self._end_acquire(outcome, waited, failure, max(now, since), outcome != "granted")
+            self._end_acquire(outcome, waited, failure, now, outcome != "granted")
 
     def _end_acquire(
         self, outcome: str, waited: float, failure: BaseException | str | None, now: int, is_end: bool
@@ -286,11 +286,7 @@ class CallSpans:
         if failure is not None:
             fail(self._acquire, failure)
         self._acquire.end(now)
-        if is_end:
-            self._end_slot(outcome, now)
-
-    def _end_slot(self, outcome: str, now: int) -> None:
-        if self._slot is not None:
+        if is_end and self._slot is not None:
             self._slot.set_attribute(names.OUTCOME, outcome)
             self._slot.end(now)
 
@@ -325,92 +321,14 @@ class CallSpans:
         now = max(time.time_ns(), since)
         try:
             if since:
-                attributes = {**self._attributes, **_related("granted_to", granted_to)}
+                attributes = dict(self._attributes)
                 if not confirmed:
                     attributes[names.OUTCOME] = "unconfirmed"
-                links = _links("granted_to", granted_to)
-                release = self._span(
-                    names.SPAN_RELEASE, SpanKind.CLIENT, self._parent, attributes, links, since
+                failure = error if isinstance(error, Exception) else None
+                to = granted_to
+                complete(
+                    self._start, names.SPAN_RELEASE, self._parent, attributes, to, since, now, failure
                 )
-                if isinstance(error, Exception):
-                    fail(release, error)
-                release.end(now)
         finally:
             if self._hold is not None and self._slot is not None:
                 self._slot.end(now)
-
-    def _span(
-        self,
-        name: str,
-        kind: SpanKind,
-        parent: Context,
-        attributes: dict[str, Any] | None = None,
-        links: Sequence[Link] = (),
-        start_time: int | None = None,
-    ) -> Span:
-        return self._start(name, parent, kind, attributes or self._attributes, links, start_time)
-
-    def _traceparent(self, context: SpanContext) -> str:
-        """W3C `traceparent` of a span of this trail.
-
-        Written and read here, and not with the application's propagator: what travels with the ticket
-        must be understood by every instance, whatever each has configured.
-        """
-        return f"00-{self._hex_trace_id()}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-    def _hex_trace_id(self) -> str:
-        if not self._trace_id:
-            self._trace_id = f"{self._current.trace_id:032x}"
-        return self._trace_id
-
-
-# What a failure without an exception is called in `error.type`.
-_ERROR_TYPES = {
-    "timeout": "QueueTimeoutError",
-    "evicted": "EvictedError",
-    "lost": "SlotLostError",
-}
-
-
-def fail(span: Span, cause: BaseException | str) -> None:
-    """Mark a span as failed, by an exception or by an outcome."""
-    kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
-    span.set_attribute(names.ERROR_TYPE, kind)
-    span.set_status(Status(StatusCode.ERROR, str(cause)))
-
-
-def _related(relation: names.Relation, parties: Sequence[CallRef]) -> dict[str, Any]:
-    """Who the other calls are, as attributes; one of them is the rule."""
-    if not parties:
-        return {}
-    one = parties[0] if len(parties) == 1 else None
-    return {
-        names.RELATED_ITEM.format(relation): one.item_id if one else [p.item_id for p in parties],
-        names.RELATED_INSTANCE.format(relation): (
-            one.instance_id if one else [p.instance_id for p in parties]
-        ),
-    }
-
-
-def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
-    """Links to the spans whose `traceparent`s came through the backend, as far as there are any."""
-    return [
-        Link(
-            context, {names.LINK: relation, names.ITEM_ID: p.item_id, names.INSTANCE_ID: p.instance_id}
-        )
-        for p in parties
-        if (context := context_of(p.context)) is not None
-    ]
-
-
-def context_of(text: str) -> SpanContext | None:
-    """The context that a `traceparent` names; None if it names none."""
-    parts = text.split("-")
-    if len(parts) != 4 or [len(part) for part in parts] != [2, 32, 16, 2]:
-        return None
-    try:
-        trace_id, span_id, flags = int(parts[1], 16), int(parts[2], 16), int(parts[3], 16)
-    except ValueError:
-        return None
-    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
-    return context if context.is_valid else None

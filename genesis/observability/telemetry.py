@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -18,6 +18,8 @@ from genesis.observability.logs import Log, own_logger
 from genesis.observability.metrics import WAIT_BUCKETS, Instruments, QueueSeries, instruments_of
 
 __all__ = ["Telemetry"]
+
+T = TypeVar("T")
 
 MAX_LABEL = 120  # characters
 
@@ -66,16 +68,28 @@ class Telemetry:
 
     def series(self, queue_id: str) -> QueueSeries:
         """The metrics of a queue, under its label."""
-        label = queue_id if self._queue_label is None else self._label(self._queue_label, queue_id)
+        label = queue_id
+        if self._queue_label is not None:
+            given = self.guarded("label", lambda label: str(label(queue_id)), self._queue_label)
+            label = names.OTHER_QUEUES if given is None else given
         instruments = self._instruments or self.instruments
         return instruments.known.get(label) or instruments.series(_short(label))
 
-    def _label(self, queue_label: Callable[[str], str], queue_id: str) -> str:
+    def event(self, level: int, event: names.LogEvent, fields: dict[str, Any]) -> None:
+        """Write a log event."""
         try:
-            return str(queue_label(queue_id))
+            if self.log.enabled(level):
+                self.log.write(level, event, **fields)
         except Exception:
-            self.failed("label")
-            return names.OTHER_QUEUES
+            self.failed("logs")
+
+    def guarded(self, sink: names.Sink, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
+        """What `step` returns; None if it raises, which is then counted as a failure of `sink`."""
+        try:
+            return step(*args, **options)
+        except Exception:
+            self.failed(sink)
+            return None
 
     def failed(self, sink: names.Sink, error: BaseException | None = None) -> None:
         """A sink raised: count it, and let the call go on. If even counting fails, it is let go.

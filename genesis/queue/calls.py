@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -13,6 +14,11 @@ from genesis.exceptions import LimitMismatchError
 __all__ = ["Calls", "task_id"]
 
 
+_MAX_PER_TURN = 200  # calls that enter in one turn of the loop, once there are too many
+_MAX_AT_ONCE = 500  # calls by which those in the lines may grow within `_AT_ONCE`, before that
+_AT_ONCE = 0.1  # seconds
+
+
 class Calls:
     """Who is in the lines, which limit their call sites agree on, and how a broken-off call ends.
 
@@ -20,7 +26,16 @@ class Calls:
     closed can never leave, and must neither bind the next ones to their limit nor be counted.
     """
 
-    __slots__ = ("_gone", "agreements", "holding", "loop")
+    __slots__ = (
+        "_at_once",
+        "_at_once_until",
+        "_gone",
+        "_held_up",
+        "_pumping",
+        "agreements",
+        "holding",
+        "loop",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -29,6 +44,44 @@ class Calls:
         # it, and its slot, for ever.
         self.holding: dict[object, int] = {}
         self._gone: list[asyncio.Future[None]] = []
+        self._at_once = 0  # calls that may still come until `_at_once_until`, by `loop.time()`
+        self._at_once_until = 0.0
+        self._held_up: deque[asyncio.Future[None]] = (
+            deque()
+        )  # calls that enter in later turns, in order
+        self._pumping = False  # while there are such calls, or the last of them has not run yet
+
+    def too_many(self) -> bool:
+        """Count an entry; whether so many come at once that it must await `later_turn` first.
+
+        Thousands of tasks that start in one turn of the loop would keep everything else waiting until
+        the last of them has entered.
+        """
+        now = self.loop.time()
+        if now >= self._at_once_until:
+            self._at_once, self._at_once_until = _MAX_AT_ONCE, now + _AT_ONCE
+        self._at_once -= 1
+        return self._at_once < 0 or self._pumping
+
+    def later_turn(self) -> asyncio.Future[None]:
+        """Done in a later turn of the loop; in the order of the calls. May be cancelled."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._held_up.append(future)
+        if not self._pumping:
+            self._pumping = True
+            self.loop.call_soon(self._pump, context=Context())
+        return future
+
+    def _pump(self) -> None:
+        # It runs once more after the last one was released: until that one has run, a newcomer that
+        # was not held up would overtake it.
+        self._pumping = bool(self._held_up)
+        for _ in range(min(_MAX_PER_TURN, len(self._held_up))):
+            future = self._held_up.popleft()
+            if not future.done():
+                future.set_result(None)
+        if self._pumping:
+            self.loop.call_soon(self._pump, context=Context())
 
     def enter(self, request: EnterRequest) -> None:
         """Count a call in.
@@ -50,6 +103,7 @@ class Calls:
 
     def leave(self, queue_id: str) -> None:
         """Count a call out; with the last one of a queue, its limit is forgotten."""
+        self._at_once += 1
         calls, agreed = self.agreements[queue_id]
         if calls > 1:
             self.agreements[queue_id] = (calls - 1, agreed)

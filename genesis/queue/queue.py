@@ -324,5 +324,6 @@ class Queue:
                 )
             calls = self._calls = Calls(loop)
         if self._draining and not calls.this_task_holds():
+            self._backend.refused(request, "draining")
             raise QueueDrainingError(request.queue_id, request.item_id)
         return calls

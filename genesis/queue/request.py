@@ -89,6 +89,8 @@ class SlotRequest:
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
+            if calls.too_many():
+                await calls.later_turn()
             result = await backend.enter(request)
             grant = result.grant
             if result.resumed:

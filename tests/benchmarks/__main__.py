@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     for name, measure in SECTIONS.items():
         if options.only and not any(name.startswith(only) for only in options.only):
             continue
-        if options.no_peers and name == "peers":
+        if options.no_peers and name.startswith("peers"):
             continue
         for comparison in asyncio.run(measure(Plan(options.rounds, options.scale))):
             comparisons.append(comparison)

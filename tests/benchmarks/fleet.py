@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.fleet [--instances 10 100 1000] [--seconds 20] [--json FILE]
 
-Every instance is a `RedisBackend` of its own, with its own two connections and its own heartbeat, as it
+Every instance is a `RedisBackend` of its own, with its own connection and its own heartbeat, as it
 would have in a process of its own; hundreds share a process only because a thousand processes do not
 fit on one machine. Ten of them share a queue with one slot, and each keeps a call in it. Two stretches
 are measured: one in which everybody waits and nothing happens but heartbeats, and one in which each
@@ -121,7 +121,7 @@ def _carries(unit: Figures, instances: int, lease: float, queues: int = 10) -> F
     passages = max(0.0, CORE - heart) * 1e6 / max(unit["us of Redis a passage"], 1e-9)
     traffic = beats * unit["bytes a heartbeat"] + passages * unit["bytes a passage"]
     used = {
-        "connections": 2 * instances / MAX_CLIENTS,
+        "connections": instances / MAX_CLIENTS,
         "a core, by heartbeats alone": heart / CORE,
         "1 Gbit/s of network, at the most passages": traffic * 8 / 1e9,
     }
@@ -131,7 +131,7 @@ def _carries(unit: Figures, instances: int, lease: float, queues: int = 10) -> F
         "heartbeats, % of a core": heart * 100,
         "passages/s until a core is full": passages,
         "passages/s an instance": passages / instances,
-        "connections": 2 * instances,
+        "connections": instances,
         "MB/s then": traffic / 1e6,
         "redis MB, nobody waiting": instances * unit["kB of Redis an instance"] / 1e3,
         "share of each limit": used,

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["OURS", "SECTIONS", "compare"]
 
 OURS = "ours (Queue, 1 % sampled)"
 PATIENCE = 60.0  # seconds for one round of one library
+PROCESSES = 4  # in the rows over several
 ONCE = 5.0  # seconds: what takes longer is run once
 
 
@@ -30,13 +31,14 @@ class Failed(Exception):  # noqa: N818 - a state of affairs
 class Library:
     """The benchmark's end of one driver process."""
 
-    def __init__(self, name: str, python: Path, url: str) -> None:
+    def __init__(self, name: str, python: Path, url: str, loop: str) -> None:
         self.name = name
         self._python = python
         self._url = url
+        self._loop = loop
         self._process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, row: str, **arguments: Any) -> float:
+    async def ask(self, row: str, **arguments: Any) -> Any:
         process = await self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -53,7 +55,7 @@ class Library:
         if "error" in said:
             await self.end()
             raise Failed(said["error"])
-        return float(said["figure"])
+        return said["figure"]
 
     async def end(self) -> None:
         process, self._process = self._process, None
@@ -70,6 +72,7 @@ class Library:
                 driver.__file__,
                 library,
                 self._url,
+                self._loop,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -78,44 +81,115 @@ class Library:
         return self._process
 
 
+class Several:
+    """Several processes of one library, which share a line of one slot."""
+
+    def __init__(self, libraries: list[Library]) -> None:
+        self.name = libraries[0].name
+        self._libraries = libraries
+
+    async def ask(self, queue: str, waiters: int, hold: float) -> float:
+        """Microseconds per hand-off less the time inside, from the first release to the last entry."""
+        try:
+            await self._all("crowd", queue=queue, waiters=waiters, hold=hold)
+            await self._libraries[0].ask("hold", queue=queue)
+            await self._all("gather", queue=queue)
+            found = await self._all("drain", queue=queue)
+        except Failed:
+            await self.end()
+            raise
+        count = waiters * len(found)
+        began = max(figures[0] for figures in found)
+        ended = max(figures[1] for figures in found)
+        inside = sum(figures[2] for figures in found) * (count - 1) / count  # all but the last one's
+        return float((ended - began - inside) / count * 1e6)
+
+    async def end(self) -> None:
+        for library in self._libraries:
+            await library.end()
+
+    async def _all(self, row: str, **arguments: Any) -> list[Any]:
+        return await asyncio.gather(*(library.ask(row, **arguments) for library in self._libraries))
+
+
 async def peers(plan: Plan) -> list[Comparison]:
     return await compare(plan.at_most(5), environments.PEERS)
 
 
-async def compare(plan: Plan, names: Iterable[str]) -> list[Comparison]:
+async def peers_uvloop(plan: Plan) -> list[Comparison]:
+    """Under uvloop, the fastest peers; what this library was at ba0ea4a does not run there."""
+    return await compare(plan.at_most(5), ["redsync 2.0.0", "redis-py Lock"], "uvloop")
+
+
+async def compare(plan: Plan, names: Iterable[str], loop: str = "asyncio") -> list[Comparison]:
     """Every row for us and for the named libraries."""
     notes: dict[str, str] = {}
     async with redis_server() as server:
-        libraries = [Library(OURS, Path(sys.executable), server.url)]
+        pythons = {OURS: Path(sys.executable)}
         for name in names:
             try:
-                python = await asyncio.to_thread(environments.interpreter, name)
+                pythons[name] = await asyncio.to_thread(environments.interpreter, name)
             except environments.Unavailable as error:
                 notes[name] = str(error)
-            else:
-                libraries.append(Library(name, python, server.url))
+        libraries = [Library(name, python, server.url, loop) for name, python in pythons.items()]
+        crowds = [
+            Several([Library(name, python, server.url, loop) for _ in range(PROCESSES)])
+            for name, python in pythons.items()
+        ]
         try:
-            return await _rows(plan, libraries, notes, server)
+            return await _rows(plan, libraries, crowds, notes, server, loop)
         finally:
             for library in libraries:
                 await library.end()
+            for several in crowds:
+                await several.end()
 
 
 async def _rows(
-    plan: Plan, libraries: list[Library], notes: dict[str, str], server: RedisServer
+    plan: Plan,
+    libraries: list[Library],
+    crowds: list[Several],
+    notes: dict[str, str],
+    server: RedisServer,
+    loop: str,
 ) -> list[Comparison]:
     waiters, crowd = plan.count(200), plan.count(500)
     alone = {"row": "free", "tasks": 1, "count": plan.count(300)}
     together = {"row": "free", "tasks": plan.count(64), "count": plan.count(10)}
     behind = {"row": "hand-off", "waiters": waiters}
+    many, few = plan.count(50), plan.count(10)
+    where, suffix = ("under uvloop", "-uvloop") if loop == "uvloop" else ("Beside others", "")
     found = []
-    for key, title, unit, command in (
-        ("peers-free", "Beside others: enter + leave, one task", "us", alone),
-        ("peers-64", "Beside others: 64 tasks at once, a slot free for each", "us a pair", together),
-        ("peers-hand-off", f"Beside others: hand-off in one process, {waiters} wait", "us", behind),
-    ):
-        samples, said = await _alternate(libraries, key, command, plan.rounds)
-        found.append(Comparison(key, title, unit, OURS, samples, {**notes, **said}))
+    rows: list[tuple[str, str, str, Sequence[Library | Several], dict[str, Any]]] = [
+        ("free", "enter + leave, one task", "us", libraries, alone),
+        (
+            "cpu",
+            "the client's CPU for enter + leave, one task",
+            "us",
+            libraries,
+            {**alone, "cpu": True},
+        ),
+        ("64", "64 tasks at once, a slot free for each", "us a pair", libraries, together),
+        ("hand-off", f"hand-off in one process, {waiters} wait", "us", libraries, behind),
+        (
+            "across",
+            f"hand-off over {PROCESSES} processes, {many} wait in each",
+            "us",
+            crowds,
+            {"waiters": many, "hold": 0.0},
+        ),
+        (
+            "held",
+            f"hand-off over {PROCESSES} processes, {few} wait in each, 5 ms inside",
+            "us",
+            crowds,
+            {"waiters": few, "hold": 0.005},
+        ),
+    ]
+    for key, title, unit, subjects, command in rows:
+        samples, said = await _alternate(subjects, key, command, plan.rounds)
+        name = f"peers-{key}{suffix}"
+        found.append(Comparison(name, f"{where}: {title}", unit, OURS, samples, {**notes, **said}))
     samples, said = {}, {}
     for library in libraries:
         try:
@@ -124,34 +198,35 @@ async def _rows(
         except Failed as error:
             said[library.name] = str(error)
         await library.end()
-    title = f"Beside others: connections while {crowd} wait"
-    found.append(Comparison("peers-connections", title, "", OURS, samples, {**notes, **said}))
+    title = f"{where}: connections while {crowd} wait"
+    key = f"peers-connections{suffix}"
+    found.append(Comparison(key, title, "", OURS, samples, {**notes, **said}))
     return found
 
 
 async def _alternate(
-    libraries: list[Library], key: str, command: dict[str, Any], rounds: int
+    subjects: Sequence[Library | Several], key: str, command: dict[str, Any], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    samples: dict[str, list[float]] = {library.name: [] for library in libraries}
+    samples: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     notes: dict[str, str] = {}
     for round_ in range(rounds + 1):
-        for library in libraries if round_ % 2 else reversed(libraries):
-            if library.name in notes:
+        for subject in subjects if round_ % 2 else reversed(subjects):
+            if subject.name in notes:
                 continue
             began = time.monotonic()
             try:
-                figure = await library.ask(**command, queue=f"{key}-{round_}-{library.name}")
+                figure = await subject.ask(**command, queue=f"{key}-{round_}-{subject.name}")
             except Failed as error:
-                notes[library.name] = str(error)
+                notes[subject.name] = str(error)
                 continue
             took = time.monotonic() - began
             if took > ONCE and round_ == 0:
-                notes[library.name] = f"one round, which takes {took:.0f} s"
-                samples[library.name].append(figure)
+                notes[subject.name] = f"one round, which takes {took:.0f} s"
+                samples[subject.name].append(figure)
             elif round_:
-                samples[library.name].append(figure)
-    for library in libraries:
-        await library.end()
+                samples[subject.name].append(figure)
+    for subject in subjects:
+        await subject.end()
     return {name: figures for name, figures in samples.items() if figures}, notes
 
 
@@ -163,4 +238,4 @@ def _environment(mine: bool) -> dict[str, str]:
     return environment
 
 
-SECTIONS = {"peers": peers}
+SECTIONS = {"peers": peers, "peers-uvloop": peers_uvloop}

@@ -234,7 +234,9 @@ async def recorded(server: RedisServer, tasks: int) -> list[tuple[Said, Said]]:
     knowing how the backend does it.
     """
     async with Queue(RedisBackend(server.url, lease=QUIET)) as queue:
-        await queue.ping()
+        async with queue.slot(f"bare-{tasks}", max_concurrent=tasks):
+            pass  # so that the instance is known to the queue, and what follows is one script call each
+        await queue._backend.flush()
         go, inside = asyncio.Event(), 0
 
         async def call() -> None:
@@ -249,6 +251,7 @@ async def recorded(server: RedisServer, tasks: int) -> list[tuple[Said, Said]]:
             await wait_until(lambda: inside == tasks, "all are inside")
             go.set()
             await asyncio.gather(*calls)
+            await queue._backend.flush()
             client.echo("end")
             said: list[Said] = []
             while True:

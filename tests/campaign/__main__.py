@@ -2,6 +2,7 @@
 
     python -m tests.campaign --seed 1 --seconds 1200 --lease 2             one long campaign
     python -m tests.campaign --seed 1 --seconds 4 --lease 0.6 --campaigns 500
+    python -m tests.campaign --seed 1 --seconds 10 --lease 1 --campaigns 20 --cluster
     python -m tests.campaign --seed 1 --seconds 20 --lease 3 --plant skip-renewal
 
 The last looks for a bug that is put in on purpose. A history in which anything is wrong is saved; the
@@ -22,7 +23,7 @@ from typing import Any
 
 from tests.campaign.checker import RULES, Verdict, check
 from tests.campaign.conductor import Campaign, Company, Play, play
-from tests.campaign.faults import FAULTS
+from tests.campaign.faults import FAULTS, kinds_of
 from tests.campaign.forks import find_libfaketime
 from tests.campaign.history import History
 from tests.campaign.plants import PLANTS
@@ -92,7 +93,7 @@ class Tally:
 
 async def run(options: argparse.Namespace) -> Tally:
     tally = Tally()
-    with Company() as company:
+    with Company(cluster=options.cluster) as company:
         for seed in range(options.seed, options.seed + options.campaigns):
             plan = Play(seed, options.seconds, options.lease, options.plant, options.only)
             campaign = await play(company, plan)
@@ -142,6 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path(".campaign"), help="where histories are saved")
     parser.add_argument("--json", type=Path, help="where the facts are written")
+    parser.add_argument("--cluster", action="store_true", help="a Redis Cluster, and its faults")
     parser.add_argument("--every-kind", action="store_true", help="fail if a kind was never felt")
     parser.add_argument("--check", type=Path, help="judge a saved history, and nothing else")
     return parser.parse_args(arguments)
@@ -162,7 +164,8 @@ def main() -> int:
     text = json.dumps(facts, indent=2)
     print(text)
     write(tally, options.json)
-    unfelt = [name for name in options.only or FAULTS if not tally.felt[name]]
+    kinds = options.only or kinds_of(options.cluster)
+    unfelt = [name for name in kinds if not tally.felt[name]]
     if find_libfaketime() is None and "clock" in unfelt:
         print("SKIPPED: clock; libfaketime is not installed")
         unfelt.remove("clock")

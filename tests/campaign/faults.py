@@ -17,9 +17,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.campaign.conductor import Scene, Station
+    from tests.campaign.scene import Scene, Station
 
-__all__ = ["FAULTS", "NONE", "Effect", "Fault"]
+__all__ = [
+    "BEAT",
+    "FAULTS",
+    "LAPSE",
+    "RESTORE",
+    "NONE",
+    "RECONNECT",
+    "Effect",
+    "Fault",
+    "fault",
+    "kinds_of",
+]
 
 RECONNECT = 1.0  # seconds between two tries to connect, at most (`link.backoff`)
 
@@ -42,7 +53,7 @@ class Fault(NamedTuple):
     """One kind.
 
     Attributes:
-        on: "worker" or "server".
+        on: "worker", "server" (a single one), or "cluster".
         lasts: for how long a campaign stays in it, in leases.
         settle: (in leases, in seconds) after its end, see the module's text.
         evidence: the kind of event by which the workers show its effect, if the fault itself cannot.
@@ -56,7 +67,7 @@ class Fault(NamedTuple):
     evidence: str = ""
 
 
-def _fault(
+def fault(
     on: str, lasts: tuple[float, float], settle: tuple[float, float], evidence: str = ""
 ) -> Callable[[Callable[..., AsyncIterator[None]]], Callable[..., AsyncIterator[None]]]:
     def register(do: Callable[..., AsyncIterator[None]]) -> Callable[..., AsyncIterator[None]]:
@@ -70,13 +81,13 @@ def _fault(
 FAULTS: dict[str, Fault] = {}
 
 # In leases: a lease lapses; a heartbeat comes; data is registered again and the window ends.
-_LAPSE, _BEAT, _RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
+LAPSE, BEAT, RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
 
 
 # Processes
 
 
-@_fault("worker", (0.1, 0.5), (_LAPSE, 0.3))
+@fault("worker", (0.1, 0.5), (LAPSE, 0.3))
 async def _kill(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -87,7 +98,7 @@ async def _kill(
     await station.start()
 
 
-@_fault("worker", (1.1, 1.8), (_LAPSE, 0.3))
+@fault("worker", (1.1, 1.8), (LAPSE, 0.3))
 async def _stop(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -99,7 +110,7 @@ async def _stop(
     station.carry_on()
 
 
-@_fault("worker", (0.0, 0.0), (_LAPSE, 0.3), "lag")
+@fault("worker", (0.0, 0.0), (LAPSE, 0.3), "lag")
 async def _block(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -110,7 +121,7 @@ async def _block(
     await asyncio.sleep(seconds)
 
 
-@_fault("worker", (0.1, 0.5), (0.0, 0.1), "wall")
+@fault("worker", (0.1, 0.5), (0.0, 0.1), "wall")
 async def _clock(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -123,7 +134,7 @@ async def _clock(
 # The connection of one worker, through its proxy
 
 
-@_fault("worker", (0.0, 0.1), (0.0, 0.3))
+@fault("worker", (0.0, 0.1), (0.0, 0.3))
 async def _cut(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -132,20 +143,20 @@ async def _cut(
     yield
 
 
-@_fault("worker", (0.1, 0.5), (0.0, RECONNECT + 0.3))
+@fault("worker", (0.1, 0.5), (0.0, RECONNECT + 0.3))
 async def _refuse(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
     """Its connection breaks, and new ones are refused for a while."""
-    station.proxy.refusing = True
+    station.proxies.refuse(True)
     effect.note(station.cut(), "connections broken")
     try:
         yield
     finally:
-        station.proxy.refusing = False
+        station.proxies.refuse(False)
 
 
-@_fault("worker", (0.1, 0.9), (0.0, 0.3))
+@fault("worker", (0.1, 0.9), (0.0, 0.3))
 async def _requests_lost(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -163,7 +174,7 @@ async def _requests_lost(
             relay.release()
 
 
-@_fault("worker", (0.05, 0.3), (0.0, 0.3))
+@fault("worker", (0.05, 0.3), (0.0, 0.3))
 async def _replies_lost(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -178,20 +189,20 @@ async def _replies_lost(
         relay.cut()
 
 
-@_fault("worker", (0.6, 1.0), (1 / 2, 0.3))
+@fault("worker", (0.6, 1.0), (1 / 2, 0.3))
 async def _half_open(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
     """Nothing arrives any more on either side, and nobody is told. New connections work."""
-    before = len(station.proxy.relays)
+    before = len(station.proxies.relays)
     for relay in station.relays():
         relay.hold()
         relay.deaf = True
     yield
-    effect.note(len(station.proxy.relays) - before, "connections made instead")
+    effect.note(len(station.proxies.relays) - before, "connections made instead")
 
 
-@_fault("worker", (0.2, 0.6), (0.0, 0.3))
+@fault("worker", (0.2, 0.6), (0.0, 0.3))
 async def _stall(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -207,24 +218,24 @@ async def _stall(
             relay.release()
 
 
-@_fault("worker", (0.3, 1.5), (0.0, 0.3))
+@fault("worker", (0.3, 1.5), (0.0, 0.3))
 async def _slow(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
     """Every chunk takes up to a twentieth of the lease more, each way."""
-    station.proxy.delay = scene.lease * rng.uniform(0.01, 0.05)
+    station.proxies.delay(scene.lease * rng.uniform(0.01, 0.05))
     before = sum(relay.answers for relay in station.relays())
     try:
         yield
     finally:
         effect.note(sum(relay.answers for relay in station.relays()) - before, "bytes answered slowly")
-        station.proxy.delay = 0.0
+        station.proxies.delay(0.0)
 
 
 # The server
 
 
-@_fault("server", (0.0, 0.1), (0.0, 0.3))
+@fault("server", (0.0, 0.1), (0.0, 0.3))
 async def _client_kill(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -236,7 +247,7 @@ async def _client_kill(
     yield
 
 
-@_fault("server", (0.0, 0.1), (0.0, 0.3))
+@fault("server", (0.0, 0.1), (0.0, 0.3))
 async def _script_flush(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -247,7 +258,7 @@ async def _script_flush(
     yield
 
 
-@_fault("server", (0.0, 0.1), (_RESTORE, 0.3))
+@fault("server", (0.0, 0.1), (RESTORE, 0.3))
 async def _flushall(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -259,7 +270,7 @@ async def _flushall(
     yield
 
 
-@_fault("server", (0.05, 0.5), (_RESTORE + _LAPSE, RECONNECT + 0.3))
+@fault("server", (0.05, 0.5), (RESTORE + LAPSE, RECONNECT + 0.3))
 async def _restart_empty(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -279,7 +290,7 @@ async def _loaded(scene: Scene) -> int:
     )
 
 
-@_fault("server", (0.05, 0.5), (_BEAT + _LAPSE, RECONNECT + 0.3))
+@fault("server", (0.05, 0.5), (BEAT + LAPSE, RECONNECT + 0.3))
 async def _restart_with_data(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -290,7 +301,7 @@ async def _restart_with_data(
     effect.note(await _loaded(scene), "keys there again")
 
 
-@_fault("server", (0.05, 0.5), (_RESTORE + _LAPSE, RECONNECT + 0.3))
+@fault("server", (0.05, 0.5), (RESTORE + LAPSE, RECONNECT + 0.3))
 async def _restart_stale(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -305,7 +316,7 @@ async def _restart_stale(
     effect.note(min(lost, await _loaded(scene)), "changes lost, of a state that came back")
 
 
-@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3), "disrupted")
+@fault("server", (0.1, 1.3), (LAPSE + BEAT, RECONNECT + 0.3), "disrupted")
 async def _server_paused(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -317,7 +328,7 @@ async def _server_paused(
         await scene.resume()
 
 
-@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, 0.3))
+@fault("server", (0.1, 1.3), (LAPSE + BEAT, 0.3))
 async def _oom(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -330,7 +341,7 @@ async def _oom(
             await scene.redis("CONFIG", "SET", "maxmemory", "0")
 
 
-@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3))
+@fault("server", (0.1, 1.3), (LAPSE + BEAT, RECONNECT + 0.3))
 async def _readonly(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -343,7 +354,7 @@ async def _readonly(
             await scene.redis("REPLICAOF", "NO", "ONE")
 
 
-@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, 0.3))
+@fault("server", (0.1, 1.3), (LAPSE + BEAT, 0.3))
 async def _no_replicas(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -356,7 +367,7 @@ async def _no_replicas(
             await scene.redis("CONFIG", "SET", "min-replicas-to-write", "0")
 
 
-@_fault("server", (0.1, 1.3), (_LAPSE + _BEAT, RECONNECT + 0.3))
+@fault("server", (0.1, 1.3), (LAPSE + BEAT, RECONNECT + 0.3))
 async def _acl_denial(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
@@ -381,3 +392,9 @@ async def _nothing(
 
 
 NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.0))  # to see what is there without one
+
+
+def kinds_of(cluster: bool) -> dict[str, Fault]:
+    """All faults that there can be with one server, or with a cluster."""
+    other = "server" if cluster else "cluster"
+    return {name: kind for name, kind in FAULTS.items() if kind.on != other}

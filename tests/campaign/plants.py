@@ -66,7 +66,7 @@ _PUSH = "      push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. 
 _PUSH_AT_ONCE = "      redis.pcall('PUBLISH', ARGV[4] .. owner, text)\n"
 _HOLD = "      redis.call('ZADD', HOLDING, number, head)\n"
 _HOLD_AT_ONCE = "    redis.call('ZADD', KEYS[3], number, head)\n"
-_HEAD = "redis.call('ZRANGE', WAITING, 0, 0)[1]"
+_HEAD = "local head = redis.call('ZRANGE', WAITING, 0, 0)[1]"
 _HEAD_AT_ONCE = "redis.call('ZRANGE', KEYS[2], 0, 0)[1]"
 _TOMBSTONE = "  redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))\n"
 _RENEW = "redis.call('ZADD', LEASES, NOW + lease, instance)\n"

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from tests.campaign.checker import check
 from tests.campaign.conductor import Company, Scene, apply, count_faults, finish, on_stage
-from tests.campaign.faults import FAULTS, NONE, Fault
+from tests.campaign.faults import FAULTS, NONE, Fault, kinds_of
 from tests.campaign.history import Event, History
 
 MOMENTS = ("cut", "client-kill", "script-flush", "flushall")
@@ -62,7 +62,7 @@ async def measure(
                 await finish(scene, operator)
             history = await asyncio.to_thread(scene.history)
         finally:
-            scene.server.close()
+            scene.end()
     # Other kinds are measured at the same time, by the same loop.
     verdict = await asyncio.to_thread(check, history)
     for violation in verdict.violations:
@@ -124,7 +124,7 @@ def _run(fault: Fault, history: History, begin: float, end: float, until: float)
 
 
 async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    kinds = [NONE, *(FAULTS[name] for name in options.only or FAULTS)]
+    kinds = [NONE, *(FAULTS[name] for name in options.only or kinds_of(cluster=False))]
     results: dict[str, dict[str, Any]] = {}
     lanes = asyncio.Semaphore(options.lanes)
 

@@ -15,6 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.campaign.history import CONDUCTOR, Event, History
+from tests.campaign.periods import (
+    ALWAYS,
+    RECONNECT,
+    Disturbance,
+    Period,
+    prolong_reconnects,
+    subtract,
+)
 
 __all__ = [
     "AT_ONCE",
@@ -29,19 +37,9 @@ __all__ = [
 ]
 
 
-class Period(NamedTuple):
-    begin: float
-    end: float
-
-    def meets(self, other: Period) -> bool:
-        return self.begin <= other.end and other.begin <= self.end
-
-
-ALWAYS = Period(-math.inf, math.inf)
 AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
 SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
 EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
-RECONNECT = 1.2  # seconds for a connection to be made anew, tried at least every second
 
 
 @dataclass
@@ -132,14 +130,6 @@ class Passage:
         return min((end for end in ends if end is not None), default=math.inf)
 
 
-class Disturbance(NamedTuple):
-    """A fault, from its begin until all that it may cause is over, by what is documented."""
-
-    name: str
-    target: str  # a worker; '' for everybody
-    period: Period
-
-
 class _Contact:
     """What one instance knew of its lease in one queue."""
 
@@ -221,6 +211,7 @@ class Story:
         self._note_evictions()
         self._end_the_killed()
         self._note_busy_times(history.events)
+        self.disturbances = prolong_reconnects(self.disturbances)
         self._find_in_force()
         self._narrow_grants()
 
@@ -556,19 +547,3 @@ def _narrowed(period: Period, token: int, offset: tuple[float, float] | None) ->
     moment, error = token / 1e6 - offset[0], offset[1]
     narrow = Period(max(period.begin, moment - error), min(period.end, moment + error))
     return narrow if narrow.begin <= narrow.end else period
-
-
-def subtract(period: Period, holes: Iterable[Period]) -> list[Period]:
-    """What is left of `period` outside of `holes`."""
-    left = [period]
-    for hole in holes:
-        left = [
-            part
-            for piece in left
-            for part in (
-                Period(piece.begin, min(piece.end, hole.begin)),
-                Period(max(piece.begin, hole.end), piece.end),
-            )
-            if part.begin < part.end
-        ]
-    return left

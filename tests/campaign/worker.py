@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from genesis import Queue
 from genesis.backends.places import decode
@@ -398,10 +399,26 @@ def run(config: dict[str, Any]) -> None:
     asyncio.run(_run(config))
 
 
+def make_backend(config: dict[str, Any]) -> RedisBackend:
+    """Reaches every server through the worker's own proxy to it."""
+    proxies = {int(port): proxy for port, proxy in config["servers"].items()}
+    if not config["cluster"]:
+        [port] = proxies.values()
+        return RedisBackend(f"redis://127.0.0.1:{port}/0", lease=config["lease"])
+
+    def remap(address: tuple[str, int]) -> tuple[str, int]:
+        host, port = address
+        return host, proxies.get(port, port)
+
+    seeds = [ClusterNode("127.0.0.1", port) for port in proxies.values()]
+    client = RedisCluster(startup_nodes=seeds, address_remap=remap)
+    return RedisBackend(client=client, lease=config["lease"])
+
+
 async def _run(config: dict[str, Any]) -> None:
     who, lease = config["who"], config["lease"]
     log = Log(Path(config["folder"]) / f"{who}.log", who)
-    recorder = Recorder(RedisBackend(config["url"], lease=lease), log)
+    recorder = Recorder(make_backend(config), log)
     queue = Queue(recorder, telemetry=Telemetry(registry=CollectorRegistry()))
     recorder.join()
     places = KeptPlaces(Path(config["folder"]) / "places")

@@ -47,8 +47,9 @@ async def test_fifty_thousand_calls_that_enter_in_one_turn(fleet: Fleet) -> None
         f"cancelled, {leaving.longest:.2f} s while the rest leave"
     )
     assert (await queue.stats(SALES))[:2] == (0, 0)
-    assert entering.longest < own.longest + 4.0  # 45 us a call, and the garbage collector
-    assert cancelling.longest < 0.8
+    # Far above what was measured (0.3 and 0.4 s): other work on the machine is not the subject.
+    assert entering.longest < own.longest + 2.0
+    assert cancelling.longest < 4.0
 
 
 @pytest.mark.slow
@@ -69,7 +70,7 @@ async def test_ten_thousand_waiters_that_are_cancelled_in_one_turn(fleet: Fleet)
         await asyncio.wait([call.task for call in calls])
         await wait_until(lambda: len(state_of(queue).get("calls", ())) <= 1, "all have left", 60)
     print(f"longest stall while 10,000 waiters are cancelled: {watch.longest:.2f} s")
-    assert watch.longest < 1.2
+    assert watch.longest < 4.0  # 0.4 s on a quiet machine
     await holder.leave()
     assert await fleet.call(queue, "next").held() < BEAT
 

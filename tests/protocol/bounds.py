@@ -63,6 +63,14 @@ FAST = [
 ]
 ALL: list[Bound] = [
     Bound("a paused line, set_limit, a lapse", PAUSED_TWO, F(lapses=1), ((1, 1),), calm=True),
+    Bound(
+        "three calls, lapse, rejection, set_limit",
+        THREE,
+        F(lapses=1, rejects=1),
+        ((1, 2),),
+        calm=True,
+        patience=True,
+    ),
     Bound("two calls, two breaks", TWO, F(breaks=2)),
     Bound("two calls, break, kill", TWO, F(breaks=1, kills=1)),
     Bound("two calls, break, lapse", TWO, F(breaks=1, lapses=1)),

@@ -298,6 +298,7 @@ class Caller:
             lost,
             b"",
             granted,
+            [],
         ]
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:

@@ -51,7 +51,8 @@ class Line:
         self, command: Command, *rows: list[int], now: float = 0, override: bytes = b"",
         version: int = 0, more: int = 0, lost: int = 0, look: int = -1,
     ) -> None:  # fmt: skip
-        reply = [1, 1000, look, list(rows), override, b"%d" % version, more, NUMBERS, [], lost, b"", []]
+        head = [1, 1000, look, list(rows), override, b"%d" % version, more, NUMBERS]
+        reply = [*head, [], lost, b"", [], []]
         self.core.replied(command, reply, now)
 
     def connected(self, now: float = 0) -> Line:

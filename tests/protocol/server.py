@@ -310,7 +310,7 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
     if name == "sync":
         if reply[0] == -1:
             return (-1, reply[1])
-        _, _, look, rows, override, version, more, _, _, lost, _, granted = reply
+        _, _, look, rows, override, version, more, _, _, lost, _, granted, _ = reply
         short = tuple(tuple(row[:2]) if row[0] in (3, 4) else tuple(row) for row in rows)
         return (1, fresh, sign(look), short, override, int(version), more, lost, pairs(granted))
     if name == "limit":

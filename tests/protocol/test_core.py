@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from genesis.backends.protocol import CallRef
-from genesis.backends.redis.ticket import Stage
+from genesis.backends.redis.members import make_member
+from genesis.backends.redis.ticket import LocalTicket, Stage
 from genesis.backends.redis.verdicts import (
     Beaten,
     DataLost,
@@ -21,6 +23,7 @@ from genesis.backends.redis.verdicts import (
     Reclaimed,
     Refused,
     Rejected,
+    Waiting,
 )  # fmt: skip
 from tests.protocol.core_line import ERROR, LEASE, NUMBERS, Line, granted, rows_of
 
@@ -216,7 +219,44 @@ def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     assert left.result.granted_to == (CallRef("waits", "a", ""),)
 
 
-def test_a_kept_place_is_listed_until_redis_has_confirmed_it(line: Line) -> None:
+def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
+    waits = line.waiting()
+    line.core.tick(line.core.due)
+    took = [[waits.member, 30]], [[b"holding", b"b:1 0 00-2 dead"]]
+    beat = line.command("beat")
+    line.core.replied(beat, [1, 2000, -1, 1, 1, b"30", NUMBERS, b"", b"0", *took], 6)
+    assert line.verdicts()[0] == Granted(waits, CallRef("dead", "b", "00-2"))
+
+
+@pytest.mark.parametrize("context", ["", "00-1"])
+def test_the_first_call_in_a_queue_learns_from_its_sync_who_holds(context: str) -> None:
+    """If it has a context; nobody else wants to know."""
+    line = Line()
+    line.core.connected(0)
+    waits = LocalTicket(make_member("a", 1, 0, context, "waits"), "waits", b"1")
+    line.core.enter(waits, 0)
+    rest: tuple[Any, ...] = (
+        [[2, 20]],
+        b"",
+        b"0",
+        0,
+        [1, 1, b"1", 0, 0, 0, 0],
+        [],
+        0,
+        b"",
+        [],
+        [b"b:1 0 00-2 holder"],
+    )
+    line.core.replied(line.command("sync"), [1, 1000, -1, *rest], 0)
+    holders = (CallRef("holder", "b", "00-2"),) if context else ()
+    assert line.verdicts() == [Waiting(waits, 0, 1, holders)]
+
+
+@pytest.mark.parametrize(("was", "expected"), [(1, "holding"), (2, "waiting"), (3, None)])
+def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
+    line: Line, was: int, expected: str | None
+) -> None:
+    """It might have been granted a slot meanwhile, or have been removed."""
     waits = line.waiting()
     line.core.leave(waits, 1, keep=7)
     assert line.command("leave").arguments[3:] == (b"7", b"20")
@@ -224,9 +264,9 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(line: Line) -> None
     line.core.connected(2)
     sync = line.command("sync")
     assert sync.arguments[9:] == (waits.member, b"k", b"20", b"7", b"", b"")
-    line.synced(sync, [7, 0])
+    line.synced(sync, [7, was])
     [left] = line.verdicts()
-    assert left.result.was == "waiting"
+    assert left.result.was == expected
     line.core.sync_soon(3)
     line.core.tick(3)
     assert rows_of(line.command("sync")) == []
@@ -289,7 +329,20 @@ def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line
     assert line.verdicts() == []
     line.core.take(session, [(waits.member, 30)], (), LEASE)  # of an old session
     assert line.verdicts() == []
+    line.synced(line.command("sync"), [2, 20], now=LEASE)
     line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    assert line.verdicts() == [Granted(waits, None)]
+
+
+def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(line: Line) -> None:
+    """Redis checks no session there, so the lease might have lapsed: others take the slot back."""
+    waits = line.waiting()
+    line.core.tick(LEASE)
+    line.core.replied(line.command("sync"), ERROR, LEASE)
+    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    assert [v for v in line.verdicts() if isinstance(v, Granted)] == []
+    line.core.tick(LEASE + 1)
+    line.synced(line.command("sync"), [1, 30], now=LEASE + 1)
     assert line.verdicts() == [Granted(waits, None)]
 
 

@@ -1,9 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-No socket, no clock, no task. Events go in as method calls (`enter`, `leave`, `connected`,
-`disconnected`, `replied`, `pushed`, `take`, `evicted`, `tick`), each with the time. Commands to send
-come out in `commands`, verdicts about tickets in `verdicts`; the caller drains both after every event.
-README.md explains the protocol. In short:
+No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send come
+out in `commands`, verdicts in `verdicts`; the caller drains both after every event. See README.md:
 
 1. No command is ever sent again. An instance that is not sure what Redis knows sends `sync`: the list
    of what it has.
@@ -13,7 +11,7 @@ README.md explains the protocol. In short:
    sent, and is checked before anything that was received is looked at.
 4. `leave` is not waited for. If it is lost, the next `sync` does not list the ticket.
 
-Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false once the call has left:
+Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
 | stage    | event                                           | next    | verdict |
 |----------|-------------------------------------------------|---------|---------|
@@ -32,7 +30,7 @@ Stages of a ticket, as Redis has confirmed them; `wanted` is apart, and false on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from genesis.backends.protocol import CallRef, LeaveResult, Refusal, State
@@ -191,28 +189,29 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(self, session: int, granted: Iterable[Any], reclaimed: Iterable[Any], now: float) -> None:
+    def take(self, session: int, granted: Sequence[Any], reclaimed: Sequence[Any], now: float) -> None:
         """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
+        # They check no session: while a sync was rejected, others might take back what they grant.
         self._check_lease(now)
-        self._take(granted if session == self.session and self.up else (), reclaimed, None)
+        current = self.up and session == self.session == self.confirmed
+        self._take(granted if current else (), reclaimed, None)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
         """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
-        self, granted: Iterable[Any], reclaimed: Iterable[Any], by: CallRef | None
+        self, granted: Sequence[Any], reclaimed: Sequence[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
         """What a script did to others and to tickets of this instance; returns the calls granted."""
-        calls = []
+        by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
         for member, token in granted:
-            calls.append(parse_member(member))
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
             self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
-        return tuple(calls)
+        return tuple(parse_member(member) for member, _ in granted)
 
     @property
     def idle(self) -> bool:
@@ -240,14 +239,14 @@ class QueueCore:
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, look, rows, override, version, more, numbers, *rest = reply
-        reclaimed, data_lost, previous, granted = rest
+        reclaimed, data_lost, previous, granted, holders = rest
         self.know_override(int(version), override)
         if data_lost:
             self.verdicts.append(verdicts.DataLost(len(self.tickets)))
         if previous:
             self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
         for ticket, row in zip(command.tickets, rows, strict=True):
-            self._judged(ticket, row, numbers)
+            self._judged(ticket, row, numbers, tuple(map(parse_member, holders)))
         self._take(granted, reclaimed, None)
         if not command.last:
             return
@@ -261,7 +260,7 @@ class QueueCore:
         if more:
             self._beats = -1
 
-    def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Sequence[Any]) -> None:
+    def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Any, holders: Any) -> None:
         """A row of the reply to a sync, see sync.lua."""
         code, number = row[0], row[1]
         ticket.note_resumed(row)
@@ -271,7 +270,8 @@ class QueueCore:
             entering = ticket.stage is Stage.ENTERING
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
-                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], ()))
+                who = holders if ticket.asks_who else ()
+                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], who))
         elif code in _REFUSALS:
             self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
         elif code == 5:
@@ -279,7 +279,7 @@ class QueueCore:
         elif code == 6:
             self._lost(ticket, "reaped")
         elif code == 7:
-            self._gone(ticket, LeaveResult("waiting"), confirmed=True)
+            self._gone(ticket, LeaveResult(_WAS[number]), confirmed=True)
 
     # Replies
 

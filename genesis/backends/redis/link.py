@@ -333,8 +333,7 @@ class Link:
         since = connection.silent_since()
         if since is None:
             self._second_look = False
-            idle = now - connection.last_received
-            if idle < self._probe_interval:
+            if (idle := now - connection.last_received) < self._probe_interval:
                 connection.watched = False
                 self._watch_in(self._probe_interval - idle)
                 return

@@ -66,6 +66,11 @@ class LocalTicket:
         """Whether a sync lists it."""
         return self.stage is not Stage.ENDED and (self.wanted or self.keep > 0)
 
+    @property
+    def asks_who(self) -> bool:
+        """Whether it is to learn who holds, if it waits: a call that has a context."""
+        return self.member.split(b" ", 3)[2] != b""
+
     def row(self) -> tuple[bytes, ...]:
         """The ticket in a sync, see sync.lua."""
         if not self.wanted:
@@ -77,8 +82,8 @@ class LocalTicket:
 
     def enter_arguments(self) -> tuple[bytes, ...]:
         """See enter.lua."""
-        _, head_start, context, _ = self.member.split(b" ", 3)
-        free, who = b"free" if self.only_if_free else b"", b"who" if context else b""
+        head_start = self.member.split(b" ", 2)[1]
+        free, who = b"free" if self.only_if_free else b"", b"who" if self.asks_who else b""
         return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
 
 

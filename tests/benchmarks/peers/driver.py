@@ -1,11 +1,11 @@
 """One library in a process of its own, made to do the same rows as every other.
 
-    python driver.py LIBRARY URL
+    python driver.py LIBRARY URL LOOP
 
 Run as a file, not as a module, by the interpreter of the library's own virtual environment: it must not
 see this repository, because one of the libraries has the same import name. It imports nothing of its
-neighbours. Reads one JSON object a line, {"row": ..., ...}, and answers each with {"figure": ...} or
-{"error": ...}.
+neighbours. LOOP is asyncio or uvloop. Reads one JSON object a line, {"row": ..., ...}, and answers each
+with {"figure": ...} or {"error": ...}.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 MANY = 2_000  # connections: more than any row needs
+QUIET = 600.0  # seconds of lease, so that no heartbeat falls into a round
 SETTLE = 1.0  # seconds in which waiters take their places; most libraries cannot be asked
 
 Prepare = Callable[[str, int, int], Awaitable[Callable[[], Any]]]
@@ -32,10 +33,17 @@ def _client(url: str) -> Any:
 
 
 async def ours(url: str) -> Prepare:
+    """This library, now or as it was; every operation observed, by an SDK that samples 1 %."""
     queue_module = importlib.import_module("genesis.queue")
-    subjects = importlib.import_module("tests.benchmarks.subjects")
-    backend = queue_module.RedisBackend(url, lease=subjects.QUIET)
-    queue = queue_module.Queue(backend, telemetry=subjects.telemetry(0.01))
+    observability = importlib.import_module("genesis.observability")
+    trace = importlib.import_module("opentelemetry.sdk.trace")
+    sampling = importlib.import_module("opentelemetry.sdk.trace.sampling")
+    registry = importlib.import_module("prometheus_client").CollectorRegistry()
+    sampler = sampling.ParentBased(sampling.TraceIdRatioBased(0.01))
+    provider = trace.TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(trace.SpanProcessor())
+    telemetry = observability.Telemetry(registry, provider)
+    queue = queue_module.Queue(queue_module.RedisBackend(url, lease=QUIET), telemetry=telemetry)
 
     async def prepare(queue_id: str, limit: int, number: int) -> Callable[[], Any]:
         return lambda: queue.slot(queue_id, item_id=f"item-{number}", max_concurrent=limit)
@@ -102,6 +110,7 @@ async def redis_lock(url: str) -> Prepare:
 
 LIBRARIES = {
     "ours": ours,
+    "commit": ours,
     "genesis": genesis,
     "py-redis-semaphore": py_redis_semaphore,
     "self-limiters": self_limiters,
@@ -110,8 +119,9 @@ LIBRARIES = {
 }
 
 
-async def free(prepare: Prepare, queue_id: str, tasks: int, count: int) -> float:
-    """Microseconds per enter + leave, with a slot free for each of the tasks."""
+async def free(prepare: Prepare, queue_id: str, tasks: int, count: int, cpu: bool = False) -> float:
+    """Microseconds per enter + leave, with a slot free for each of the tasks; of this process's CPU."""
+    clock = time.process_time if cpu else time.perf_counter
     made = [await prepare(queue_id, tasks, number) for number in range(tasks)]
 
     async def call(enter: Callable[[], Any], times: int) -> None:
@@ -120,9 +130,9 @@ async def free(prepare: Prepare, queue_id: str, tasks: int, count: int) -> float
                 pass
 
     await asyncio.gather(*(call(enter, 1) for enter in made))  # makes the connections
-    began = time.perf_counter()
+    began = clock()
     await asyncio.gather(*(call(enter, count) for enter in made))
-    return (time.perf_counter() - began) / (tasks * count) * 1e6
+    return (clock() - began) / (tasks * count) * 1e6
 
 
 class Line:
@@ -181,30 +191,96 @@ class Line:
             raise
 
 
-async def answer(prepare: Prepare, command: dict[str, Any]) -> float:
-    if command["row"] == "free":
-        return await free(prepare, command["queue"], command["tasks"], command["count"])
-    line = Line(prepare, command["queue"], command["waiters"])
-    await line.gather()
-    if command["row"] == "hand-off":
-        return await line.drain()
-    # "connections": who asks looks at the server meanwhile, and then ends this process
-    return 0.0
+class Crowd:
+    """The waiters of one process in a line of one slot that several processes share."""
+
+    def __init__(self, prepare: Prepare, queue_id: str, waiters: int, hold: float) -> None:
+        self._prepare = prepare
+        self._queue_id = queue_id
+        self._waiters = waiters
+        self._hold = hold
+        self._go = asyncio.Event()
+        self._inside: list[float] = []  # when a waiter came in, and when it went
+        self._holder: asyncio.Task[float] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def hold(self) -> float:
+        """Take the slot in front of everybody, until `go`."""
+        enter = await self._prepare(self._queue_id, 1, 0)
+        inside = asyncio.Event()
+
+        async def first() -> float:
+            async with enter():
+                inside.set()
+                await self._go.wait()
+                return time.monotonic()
+
+        self._holder = asyncio.create_task(first())
+        await inside.wait()
+        return 0.0
+
+    async def gather(self) -> float:
+        made = [await self._prepare(self._queue_id, 1, 1 + n) for n in range(self._waiters)]
+        self._tasks = [asyncio.create_task(self._call(enter)) for enter in made]
+        await asyncio.sleep(SETTLE)
+        return 0.0
+
+    async def drain(self) -> list[float]:
+        """When the first one went (0 if it was in another process), when the last came in, and how long
+        this process's waiters were inside."""
+        self._go.set()
+        await asyncio.gather(*self._tasks)
+        began = 0.0 if self._holder is None else await self._holder
+        return [began, max(self._inside[::2]), sum(self._inside[1::2]) - sum(self._inside[::2])]
+
+    async def _call(self, enter: Callable[[], Any]) -> None:
+        async with enter():
+            came = time.monotonic()
+            if self._hold:
+                await asyncio.sleep(self._hold)
+            self._inside += (came, time.monotonic())
+
+
+class Driver:
+    """Answers the commands."""
+
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
+        self._crowd: Crowd | None = None
+
+    async def answer(self, row: str, queue: str, **numbers: Any) -> float | list[float]:
+        if row == "free":
+            return await free(self._prepare, queue, **numbers)
+        if row == "crowd":
+            self._crowd = Crowd(self._prepare, queue, **numbers)
+            return 0.0
+        if row in ("hold", "gather", "drain"):
+            assert self._crowd is not None
+            figure: float | list[float] = await getattr(self._crowd, row)()
+            return figure
+        line = Line(self._prepare, queue, **numbers)
+        await line.gather()
+        if row == "hand-off":
+            return await line.drain()
+        # "connections": who asks looks at the server meanwhile, and then ends this process
+        return 0.0
 
 
 async def main(library: str, url: str) -> None:
     name = library if library in LIBRARIES else library.rpartition(" ")[0]  # without its version
-    prepare = await LIBRARIES[name](url)
+    driver = Driver(await LIBRARIES[name](url))
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         try:
-            said: dict[str, Any] = {"figure": await answer(prepare, json.loads(line))}
+            said: dict[str, Any] = {"figure": await driver.answer(**json.loads(line))}
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {error}"[:120]}
         print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    if sys.argv[3] == "uvloop":
+        importlib.import_module("uvloop").install()
+    asyncio.run(main(*sys.argv[1:3]))

@@ -9,7 +9,14 @@ from pathlib import Path
 
 __all__ = ["PEERS", "Unavailable", "interpreter"]
 
+_REPOSITORY = Path(__file__).parents[3]
+
 PEERS = {
+    # This library before its Redis backend was rebuilt; from this repository's history.
+    "commit ba0ea4a": (
+        f"genesis[otel] @ git+file://{_REPOSITORY}@ba0ea4a",
+        "hiredis",
+    ),
     # The newest that was there, and the last one that works over Redis.
     "genesis 2026.10.18": ("genesis==2026.10.18", "hiredis"),
     "genesis 2026.6.17": ("genesis==2026.6.17", "hiredis"),
@@ -18,7 +25,7 @@ PEERS = {
     "redsync 2.0.0": ("redsync==2.0.0", "hiredis"),
     "redis-py Lock": ("redis[hiredis]>=8.0",),
 }
-"""What is installed for each: with the C parser of redis-py's replies, where it uses redis-py."""
+"""What is installed for each, and uvloop; with hiredis, where it uses redis-py."""
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of affairs
@@ -36,7 +43,18 @@ def interpreter(peer: str) -> Path:
         return python
     home.parent.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", "--clear", str(home)])
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[peer]])
+    _run(
+        [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "uvloop",
+            *PEERS[peer],
+        ]
+    )
     mark.write_text(wanted)
     return python
 

@@ -131,10 +131,17 @@ end
 
 -- Grants free slots to the heads of the line, at most a portion, and sends each to its instance. A head
 -- whose instance is dead is not granted: its instance is reaped. The caller's own lease counts as
--- alive: it just sent a command of its session. `origin` is who made room, or ''.
+-- alive: it just sent a command of its session. `origin` is who made room, or '': then it is the holder
+-- that was taken back, if there is one.
 local function grant(origin)
   if NOW < window then
     return
+  end
+  for _, row in ipairs(origin == '' and reclaimed or {}) do
+    if row[1] == 'holding' then
+      origin = owner_of(row[2]) .. ' ' .. string.match(row[2], '^%S+ %S+ (.*)$')
+      break
+    end
   end
   local free = limit - redis.call('ZCARD', HOLDING)
   local new = redis.call('EXISTS', HOLDING) == 0

@@ -14,10 +14,10 @@
 --        {0}                       a later page, whose session is not on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
 --         the limit that others named, if a call that enters names another one, or '',
---         granted: what was, but for the tickets of this page}
+--         granted: what was, but for the tickets of this page, holders: the first few, if a call enters}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
---          | 5 evicted, 0 | 6 lost, 0 | 7 left, 0}, with resumed as the third of 1 and 2; more: the
---          instance has more tickets here than it listed, sync again
+--          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}, with resumed as the third of 1
+--          and 2; more: the instance has more tickets here than it listed, sync again
 --
 -- Races  All verdicts are given before anything is granted, and the recovery window opens before that. A
 --        ticket that was evicted stays so (tombstone). An instance that was reaped and does not know it
@@ -99,8 +99,8 @@ for i = 14, #ARGV, 6 do
   if redis.call('ZSCORE', PAST, 't ' .. ticket_of(member)) then
     row = {5, 0}
   elseif stage == 'k' then
-    redis.call('ZREM', HOLDING, member)
-    redis.call('ZREM', WAITING, member)
+    local was = redis.call('ZREM', HOLDING, member) == 1 and 1
+    was = was or redis.call('ZREM', WAITING, member) == 1 and 2 or 3
     redis.call('ZREM', TICKETS, member)
     known[member] = nil
     local kept = string.format('%s %.0f', ticket_of(member), number)
@@ -108,7 +108,7 @@ for i = 14, #ARGV, 6 do
       redis.call('ZADD', PAST, 'NX', NOW + tonumber(ARGV[i + 3]), 'k ' .. kept)
       redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
     end
-    row = {7, 0}
+    row = {7, was}
   elseif held then
     row = {1, tonumber(held)}
   elseif place and stage == 'h' then
@@ -234,4 +234,5 @@ keep_line()
 return {
   1, NOW, look(), rows, override or '', string.format('%.0f', version), unlisted and 1 or 0, numbers(),
   reclaimed, lost_data and 1 or 0, previous, elsewhere,
+  #entering > 0 and redis.call('ZRANGE', HOLDING, 0, 2) or {},
 }

@@ -1,0 +1,115 @@
+"""A web application with a waiting line: FastAPI, in any number of workers.
+
+    pip install 'genesis-queue[otel]' fastapi uvicorn uvloop
+    GENESIS_REDIS_URL=redis://localhost:6379 PROMETHEUS_MULTIPROC_DIR=/run/metrics \\
+        uvicorn --factory examples.fastapi_app:create_app --workers 2 --timeout-graceful-shutdown 20
+
+    GET /call/{item_id}?seconds=2&queue=calls   waits for one of the slots, and holds it for that long
+    GET /queue/{queue_id}                       how long the line is, and who is in it
+    GET /metrics, /health, /ready               for Prometheus and the load balancer
+
+Without GENESIS_REDIS_URL the line is in this process, so give it one worker. The directory for the
+metrics of several workers must exist and be empty. OTEL_EXPORTER_OTLP_ENDPOINT names where traces go;
+with opentelemetry-instrumentation-fastapi they begin with the request.
+
+On SIGTERM the server takes no more requests, waits for the running ones, cancels those that take longer
+than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: there a worker
+class sets it, in `CONFIG_KWARGS` of uvicorn_worker.UvicornWorker, to less than `--graceful-timeout`.
+Else a call that takes longer is killed, and its slot comes back with the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+
+from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError, until_disconnected
+from genesis.exceptions import GenesisError, QueueDrainingError, QueueFullError
+from genesis.observability import Telemetry, asgi_app, configure
+from genesis.queue import RedisBackend
+
+__all__ = ["create_app"]
+
+QUEUE_ID = "calls"
+LIMIT = 2
+MAX_WAITING = 100
+WAIT_SECONDS = 30.0
+DRAIN_SECONDS = 20.0
+
+Name = Annotated[str, Path(max_length=200)]
+
+
+def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
+    """The application, with a queue of its own.
+
+    It may be made before a server forks its workers, since the queue connects with its first call.
+
+    Args:
+        registry: of prometheus_client; the process' default one if None.
+    """
+    url = os.environ.get("GENESIS_REDIS_URL")
+    queue = Queue(RedisBackend(url) if url else None, telemetry=Telemetry(registry))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with configure("genesis-fastapi-example", instance_id=queue.instance_id):
+            async with queue:
+                yield
+                # The server has waited for its requests; here the queue waits for all others.
+                await queue.drain(DRAIN_SECONDS)
+
+    app = FastAPI(title="genesis example", lifespan=lifespan)
+
+    @app.get("/call/{item_id}")
+    async def call(
+        request: Request,
+        item_id: Name,
+        seconds: Annotated[float, Query(ge=0, le=3600)] = 0.0,
+        queue_id: Annotated[str, Query(alias="queue", min_length=1, max_length=200)] = QUEUE_ID,
+    ) -> Any:
+        async with (
+            until_disconnected(request) as client,
+            queue.slot(
+                queue_id,
+                item_id=item_id,
+                max_concurrent=LIMIT,
+                timeout=WAIT_SECONDS,
+                max_waiting=MAX_WAITING,
+            ) as slot,
+        ):
+            await asyncio.sleep(seconds)  # the work
+        if client.gone:
+            return Response(status_code=499)  # nobody reads it
+        return {
+            "item_id": slot.item_id,
+            "waited": slot.waited,
+            "fencing_token": slot.fencing_token,
+            "lost": slot.lost,
+        }
+
+    @app.get("/queue/{queue_id}")
+    async def show(queue_id: Name) -> Any:
+        stats = await queue.stats(queue_id)
+        entries = await queue.entries(queue_id)
+        return {**stats._asdict(), "entries": [entry._asdict() for entry in entries]}
+
+    async def come_back_later(_: Request, error: Exception) -> Response:
+        after = getattr(error, "retry_after", None)
+        headers = {} if after is None else {"Retry-After": f"{after:.0f}"}
+        return JSONResponse({"error": type(error).__name__}, status_code=503, headers=headers)
+
+    unserved: tuple[type[GenesisError], ...] = (
+        *(QueueTimeoutError, QueueFullError, QueueDrainingError),
+        *(EvictedError, BackendUnavailableError),
+    )
+    for error in unserved:
+        app.add_exception_handler(error, come_back_later)
+    app.mount("/", asgi_app(queue, registry))  # the last one, since it answers all that is left
+    return app

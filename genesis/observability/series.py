@@ -1,0 +1,161 @@
+"""The metrics of one queue, as a call meets them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, get_args
+
+from genesis.backends.protocol import State
+from genesis.observability import names
+from genesis.observability.histogram import noting
+
+if TYPE_CHECKING:
+    from genesis.observability.metrics import Instruments
+
+__all__ = ["QueueSeries"]
+
+# Those whose quantiles are asked for: their buckets are there before the first observation, which else
+# would raise the last bucket alone, and look like a wait beyond all bounds.
+_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
+
+
+# With a global lock, adding to an attribute is one step; to take a lock costs more than all else here.
+_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+class _Outcomes(dict[str, Any]):
+    """The children of a histogram under one queue label, by outcome."""
+
+    def __init__(self, histogram: Any, label: str) -> None:
+        self._histogram = histogram
+        self._label = label
+
+    def __missing__(self, outcome: str) -> Any:
+        child = self[outcome] = self._histogram.labels(self._label, outcome)
+        return child
+
+
+class QueueSeries:
+    """The children of one `queue` label, and how many calls of this process are in it.
+
+    Attributes:
+        position: observes the place on entering.
+        note_position: the same, for a call that leaves soon; see `noting`.
+    """
+
+    __slots__ = (
+        "_gauges",
+        "_hold",
+        "_instruments",
+        "_lock",
+        "_note_granted",
+        "_note_released",
+        "_wait",
+        "holding",
+        "idle_since",
+        "label",
+        "note_position",
+        "position",
+        "waiting",
+    )
+
+    def __init__(self, instruments: Instruments, label: str) -> None:
+        self.label = label
+        self.begin_again()
+        self._instruments = instruments
+        self._wait = _Outcomes(instruments.wait, label)
+        self._hold = _Outcomes(instruments.hold, label)
+        self._gauges: tuple[Any, Any] | None = None
+        if instruments.files is not None:
+            waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
+            waiting.set(0)  # a process before this one may have had its number, and have been killed
+            holding.set(0)
+            self._gauges = waiting, holding
+        else:
+            for outcome in get_args(names.WaitOutcome):
+                usual = outcome in _USUAL_OUTCOMES
+                self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
+            for outcome in get_args(names.HoldOutcome):
+                usual = outcome in _USUAL_OUTCOMES
+                self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
+        self.position: Any = instruments.position.labels(label)
+        self.note_position = noting(self.position)
+        self._note_granted = noting(self._wait["granted"])
+        self._note_released = noting(self._hold["released"])
+        for state in get_args(State):
+            instruments.reclaimed.labels(label, state)
+        for reason in get_args(names.RefusalReason):
+            instruments.refused.labels(label, reason)
+        instruments.disagreements.labels(label)
+
+    def begin_again(self) -> None:
+        # Loops of several threads may share the series. Reentrant, because the collector may close a
+        # call, which is counted, in the middle of counting another.
+        self._lock = threading.RLock()
+        self.waiting = 0
+        self.holding = 0
+        self.idle_since: float | None = None  # as of the first scrape that found nobody here
+
+    def entered(self) -> None:
+        """One more waits."""
+        if _FREE_THREADED:
+            self._move(1, 0)
+        else:
+            self.waiting += 1
+        self.idle_since = None
+        if self._gauges is not None:
+            self._gauges[0].inc()
+
+    def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits, and one more holds."""
+        if _FREE_THREADED:
+            self._move(-1, 1)
+        else:
+            self.waiting -= 1
+            self.holding += 1
+        if self._gauges is not None:
+            self._gauges[0].dec()
+            self._gauges[1].inc()
+        if exemplar is None:
+            self._note_granted(waited)
+        else:
+            self._wait["granted"].observe(waited, exemplar)
+
+    def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer waits."""
+        self._waits_no_more()
+        self._wait[outcome].observe(waited, exemplar)
+
+    def refused(self, reason: str) -> None:
+        """One fewer waits: it was turned away, and is no wait."""
+        self._waits_no_more()
+        self._instruments.refused.labels(self.label, reason).inc()
+
+    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
+        """One fewer holds."""
+        if _FREE_THREADED:
+            self._move(0, -1)
+        else:
+            self.holding -= 1
+        if self._gauges is not None:
+            self._gauges[1].dec()
+        if exemplar is None and outcome == "released":
+            self._note_released(held)
+        else:
+            self._hold[outcome].observe(held, exemplar)
+
+    def settle(self) -> None:
+        """Sort what the passages of this queue have noted."""
+        for child in (self.position, *self._wait.values(), *self._hold.values()):
+            child.settle()
+
+    def _move(self, waiting: int, holding: int) -> None:
+        with self._lock:
+            self.waiting += waiting
+            self.holding += holding
+
+    def _waits_no_more(self) -> None:
+        self._move(-1, 0)
+        if self._gauges is not None:
+            self._gauges[0].dec()

@@ -1,0 +1,61 @@
+"""`drain`: calls finish, and no new ones enter."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from genesis import Queue, QueueDrainingError
+from tests.support.line import Line
+from tests.waiting import quiesce, wait_until
+
+
+async def test_drain_lets_calls_finish_and_refuses_new_ones(line: Line) -> None:
+    """Waiters are still granted slots, new calls are refused, and it returns after the last one."""
+    holder, waiter = await line.call("holder"), await line.call("waiter")
+    drained = asyncio.create_task(line.queue.drain())
+    await quiesce()
+    assert line.queue.draining
+    with pytest.raises(QueueDrainingError, match=r"'sales'.*'late'"):
+        await line.call("late")
+    await holder.gone()
+    await wait_until(lambda: waiter.slot, "the waiter is granted")
+    assert not drained.done()
+    await waiter.gone()
+    assert await asyncio.wait_for(drained, 5) == 0
+    with pytest.raises(QueueDrainingError):
+        async with line.queue.semaphore("support"):
+            pytest.fail("entered")
+    assert (await line.queue.stats("sales"))[:2] == (0, 0)
+
+
+async def test_drain_returns_how_many_are_left_at_its_timeout(line: Line) -> None:
+    """It cancels no call, and may be called again."""
+    await line.call("holder")
+    await line.call("waiter")
+    assert await line.queue.drain(0.01) == 2
+    assert await line.queue.drain(0) == 2
+    assert await line.grants() == ["holder", "waiter"]
+    assert await line.queue.drain(timeout=5) == 0
+
+
+async def test_a_task_that_holds_may_still_enter_while_draining(queue: Queue) -> None:
+    """Otherwise the task could not end, and `drain` would wait for ever."""
+    async with queue.slot("sales"):
+        drained = asyncio.create_task(queue.drain())
+        await quiesce()
+        async with queue.slot("support") as inner:
+            assert inner.queue_id == "support"
+        assert not drained.done()
+    assert await asyncio.wait_for(drained, 5) == 0
+    with pytest.raises(QueueDrainingError):
+        async with queue.slot("sales"):
+            pytest.fail("entered")
+
+
+async def test_drain_of_a_queue_that_was_never_used(queue: Queue) -> None:
+    """Without calls it returns at once, and refuses calls afterwards."""
+    assert await queue.drain() == 0
+    with pytest.raises(QueueDrainingError):
+        await queue.slot("sales").__aenter__()

@@ -1,0 +1,95 @@
+"""`semaphore` is another way to enter the same queue."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from genesis import Queue, QueueTimeoutError
+from tests.support.call_group import assert_free
+from tests.waiting import quiesce, wait_until
+
+
+async def test_a_semaphore_serves_many_tasks_at_once(queue: Queue) -> None:
+    """Many tasks use one semaphore: limit and order hold, and each gives back its own slot."""
+    sem = queue.semaphore("support", max_concurrent=2)
+    order: list[tuple[int, int]] = []  # by token, as in test_order.py
+    inside = most = 0
+    two_inside = asyncio.Event()
+
+    async def call(number: int) -> None:
+        nonlocal inside, most
+        async with sem as slot:
+            assert not slot.lost
+            order.append((slot.fencing_token, number))
+            inside += 1
+            most = max(most, inside)
+            if inside == 2:
+                two_inside.set()
+            if number == 0:  # otherwise each might leave before the next is granted
+                await two_inside.wait()
+            await quiesce(number % 4)
+            inside -= 1
+
+    await asyncio.gather(*(call(number) for number in range(40)))
+    assert [number for _, number in sorted(order)] == list(range(40))
+    assert most == 2
+    await assert_free(queue, "support", 2)
+
+
+async def test_a_semaphore_may_be_nested_in_one_task(queue: Queue) -> None:
+    """The inner block gives back the inner slot, the outer block the outer one."""
+    sem = queue.semaphore("support", max_concurrent=2, timeout=5.0)
+    async with sem as outer:
+        async with sem as inner:
+            assert inner.fencing_token > outer.fencing_token
+            assert (await queue.stats("support"))[:2] == (0, 2)
+        (entry,) = await queue.entries("support")
+        assert entry.fencing_token == outer.fencing_token
+    await assert_free(queue, "support", 2)
+
+
+async def test_a_semaphore_makes_slots_for_named_items(queue: Queue) -> None:
+    """sem(item_id=...) is a slot of the same queue, limit and timeout."""
+    await queue.ping()  # connects, for which the deadline leaves no time
+    sem = queue.semaphore("support", max_concurrent=1, timeout=0.01)
+    async with sem(item_id="call-1") as slot:
+        assert (slot.queue_id, slot.item_id) == ("support", "call-1")
+        assert (await queue.stats("support")).limit == 1
+        with pytest.raises(QueueTimeoutError, match="call-2"):
+            async with sem(item_id="call-2"):
+                pytest.fail("two in a queue with limit 1")
+        with pytest.raises(QueueTimeoutError):
+            async with sem:
+                pytest.fail("two in a queue with limit 1")
+    await assert_free(queue, "support", 1)
+
+
+async def test_a_semaphore_cancelled_while_it_waits_can_be_used_again(queue: Queue) -> None:
+    """A cancelled use does not change the semaphore."""
+    sem = queue.semaphore("support", max_concurrent=1)
+
+    async def use() -> None:
+        async with sem:
+            await asyncio.Event().wait()
+
+    async with sem:
+        task = asyncio.create_task(use())
+
+        async def one_waits() -> bool:
+            return (await queue.stats("support")).waiting == 1
+
+        await wait_until(one_waits, "one waits")
+        task.cancel()
+        await asyncio.wait({task})
+    async with sem:
+        assert (await queue.stats("support"))[:2] == (0, 1)
+
+
+async def test_slot_and_semaphore_stand_in_the_same_line(queue: Queue) -> None:
+    """A semaphore is another way to enter the queue, not another queue."""
+    async with queue.slot("support", max_concurrent=1):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.semaphore("support", max_concurrent=1, timeout=0):
+                pytest.fail("two in a queue with limit 1")

@@ -1,0 +1,152 @@
+"""`watch`: the status of a waiter as it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from genesis import WaitStatus
+from genesis.backends.protocol import Ticket
+from genesis.exceptions import BackendUnavailableError
+from tests.support.line import Line, learn_holds
+from tests.waiting import quiesce, wait_until
+
+
+async def test_a_watch_yields_a_status_at_once_and_ends_with_the_wait(line: Line) -> None:
+    """By request and by id, it yields position, depth and wait, and ends with the grant."""
+    holder = await line.call("holder")
+    await line.call("before")
+    call = await line.call("call")
+    watches = [call.request.watch(), line.queue.watch("sales", "call", at_least=0.05)]
+    for watch in watches:
+        status = await asyncio.wait_for(anext(watch), 5)
+        assert (status.position, status.depth, status.expected_wait) == (2, 2, None)
+        assert 0 < status.waited < 60
+    await holder.gone()
+    await line.calls[1].gone()
+    for watch in watches:
+        assert [status async for status in watch][-1:] in ([], [status])
+    assert [status async for status in call.request.watch()] == []
+    await call.gone()
+
+
+async def test_a_watch_begun_before_the_call_entered(line: Line) -> None:
+    """It waits for the item, and yields its first status as soon as the item has entered."""
+    await line.call("holder")
+    watch = line.queue.watch("sales", "call")
+    first = asyncio.create_task(anext(watch))
+    await quiesce()
+    assert not first.done()
+    await line.call("call")
+    assert (await asyncio.wait_for(first, 5)).position == 1
+    await line.grants()
+
+
+async def test_a_watch_yields_changes_but_not_too_often(line: Line) -> None:
+    """A new position is yielded after `at_least` seconds, the same one after `every` seconds."""
+    holder = await line.call("holder")
+    calls = [await line.call(f"call-{number}") for number in range(4)]
+    loop = asyncio.get_running_loop()
+    seen: list[tuple[float, WaitStatus]] = []
+
+    async def read() -> None:
+        async for status in calls[3].request.watch(every=0.3, at_least=0.1):
+            seen.append((loop.time(), status))
+
+    reader = asyncio.create_task(read())
+    await wait_until(lambda: seen, "the first")
+    await holder.gone()
+    await calls[0].gone()
+    await wait_until(lambda: len(seen) >= 2, "the second")
+    await wait_until(lambda: len(seen) >= 3, "the third, without a change")
+    assert [status.position for _, status in seen[:3]] == [4, 2, 2]
+    assert seen[1][0] - seen[0][0] >= 0.09
+    assert 0.29 <= seen[2][0] - seen[1][0] < 5
+    line.calls = calls[1:]
+    await line.grants()
+    await asyncio.wait_for(reader, 5)
+
+
+async def test_one_command_a_tick_for_all_that_are_watched(line: Line, monkeypatch: Any) -> None:
+    """Twenty watches of one queue send one command a tick; without a watch none is sent."""
+    await line.call("holder")
+    calls = [await line.call(f"call-{number}") for number in range(20)]
+    requested: list[int] = []
+    backend = line.queue._backend
+    wait_status = backend.wait_status
+
+    async def counting(queue_id: str, wanted: Sequence[Ticket | str]) -> list[WaitStatus | None]:
+        requested.append(len(wanted))
+        return await wait_status(queue_id, wanted)
+
+    monkeypatch.setattr(backend, "wait_status", counting, raising=False)
+    watches = [call.request.watch(every=0.1, at_least=0.1) for call in calls[:10]]
+    watches += [line.queue.watch("sales", call.item_id, every=0.1, at_least=0.1) for call in calls[10:]]
+    for _ in range(3):
+        statuses = await asyncio.gather(*map(anext, watches))
+        assert [status.position for status in statuses] == list(range(1, 21))
+    assert requested == [20, 20, 20]
+    watching = line.queue.watches._tickers
+    await wait_until(
+        lambda: all(ticker.serves is None for ticker in watching.values()), "the ticker stops"
+    )
+    assert len(requested) == 3
+    await line.grants()
+
+
+async def test_the_expected_wait_is_in_the_status(line: Line) -> None:
+    """It is position / limit times the mean hold, or None in a paused queue."""
+    mean = await learn_holds(line.queue)
+    for number in range(7):
+        await line.call(f"call-{number}", max_concurrent=2)
+    expected = []
+    for number in range(2, 7):
+        status = await anext(line.queue.watch("sales", f"call-{number}"))
+        expected.append(status.expected_wait)
+    assert expected == pytest.approx([position / 2 * mean for position in range(1, 6)], rel=0.01)
+    await line.queue.set_limit("sales", 0)
+    assert (await anext(line.queue.watch("sales", "call-6"))).expected_wait is None
+    await line.queue.set_limit("sales", None)
+    await line.grants()
+
+
+async def test_a_watch_ends_with_eviction_and_with_close(line: Line) -> None:
+    """No iteration waits for ever."""
+    await line.call("holder")
+    one, two = await line.call("one"), await line.call("two")
+    watches = [one.request.watch(), line.queue.watch("sales", "one", at_least=0.05)]
+    ends = [asyncio.create_task(_read(watch)) for watch in watches]
+    others = [two.request.watch(), line.queue.watch("sales", "two"), line.queue.watch("sales", "?")]
+    others_end = [asyncio.create_task(_read(watch)) for watch in others]
+    await wait_until(lambda: one.request._watches, "it is watched")
+    await quiesce()
+    await line.queue.evict("sales", "one")
+    await asyncio.wait_for(asyncio.gather(*ends), 5)
+    await line.queue.close()
+    await asyncio.wait_for(asyncio.gather(*others_end), 5)
+    with pytest.raises(BackendUnavailableError):
+        await two.task
+
+
+async def _read(watch: Any) -> list[WaitStatus]:
+    return [status async for status in watch]
+
+
+async def test_watches_survive_that_all_other_tasks_are_cancelled(line: Line) -> None:
+    """The ticker has no lasting task; after a command that was cancelled comes the next one."""
+    await line.call("holder")
+    call = await line.call("call")
+    watch = call.request.watch(every=0.1, at_least=0.1)
+    await anext(watch)
+    following = asyncio.ensure_future(anext(watch))
+    keep = {asyncio.current_task(), following, *(each.task for each in line.calls)}
+    for _ in range(5):
+        await quiesce(1)
+        for task in asyncio.all_tasks() - keep:
+            if "_ask" in repr(task):
+                task.cancel()
+    assert (await asyncio.wait_for(following, 5)).position == 1
+    await line.grants()

@@ -1,0 +1,365 @@
+"""The example on three instances, under a real Prometheus, through every fault that an alert is for.
+
+The committed rules are loaded with shorter windows, by the substitutions of `SHORTER` and nothing else:
+durations are replaced in `expr`, `for`, `keep_firing_for` and `interval`, and two numbers in `expr`.
+The expressions, their thresholds on counts and shares, and the buckets are those of production. The
+lease is 2 s instead of 15 s, a heartbeat 0.67 s, a scrape every half second.
+
+Queues: `calm` is called all the time, also on an instance that is being killed; `paused` has a limit of
+0 and callers who time out all the time; `steady` has one slot, in use nearly all the time, and nobody
+waiting; `idle` has one call. None of these is to blame for anything. The others have a fault each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import yaml
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue
+from genesis.observability import Telemetry
+from genesis.queue import RedisBackend
+from tests.example_instance import ExampleInstance
+from tests.observers import Prometheus
+from tests.redis_server import RedisServer
+from tests.telemetry_names import GRAFANA_DEFAULTS, RULE_FILES
+from tests.waiting import wait_until
+
+__all__ = ["SHORTER", "VARIABLES", "Fault", "LiveRun", "shortened", "shortened_rules"]
+
+LEASE = 2.0
+LIMIT = 2
+PATIENCE = 6.0  # seconds until a caller is sent away; above the 5 s below which nobody has given up
+SCRAPES = "500ms"
+QUIET_SECONDS = 12
+
+SHORTER = {
+    "15s": "500ms",  # between two evaluations
+    "1m": "3s",  # longer than the lease, as in production
+    "2m": "4s",
+    "5m": "5s",
+    "10m": "8s",
+    "15m": "8s",
+    "30m": "10s",
+    "40m": "10s",
+    "1h": "12s",
+    "6h": "16s",
+    "time() - 600": "time() - 8",  # the 10 minutes once more, as a number
+    "> 300": "> 3",  # seconds that the head may wait
+}
+VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "1s", "__range": "30s"}
+
+
+def shortened(expression: str) -> str:
+    """With every duration and the two numbers of `SHORTER` replaced."""
+    for long, short in SHORTER.items():
+        if " " in long:
+            expression = expression.replace(long, short)
+    return re.sub(r"(?<![\w.])\d+[smhd](?![\w])", lambda match: SHORTER[match.group()], str(expression))
+
+
+def shortened_rules() -> str:
+    """The committed rule files as one, shortened."""
+    groups = []
+    for file in RULE_FILES:
+        for group in yaml.safe_load(file.read_text())["groups"]:
+            group["interval"] = shortened(group["interval"])
+            for rule in group["rules"]:
+                for key in {"expr", "for", "keep_firing_for"} & set(rule):
+                    rule[key] = shortened(rule[key])
+            groups.append(group)
+    return yaml.safe_dump({"groups": groups}, sort_keys=False)
+
+
+class Fault(NamedTuple):
+    """What was done to the line, and when; seconds since the epoch."""
+
+    name: str
+    began: float
+    ended: float
+
+
+class LiveRun:
+    """Use as `async with`; `play` does everything, and the data stays until it is left."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, Fault] = {}
+        self.began = 0.0
+        self.ended = 0.0
+        self.instances: list[ExampleInstance] = []
+        self._stack = AsyncExitStack()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._serial = 0
+
+    async def __aenter__(self) -> LiveRun:
+        async with AsyncExitStack() as stack:
+            self.redis = RedisServer()
+            stack.callback(self.redis.close)
+            # The third names another limit, as a new version would in a rolling deployment.
+            for limit in (LIMIT, LIMIT, LIMIT + 1):
+                instance = ExampleInstance(self.redis.url, LEASE, limit, PATIENCE)
+                stack.callback(instance.close)
+                instance.start()
+                self.instances.append(instance)
+            backend = RedisBackend(self.redis.url, lease=LEASE)
+            telemetry = Telemetry(CollectorRegistry())  # the operator's own, not scraped
+            self.operator = await stack.enter_async_context(Queue(backend, telemetry=telemetry))
+            for instance in self.instances:
+                await wait_until(instance.ready, f"{instance.name} is ready")
+            ports = [instance.port for instance in self.instances]
+            self.prometheus = Prometheus(ports, shortened_rules(), SCRAPES)
+            stack.callback(self.prometheus.close)
+            stack.push_async_callback(self._hang_up_all)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    # What is done ------------------------------------------------------------------------------------
+    async def play(self) -> None:
+        """Every fault in turn, some at the same time on different queues, and back to quiet."""
+        await wait_until(lambda: self.prometheus.value("sum(up)") == 3, "all three are scraped")
+        self.began = time.time()
+        one, two, three = self.instances
+        await one.get("/call/only?queue=idle&seconds=0")
+        calm = [self.every(0.4, i, "calm", 0.2) for i in (one, two)]
+        await self.operator.set_limit("steady", 1)
+        calm += [self.every(1.6, three, "steady", 1.4)]
+        await self.operator.set_limit("paused", 0)
+        paused = [self.every(PATIENCE / 12, one, "paused", 0.0)]
+        # The calm before: what needs no fault to return data does so here. Rates of 16 s need some.
+        await self.seen(
+            f"count_over_time(sum(genesis_queue_waiting)[1m:1s]) >= {QUIET_SECONDS}", "time has passed"
+        )
+
+        await asyncio.gather(
+            self.exhaust_the_slots(one),
+            self.disagree(one, three),
+            self.break_a_sink(three),
+            self.kill_and_stop(one, two),
+        )
+        await self.quiet({"GenesisServiceLevelBurn", "GenesisAbandonRate", "GenesisOccupancy"})
+        await self.hang_up(*paused)
+        await self.operator.set_limit("paused", None)
+        await self.set_the_clock_back(one, two)
+        await self.quiet(set())
+        await self.hang_up(*calm)  # calls that meet an outage are not served in time, and rightly fire
+        await self.operator.set_limit("steady", None)
+        await self.stop_redis(one, two)
+        await self.quiet(set())
+        self.ended = time.time()
+
+    async def exhaust_the_slots(self, one: ExampleInstance) -> None:
+        """Both slots are held for long, and eight callers a second wait until they are sent away."""
+        with self.fault("slots exhausted"):
+            held = [self.call(one, "busy", 100), self.call(one, "busy", 100)]
+            callers = [self.every(0.125, one, "busy", 0.1)]
+            for alert in ("GenesisOldestWait", "GenesisAbandonRate", "GenesisOccupancy"):
+                await self.firing(alert, queue="busy")
+            for window in ("15m", "1h", "6h"):
+                await self.firing("GenesisServiceLevelBurn", queue="busy", window=window)
+            await self.hang_up(*callers, *held)
+
+    async def disagree(self, one: ExampleInstance, three: ExampleInstance) -> None:
+        """Two call sites name different limits, in turn."""
+        with self.fault("limits disagree"):
+            held = self.call(one, "deployed", 100)
+            calls = [self.every(0.5, i, "deployed", 0.1) for i in (one, three)]
+            await self.firing("GenesisLimitDisagreement", queue="deployed")
+            await self.hang_up(held, *calls)
+
+    async def break_a_sink(self, three: ExampleInstance) -> None:
+        """A log handler of the application raises."""
+        with self.fault("sink raises"):
+            three.signal(signal.SIGUSR1)
+            await self.firing("GenesisTelemetryErrors", sink="logs")
+            three.signal(signal.SIGUSR2)
+
+    async def kill_and_stop(self, one: ExampleInstance, two: ExampleInstance) -> None:
+        """SIGKILL of the second, with a slot and two waiters; SIGSTOP of its successor, with a slot."""
+        both = [self.call(i, "fragile", 100) for i in (one, two)]
+        await self.seen('sum(genesis_queue_holding{queue="fragile"}) == 2', "both slots are held")
+        both += [self.call(i, "fragile", 100) for i in (two, two, one, one)]
+        four = '(sum(genesis_queue_waiting{queue="fragile"}) == 4)'
+        for_a_while = f"count_over_time({four}[3s:500ms]) >= 4"
+        await self.seen(for_a_while, "four wait, two on each")
+        with self.fault("instance killed"):
+            two.kill()
+            await self.firing("GenesisReclaims", queue="fragile")
+            await self.firing("GenesisInstanceDown")
+            two.start()
+        for_a_while = 'max_over_time(sum(genesis_queue_waiting{queue="fragile"})[2s:500ms]) == 1'
+        await self.seen(for_a_while, "the dead one's slot has gone to one of the living two")
+        await self.hang_up(*both)
+        await wait_until(two.ready, "it is back")
+        held = self.call(two, "stopped", 100)
+        await self.seen('sum(genesis_queue_holding{queue="stopped"}) == 1', "it holds again")
+        other = self.call(one, "stopped", 100)
+        with self.fault("instance stopped"):
+            two.signal(signal.SIGSTOP)
+            await self.seen(
+                'sum(genesis_queue_reclaimed_total{queue="stopped"}) > 0', "it has been taken for dead"
+            )
+            two.signal(signal.SIGCONT)
+            await wait_until(two.ready, "it carries on")
+            await self.hang_up(held)
+            await self.firing("GenesisLostLeases", queue="stopped")
+        await self.hang_up(other)
+
+    async def set_the_clock_back(self, one: ExampleInstance, two: ExampleInstance) -> None:
+        """Redis loses its data, and in the half lease in which nobody is granted, its clock goes back.
+
+        A clock that goes back by ten seconds leaves the end of the recovery window ten seconds ahead;
+        so that is what is written, instead of changing the clock of this machine.
+        """
+        held = [self.call(one, "stuck", 100), self.call(one, "stuck", 100)]
+        await self.seen('sum(genesis_queue_holding{queue="stuck"}) == 2', "both slots are held")
+        waiting = [self.call(two, "stuck", 0.1), self.call(two, "stuck", 0.1)]
+        await self.seen('max(genesis_queue_depth{queue="stuck"}) == 2', "two wait")
+        with self.fault("clock set back"):
+            meta = "genesis:queue:{stuck}:meta"
+            self.redis.client.flushall()
+            await wait_until(lambda: self.redis.client.hget(meta, "until"), "the recovery has begun")
+            moment: Any = self.redis.client.time()
+            ahead = (moment[0] + 10) * 1_000_000
+            self.redis.client.hset(meta, "until", str(ahead))
+            await self.hang_up(*held)
+            await self.firing("GenesisStuckHead", queue="stuck")
+            self.redis.client.hdel(meta, "until")
+        await self.hang_up(*waiting)
+
+    async def stop_redis(self, one: ExampleInstance, two: ExampleInstance) -> None:
+        """Redis is killed while calls hold and wait, and starts again, empty, once all was seen."""
+        held = [self.call(i, "cut off", 100) for i in (one, two)]
+        await self.seen('sum(genesis_queue_holding{queue="cut off"}) == 2', "both slots are held")
+        waiting = [self.call(i, "cut off", 100) for i in (one, two)]
+        await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
+        with self.fault("redis stopped"):
+            self.redis.kill()
+            # Operations fail only if somebody asks: who holds or waits already goes on.
+            newcomers = self.every(0.5, one, "cut off", 100)
+            await self.firing("GenesisBackendUnavailable", backend="redis")
+            await self.firing("GenesisStaleSnapshot", queue="cut off")
+            self.redis.start()
+            await self.firing("GenesisBackendDisruptions", reason="data_lost")
+        await self.hang_up(*held, *waiting, newcomers)
+
+    # Callers --------------------------------------------------------------------------------------
+    def call(self, instance: ExampleInstance, queue: str, seconds: float) -> asyncio.Task[Any]:
+        """A caller; cancelled to hang up. That an instance may not be there is no concern of theirs."""
+        self._serial += 1
+        path = f"/call/item-{self._serial}?queue={queue.replace(' ', '%20')}&seconds={seconds:g}"
+
+        async def caller() -> None:
+            with suppress(OSError):
+                await instance.get(path)
+
+        return self._keep(caller())
+
+    def every(
+        self, seconds: float, instance: ExampleInstance, queue: str, talk: float
+    ) -> asyncio.Task[Any]:
+        """A new caller every so many seconds, until it is hung up; the callers then hang up, too."""
+
+        async def callers() -> None:
+            calls = []
+            try:
+                while True:
+                    calls.append(self.call(instance, queue, talk))
+                    await asyncio.sleep(seconds)  # the rate of arrivals
+            finally:
+                for each in calls:
+                    each.cancel()
+
+        return self._keep(callers())
+
+    def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    async def hang_up(self, *callers: asyncio.Task[Any]) -> None:
+        for each in callers:
+            each.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+
+    async def _hang_up_all(self) -> None:
+        while self._calls:
+            await self.hang_up(*self._calls)
+
+    # What is seen -------------------------------------------------------------------------------------
+    def first(self, expression: str, *, but_not: float = math.nan) -> float | None:
+        """When the expression first gave a number, or first another one than `but_not`."""
+        return min(
+            (
+                float(at)
+                for series in self.prometheus.range(expression, self.began, self.ended, 0.5)
+                for at, text in series["values"]
+                if not math.isnan(value := float(text)) and value != but_not
+            ),
+            default=None,
+        )
+
+    def fired(self) -> list[tuple[dict[str, str], float, float]]:
+        """Each time that an alert fired: its labels, and from when until when it did."""
+        step = 0.5
+        found = []
+        for series in self.prometheus.range(
+            'ALERTS{alertstate="firing"}', self.began, self.ended, step
+        ):
+            times = [float(at) for at, _ in series["values"]]
+            first = last = times[0]
+            for at in times[1:]:
+                if at - last > 1.5 * step:
+                    found.append((series["metric"], first, last))
+                    first = at
+                last = at
+            found.append((series["metric"], first, last))
+        return found
+
+    @contextmanager
+    def fault(self, name: str) -> Iterator[None]:
+        began = time.time()
+        yield
+        self.faults[name] = Fault(name, began, time.time())
+
+    async def ask(self, expression: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self.prometheus.query, expression)
+
+    async def seen(self, expression: str, description: str, timeout: float = 30.0) -> None:
+        await self._until(lambda: self.ask(expression), description, timeout)
+
+    async def firing(self, alert: str, **labels: str) -> None:
+        matchers = "".join(f', {label}="{value}"' for label, value in labels.items())
+        expression = f'ALERTS{{alertname="{alert}", alertstate="firing"{matchers}}}'
+        await self.seen(expression, f"{alert} fires {labels}", 45.0)
+
+    async def quiet(self, but_for: set[str]) -> None:
+        """No alert fires any more, but for those named."""
+        pattern = "|".join(sorted(but_for)) or "none"
+        expression = f'ALERTS{{alertstate="firing", alertname!~"{pattern}"}}'
+
+        async def none_left() -> bool:
+            return not await self.ask(expression)
+
+        await self._until(none_left, f"nothing fires but {sorted(but_for)}", 60.0)
+
+    async def _until(
+        self, condition: Callable[[], Awaitable[Any]], description: str, timeout: float
+    ) -> None:
+        try:
+            await wait_until(condition, description, timeout)
+        except AssertionError as error:
+            firing = await self.ask("ALERTS")
+            told = [{k: v for k, v in each["metric"].items() if k != "__name__"} for each in firing]
+            raise AssertionError(f"{error}; at that moment: {told}") from None

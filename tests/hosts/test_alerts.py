@@ -1,0 +1,127 @@
+"""The committed rules on two workers behind one port, whose metrics are in files for both.
+
+What a single process shows, these must show, too, and nothing else: a paused queue is no fault, a line
+that is stuck is told, and so is a worker that was killed. `tests/live_run.py` shortens the windows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue, RedisBackend
+from genesis.observability import Telemetry
+from tests.dashboards.live_run import SCRAPES, shortened_rules
+from tests.hosts.web import PATIENCE, SHORT_LEASE, WebServer
+from tests.observers import Prometheus
+from tests.redis_server import RedisServer
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Prometheus.available(), reason=Prometheus.MISSING),
+]
+
+LIMIT = 2  # of the example
+FOR_A_WHILE = (
+    12  # seconds; longer than any window of the shortened rules but those of the service level
+)
+
+
+@pytest.fixture
+async def server(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[WebServer]:
+    app = "tests.hosts.web:create_impatient_app"
+    async with WebServer("uvicorn", own_redis.url, tmp_path, app) as running:
+        yield running
+
+
+@pytest.fixture
+def prometheus(server: WebServer) -> Iterator[Prometheus]:
+    program = Prometheus([server.port], shortened_rules(), SCRAPES)
+    yield program
+    program.close()
+
+
+@pytest.fixture
+async def operator(own_redis: RedisServer) -> AsyncIterator[Queue]:
+    backend = RedisBackend(own_redis.url, lease=SHORT_LEASE)
+    async with Queue(backend, telemetry=Telemetry(CollectorRegistry())) as queue:
+        yield queue
+
+
+async def test_a_paused_queue_is_silent_a_stuck_line_and_a_killed_worker_are_told(
+    server: WebServer, prometheus: Prometheus, operator: Queue, own_redis: RedisServer
+) -> None:
+    async def seen(expression: str, description: str, timeout: float = 30.0) -> None:
+        async def is_there() -> bool:
+            return bool(await asyncio.to_thread(prometheus.query, expression))
+
+        await wait_until(is_there, description, timeout)
+
+    async def fires(alert: str, queue_id: str) -> None:
+        alerts = f'ALERTS{{alertname="{alert}",alertstate="firing",queue="{queue_id}"}}'
+        await seen(alerts, f"{alert} fires for {queue_id}", 45.0)
+
+    # A paused queue: callers time out all the time, and others wait.
+    await operator.set_limit("paused", 0)
+    paused = asyncio.create_task(keep_calling(server, "paused"))
+    waits = f'count_over_time((sum(genesis_queue_waiting{{queue="paused"}}) > 0)[{FOR_A_WHILE}s:1s])'
+    await seen(f"{waits} >= {FOR_A_WHILE - 1}", "callers have waited for a while", 40.0)
+    limit = 'count_over_time((max(genesis_queue_limit{queue="paused"}) == 0)[5s:500ms])'
+    await seen(f"{limit} >= 9", "the limit is shown all the time")
+    assert await asyncio.to_thread(prometheus.query, 'ALERTS{alertstate="firing"}') == []
+
+    # A line that is stuck: see `LiveRun.set_the_clock_back`.
+    held = [server.call(f"held-{number}", 100, "stuck") for number in range(LIMIT)]
+    await server.stands(0, LIMIT, "stuck")
+    stuck = asyncio.create_task(keep_calling(server, "stuck"))
+    await seen('max(genesis_queue_depth{queue="stuck"}) > 1', "some wait")
+    meta = "genesis:queue:{stuck}:meta"
+    own_redis.client.flushall()
+    await wait_until(lambda: own_redis.client.hget(meta, "until"), "the recovery has begun")
+    moment: Any = own_redis.client.time()
+    own_redis.client.hset(meta, "until", str((moment[0] + 15) * 1_000_000))
+    for each in held:
+        each.cancel()
+    await fires("GenesisStuckHead", "stuck")
+    own_redis.client.hdel(meta, "until")
+    stuck.cancel()
+
+    silent = 'max_over_time(ALERTS{queue="paused",alertstate="firing"}[5m])'
+    assert await asyncio.to_thread(prometheus.query, silent) == []
+
+    # A worker that is killed while its call holds: the other takes the slot back, and says so.
+    doomed = server.call("doomed", 100, "fragile")
+    await server.stands(0, 1, "fragile")
+    (entry,) = (await server.line("fragile"))["entries"]
+    waiting = [server.call(f"other-{number}", 100, "fragile") for number in range(6)]
+    await server.stands(5, LIMIT, "fragile")
+    await seen('sum(genesis_queue_holding{queue="fragile"}) == 2', "both slots are held")
+    os.kill(int(entry["instance_id"].split("-")[-2]), signal.SIGKILL)
+    await fires("GenesisReclaims", "fragile")
+    shown = 'sum(genesis_queue_holding{queue="fragile"}) == max(genesis_queue_in_use{queue="fragile"})'
+    await seen(shown, "no call of the dead is shown any more")
+
+    for task in (paused, doomed, *waiting):
+        task.cancel()
+    await asyncio.gather(paused, stuck, doomed, *held, *waiting, return_exceptions=True)
+    await operator.set_limit("paused", None)
+
+
+async def keep_calling(server: WebServer, queue_id: str) -> None:
+    """A caller every half second, who waits until it is sent away; they hang up when this ends."""
+    calls = []
+    try:
+        for number in range(1000):
+            calls.append(server.call(f"{queue_id}-{number}", 0.1, queue_id))
+            await asyncio.sleep(PATIENCE / 12)  # the rate of arrivals
+    finally:
+        for each in calls:
+            each.cancel()

@@ -1,0 +1,114 @@
+"""The log events of a call, with their fields."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import BackendEvent, Disrupted, Reclaimed, SlotLost
+from genesis.exceptions import QueueDrainingError
+from genesis.observability import Telemetry
+from genesis.observability.layer import ObservedBackend
+from genesis.queue import InMemoryBackend
+from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, waits
+from tests.waiting import quiesce
+
+
+@pytest.mark.parametrize("outcome", WAIT_OUTCOMES)
+async def test_each_ending_has_its_event_with_its_fields(
+    queue: Queue, caplog: pytest.LogCaptureFixture, outcome: str
+) -> None:
+    """enqueued, then granted, timeout, cancelled, evicted or error, with ids, trace and the wait."""
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    await end_as(queue, outcome)
+    records = [r.__dict__ for r in caplog.records]
+    mine = [r for r in records if r.get("item_id") == "secret-item" and "trace_id" in r]
+    last = "released" if outcome == "granted" else outcome
+    expected = ["enqueued", "granted", "released"] if outcome == "granted" else ["enqueued", last]
+    assert [r["event"] for r in mine] == expected
+    for record in mine:
+        assert record["queue_id"] == "sales"
+        assert record["instance_id"] == queue.instance_id
+        assert len(record["trace_id"]) == 32
+        assert len(record["span_id"]) == 16
+    assert mine[1]["waited"] >= 0
+
+
+async def test_bound_context_variables_suppress_no_event(
+    queue: Queue, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """structlog's context variables might have names that `logging` reserves."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    with structlog.contextvars.bound_contextvars(module="billing", name="Ann", tenant=7):
+        await end_as(queue, "granted")
+    logged = [r.__dict__ for r in caplog.records]
+    assert [r["event"] for r in logged] == ["enqueued", "granted", "released"]
+    assert {(r["module_"], r["name_"], r["tenant"]) for r in logged} == {("billing", "Ann", 7)}
+    assert errors(registry, "logs") == 0
+
+
+async def test_an_event_of_the_backend_has_no_call_s_context(
+    observed: ObservedBackend, inner: InMemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A timer set in a call runs in its context, but an outage does not belong to that call."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+    ticket = (await enter(observed)).ticket
+    emitted: list[BackendEvent] = [
+        Disrupted("connection", "refused"),
+        Reclaimed("sales", "call-2", "dead-1", "waiting"),
+        SlotLost(ticket, "lapsed"),
+    ]
+    caplog.clear()
+    loop = asyncio.get_running_loop()
+    with structlog.contextvars.bound_contextvars(caller="call-0"):
+        for event in emitted:
+            loop.call_soon(inner._emit, event)
+    await quiesce()
+    assert [r.__dict__["event"] for r in caplog.records] == ["backend_unavailable", "reclaimed", "lost"]
+    assert not any("caller" in r.__dict__ for r in caplog.records)
+    observed.leave(ticket)
+
+
+async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
+    telemetry: Telemetry, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`draining` is a refusal like any other: a counter, an event, and no wait."""
+    with caplog.at_level(logging.INFO, "genesis.tests"):
+        async with Queue(telemetry=telemetry) as queue:
+            assert await queue.drain(0) == 0
+            with pytest.raises(QueueDrainingError):
+                async with queue.slot("sales", item_id="late"):
+                    pass
+    labels = {"queue": "sales", "reason": "draining"}
+    assert registry.get_sample_value("genesis_queue_refused_total", labels) == 1
+    assert registry.get_sample_value("genesis_queue_waiting", {"queue": "sales"}) == 0
+    assert waits(registry) == {}
+    logged = [r.__dict__ for r in caplog.records if r.__dict__.get("item_id") == "late"]
+    assert [(each["event"], each["reason"]) for each in logged] == [("refused", "draining")]
+
+
+async def test_a_refused_call_is_not_logged_as_enqueued(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """timeout=0 without a free slot never enters the line: `refused`, and no `enqueued` before it."""
+    caplog.set_level(logging.DEBUG, "genesis.tests")
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", item_id="refused", timeout=0):
+                pytest.fail("two in a queue with limit 1")
+    logged = [r.__dict__["event"] for r in caplog.records if r.__dict__.get("item_id") == "refused"]
+    assert logged == ["refused"]
+
+
+async def test_an_eviction_without_effect_is_not_logged_as_evicted(
+    queue: Queue, events: Callable[[], list[str]]
+) -> None:
+    """An eviction that found no call is logged as an inspection."""
+    assert await queue.evict("sales", "stranger") == 0
+    assert "evicted" not in events()

@@ -1,0 +1,294 @@
+"""The spans of a call: their names, parents, links, attributes and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import LeaveResult, Left, Ticket
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend
+from tests.conftest import Spans, state_of
+from tests.sick import SickError
+from tests.support.observations import WAIT_OUTCOMES, end_as, errors, gauges, holds, of, operations
+from tests.waiting import quiesce
+
+
+async def test_the_spans_of_a_call_that_waited(
+    queue: Queue, telemetry: Telemetry, spans: Spans, inner: InMemoryBackend
+) -> None:
+    """acquire > enqueue, wait; hold > the body's own; release: all in the caller's trace."""
+    assert telemetry.tracer_provider is not None
+    tracer = telemetry.tracer_provider.get_tracer("the caller's")
+
+    async def call() -> None:
+        with tracer.start_as_current_span("call", context=Context()):
+            async with queue.slot("sales", item_id="waiter"):
+                with tracer.start_as_current_span("talk"):
+                    pass
+            with tracer.start_as_current_span("after"):
+                pass
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+        assert [of(s)["genesis.item_id"] for s in spans.named("enqueue")] == ["holder", "waiter"]
+        assert len(spans.named("wait")) == 0  # it still waits, and is visible already
+    await task
+    mine = {
+        s.name.removeprefix("queue."): s
+        for s in spans.get_finished_spans()
+        if s.name in ("call", "talk", "after") or of(s)["genesis.item_id"] == "waiter"
+    }
+    call_span = mine["call"]
+    assert {s.context.trace_id for s in mine.values()} == {call_span.context.trace_id}
+    parents = {name: s.parent.span_id if s.parent else None for name, s in mine.items()}
+    ids = {name: s.context.span_id for name, s in mine.items()}
+    assert parents == {
+        "call": None,
+        "acquire": ids["call"],
+        "enqueue": ids["acquire"],
+        "wait": ids["acquire"],
+        "hold": ids["call"],
+        "talk": ids["hold"],
+        "release": ids["call"],
+        "after": ids["call"],
+    }
+    kinds = {name: mine[name].kind for name in ("acquire", "enqueue", "wait", "hold", "release")}
+    assert kinds == {
+        "acquire": SpanKind.INTERNAL,
+        "enqueue": SpanKind.PRODUCER,
+        "wait": SpanKind.INTERNAL,
+        "hold": SpanKind.CONSUMER,
+        "release": SpanKind.CLIENT,
+    }
+    for name in kinds:
+        span = mine[name]
+        assert of(span)["genesis.item_id"] == "waiter"
+        assert of(span)["genesis.queue_id"] == "sales"
+        assert of(span)["genesis.instance_id"] == queue.instance_id
+        assert of(span)["genesis.backend"] == "memory"
+        assert span.status.status_code is not StatusCode.ERROR
+    assert of(mine["enqueue"])["genesis.position"] == 1
+    assert of(mine["enqueue"])["genesis.depth"] == 1
+    assert of(mine["wait"])["genesis.outcome"] == "granted"
+    assert of(mine["wait"])["genesis.waited_seconds"] > 0
+    assert of(mine["hold"])["genesis.outcome"] == "released"
+    assert of(mine["hold"])["genesis.fencing_token"] > 0
+
+
+async def test_hand_offs_are_linked_both_ways(queue: Queue, spans: Spans) -> None:
+    """The waiter's wait links the hold that made room; the holder's release links the waiter."""
+
+    async def call() -> None:
+        async with queue.slot("sales", item_id="waiter"):
+            pass
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+    await task
+    (wait,) = spans.named("wait")
+    (released_by,) = wait.links
+    hold = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "holder")
+    assert released_by.context.span_id == hold.context.span_id
+    assert released_by.attributes["genesis.link"] == "released_by"
+    assert released_by.attributes["genesis.item_id"] == "holder"
+    release = next(s for s in spans.named("release") if of(s)["genesis.item_id"] == "holder")
+    (granted_to,) = release.links
+    assert granted_to.attributes["genesis.link"] == "granted_to"
+    assert granted_to.attributes["genesis.item_id"] == "waiter"
+    assert granted_to.context.trace_id == wait.context.trace_id
+
+
+@pytest.mark.parametrize("outcome", WAIT_OUTCOMES)
+async def test_no_span_is_left_open(
+    queue: Queue, spans: Spans, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """However a wait ends, all its spans end, and the caller's context is restored."""
+    started = 0
+    original = queue._backend._tracing.start_span
+
+    def start_span(*args: Any, **options: Any) -> Any:
+        nonlocal started
+        started += 1
+        return original(*args, **options)
+
+    monkeypatch.setattr(queue._backend._tracing, "start_span", start_span)
+    await end_as(queue, outcome)
+    assert len(spans.get_finished_spans()) == started > 0
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    (acquire,) = spans.named("acquire")
+    assert of(acquire)["genesis.outcome"] == outcome
+    failed = outcome in ("timeout", "evicted", "error")
+    assert (acquire.status.status_code is StatusCode.ERROR) == failed
+    assert ("error.type" in of(acquire)) == failed
+
+
+class RepliesLater(InMemoryBackend):
+    """Reports what a `leave` did only when `reply` is called, by a `Left` event each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreported: list[Left] = []
+
+    def leave(  # type: ignore[override]
+        self, ticket: Ticket, context: str = "", keep_place: float = 0.0
+    ) -> LeaveResult | None:
+        self.unreported.append(Left(ticket, super().leave(ticket, context, keep_place), confirmed=True))
+        return None
+
+    def reply(self, *, confirmed: bool = True) -> None:
+        while self.unreported:
+            self._emit(self.unreported.pop(0)._replace(confirmed=confirmed))
+
+
+async def test_a_release_is_observed_when_its_reply_comes(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """The hold is observed at once, and its span; the release with the `Left` event, with its links."""
+    inner = RepliesLater()
+    queue = Queue(inner, telemetry=telemetry)
+    waiting = asyncio.create_task(end_as(queue, "granted"))
+    async with queue.slot("sales", item_id="holder"):
+        waiting.cancel()
+        heir = asyncio.create_task(end_as(queue, "granted"))
+        await quiesce()
+    await heir
+    assert holds(registry) == {"released": 2}
+    assert len(spans.named("hold")) == 2
+    assert spans.named("release") == []
+    assert not operations(registry, "leave")
+    inner.reply()
+    assert operations(registry, "leave") == 2 + len(inner.unreported)
+    holder = next(s for s in spans.named("release") if of(s)["genesis.item_id"] == "holder")
+    assert [link.attributes["genesis.item_id"] for link in holder.links] == ["secret-item"]
+    assert not state_of(queue)
+
+
+async def test_a_release_without_a_reply_is_unconfirmed(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """Its operation and its span have an outcome of their own, which is not an error."""
+    inner = RepliesLater()
+    queue = Queue(inner, telemetry=telemetry)
+    await end_as(queue, "granted")
+    inner.reply(confirmed=False)
+    assert operations(registry, "leave", "unconfirmed") == 1
+    assert not operations(registry, "leave")
+    (release,) = spans.named("release")
+    assert of(release)["genesis.outcome"] == "unconfirmed"
+    assert release.status.status_code is not StatusCode.ERROR
+    inner.reply()
+    assert not state_of(queue)
+
+
+class Watched(InMemoryBackend):
+    """Remembers what had been observed when each slot was given back."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        super().__init__()
+        self._look = look
+        self.seen: list[Any] = []
+
+    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
+        self.seen.append((self._look(), bool(context)))
+        return super().leave(ticket, context, keep_place)
+
+
+async def test_the_release_is_sent_before_the_hold_is_observed(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """The next waiter does not wait for telemetry, and the command carries the context of the hold."""
+    inner = Watched(lambda: (holds(registry), len(spans.named("hold"))))
+    await end_as(Queue(inner, telemetry=telemetry), "granted")
+    assert inner.seen == [(({}, 0), True)]
+    assert holds(registry) == {"released": 1}
+
+
+async def test_a_body_s_own_timeout_is_not_the_queue_s(queue: Queue, spans: Spans) -> None:
+    """`error.type` of a hold names what the body raised; of a wait, what the caller gets for it."""
+
+    async def call() -> None:
+        async with queue.slot("sales"):
+            with pytest.raises(QueueTimeoutError):
+                async with queue.slot("sales", timeout=0.001):
+                    pass
+            raise TimeoutError("the peer's")
+
+    with pytest.raises(TimeoutError, match="the peer's"):
+        await call()
+    assert [of(hold)["error.type"] for hold in spans.named("hold")] == ["TimeoutError"]
+    assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
+
+
+def test_a_call_that_outlives_its_loop_ends_its_spans(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """A coroutine that is closed after its loop gives its slot back, and `hold` ends."""
+    queue = Queue(telemetry=telemetry)
+
+    async def hold() -> None:
+        async with queue.slot("sales"):
+            await never
+
+    loop = asyncio.new_event_loop()
+    never = loop.create_future()
+    holding = hold()
+    loop.run_until_complete(asyncio.wait({task := loop.create_task(holding)}, timeout=0.01))
+    loop.close()
+    holding.close()
+    ended = [span.name for span in spans.get_finished_spans()]
+    assert ended[-3:] == ["queue.hold", "queue.release", "queue.slot"]
+    assert errors(registry, "traces") == 0
+    assert gauges(registry) == (0, 0)
+    assert not state_of(queue)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+class SickFor(Sampler):
+    """Fails when asked about spans of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def should_sample(
+        self, parent_context: Context | None, trace_id: int, name: str, *args: Any, **options: Any
+    ) -> SamplingResult:
+        if name == f"queue.{self._kind}":
+            raise SickError
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *args, **options)
+
+    def get_description(self) -> str:
+        return self._kind
+
+
+@pytest.mark.parametrize("kind", ["enqueue", "wait", "hold", "release"])
+async def test_a_span_that_cannot_be_made_leaves_no_other_open(
+    registry: CollectorRegistry, spans: Spans, kind: str
+) -> None:
+    """The other spans of the call end and are exported, and each exemplar names an exported span."""
+    provider = TracerProvider(sampler=SickFor(kind), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    queue = Queue(telemetry=Telemetry(registry, provider))
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", timeout=0.001):
+                pass
+    assert len(spans.named("acquire")) == 2
+    assert len(spans.named(kind)) == 0
+    assert errors(registry, "traces") > 0
+    exported = {f"{span.context.span_id:016x}" for span in spans.get_finished_spans()}
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert {s.exemplar.labels["span_id"] for s in samples if s.exemplar is not None} <= exported
