@@ -1,5 +1,5 @@
 """Sessions recorded with a real FreeSWITCH, from both sides: against the example, which gets the very
-frames that FreeSWITCH sent; and against `tests.support.freeswitch`, which must send similar ones."""
+frames that FreeSWITCH sent; and against `tests.freeswitch.switch`, which must send similar ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -18,9 +17,9 @@ import pytest
 from examples.freeswitch.settings import Settings
 from examples.freeswitch_outbound import serve
 from genesis import Queue
-from genesis.observability import Telemetry
-from tests.conftest import Spans, assert_nothing_kept
-from tests.support.freeswitch import Channel, Phones
+from tests.conftest import Spans
+from tests.freeswitch.switch import Channel, Phones
+from tests.freeswitch.world import stand
 from tests.waiting import wait_until
 
 SESSIONS = (
@@ -62,7 +61,7 @@ class Line(NamedTuple):
 
 def recorded(name: str) -> list[Line]:
     """A recorded session; the test is skipped on a machine that has none."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     places = [Path(os.environ.get("GENESIS_SHARED_DATA", root / "shared" / "data"))]
     for place in places:
         file = place / f"esl-{name}.txt"
@@ -271,21 +270,6 @@ class Replay:
     async def closed(self) -> None:
         await asyncio.wait_for(self.obeying, 20)
         self.writer.close()
-
-
-@pytest.fixture
-async def waiting_line(telemetry: Telemetry) -> AsyncIterator[Queue]:
-    async with Queue(telemetry=telemetry) as queue:
-        yield queue
-        await assert_nothing_kept(queue)
-
-
-async def stand(queue: Queue, waiting: int, in_use: int) -> None:
-    async def stands() -> bool:
-        stats = await queue.stats("agents")
-        return (stats.waiting, stats.in_use) == (waiting, in_use)
-
-    await wait_until(stands, f"{waiting} wait and {in_use} hold")
 
 
 WAITING = ("hangup-while-waiting", "finite-music", "star-ends-music", "star-ignored", "resumed-first")

@@ -1,6 +1,6 @@
 """FreeSWITCH as an outbound-socket handler meets it: calls that run what they are sent, and phones.
 
-`tests/test_freeswitch_recordings.py` holds it against sessions recorded with a real one. What matters:
+`test_recordings.py` holds it against sessions recorded with a real one. What matters:
 a queued application runs within the running playback unless that is locked; `uuid_break ... all` ends
 the innermost playback and discards what is queued; `*` ends a playback unless `playback_terminators` is
 `none`; a failed bridge hangs the caller up unless `continue_on_fail` is set; and a call outlives its
@@ -26,7 +26,8 @@ class Phones:
     """The agents' phones, by dial string; one that is not registered is not in `known`.
 
     Attributes:
-        known: what a phone does with a call: "answers", "busy", or "rings" until the time-out.
+        known: what a phone does with a call: "answers", "answers one" (call waiting is off), "busy", or
+            "rings" until the time-out.
         at_once: how many calls a phone had at most at the same time.
     """
 
@@ -376,5 +377,7 @@ class Channel:
             await self._sleep(min(0.01, max(0.0, deadline - loop.time())))
         if self._goes_on:
             return "ORIGINATOR_CANCEL"
-        failures = {"answers": "", "busy": "USER_BUSY"}
+        if self._phones.known.get(name) == "answers one" and self._phones.calls[name] > 1:
+            return "USER_BUSY"
+        failures = {"answers": "", "answers one": "", "busy": "USER_BUSY"}
         return failures.get(self._phones.known.get(name, ""), "USER_NOT_REGISTERED")

@@ -20,9 +20,8 @@ from examples.freeswitch.esl import (
 from examples.freeswitch.settings import Settings
 from examples.freeswitch_outbound import Service, serve
 from genesis import Queue
-from genesis.observability import Telemetry
-from tests.conftest import assert_nothing_kept
-from tests.support.freeswitch import Channel, Phones
+from tests.freeswitch.switch import Channel, Phones
+from tests.freeswitch.world import stand
 from tests.waiting import quiesce, wait_until
 
 SETTINGS = Settings(timeout=60.0, reply_seconds=5.0, sorry_seconds=5.0, begin_seconds=0.5)
@@ -90,13 +89,6 @@ Call = Callable[..., Awaitable[Peer]]
 
 
 @pytest.fixture
-async def waiting_line(telemetry: Telemetry) -> AsyncIterator[Queue]:
-    async with Queue(telemetry=telemetry) as queue:
-        yield queue
-        await assert_nothing_kept(queue)
-
-
-@pytest.fixture
 async def call(waiting_line: Queue) -> AsyncIterator[Call]:
     """Makes a connection to the handler; gives the peer's end of it."""
     peers: list[Peer] = []
@@ -110,14 +102,6 @@ async def call(waiting_line: Queue) -> AsyncIterator[Call]:
         yield make
         for peer in peers:
             peer.writer.close()
-
-
-async def stand(queue: Queue, waiting: int, in_use: int) -> None:
-    async def stands() -> bool:
-        stats = await queue.stats("agents")
-        return (stats.waiting, stats.in_use) == (waiting, in_use)
-
-    await wait_until(stands, f"{waiting} wait and {in_use} hold")
 
 
 def fed(data: bytes) -> asyncio.StreamReader:

@@ -1,0 +1,1 @@
+"""The FreeSWITCH example, against a FreeSWITCH that behaves like the recorded one."""
