@@ -38,7 +38,7 @@ import logging
 import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -237,7 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
         app = create_app(settings, queue)
         # After the drain: for the last replies to go out.
         config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5)
-        Server(config, lambda: queue.drain(drain)).run()
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again when it has stopped
+            Server(config, lambda: queue.drain(drain)).run()
 
 
 if __name__ == "__main__":
