@@ -15,7 +15,7 @@ from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE, assert_nothing_kept
 from tests.freeswitch.switch import Channel, Phones
-from tests.freeswitch.world import FIRST, LENGTHS, SETTINGS, World, stand, talks, waits
+from tests.freeswitch.world import FIRST, LENGTHS, MUSIC, SETTINGS, SORRY, World, stand, talks, waits
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import wait_until
 
@@ -134,6 +134,17 @@ async def test_a_dead_instance_without_another_is_a_hang_up(world: World) -> Non
         await stand(world.queue, waiting=1, in_use=1)
         await service.close()
         assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+
+
+async def test_a_call_while_redis_is_away_hears_the_announcement(
+    world: World, telemetry: Telemetry
+) -> None:
+    """After music, once the entering has failed; it is not left without a word."""
+    backend = RedisBackend(f"redis://127.0.0.1:{free_port()}", lease=LEASE)
+    queue = await world.stack.enter_async_context(Queue(backend, telemetry=telemetry))
+    channel = world.call("caller", await world.instance(queue))
+    assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+    assert channel.hears == [MUSIC, SORRY]
 
 
 async def test_a_large_channel_variable_is_no_reason_to_hang_up(world: World) -> None:
