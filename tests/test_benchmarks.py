@@ -30,7 +30,7 @@ async def test_a_section_yields_positive_figures_for_every_row(name: str) -> Non
         for row in comparison.samples:
             figure = comparison.median(row)
             assert figure is not None, row
-            if (comparison.key, row) != ("traffic-free", "messages"):  # nobody waits: nobody is woken
+            if row != "messages":  # none within a process
                 assert figure > 0, (comparison.key, row)
             assert math.isfinite(figure)
         if comparison.yardstick is not None:
