@@ -46,8 +46,9 @@ async def test_heartbeats_stay_silent(
         async with queue.slot("sales", item_id="call"):
             await wait_until(lambda: beats() >= 3, "three heartbeats")
             assert {span.name for span in spans.get_finished_spans()} == {
-                "acquire sales",
-                "enqueue sales",
+                "queue.acquire",
+                "queue.enqueue",
             }
+        await queue._backend.flush()
         made = {span.name for span in spans.get_finished_spans()}
-    assert made == {"acquire sales", "enqueue sales", "hold sales", "release sales"}
+    assert made == {"queue.acquire", "queue.enqueue", "queue.hold", "queue.release"}
