@@ -51,4 +51,4 @@ async def test_heartbeats_stay_silent(
             }
         await queue._backend.flush()
         made = {span.name for span in spans.get_finished_spans()}
-    assert made == {"queue.acquire", "queue.enqueue", "queue.hold", "queue.release"}
+    assert made == {f"queue.{name}" for name in ("slot", "acquire", "enqueue", "hold", "release")}
