@@ -303,7 +303,7 @@ def test_a_sync_refuses_as_enter_does(line: Line) -> None:
 def test_a_sync_keeps_a_place_that_a_lost_leave_would_have(line: Line) -> None:
     line.enter("b1")
     place = line.enter("a1")[1]
-    assert line.sync("a", ("a1", "k", place, 60_000_000), confirmed=1)[3] == [[7, 0]]
+    assert line.sync("a", ("a1", "k", place, 60_000_000), confirmed=1)[3] == [[7, 2]]
     assert line.order() == []
     assert line.enter("b2", kept=f"a:0000000001 {place}")[5] == 1
     line.sync("a", ("a1", "k", place, 60_000_000), confirmed=1)  # its reply was lost

@@ -246,7 +246,7 @@ PLANTS = {
     ),
     "any_time_granted": Plant(
         "what an own set_limit or evict grants is believed in any session",
-        (("core", "granted if session == self.session and self.up else ()", "granted"),),
+        (("core", "granted if current else ()", "granted"),),
         "a paused line, set_limit, a lapse",
     ),
     "page_removes_all": Plant(
