@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from genesis import Queue
-from genesis.exceptions import BackendUnavailableError
+from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE
 from tests.redis_server import RedisServer
-from tests.support.fleet import BEAT, SALES, Fleet, seconds, works_again
+from tests.support.fleet import BEAT, SALES, Fleet, leave_as_granted, seconds, works_again
 from tests.waiting import wait_until
 
 # Out of memory
@@ -120,6 +120,27 @@ async def test_waiters_get_an_error_when_all_is_rejected_for_longer_than_the_lea
     await fleet.settled()
     assert ended, "the waiter still waits, a lease after its place was lost"
     assert isinstance(error, BackendUnavailableError)
+
+
+@pytest.mark.parametrize("rule", ["zadd", "zrem", "publish"])
+async def test_an_eviction_that_is_rejected_half_way_is_carried_out_or_is_not(
+    fleet: Fleet, rule: str
+) -> None:
+    """The call has its place, or learns that it was evicted: it is not out of the line unawares."""
+    queue, operator = fleet.queue(), fleet.queue(fleet.add_user())
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    first, second = await fleet.waiting(queue, "first", "second")
+    await operator.ping()
+    fleet.allow(f"-{rule}")
+    with suppress(BackendUnavailableError):
+        await operator.evict(SALES, "first")
+    order = await fleet.order(queue)
+    assert order == ["first", "second"] or isinstance(await first.failure(BEAT + 1), EvictedError)
+    fleet.allow(f"+{rule}")
+    await holder.leave()
+    await leave_as_granted([first, second])
+    await fleet.settled()
 
 
 async def test_a_permission_that_is_missing_is_named_at_once(fleet: Fleet) -> None:

@@ -4,9 +4,9 @@
 -- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels   5 member
 -- Reply  {1 | 0 if there was no such ticket, granted, reclaimed, look}
 --
--- Races  The tombstone is written before the message is sent: an owner that misses the message, because
---        its connection has just broken, learns it by its next sync instead of registering the ticket
---        again. The caller's own ticket is not pushed: the caller knows which it evicted.
+-- Races  The tombstone is written first: an owner that misses the message, because its connection has just
+--        broken, or this script was denied a command, learns it by its next sync instead of registering
+--        the ticket again. The caller's own ticket is not pushed: the caller knows which it evicted.
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
@@ -17,11 +17,15 @@ local limit = tonumber(meta[3] or meta[2] and meta[2] ~= '' and meta[2] or 1)
 -- @include library
 
 local member = ARGV[5]
-local found = redis.call('ZREM', WAITING, member) + redis.call('ZREM', HOLDING, member)
-redis.call('ZREM', TICKETS, member)
-if found > 0 then
+local there = redis.call('ZSCORE', WAITING, member) or redis.call('ZSCORE', HOLDING, member)
+local found = there and 1 or 0
+if there then
+  keep_meta() -- before what grows, see beat.lua
   redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))
   redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
+  redis.call('ZREM', WAITING, member)
+  redis.call('ZREM', HOLDING, member)
+  redis.call('ZREM', TICKETS, member)
   if owner_of(member) ~= instance then
     push(owner_of(member), 'e', member, '')
   end
