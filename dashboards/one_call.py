@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dashboards import frame, queries
-from dashboards.overview import OLDEST_SECONDS
 from dashboards.panels import (
+    SECONDS,
     Json,
     Query,
     Row,
@@ -18,6 +18,7 @@ from dashboards.panels import (
     one_trace,
     text_variable,
 )
+from dashboards.tiles import WAIT_SECONDS
 from genesis.observability import names
 
 
@@ -60,7 +61,7 @@ def _in_one_look() -> list[Json]:
                 bad="above 20 s.",
                 then="the link `released_by` of its wait span leads to the call that made room.",
             ),
-            "s",
+            SECONDS,
             queries.log_number("waited"),
             empty="not ended, or no such call",
         ),
@@ -72,7 +73,7 @@ def _in_one_look() -> list[Json]:
                 bad="far above the mean of the queue.",
                 then="the spans inside `hold`.",
             ),
-            "s",
+            SECONDS,
             queries.log_number("held"),
             empty="not ended, or never held",
         ),
@@ -171,8 +172,8 @@ def _slots() -> Json:
         ),
         "none",
         [
-            Query(queries.in_all(names.IN_USE), "in use"),
-            Query(queries.in_all(names.LIMIT), "slots"),
+            Query(f"sum({queries.in_use()})", "in use"),
+            Query(queries.limit_of_all(), "slots"),
         ],
         overrides=[drawn_as_limit("slots")],
     )
@@ -186,7 +187,7 @@ def _oldest() -> Json:
             bad="a slope of one second a second: nobody was granted a slot in that time.",
             then="the log of the queue for that time.",
         ),
-        "s",
+        SECONDS,
         [Query(queries.shared(names.OLDEST_WAIT), "{{queue}}")],
-        thresholds=OLDEST_SECONDS,
+        thresholds=WAIT_SECONDS,
     )

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from dashboards import frame, queries
-from dashboards.overview import (
-    ABANDONS,
-    ANSWER_SECONDS,
-    OCCUPANCY,
-    OLDEST_SECONDS,
-    OPERATION_SECONDS,
-    SERVICE_LEVEL,
-)
+from dashboards import frame, queries, tiles
+from dashboards.overview import NONE_SEEN, OPERATION_MILLISECONDS
 from dashboards.panels import (
+    BY_OUTCOME,
+    MILLISECONDS,
     NOTHING_HAPPENED,
+    SECONDS,
     Json,
     Query,
     Row,
     Says,
-    any_is_bad,
-    any_needs_a_look,
     board,
+    coloured,
     drawn_as_limit,
     heatmap,
     lines,
     log_lines,
-    stat,
 )
+from dashboards.tiles import WAIT_SECONDS
 from genesis.observability import names
 
-ALL, SHOWN = "", queries.SHOWN
+ALL = ""
 
 
 def one_queue() -> Json:
@@ -48,13 +43,35 @@ def one_queue() -> Json:
         links=frame.others(frame.QUEUE),
         since="now-30m",
         rows=[
-            Row(4, [(3, panel) for panel in _in_one_look()]),
+            Row(
+                4,
+                [
+                    (4, tiles.waiting()),
+                    (4, tiles.longest_wait()),
+                    (4, tiles.expected_wait()),
+                    (4, tiles.in_time()),
+                    (4, tiles.gave_up()),
+                    (4, tiles.refused()),
+                ],
+            ),
+            Row(
+                4,
+                [
+                    (4, tiles.fullest()),
+                    (4, tiles.longest_hold()),
+                    (4, tiles.stuck()),
+                    (4, tiles.reclaimed()),
+                    (4, tiles.backend()),
+                    (4, tiles.instances()),
+                ],
+            ),
             "How long callers wait",
             Row(9, [(8, _wait_quantiles()), (8, _answered()), (8, _gave_up())]),
             "The line and its slots",
-            Row(8, [(8, _depth()), (8, _slots()), (8, _oldest())]),
+            Row(8, [(6, _depth()), (6, _slots()), (6, _oldest()), (6, _oldest_hold())]),
             "How calls go",
             Row(8, [(6, _endings()), (6, _hold_endings()), (6, _positions()), (6, _hold_quantiles())]),
+            Row(8, [(12, _refused()), (12, _taken_back())]),
             "By instance",
             Row(8, [(6, _waiting_at()), (6, _holding_at()), (6, _served_at()), (6, _quantile_at())]),
             "The backend, for all queues",
@@ -63,117 +80,6 @@ def one_queue() -> Json:
             Row(12, [(24, _log())]),
         ],
     )
-
-
-def _in_one_look() -> list[Json]:
-    return [
-        stat(
-            "Waiting now",
-            Says(
-                "Callers in this line, as the instances that hold their calls count them.",
-                bad="if it does not fall again.",
-                then="Depth, below.",
-            ),
-            "none",
-            [Query(queries.waiting(ALL))],
-            empty="nobody",
-            decimals=0,
-        ),
-        stat(
-            "Longest wait now",
-            Says(
-                "For how long the head of the line has waited.",
-                bad="above a minute; red above five.",
-                then="if it climbs second by second the line does not move: see the slots.",
-            ),
-            "s",
-            [Query(queries.longest_wait())],
-            thresholds=OLDEST_SECONDS,
-            empty="nobody",
-            decimals=0,
-        ),
-        stat(
-            "Occupancy now",
-            Says(
-                "Slots in use, of those there are.",
-                bad="above 85 % for long; red above 95 %: the next caller waits.",
-                then="raise the limit (set_limit) if there are agents for it.",
-            ),
-            "percentunit",
-            [Query(queries.occupancy_of_all())],
-            thresholds=OCCUPANCY,
-            empty="idle",
-            decimals=0,
-        ),
-        stat(
-            "Within 20 s, of all",
-            Says(
-                "Callers answered within 20 s, of all whose wait ended in the time shown.",
-                bad="below 80 %; red below 60 %.",
-                then="the wait quantiles say when it began.",
-            ),
-            "percentunit",
-            [Query(queries.service_level_strict(ALL, SHOWN), now=True)],
-            thresholds=SERVICE_LEVEL,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Average speed of answer",
-            Says(
-                "Mean wait of the callers who were answered in the time shown.",
-                bad="above 20 s; red above a minute.",
-                then="compare the arrivals and the length of calls with an hour ago.",
-            ),
-            "s",
-            [Query(queries.speed_of_answer(ALL, SHOWN), now=True)],
-            thresholds=ANSWER_SECONDS,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Abandon rate",
-            Says(
-                "Callers who left without an answer, of all whose wait ended in the time shown; who "
-                "gave up within 5 s counts in neither.",
-                bad="above 5 %; red above 10 %.",
-                then="How waits end, below: timeouts are yours, cancellations theirs.",
-            ),
-            "percentunit",
-            [Query(queries.abandon_rate(ALL, SHOWN), now=True)],
-            thresholds=ABANDONS,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Waiting though slots are free",
-            Says(
-                "Callers who wait while a slot is free, in one and the same report of the line.",
-                bad="any, for longer than a lease (15 s).",
-                then=(
-                    "the log below for `reclaimed` and `backend_unavailable`; then the "
-                    "heartbeat's latency."
-                ),
-            ),
-            "none",
-            [Query(queries.or_zero(f"max({queries.stuck()})"), now=True)],
-            thresholds=any_is_bad(),
-            decimals=0,
-        ),
-        stat(
-            "Left by dead instances",
-            Says(
-                "Waiters in the line that no reachable instance has: those of an instance that "
-                "died, until they are reaped, or of one that is not scraped.",
-                bad="for longer than a lease (15 s).",
-                then="Instances down on the Overview; reclaimed in the log.",
-            ),
-            "none",
-            [Query(queries.or_zero(f"max({queries.left_by_the_dead()})"), now=True)],
-            thresholds=any_needs_a_look(),
-            decimals=0,
-        ),
-    ]
 
 
 def _wait_quantiles() -> Json:
@@ -188,12 +94,13 @@ def _wait_quantiles() -> Json:
             ),
             then="the highest diamond, and whom its call waited for.",
         ),
-        "s",
+        SECONDS,
         [
             Query(queries.wait_quantile(quantile), f"p{100 * quantile:g}", exemplars=True)
             for quantile in (0.5, 0.8, 0.95, 0.99)
         ],
-        thresholds=ANSWER_SECONDS,
+        thresholds=WAIT_SECONDS,
+        empty="nobody was answered",
     )
 
 
@@ -228,62 +135,81 @@ def _gave_up() -> Json:
 
 def _depth() -> Json:
     return lines(
-        "Depth: the line, and the callers the instances have",
+        "Depth",
         Says(
-            "Waiters in the line as the backend counts them, and as the instances count their "
-            "own calls. The two differ for a heartbeat at most.",
-            bad=(
-                "the line above the instances for longer: waiters that a dead instance left, "
-                "until they are reaped (a lease)."
-            ),
+            "Waiters in the line as the backend counts them, and as the instances count their own "
+            "calls. "
+            "The two differ for a heartbeat at most.",
+            bad="the line above the instances for longer: an instance that died, or that is not "
+            "scraped.",
             then="reclaimed, in the log.",
         ),
         "none",
         [
             Query(queries.depth_everywhere(), "the line"),
-            Query(queries.waiting_everywhere(), "callers of living instances"),
-            Query(queries.left_by_the_dead(), "left by the dead"),
+            Query(queries.waiting_everywhere(), "callers of the instances"),
         ],
+        empty="no calls",
     )
 
 
 def _slots() -> Json:
     return lines(
-        "Slots: in use, and how many there are",
+        "Slots",
         Says(
-            "Slots in use as the backend counts them, calls that hold one as the instances "
-            "count them, and (dashed) the limit in force.",
+            "Slots in use as the backend counts them, calls that hold one as the instances count "
+            "them, and "
+            "(dashed) the last known limit.",
             bad=(
-                "in use at the limit for long, too few slots; in use below the limit while "
-                "callers wait, a fault; in use above it, the limit was just lowered or Redis "
-                "lost its data."
+                "in use at the limit for long, too few slots; in use below the limit while callers "
+                "wait, "
+                "a fault; in use above it, the limit was just lowered or Redis lost its data."
             ),
             then="set_limit, or the log.",
         ),
         "none",
         [
-            Query(queries.shared(names.IN_USE), "in use"),
+            Query(queries.in_all(names.IN_USE), "in use"),
             Query(queries.holding(ALL), "calls that hold one"),
-            Query(queries.shared(names.LIMIT), "limit"),
+            Query(queries.limit_of_all(), "limit"),
         ],
+        empty="no calls",
         overrides=[drawn_as_limit("limit")],
     )
 
 
 def _oldest() -> Json:
     return lines(
-        "Longest wait",
+        "Longest and expected wait",
         Says(
-            "For how long the head of the line had waited, at each moment. Healthy: a saw with "
-            "small teeth.",
-            bad=(
-                "a slope of one second a second (nobody is granted), or teeth above the dashed minute."
-            ),
+            "The longest wait of those who waited at each moment, and how long a newcomer would have "
+            "waited. Healthy: a saw with small teeth.",
+            bad="a slope of one second a second (nobody is granted), or above the dashed 20 s.",
             then="slots in use at that moment: full is demand, free is a fault.",
         ),
-        "s",
-        [Query(queries.shared(names.OLDEST_WAIT), "head of the line")],
-        thresholds=OLDEST_SECONDS,
+        SECONDS,
+        [
+            Query(queries.longest_wait(), "longest"),
+            Query(queries.expected_wait(), "expected"),
+        ],
+        thresholds=WAIT_SECONDS,
+        empty="nobody waited",
+    )
+
+
+def _oldest_hold() -> Json:
+    return lines(
+        "Longest hold",
+        Says(
+            "For how long the call that had held its slot longest had held it, at each moment. "
+            "Healthy: a "
+            "saw.",
+            bad="a slope of one second a second beyond the usual: that call never leaves its slot.",
+            then="`genesis entries QUEUE` names it; `genesis evict QUEUE ITEM` frees the slot.",
+        ),
+        SECONDS,
+        [Query(queries.longest_hold(), "longest")],
+        empty="nobody held",
     )
 
 
@@ -300,7 +226,8 @@ def _endings() -> Json:
         "cpm",
         [Query(queries.per_minute(queries.ended("outcome")), "{{outcome}}")],
         bars=True,
-        overrides=[NOTHING_HAPPENED],
+        empty="no calls",
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
     )
 
 
@@ -319,7 +246,51 @@ def _hold_endings() -> Json:
         "cpm",
         [Query(queries.per_minute(queries.held("outcome")), "{{outcome}}")],
         bars=True,
-        overrides=[NOTHING_HAPPENED],
+        empty="no calls",
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+    )
+
+
+def _refused() -> Json:
+    return lines(
+        "Refused",
+        Says(
+            "Calls a minute that were turned away: full (`max_waiting`), busy (`timeout=0`), draining "
+            "(the "
+            "instance is being stopped). They stand in no wait and in no service level.",
+            bad="full: the limit of the line is reached.",
+            then="demand against capacity on the Overview.",
+        ),
+        "none",
+        [Query(queries.refused("reason"), "{{reason}}")],
+        bars=True,
+        empty=NONE_SEEN,
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+    )
+
+
+def _taken_back() -> Json:
+    return lines(
+        "Reclaimed and lost",
+        Says(
+            "Places and slots that were taken back from instances that died or were cut off, and slots "
+            "that were lost while their call went on.",
+            bad="any bar.",
+            then="`reclaimed` and `lost` in the log name the call and the instance.",
+        ),
+        "none",
+        [
+            Query(queries.reclaimed("state"), "reclaimed, {{state}}"),
+            Query(queries.lost(ALL), "lost"),
+        ],
+        bars=True,
+        empty=NONE_SEEN,
+        overrides=[
+            *BY_OUTCOME,
+            coloured("^reclaimed, holding$", "dark-orange"),
+            coloured("^reclaimed, waiting$", "orange"),
+            NOTHING_HAPPENED,
+        ],
     )
 
 
@@ -350,7 +321,7 @@ def _hold_quantiles() -> Json:
             ),
             then="a diamond is a call; its trace shows what the body did in that time.",
         ),
-        "s",
+        SECONDS,
         [
             Query(queries.mean_hold(ALL), "mean"),
             *(
@@ -419,9 +390,10 @@ def _quantile_at() -> Json:
             bad="one above the others for long: it learns late that it is next.",
             then="its heartbeat and `enter` latency, below.",
         ),
-        "s",
+        SECONDS,
         [Query(queries.wait_quantile(0.95, "instance"), "{{instance}}", exemplars=True)],
-        thresholds=ANSWER_SECONDS,
+        thresholds=WAIT_SECONDS,
+        empty="nobody was answered",
     )
 
 
@@ -437,9 +409,10 @@ def _operations() -> Json:
                 "event loop."
             ),
         ),
-        "s",
-        [Query(queries.operation_quantile(0.99, "operation"), "{{operation}}")],
-        thresholds=OPERATION_SECONDS,
+        MILLISECONDS,
+        [Query(f"1000 * {queries.operation_quantile(0.99, 'operation')}", "{{operation}}")],
+        thresholds=OPERATION_MILLISECONDS,
+        empty="no operations",
     )
 
 
@@ -455,9 +428,10 @@ def _operation_rate() -> Json:
             then="Redis' own log; `backend_unavailable` in the log below names the cause.",
         ),
         "ops",
-        [Query(queries.operations("operation, outcome"), "{{operation}}: {{outcome}}")],
+        [Query(queries.operations("outcome"), "{{outcome}}")],
         bars=True,
-        overrides=[NOTHING_HAPPENED],
+        empty="no operations",
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dashboards import frame, queries
+from dashboards import frame, queries, tiles
 from dashboards.panels import (
+    BY_OUTCOME,
+    CLOCK,
+    MILLISECONDS,
     NOTHING_HAPPENED,
+    SECONDS,
     Column,
     Json,
     Query,
@@ -15,25 +19,20 @@ from dashboards.panels import (
     bad_above,
     bad_below,
     board,
+    coloured,
     drawn_as_limit,
     label_table,
     lines,
-    stat,
     table,
 )
+from dashboards.tiles import ABANDONS, OCCUPANCY, SERVICE_LEVEL, WAIT_SECONDS
 from genesis.observability import names
 
-# What a call centre takes for good: 80 % within 20 s, at most 5 % who give up, agents busy for at most
-# 85 % of their time. The second figure of each pair is where it is lost.
-SERVICE_LEVEL = bad_below(queries.SERVICE_LEVEL_TARGET, 0.6)
-ABANDONS = bad_above(0.05, 0.10)
-OCCUPANCY = bad_above(0.85, 0.95)
-ANSWER_SECONDS = bad_above(20, 60)
-OLDEST_SECONDS = bad_above(60, 300)
 LOAD = bad_above(0.9, 1.0)
-OPERATION_SECONDS = bad_above(0.05, 0.5)
+OPERATION_MILLISECONDS = bad_above(50, 500)
+NONE_SEEN = "none seen"  # no data says the same; the tile of the instances tells the two apart
 
-ALL, SHOWN = "", queries.SHOWN
+ALL, RECENT, SHOWN = "", queries.RECENT, queries.SHOWN
 
 
 def overview() -> Json:
@@ -52,183 +51,83 @@ def overview() -> Json:
         since="now-30m",
         rows=[
             "Are callers served in time?",
-            Row(4, [(3, panel) for panel in _in_one_look()]),
-            "Where not?",
-            Row(8, [(16, _queues()), (8, _alerts())]),
+            Row(
+                4,
+                [
+                    (4, tiles.in_time()),
+                    (4, tiles.gave_up()),
+                    (4, tiles.longest_wait()),
+                    (4, tiles.fullest()),
+                    (4, tiles.refused()),
+                    (4, tiles.in_time_shown()),
+                ],
+            ),
+            "Is there a fault?",
+            Row(
+                4,
+                [
+                    (4, tiles.backend()),
+                    (4, tiles.instances()),
+                    (4, tiles.reclaimed()),
+                    (4, tiles.longest_hold()),
+                    (4, tiles.stuck()),
+                    (4, tiles.paused()),
+                ],
+            ),
+            "Where?",
+            Row(7, [(24, _queues())]),
+            Row(7, [(12, _alerts()), (12, _instances())]),
             "Is it demand, too few slots, or a fault?",
             Row(8, [(8, _demand()), (8, _slots()), (8, _faults())]),
             "How it went",
             Row(8, [(6, _service_level()), (6, _burn()), (6, _waiting()), (6, _gave_up())]),
-            "Instances and the backend",
-            Row(8, [(12, _instances()), (6, _operations()), (6, _disruptions())]),
+            "The backend",
+            Row(8, [(8, _operations()), (8, _disruptions()), (8, _failed())]),
         ],
     )
-
-
-def _in_one_look() -> list[Json]:
-    return [
-        stat(
-            "Within 20 s, of all",
-            Says(
-                "Service level, strict: callers answered within 20 s, of ALL whose wait ended "
-                "in the time shown, also those who gave up, timed out, were evicted or met an "
-                "error.",
-                bad="below 80 % (the 80/20 of call centres); red below 60 %.",
-                then="the table below says in which queue, the three panels under it why.",
-            ),
-            "percentunit",
-            [Query(queries.service_level_strict(ALL, SHOWN), now=True)],
-            thresholds=SERVICE_LEVEL,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Within 20 s, lenient",
-            Says(
-                "Service level, lenient: as the strict one, but callers who gave up or timed "
-                "out within the first 20 s are left out of the count: they did not give you the"
-                " time.",
-                bad="below 80 %.",
-                then=(
-                    "if it is good while the strict one is bad, people hang up early: look at "
-                    "the announcement and at timeouts below 20 s, before you add slots."
-                ),
-            ),
-            "percentunit",
-            [Query(queries.service_level_lenient(ALL, SHOWN), now=True)],
-            thresholds=SERVICE_LEVEL,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Average speed of answer",
-            Says(
-                "Mean wait of the callers who were answered in the time shown.",
-                bad=(
-                    "above 20 s; red above a minute. It says nothing of those who gave up: read"
-                    " it with the abandon rate."
-                ),
-                then="the wait quantiles of the slowest queue, on its own dashboard.",
-            ),
-            "s",
-            [Query(queries.speed_of_answer(ALL, SHOWN), now=True)],
-            thresholds=ANSWER_SECONDS,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Abandon rate",
-            Says(
-                "Callers who left the line without an answer (they hung up, or their timeout ended), "
-                "of all whose wait ended in the time shown; who gave up within 5 s counts in neither.",
-                bad="above 5 %; red above 10 %.",
-                then="compare demand with capacity below.",
-            ),
-            "percentunit",
-            [Query(queries.abandon_rate(ALL, SHOWN), now=True)],
-            thresholds=ABANDONS,
-            empty="no calls",
-            decimals=1,
-        ),
-        stat(
-            "Occupancy now",
-            Says(
-                "Slots in use, of the slots of those chosen queues that have calls at this moment; an "
-                "idle queue reports none.",
-                bad=(
-                    "above 85 % for long, a small peak will then make a line; red above 95 %. One call "
-                    "in a queue of one slot is 100 % and no harm: it is bad only if callers wait."
-                ),
-                then=("more slots (set_limit), or fewer calls; a queue by itself is in the table."),
-            ),
-            "percentunit",
-            [Query(queries.occupancy_of_all())],
-            thresholds=OCCUPANCY,
-            empty="idle",
-            decimals=0,
-        ),
-        stat(
-            "Longest wait now",
-            Says(
-                "For how long the caller who has waited longest has been waiting, over all queues.",
-                bad="above a minute; red above five.",
-                then=("if it climbs second by second, that line does not move: see the next number."),
-            ),
-            "s",
-            [Query(queries.longest_wait())],
-            thresholds=OLDEST_SECONDS,
-            empty="idle",
-            decimals=0,
-        ),
-        stat(
-            "Stuck queues",
-            Says(
-                "Queues in which callers wait although slots are free.",
-                bad=(
-                    "any, for longer than a lease (15 s). For half a lease after Redis lost its data "
-                    "it is on purpose: the old order is restored first."
-                ),
-                then="the queue's log, then the health of Redis below.",
-            ),
-            "none",
-            [Query(queries.how_many(queries.stuck()), now=True)],
-            thresholds=any_is_bad(),
-            decimals=0,
-        ),
-        stat(
-            "Instances down",
-            Says(
-                "Instances that Prometheus knows of and cannot reach.",
-                bad="any. Its callers are cut off; what it held is given on within the lease.",
-                then="the table of instances, and that process' own log.",
-            ),
-            "none",
-            [Query(queries.down(), now=True)],
-            thresholds=any_is_bad(),
-            decimals=0,
-        ),
-    ]
 
 
 def _queues() -> Json:
     return table(
         "Queues",
         Says(
-            "One line for each queue; service level, speed of answer, abandons, load and faults"
-            " over the time shown, the rest as it is now. A cell is coloured only when it is "
-            "bad. Load = the slots that the arriving calls need, of those there are (arrivals x"
-            " mean hold / limit): above 1 the line grows for as long as that lasts.",
+            "One line for each queue, as it is now or over the last five minutes, but for 'shown', "
+            "which "
+            "is the service level over the time shown, and the faults. A cell is coloured only when "
+            "it is "
+            "bad. Load = the slots that the arriving calls need, of those there are (arrivals x mean "
+            "hold "
+            "/ limit): above 1 the line grows for as long as that lasts.",
             bad="any coloured cell.",
             then=(
-                "bad with a load above 0.9 is demand or too few slots; bad with a low load, or "
-                "with Stuck or Faults, is a fault. A click on a name opens that queue."
+                "bad with a load above 0.9 is demand or too few slots; bad with a low load, or with "
+                "Stuck, a long hold or Faults, is a fault. A click on a name opens that queue."
             ),
         ),
         "queue",
         "Queue",
         [
             Column(
-                "In 20 s, of all",
-                queries.service_level_strict(window=SHOWN),
-                "percentunit",
-                SERVICE_LEVEL,
-                0,
+                "In 20 s", queries.service_level_strict(window=RECENT), "percentunit", SERVICE_LEVEL, 0
             ),
             Column(
-                "lenient", queries.service_level_lenient(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
+                "shown", queries.service_level_strict(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
             ),
-            Column("Answered in", queries.speed_of_answer(window=SHOWN), "s", ANSWER_SECONDS, 1),
-            Column("Gave up", queries.abandon_rate(window=SHOWN), "percentunit", ABANDONS, 1),
-            Column("Load", queries.load(window=SHOWN), "percentunit", LOAD, 0),
-            Column("Occupancy", queries.occupancy(), "percentunit", OCCUPANCY, 0),
-            Column("Slots", queries.shared(names.LIMIT), "none", None, 0),
+            Column("Gave up", queries.abandon_rate(window=RECENT), "percentunit", ABANDONS, 0),
+            Column("Mean wait", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
+            Column("Load", queries.load(), "percentunit", LOAD, 0),
+            Column("In use", queries.occupancy_and_waiters(), "percentunit", OCCUPANCY, 0),
+            Column("Slots", queries.limit(), "none", None, 0),
             Column("Waiting", queries.waiting(), "none", None, 0),
-            Column("Longest", queries.shared(names.OLDEST_WAIT), "s", OLDEST_SECONDS, 0),
+            Column("Longest", queries.shared(names.OLDEST_WAIT), SECONDS, WAIT_SECONDS, 0),
+            Column("Expected", queries.shared(names.EXPECTED_WAIT), SECONDS, WAIT_SECONDS, 0),
+            Column("Longest hold", queries.shared(names.OLDEST_HOLD), CLOCK, tiles.HOLD_SECONDS, 0),
+            Column("too long", queries.too_long(), CLOCK, any_needs_a_look(), 0),
             Column("Stuck", queries.stuck(), "none", any_is_bad(), 0),
             Column("Faults", queries.faults_of_queues(), "none", any_needs_a_look(0.5), 0),
         ],
         link=frame.TO_QUEUE,
-        sort_by="In 20 s, of all",
+        sort_by="In 20 s",
         empty="no queue has had a call",
     )
 
@@ -237,12 +136,18 @@ def _alerts() -> Json:
     return label_table(
         "Alerts that fire",
         Says(
-            "The alerts of the chosen jobs that fire at this moment, on whichever queue and instance.",
+            "The alerts of the chosen jobs that fire at this moment, on whichever queue and instance, "
+            "and "
+            "for how long it has been so.",
             bad="any.",
             then="its page in dashboards/runbooks, which the alert names.",
         ),
         Query(queries.alerts()),
         {"alertname": "Alert", "severity": "Severity", "queue": "Queue", "instance": "Instance"},
+        value="For",
+        unit=CLOCK,
+        widths={"Alert": 205, "Severity": 75, "For": 75},
+        colours=("Severity", {"critical": "red", "warning": "orange", "info": "blue"}),
         link=("Queue", frame.TO_QUEUE),
         empty="no alert fires",
     )
@@ -253,7 +158,7 @@ def _demand() -> Json:
         "Demand: calls that come, and that the slots can take",
         Says(
             "Calls a minute that entered the line, and (dashed) how many the slots can take at the "
-            "present length of a call.",
+            "mean length of the calls of ten minutes.",
             bad="the solid line above the dashed one: the line of callers grows.",
             then=(
                 "if the solid line rose, it is demand. If the dashed one fell, either the limit was "
@@ -266,6 +171,7 @@ def _demand() -> Json:
             Query(queries.per_minute(queries.arriving(ALL)), "calls that come"),
             Query(queries.per_minute(queries.capacity()), "the slots can take"),
         ],
+        empty="no calls",
         overrides=[drawn_as_limit("the slots can take")],
     )
 
@@ -284,9 +190,10 @@ def _slots() -> Json:
         ),
         "none",
         [
-            Query(queries.in_all(names.IN_USE), "in use"),
-            Query(queries.in_all(names.LIMIT), "slots"),
+            Query(f"sum({queries.in_use()})", "in use"),
+            Query(queries.limit_of_all(), "slots"),
         ],
+        empty="no calls",
         overrides=[drawn_as_limit("slots")],
     )
 
@@ -295,16 +202,16 @@ def _faults() -> Json:
     return lines(
         "Faults",
         Says(
-            "What went wrong, by kind: Redis out of reach or emptied; waiters and slots taken "
-            "back from dead instances; slots lost while their call went on; callers turned away"
-            " with an error; telemetry that failed; call sites that disagree on a limit. "
-            "Healthy: an empty panel.",
+            "What went wrong with calls, by kind: taken back from dead instances; slots lost while "
+            "their "
+            "call went on; callers who met an error; telemetry that failed; call sites that disagree "
+            "on a "
+            "limit. Each is counted once, in the minute in which it was seen. Healthy: no bar.",
             bad="any bar.",
-            then=("Redis first, then the instance that died; the runbook of the alert has the rest."),
+            then="Redis first, then the instance that died; the runbook of the alert has the rest.",
         ),
         "none",
         [
-            Query(queries.disruptions(), "Redis: {{reason}}"),
             Query(queries.reclaimed("state"), "reclaimed, {{state}}"),
             Query(queries.lost(ALL), "slots lost"),
             Query(queries.failed(ALL), "callers met an error"),
@@ -312,7 +219,15 @@ def _faults() -> Json:
             Query(queries.limit_disagreements(ALL), "limits disagree"),
         ],
         bars=True,
-        overrides=[NOTHING_HAPPENED],
+        empty=NONE_SEEN,
+        overrides=[
+            coloured("^(slots lost|callers met an error)$", "red"),
+            coloured("^reclaimed, holding$", "dark-orange"),
+            coloured("^reclaimed, waiting$", "orange"),
+            coloured("^telemetry", "purple"),
+            coloured("^limits", "yellow"),
+            NOTHING_HAPPENED,
+        ],
     )
 
 
@@ -331,6 +246,7 @@ def _service_level() -> Json:
         [Query(queries.service_level_strict(), "{{queue}}")],
         thresholds=SERVICE_LEVEL,
         most=1,
+        empty="no calls",
     )
 
 
@@ -347,6 +263,7 @@ def _burn() -> Json:
         "none",
         [Query(queries.service_level_burn(), "{{queue}}")],
         thresholds=bad_above(1.4, 2.5),
+        empty="no calls",
     )
 
 
@@ -360,6 +277,7 @@ def _waiting() -> Json:
         ),
         "none",
         [Query(queries.waiting(), "{{queue}}")],
+        empty="no calls",
     )
 
 
@@ -379,6 +297,7 @@ def _gave_up() -> Json:
         [Query(queries.abandon_rate(), "{{queue}}")],
         thresholds=ABANDONS,
         most=1,
+        empty="no calls",
     )
 
 
@@ -386,9 +305,9 @@ def _instances() -> Json:
     return table(
         "Instances",
         Says(
-            "One line for each instance: whether Prometheus reaches it, the calls it has now, "
-            "its own service level and the slow end of its Redis operations over the time "
-            "shown, and its faults.",
+            "One line for each instance: whether Prometheus reaches it, the calls it has now, its own "
+            "service level, the slow end of its operations on the backend and its faults over the time "
+            "shown.",
             bad="an instance that stands out.",
             then=(
                 "if one has slow operations and the others do not, it is that host or its "
@@ -398,32 +317,32 @@ def _instances() -> Json:
         "instance",
         "Instance",
         [
-            Column("Up", queries.up(), "none", bad_below(1, 1), 0),
+            Column("Up", queries.up(), "none", bad_below(1, 1), 0, 45),
             Column("Waiting", queries.waiting("instance"), "none", None, 0),
             Column("Holding", queries.holding("instance"), "none", None, 0),
             Column(
-                "In 20 s, of all",
-                queries.service_level_strict("instance", SHOWN),
+                "In 20 s",
+                queries.service_level_strict("instance", RECENT),
                 "percentunit",
                 SERVICE_LEVEL,
                 0,
             ),
             Column(
-                "Redis p99",
-                queries.operation_quantile(0.99, "instance", SHOWN),
-                "s",
-                OPERATION_SECONDS,
-                1,
+                "p99",
+                f"1000 * {queries.operation_quantile(0.99, 'instance', RECENT)}",
+                MILLISECONDS,
+                OPERATION_MILLISECONDS,
+                0,
             ),
             Column(
-                "Disruptions",
+                "Redis",
                 queries.disruptions("instance", SHOWN),
                 "none",
                 any_needs_a_look(0.5),
                 0,
             ),
             Column(
-                "Telemetry errors",
+                "Telemetry",
                 queries.telemetry_errors("instance", SHOWN),
                 "none",
                 any_needs_a_look(0.5),
@@ -442,30 +361,53 @@ def _operations() -> Json:
             "The slowest hundredth of each operation on the backend; `wait`, which lasts as "
             "long as the line, is left out.",
             bad="above 50 ms (dashed); callers feel it from half a second on.",
-            then=("all operations slow is Redis or the network; heartbeat alone is a busy event loop."),
+            then="all operations slow is Redis or the network; heartbeat alone is a busy event loop.",
         ),
-        "s",
-        [Query(queries.operation_quantile(0.99, "operation"), "{{operation}}")],
-        thresholds=OPERATION_SECONDS,
+        MILLISECONDS,
+        [Query(f"1000 * {queries.operation_quantile(0.99, 'operation')}", "{{operation}}")],
+        thresholds=OPERATION_MILLISECONDS,
+        empty="no operations",
     )
 
 
 def _disruptions() -> Json:
     return lines(
+        "Redis: disruptions",
+        Says(
+            "How often an instance lost the backend, or found its data gone, by reason. Healthy: no "
+            "bar.",
+            bad="any. One for each instance at one time is Redis; one instance alone is its network.",
+            then="Redis' log and its memory policy (noeviction), then the network between.",
+        ),
+        "none",
+        [Query(queries.disruptions(), "{{reason}}")],
+        bars=True,
+        empty=NONE_SEEN,
+        overrides=[
+            coloured("^(connection|timeout)$", "orange"),
+            coloured("^(data_lost|denied|read_only|refused)$", "red"),
+            NOTHING_HAPPENED,
+        ],
+    )
+
+
+def _failed() -> Json:
+    return lines(
         "Operations that failed",
         Says(
             "Operations on the backend a second that ended neither well nor by the caller's own"
-            " doing: Redis out of reach, or an error. Healthy: an empty panel.",
+            " doing: Redis out of reach, or an error. Healthy: no bar.",
             bad="any.",
-            then="Redis' log and its memory policy (noeviction), then the network between.",
+            then="'Redis: disruptions' for the reason; `backend_unavailable` in the log.",
         ),
         "ops",
         [
             Query(
-                queries.operations("operation, outcome", 'outcome=~"unavailable|error"'),
-                "{{operation}}: {{outcome}}",
+                queries.operations("outcome", queries.FAILED),
+                "{{outcome}}",
             )
         ],
         bars=True,
-        overrides=[NOTHING_HAPPENED],
+        empty=NONE_SEEN,
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
     )

@@ -1,6 +1,8 @@
 """How things are drawn: the JSON that Grafana wants, and nothing about queues.
 
-Colours are for trouble. A healthy number is plain text; orange asks for a look, red for a deed.
+Colours are for trouble. A healthy number is plain text; orange asks for a look, red for a deed. Each
+way to end has one colour everywhere (`BY_OUTCOME`). Seconds are always seconds: Grafana's own unit
+changes between milliseconds, seconds and minutes from one moment to the next.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ LOKI = {"type": "loki", "uid": "${loki}"}
 JAEGER = {"type": "jaeger", "uid": "${jaeger}"}
 
 PLAIN, LOOK, ACT = "transparent", "orange", "red"
+SECONDS, MILLISECONDS, TIMES = "suffix:s", "suffix:ms", "suffix:x"
+CLOCK = "dthms"  # 01:02:03, of what may last for hours
+NO_DATA = "no data"
 
 
 class Query(NamedTuple):
@@ -45,27 +50,29 @@ class Says(NamedTuple):
 
 # Thresholds ----------------------------------------------------------------------------------------
 def never_bad() -> Json:
-    return _thresholds((PLAIN, None))
+    return steps((PLAIN, None))
 
 
 def bad_above(look: float, act: float) -> Json:
-    return _thresholds((PLAIN, None), (LOOK, look), (ACT, act))
+    return steps((PLAIN, None), (LOOK, look), (ACT, act))
 
 
 def bad_below(look: float, act: float) -> Json:
-    return _thresholds((ACT, None), (LOOK, act), (PLAIN, look))
+    # From 0 on, and not from below: no value at all has the colour of the lowest step.
+    return steps((PLAIN, None), (ACT, 0), (LOOK, act), (PLAIN, look))
 
 
 def any_is_bad(least: float = 1) -> Json:
-    return _thresholds((PLAIN, None), (ACT, least))
+    return steps((PLAIN, None), (ACT, least))
 
 
 def any_needs_a_look(least: float = 1) -> Json:
-    return _thresholds((PLAIN, None), (LOOK, least))
+    return steps((PLAIN, None), (LOOK, least))
 
 
-def _thresholds(*steps: tuple[str, float | None]) -> Json:
-    return {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in steps]}
+def steps(*colours: tuple[str, float | None]) -> Json:
+    """Each colour from its number on; the first one for all that is below, and for no number at all."""
+    return {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in colours]}
 
 
 # Panels --------------------------------------------------------------------------------------------
@@ -76,20 +83,38 @@ def stat(
     queries: Sequence[Query],
     *,
     thresholds: Json | None = None,
-    empty: str = "none",
+    empty: str = NO_DATA,
+    empty_is_bad: bool = False,
+    words: dict[float, str] | None = None,
     decimals: int | None = None,
+    overrides: Sequence[Json] = (),
 ) -> Json:
-    """A number; its background shows trouble, and nothing else does."""
+    """A number of this moment; its background shows trouble, and nothing else does.
+
+    `words` are shown instead of those numbers. `empty` is shown if there is no number.
+    """
+    assert all(query.now for query in queries), f"{title}: a range ends with what was, not with what is"
     defaults: Json = {
         "unit": unit,
         "color": {"mode": "thresholds"},
         "thresholds": thresholds or never_bad(),
         "noValue": empty,
     }
+    mappings: list[Json] = []
+    if words:
+        texts = {
+            f"{value:g}": {"text": text, "index": n} for n, (value, text) in enumerate(words.items())
+        }
+        mappings.append({"type": "value", "options": texts})
+    if empty_is_bad:
+        result = {"text": empty, "color": LOOK, "index": len(words or ())}
+        mappings.append({"type": "special", "options": {"match": "null+nan", "result": result}})
+    if mappings:
+        defaults["mappings"] = mappings
     if decimals is not None:
         defaults["decimals"] = decimals
     options = {
-        "graphMode": "none" if all(query.now for query in queries) else "area",
+        "graphMode": "none",
         "colorMode": "background",
         "justifyMode": "auto",
         "textMode": "auto" if len(queries) == 1 else "value_and_name",
@@ -99,7 +124,8 @@ def stat(
         "percentChangeColorMode": "standard",
         "orientation": "auto",
     }
-    return _panel("stat", title, description, prometheus_targets(queries), defaults, options)
+    targets = prometheus_targets(queries)
+    return _panel("stat", title, description, targets, defaults, options, overrides=overrides)
 
 
 def lines(
@@ -111,9 +137,10 @@ def lines(
     thresholds: Json | None = None,
     bars: bool = False,
     most: float | None = None,
+    empty: str = "",
     overrides: Sequence[Json] = (),
 ) -> Json:
-    """Lines over time, or stacked bars of what was counted."""
+    """Lines over time, or stacked bars of what was counted, a minute or more each."""
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
@@ -131,17 +158,20 @@ def lines(
     }
     if most is not None:
         defaults["max"] = most
+    if empty:
+        defaults["noValue"] = empty
     options = {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     targets = prometheus_targets(queries)
-    return _panel("timeseries", title, description, targets, defaults, options, overrides=overrides)
+    panel = _panel("timeseries", title, description, targets, defaults, options, overrides=overrides)
+    return {**panel, "interval": "1m"} if bars else panel
 
 
 def drawn_as_limit(series: str) -> Json:
     """A line of what may be reached, dashed and without a colour of its own."""
-    return _override(
+    return override_of(
         {"id": "byName", "options": series},
         {
             "color": {"mode": "fixed", "fixedColor": "text"},
@@ -150,11 +180,48 @@ def drawn_as_limit(series: str) -> Json:
     )
 
 
+def override_of(matcher: Json, properties: Json) -> Json:
+    return {
+        "matcher": matcher,
+        "properties": [{"id": name, "value": value} for name, value in properties.items()],
+    }
+
+
+def for_series(name: str, **properties: Any) -> Json:
+    """Properties of one series of a panel, by its legend."""
+    return override_of({"id": "byName", "options": name}, properties)
+
+
+def coloured(series: str, color: str) -> Json:
+    """The series whose names match the pattern."""
+    return override_of({"id": "byRegexp", "options": f"/{series}/"}, _fixed(color))
+
+
+def _fixed(color: str) -> Json:
+    return {"color": {"mode": "fixed", "fixedColor": color}}
+
+
+BY_OUTCOME = [
+    coloured(f"^({outcomes})$", color)
+    for outcomes, color in (
+        ("granted|released|ok", "green"),
+        ("cancelled", "yellow"),
+        ("timeout|full", "orange"),
+        ("evicted|unconfirmed|draining", "purple"),
+        ("busy", "blue"),
+        ("error|lost|unavailable", "red"),
+    )
+]
+"""One colour for each way to end, in every panel."""
+
 NOTHING_HAPPENED = {
     "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
     "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": True}}],
 }
 """Hides the series that are 0 all along: a healthy panel of faults is an empty one."""
+
+
+_COLUMNS = {"align": "auto", "filterable": False, "minWidth": 50}  # 150 would leave half of them out
 
 
 class Column(NamedTuple):
@@ -165,6 +232,7 @@ class Column(NamedTuple):
     unit: str
     thresholds: Json | None = None
     decimals: int | None = None
+    width: int | None = None
 
 
 def table(
@@ -190,12 +258,14 @@ def table(
         properties: Json = {"unit": column.unit, "noValue": ""}  # that of the table is for no lines
         if column.decimals is not None:
             properties["decimals"] = column.decimals
+        if column.width is not None:
+            properties["custom.width"] = column.width
         if column.thresholds is not None:
             properties["thresholds"] = column.thresholds
             properties["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
-        overrides.append(_override({"id": "byName", "options": column.title}, properties))
+        overrides.append(override_of({"id": "byName", "options": column.title}, properties))
     if link is not None:
-        overrides.append(_override({"id": "byName", "options": key_title}, {"links": [link]}))
+        overrides.append(override_of({"id": "byName", "options": key_title}, {"links": [link]}))
     order = {name: place for place, name in enumerate(renamed)}
     transformations: list[Json] = [
         {"id": "merge", "options": {}},
@@ -213,7 +283,7 @@ def table(
         "color": {"mode": "thresholds"},
         "thresholds": never_bad(),
         "noValue": empty,
-        "custom": {"align": "auto", "filterable": False},
+        "custom": _COLUMNS,
     }
     return _panel(
         "table",
@@ -233,30 +303,48 @@ def label_table(
     query: Query,
     labels: dict[str, str],
     *,
+    value: str,
+    unit: str,
+    widths: dict[str, int],
+    colours: tuple[str, dict[str, str]],
     link: tuple[str, Json] | None = None,
     empty: str = "none",
 ) -> Json:
-    """The labels of the series that exist, one line each; `labels` gives their titles."""
+    """The series that exist, one line each: their labels, whose titles `labels` gives, and their value.
+
+    `colours` names a column, and its cells' colours by their text.
+    """
+    renamed = {**labels, "Value": value}
     transformations = [
         {
             "id": "organize",
             "options": {
-                "excludeByName": {"Time": True, "Value": True},
-                "indexByName": {name: place for place, name in enumerate(labels)},
-                "renameByName": labels,
+                "excludeByName": {"Time": True},
+                "indexByName": {name: place for place, name in enumerate(renamed)},
+                "renameByName": renamed,
             },
         }
     ]
     # `empty` is for a table without lines; Grafana would write it into each empty cell, too.
-    overrides = [_override({"id": "byRegexp", "options": "/.*/"}, {"noValue": ""})]
+    overrides = [override_of({"id": "byRegexp", "options": "/.*/"}, {"noValue": ""})]
+    overrides.append(override_of({"id": "byName", "options": value}, {"unit": unit}))
+    for title_of, width in widths.items():
+        overrides.append(override_of({"id": "byName", "options": title_of}, {"custom.width": width}))
+    column, colour_of = colours
+    texts = {text: {"color": colour, "index": n} for n, (text, colour) in enumerate(colour_of.items())}
+    cells: Json = {
+        "mappings": [{"type": "value", "options": texts}],
+        "custom.cellOptions": {"type": "color-background", "mode": "basic"},
+    }
+    overrides.append(override_of({"id": "byName", "options": column}, cells))
     if link is not None:
-        overrides.append(_override({"id": "byName", "options": link[0]}, {"links": [link[1]]}))
+        overrides.append(override_of({"id": "byName", "options": link[0]}, {"links": [link[1]]}))
     defaults = {
         "unit": "string",
         "color": {"mode": "thresholds"},
         "thresholds": never_bad(),
         "noValue": empty,
-        "custom": {"align": "auto", "filterable": False},
+        "custom": _COLUMNS,
     }
     return _panel(
         "table",
@@ -341,7 +429,7 @@ def found_traces(title: str, description: Says, service: str, tags: str, link: J
         "noValue": "no trace bears this item_id in the time shown",
         "custom": {"align": "auto", "filterable": False},
     }
-    overrides = [_override({"id": "byName", "options": "Trace ID"}, {"links": [link]})]
+    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": [link]})]
     return _panel(
         "table",
         title,
@@ -387,13 +475,6 @@ def _panel(
     if transformations:
         panel["transformations"] = list(transformations)
     return panel
-
-
-def _override(matcher: Json, properties: Json) -> Json:
-    return {
-        "matcher": matcher,
-        "properties": [{"id": name, "value": value} for name, value in properties.items()],
-    }
 
 
 def _table_options(sort_by: str) -> Json:

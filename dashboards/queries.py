@@ -4,8 +4,11 @@ Two kinds of gauge must not be mixed up. A process reports its own calls (`waiti
 over instances is the truth. The line itself (`depth`, `in_use`, `limit`, `oldest wait`) is reported by
 every instance that has seen it: the highest report is taken, a sum would count it once an instance.
 
-In a range query a window is `$__rate_interval`, so that it always spans four scrapes; a number for the
-whole time shown is an instant query over `$__range`.
+In a range query a window is `$__rate_interval`, so that it always spans four scrapes; what is true now
+is an instant query, over the last five minutes (`RECENT`) or over the whole time shown (`$__range`).
+
+A number that is 0 while instances are there and nothing happens, but none without instances, ends with
+`or_zero`: so that an idle fleet and no data at all do not look the same.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ SERVICE_LEVEL_TARGET = 0.8
 
 STEP = "$__rate_interval"
 SHOWN = "$__range"
+RECENT = "5m"
+KNOWN = "10m"  # for how long a limit is taken for the same when no call shows it
 
 PROCESS = 'job=~"$job", instance=~"$instance"'
 QUEUE = f'{PROCESS}, queue=~"$queue"'
@@ -154,12 +159,59 @@ def longest_wait() -> str:
     return f"max({series(names.OLDEST_WAIT)})"
 
 
+def longest_hold() -> str:
+    return f"max({series(names.OLDEST_HOLD)})"
+
+
+def expected_wait() -> str:
+    return f"max({series(names.EXPECTED_WAIT)})"
+
+
+def limit() -> str:
+    """The last known limit, by queue: an idle queue reports none, and has one all the same."""
+    return f"max by (queue) (last_over_time({series(names.LIMIT)}[{KNOWN}]))"
+
+
+def limit_of_all() -> str:
+    return f"sum({limit()})"
+
+
+def in_use() -> str:
+    """Slots in use, by queue; by the instances' own count where no report of the queue is fresh."""
+    return f"({shared(names.IN_USE)} or {holding()})"
+
+
 def occupancy() -> str:
-    return f"{shared(names.IN_USE)} / ({shared(names.LIMIT)} > 0)"
+    """Slots in use, of those there are, by queue."""
+    return f"{in_use()} / ({limit()} > 0)"
 
 
-def occupancy_of_all() -> str:
-    return f"{in_all(names.IN_USE)} / ({in_all(names.LIMIT)} > 0)"
+FULL = 1.0005
+
+
+def occupancy_and_waiters() -> str:
+    """The occupancy, and a thousandth more where callers wait: full is bad only if somebody waits."""
+    return f"({occupancy()}) + 0.001 * ({waiting()} > bool 0)"
+
+
+def fullest() -> str:
+    return f"max({occupancy_and_waiters()})"
+
+
+def too_long() -> str:
+    """Seconds of the longest hold, of queues in which it is far beyond what is usual there."""
+    oldest = shared(names.OLDEST_HOLD)
+    usual = f"{LONG_TIMES} * ({mean_hold('queue', SHOWN)})"
+    return f"({oldest} > {LONG_SECONDS} and {oldest} > {usual}) or {oldest} > {OLD_SECONDS}"
+
+
+LONG_SECONDS, LONG_TIMES = 60, 20  # longer than a minute, and than twenty usual holds
+OLD_SECONDS = 3600  # as the alert GenesisOldHold has it, and `genesis doctor`
+
+
+def paused() -> str:
+    """Queues whose limit is 0."""
+    return f"{shared(names.LIMIT)} == 0"
 
 
 def stuck() -> str:
@@ -174,7 +226,16 @@ def stuck() -> str:
 
 
 def or_zero(what: str) -> str:
-    return f"{what} or vector(0)"
+    """0 while instances are there; nothing without them."""
+    return f"{what} or 0 * {up_count()}"
+
+
+NOBODY = -1
+
+
+def or_nobody(what: str) -> str:
+    """-1, which is shown as words, while instances are there and there is nobody to count."""
+    return f"{what} or {NOBODY} + 0 * {up_count()}"
 
 
 def how_many(what: str) -> str:
@@ -182,16 +243,13 @@ def how_many(what: str) -> str:
 
 
 def depth_everywhere() -> str:
-    return f"max by (queue) ({series(names.DEPTH, of=EVERY_INSTANCE)})"
+    """The line, as the backend counts it."""
+    return f"sum(max by (queue) ({series(names.DEPTH, of=EVERY_INSTANCE)}))"
 
 
 def waiting_everywhere() -> str:
-    return f"sum by (queue) ({series(names.WAITING, of=EVERY_INSTANCE)})"
-
-
-def left_by_the_dead() -> str:
-    """Waiters in the line that no living instance has; of all instances, whichever are chosen."""
-    return f"clamp_min({depth_everywhere()} - {waiting_everywhere()}, 0)"
+    """The line, as the instances count their own calls."""
+    return f"sum({series(names.WAITING, of=EVERY_INSTANCE)})"
 
 
 # Demand, slots, faults -----------------------------------------------------------------------------
@@ -212,16 +270,20 @@ def capacity() -> str:
     The length is that of all calls: by queue, every queue in which none ended just now would be missing
     from the sum, and with calls of some minutes that is most of them.
     """
-    return f"{in_all(names.LIMIT)} / ({mean_hold('')} > 0)"
+    return f"{limit_of_all()} / ({mean_hold('', KNOWN)} > 0)"
 
 
-def load(window: str = STEP) -> str:
+def load(window: str = RECENT) -> str:
     """Slots that the arriving calls need, of those there are: arrivals x mean hold / limit."""
-    return f"{arriving(window=window)} * {mean_hold(window=window)} / ({shared(names.LIMIT)} > 0)"
+    return f"{arriving(window=window)} * {mean_hold(window=window)} / ({limit()} > 0)"
 
 
 def happened(metric: str, by: str, *more: str, of: str = QUEUE, window: str = STEP) -> str:
-    """How often. Every counter begins at 0 with the first call, so that the very first time counts."""
+    """How often. Every counter begins at 0 with the first call, so that the very first time counts.
+
+    In a panel with bars, whose step is at least a minute: a window is then a step and a scrape, so that
+    each increment is drawn once.
+    """
     return _sum(by, f"increase({series(metric, *more, of=of)}[{window}])")
 
 
@@ -231,6 +293,11 @@ def disruptions(by: str = "reason", window: str = STEP) -> str:
 
 def reclaimed(by: str, window: str = STEP) -> str:
     return happened(names.RECLAIMED, by, window=window)
+
+
+def refused(by: str, window: str = STEP, *more: str) -> str:
+    """Calls that were turned away instead of taken into the line."""
+    return happened(names.REFUSED, by, *more, window=window)
 
 
 def lost(by: str, window: str = STEP) -> str:
@@ -262,6 +329,7 @@ def faults_of_queues() -> str:
 
 
 # Instances and the backend -------------------------------------------------------------------------
+FAILED = 'outcome=~"unavailable|error"'
 WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
 
 
@@ -276,8 +344,25 @@ def up() -> str:
     return f"max by (instance) ({_scraped()})"
 
 
-def down() -> str:
-    return f"count(({_scraped()}) == 0) or vector(0)"
+def up_count() -> str:
+    """How many instances Prometheus reaches; none if there is no instance at all."""
+    return f"sum({_scraped()})"
+
+
+def down_count() -> str:
+    return f"count({_scraped()}) - {up_count()}"
+
+
+BACKEND_FINE, BACKEND_WAS_AWAY, BACKEND_AWAY = 0, 1, 2
+
+
+def backend_state() -> str:
+    """2 while operations fail, 1 if the backend was away or lost data within five minutes, else 0."""
+    failing = operations("", FAILED)
+    disrupted = disruptions("", RECENT)
+    away = f"{BACKEND_AWAY} * ({failing} > bool 0) > 0"
+    was_away = f"{BACKEND_WAS_AWAY} * ({disrupted} > bool 0.5) > 0"
+    return or_zero(f"({away}) or ({was_away})")
 
 
 def operation_quantile(quantile: float, by: str, window: str = STEP) -> str:
@@ -291,15 +376,20 @@ def operations(by: str, *more: str) -> str:
 
 
 def alerts() -> str:
-    """One line for each, with the labels that are shown, and no other."""
-    firing = 'ALERTS{job=~"$job", alertname=~"Genesis.+", alertstate="firing"}'
-    return f"max by (alertname, severity, queue, instance) ({firing})"
+    """Seconds for which each alert that fires has been true, with the labels that are shown."""
+    shown = "alertname, severity, queue, instance"
+    ours = 'job=~"$job", alertname=~"Genesis.+"'
+    since = f"min by ({shown}) (ALERTS_FOR_STATE{{{ours}}})"
+    firing = f'max by ({shown}) (ALERTS{{{ours}, alertstate="firing"}})'
+    return f"time() - {since} and {firing}"
 
 
 # Logs ----------------------------------------------------------------------------------------------
 LINES = '{service_name=~"$service"}'
 SHORT = (
-    "{{.event}} {{.item_id}} queue={{.queue_id}} on={{.instance_id}} waited={{.waited}} held={{.held}}"
+    "{{.event}} {{.item_id}} queue={{.queue_id}} on={{.instance_id}}"
+    "{{ if .waited }} waited={{ round .waited 3 }} s{{ end }}"
+    "{{ if .held }} held={{ round .held 3 }} s{{ end }}"
 )
 
 

@@ -42,6 +42,11 @@ class ExampleInstance:
         """As Prometheus' label `instance` has it."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def log(self) -> Path:
+        """What it wrote: JSON lines of the library, and those of the server."""
+        return self._log
+
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -72,6 +77,13 @@ class ExampleInstance:
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+        self._process = None
+
+    def stop(self) -> None:
+        """SIGTERM, as a deployment does, and wait until it is gone."""
+        self.signal(signal.SIGTERM)
         assert self._process is not None
         self._process.wait()
         self._process = None

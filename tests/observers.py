@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,24 +161,32 @@ class Prometheus:
     """A real Prometheus that scrapes the given ports four times a second and keeps exemplars.
 
     Args:
-        ports: of the instances, on this machine.
+        ports: of the instances, on this machine; of several jobs, by the name of the job.
         rules: the text of a rule file, if there is one.
         interval: between two scrapes.
     """
 
     MISSING = "no `prometheus` on this machine (Debian: apt-get install prometheus)"
 
-    def __init__(self, ports: Sequence[int], rules: str = "", interval: str = "250ms") -> None:
+    def __init__(
+        self,
+        ports: Sequence[int] | Mapping[str, Sequence[int]],
+        rules: str = "",
+        interval: str = "250ms",
+    ) -> None:
         self._port = free_port()
+        jobs = ports if isinstance(ports, Mapping) else {"genesis": ports}
 
         def command(folder: Path) -> list[str]:
-            targets = ", ".join(f"'127.0.0.1:{port}'" for port in ports)
+            scraped = "".join(
+                f"  - {{job_name: {job}, static_configs: [{{targets: "
+                f"{[f'127.0.0.1:{port}' for port in of_job]}}}]}}\n"
+                for job, of_job in jobs.items()
+            )
             (folder / "rules.yml").write_text(rules or "groups: []\n")
             (folder / "prometheus.yml").write_text(
                 f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
-                "rule_files: [rules.yml]\n"
-                "scrape_configs:\n"
-                f"  - {{job_name: genesis, static_configs: [{{targets: [{targets}]}}]}}\n"
+                f"rule_files: [rules.yml]\nscrape_configs:\n{scraped}"
             )
             return [
                 "prometheus",
@@ -195,8 +203,14 @@ class Prometheus:
     def available() -> bool:
         return shutil.which("prometheus") is not None
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """What the expression gives now, or gave at that time."""
+        when = {} if at is None else {"time": at}
+        found: list[dict[str, Any]] = self._get("query", query=expression, **when)["result"]
         return found
 
     def value(self, expression: str) -> float | None:

@@ -18,7 +18,7 @@ import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import yaml
@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
+from tests.dashboards.callers import Callers
 from tests.example_instance import ExampleInstance
 from tests.observers import Prometheus
 from tests.redis_server import RedisServer
@@ -87,17 +88,16 @@ class Fault(NamedTuple):
     ended: float
 
 
-class LiveRun:
+class LiveRun(Callers):
     """Use as `async with`; `play` does everything, and the data stays until it is left."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.faults: dict[str, Fault] = {}
         self.began = 0.0
         self.ended = 0.0
         self.instances: list[ExampleInstance] = []
         self._stack = AsyncExitStack()
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._serial = 0
 
     async def __aenter__(self) -> LiveRun:
         async with AsyncExitStack() as stack:
@@ -117,7 +117,7 @@ class LiveRun:
             ports = [instance.port for instance in self.instances]
             self.prometheus = Prometheus(ports, shortened_rules(), SCRAPES)
             stack.callback(self.prometheus.close)
-            stack.push_async_callback(self._hang_up_all)
+            stack.push_async_callback(self.hang_up_all)
             self._stack = stack.pop_all()
         return self
 
@@ -252,50 +252,6 @@ class LiveRun:
             self.redis.start()
             await self.firing("GenesisBackendDisruptions", reason="data_lost")
         await self.hang_up(*held, *waiting, newcomers)
-
-    # Callers --------------------------------------------------------------------------------------
-    def call(self, instance: ExampleInstance, queue: str, seconds: float) -> asyncio.Task[Any]:
-        """A caller; cancelled to hang up. That an instance may not be there is no concern of theirs."""
-        self._serial += 1
-        path = f"/call/item-{self._serial}?queue={queue.replace(' ', '%20')}&seconds={seconds:g}"
-
-        async def caller() -> None:
-            with suppress(OSError):
-                await instance.get(path)
-
-        return self._keep(caller())
-
-    def every(
-        self, seconds: float, instance: ExampleInstance, queue: str, talk: float
-    ) -> asyncio.Task[Any]:
-        """A new caller every so many seconds, until it is hung up; the callers then hang up, too."""
-
-        async def callers() -> None:
-            calls = []
-            try:
-                while True:
-                    calls.append(self.call(instance, queue, talk))
-                    await asyncio.sleep(seconds)  # the rate of arrivals
-            finally:
-                for each in calls:
-                    each.cancel()
-
-        return self._keep(callers())
-
-    def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        return task
-
-    async def hang_up(self, *callers: asyncio.Task[Any]) -> None:
-        for each in callers:
-            each.cancel()
-        await asyncio.gather(*callers, return_exceptions=True)
-
-    async def _hang_up_all(self) -> None:
-        while self._calls:
-            await self.hang_up(*self._calls)
 
     # What is seen -------------------------------------------------------------------------------------
     def first(self, expression: str, *, but_not: float = math.nan) -> float | None:
