@@ -172,7 +172,7 @@ def _slots() -> Json:
         ),
         "none",
         [
-            Query(f"sum({queries.in_use()})", "in use"),
+            Query(queries.in_use_of_all(), "in use"),
             Query(queries.limit_of_all(), "slots"),
         ],
         overrides=[drawn_as_limit("slots")],

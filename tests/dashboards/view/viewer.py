@@ -82,7 +82,9 @@ def install() -> Path:
     Raises:
         RuntimeError: npm cannot install what `package-lock.json` names.
     """
-    sources = sorted(path for path in HERE.rglob("*") if path.suffix in {".json", ".mjs", ".ts", ".tsx"})
+    sources = sorted(
+        path for path in HERE.rglob("*") if path.suffix in {".json", ".mjs", ".ts", ".tsx"}
+    )
     lock = hashlib.sha256((HERE / "package-lock.json").read_bytes()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = cache / "genesis-dashboard-view" / lock
@@ -130,9 +132,7 @@ def draw(
 
 
 def _picture(shot: Shot, seen: dict[str, Any]) -> Picture:
-    panels = {
-        panel["title"]: [Shown(**each) for each in panel["shown"]] for panel in seen["panels"]
-    }
+    panels = {panel["title"]: [Shown(**each) for each in panel["shown"]] for panel in seen["panels"]}
     return Picture(shot, panels, seen["cut"], seen["errors"])
 
 

@@ -245,6 +245,10 @@ function Page({ dashboard, view, shown }: any) {
 
 async function main() {
   registerAll();
+  // Before anything is drawn: how large a number is drawn depends on how wide its digits are.
+  await Promise.all([['Regular', '400'], ['Medium', '500']].map(async ([name, weight]) => {
+    document.fonts.add(await new FontFace('Inter', `url(/public/fonts/inter/Inter-${name}.woff2)`, { weight }).load());
+  }));
   await initPluginTranslations('grafana');
   const dashboard = await (await fetch('/dashboard/' + args.get('dashboard'))).json();
   const to = Number(args.get('to') ?? Date.now() / 1000) * 1000;
