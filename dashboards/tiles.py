@@ -191,7 +191,7 @@ def backend() -> Json:
 
 def instances() -> Json:
     return stat(
-        "Instances",
+        "Instances now",
         Says(
             "Instances that Prometheus reaches, and those that it knows of and does not reach.",
             bad="any that is down: its callers are cut off; what it held is given on within the lease.",

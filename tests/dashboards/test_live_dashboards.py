@@ -22,7 +22,7 @@ SHOWN_BY = {
     "job_queue_state:genesis_queue_reclaimed:increase10m": "instance killed",
     "job_queue:genesis_queue_lost:increase10m": "instance stopped",
     "job_queue:genesis_queue_limit_disagreements:increase10m": "limits disagree",
-    "job_backend_reason:genesis_backend_disruptions:increase10m": "clock set back",
+    "job_instance_backend_reason:genesis_backend_disruptions:increase10m": "clock set back",
     "job_sink:genesis_telemetry_errors:increase10m": "sink raises",
     "GenesisServiceLevelBurn 15m": "slots exhausted",
     "GenesisServiceLevelBurn 1h": "slots exhausted",
