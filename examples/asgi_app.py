@@ -3,7 +3,8 @@
     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 GENESIS_REDIS_URL=redis://localhost:6379 \\
         uvicorn examples.asgi_app:app
 
-    GET /call/{item_id}?seconds=2&queue=calls   waits for one of the slots, and holds it for that long
+    GET /call/{item_id}?seconds=2&queue=calls   waits for one of the slots, and holds it for that long;
+                                                &max_waiting=20: unless so many wait already
     GET /queue/{queue_id}                       how long the line is, and who is in it
     GET /metrics, /health, /ready               for Prometheus and the load balancer
 
@@ -26,6 +27,7 @@ from opentelemetry import propagate, trace
 from prometheus_client import CollectorRegistry
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError
+from genesis.exceptions import QueueFullError
 from genesis.observability import Telemetry, asgi_app, configure
 from genesis.queue import RedisBackend
 
@@ -118,7 +120,7 @@ class Application:
             if what == "queue":
                 return await _show(queue, name)
             return await _call(queue, name, scope)
-        except (QueueTimeoutError, EvictedError, BackendUnavailableError) as error:
+        except (QueueTimeoutError, QueueFullError, EvictedError, BackendUnavailableError) as error:
             return 503, {"error": type(error).__name__}
         except ValueError as error:
             return 400, {"error": str(error)}
@@ -130,13 +132,14 @@ async def _call(queue: Queue, item_id: str, scope: Scope) -> Reply:
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ValueError(f"seconds must be from 0 to {MAX_SECONDS:g}")
     queue_id = query.get("queue", [QUEUE_ID])[0]
+    most = int(query["max_waiting"][0]) if "max_waiting" in query else None
     carrier = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
     tracer = trace.get_tracer("genesis.examples.asgi")
     with tracer.start_as_current_span(
         "GET /call/{item_id}", propagate.extract(carrier), kind=trace.SpanKind.SERVER
     ):
         async with queue.slot(
-            queue_id, item_id=item_id, max_concurrent=LIMIT, timeout=WAIT_SECONDS
+            queue_id, item_id=item_id, max_concurrent=LIMIT, timeout=WAIT_SECONDS, max_waiting=most
         ) as slot:
             await asyncio.sleep(seconds)
     return 200, {

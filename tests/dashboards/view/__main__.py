@@ -1,7 +1,7 @@
 """Plays all states and draws the dashboards in each: `python -m tests.dashboards.view [FOLDER]`.
 
-It takes six minutes to play, and three to draw. The pictures of the README, in `dashboards/pictures`, are
-three of them; with `--readme` they are replaced.
+It takes six minutes to play, and three to draw. With `--readme`, three of the pictures replace those in
+`dashboards/pictures`.
 """
 
 from __future__ import annotations

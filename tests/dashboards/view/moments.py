@@ -70,9 +70,9 @@ def _call(logs: list[str], before: float) -> str:
     for file in logs:
         for text in Path(file).read_text().splitlines():
             line = json.loads(text) if text.startswith("{") else {}
-            if line.get("queue_id") == QUEUE and line.get("event") in ("released", "timeout", "error"):
-                if line["timestamp"] < _iso(before):
-                    last = max(last, (line["timestamp"], line["item_id"]))
+            ended = line.get("event") in ("released", "timeout", "error")
+            if ended and line.get("queue_id") == QUEUE and line["timestamp"] < _iso(before):
+                last = max(last, (line["timestamp"], line["item_id"]))
     return last[1]
 
 
