@@ -120,7 +120,7 @@ async def stuck(fleet: Fleet, note: Note) -> None:
     fleet.healthy()
     await asyncio.sleep(HISTORY)
     fleet.call(fleet.instances[1], "sales", 3000)
-    await asyncio.sleep(150)
+    await asyncio.sleep(25 * TALK)  # for 20 times the mean it might be a long call
     await note("one slot stuck")
 
 

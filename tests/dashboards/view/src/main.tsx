@@ -160,7 +160,7 @@ function Body({ panel, view, width, height }: { panel: any; view: View; width: n
     const o = panel.options;
     const options = { fieldConfig, reduceOptions: o.reduceOptions, replaceVariables: (v: string) => v, theme, data: frames, sparkline: false, timeZone };
     const nothing = frames.every((frame) => !frame.length);
-    note(panel, getFieldDisplayValues(options).map(({ display }) => ({ ...shownAs(display.title ?? '', display), ...(nothing ? { number: null } : {}) })));
+    note(panel, getFieldDisplayValues(options).map(({ display }) => ({ ...shownAs(frames.length > 1 ? display.title ?? '' : '', display), ...(nothing ? { number: null } : {}) })));
     return (
       <VizRepeater
         getValues={() => getFieldDisplayValues({ fieldConfig, reduceOptions: o.reduceOptions, replaceVariables: (v) => v, theme, data: frames, sparkline: o.graphMode !== 'none', percentChange: o.showPercentChange, timeZone })}
