@@ -112,11 +112,11 @@ def _traces() -> Json:
             "All traces of the service in the time shown in which a span bears this item_id, from "
             "every instance: they share the service's name. One is healthy.",
             bad="none: not sampled, or earlier. More than one: the id was used again.",
-            then="a click on one opens it below.",
+            then="a click on one opens it below, and zooms to the call.",
         ),
         "$service",
         f'{names.ITEM_ID}="$item_id"',
-        frame.TO_TRACE,
+        [frame.TO_TRACE, frame.TO_TIME_OF_TRACE],
     )
 
 

@@ -417,8 +417,8 @@ def log_stat(title: str, description: Says, unit: str, expr: str, *, empty: str)
     return {**panel, "datasource": LOKI, "targets": [target]}
 
 
-def found_traces(title: str, description: Says, service: str, tags: str, link: Json) -> Json:
-    """The traces that Jaeger finds by tag, one a line; a click on one follows `link`."""
+def found_traces(title: str, description: Says, service: str, tags: str, links: Sequence[Json]) -> Json:
+    """The traces that Jaeger finds by tag, one a line; a click on one offers the `links`."""
     target = {
         "refId": "A",
         "datasource": JAEGER,
@@ -432,7 +432,7 @@ def found_traces(title: str, description: Says, service: str, tags: str, link: J
         "noValue": "no trace bears this item_id in the time shown",
         "custom": {"align": "auto", "filterable": False},
     }
-    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": [link]})]
+    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": list(links)})]
     return _panel(
         "table",
         title,

@@ -100,7 +100,7 @@ def cell_links_keep_what_was_chosen(dashboard: Dashboard) -> Iterator[str]:
     for url in re.findall(r"'url': '(/d/[^']+\?[^']+)'", str(dashboard["panels"])):
         kept = {*re.findall(r"\$\{(\w+):queryparam\}", url), *re.findall(r"var-(\w+)=", url)}
         missing = set(VARIABLES) - kept
-        if missing or "${__url_time_range}" not in url:
+        if missing or not ("${__url_time_range}" in url or "&time=" in url):
             yield f"the link {url!r} forgets {', '.join(missing) or 'the time'}"
         if re.search(r"__data\.fields\.\w+}", url):
             yield f"the link {url!r} cuts a value off at & or #"
