@@ -3,7 +3,7 @@
     python examples/callers.py http://localhost:8000 [http://localhost:8001 ...]
 
 Each call goes to any of the instances. `sales` gets half as many calls as its slots can take, so that
-now and then somebody waits for a moment; `support` is quiet. With LOAD=0.95 a line forms and some give up.
+now and then somebody waits for a moment; `support` is quiet. With LOAD=0.95 a line forms.
 """
 
 from __future__ import annotations

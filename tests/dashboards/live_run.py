@@ -151,7 +151,7 @@ class LiveRun(Callers):
             self.exhaust_the_slots(one),
             self.disagree(one, three),
             self.break_a_sink(three),
-            self.fill_the_line(three),
+            self.fill_the_line(one),
             self.kill_and_stop(one, two),
         )
         await self.quiet(
@@ -269,7 +269,8 @@ class LiveRun(Callers):
         await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
         with self.fault("redis stopped"):
             self.redis.kill()
-            await self.firing("GenesisBackendDisruptions")
+            # Nothing is sent meanwhile, so only calls that enter are operations that fail.
+            waiting += [self.every(0.5, i, "cut off", 0.1) for i in (one, two)]
             await self.firing("GenesisBackendUnavailable", backend="redis")
             await self.firing("GenesisStaleSnapshot", queue="cut off")
             await self.ask_doctor("redis stopped")
