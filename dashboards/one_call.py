@@ -112,11 +112,11 @@ def _traces() -> Json:
             "All traces of the service in the time shown in which a span bears this item_id, from "
             "every instance: they share the service's name. One is healthy.",
             bad="none: not sampled, or earlier. More than one: the id was used again.",
-            then="a click on one opens it below.",
+            then="a click on one opens it below, and zooms to the call.",
         ),
         "$service",
         f'{names.ITEM_ID}="$item_id"',
-        frame.TO_TRACE,
+        [frame.TO_TRACE, frame.TO_TIME_OF_TRACE],
     )
 
 
@@ -172,7 +172,7 @@ def _slots() -> Json:
         ),
         "none",
         [
-            Query(f"sum({queries.in_use()})", "in use"),
+            Query(queries.in_use_of_all(), "in use"),
             Query(queries.limit_of_all(), "slots"),
         ],
         overrides=[drawn_as_limit("slots")],

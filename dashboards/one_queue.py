@@ -410,7 +410,7 @@ def _operations() -> Json:
             ),
         ),
         MILLISECONDS,
-        [Query(f"1000 * {queries.operation_quantile(0.99, 'operation')}", "{{operation}}")],
+        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
         thresholds=OPERATION_MILLISECONDS,
         empty="no operations",
     )

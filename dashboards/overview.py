@@ -91,7 +91,7 @@ def _queues() -> Json:
     return table(
         "Queues",
         Says(
-            "One line for each queue, as it is now or over the last five minutes, but for 'shown', "
+            "One line for each queue, as it is now or over the last five minutes, but for 'Shown', "
             "which "
             "is the service level over the time shown, and the faults. A cell is coloured only when "
             "it is "
@@ -111,7 +111,7 @@ def _queues() -> Json:
                 "In 20 s", queries.service_level_strict(window=RECENT), "percentunit", SERVICE_LEVEL, 0
             ),
             Column(
-                "shown", queries.service_level_strict(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
+                "Shown", queries.service_level_strict(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
             ),
             Column("Gave up", queries.abandon_rate(window=RECENT), "percentunit", ABANDONS, 0),
             Column("Mean wait", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
@@ -119,10 +119,10 @@ def _queues() -> Json:
             Column("In use", queries.occupancy_and_waiters(), "percentunit", OCCUPANCY, 0),
             Column("Slots", queries.limit(), "none", None, 0),
             Column("Waiting", queries.waiting(), "none", None, 0),
-            Column("Longest", queries.shared(names.OLDEST_WAIT), SECONDS, WAIT_SECONDS, 0),
+            Column("Max wait", queries.shared(names.OLDEST_WAIT), SECONDS, WAIT_SECONDS, 0),
             Column("Expected", queries.shared(names.EXPECTED_WAIT), SECONDS, WAIT_SECONDS, 0),
-            Column("Longest hold", queries.shared(names.OLDEST_HOLD), CLOCK, tiles.HOLD_SECONDS, 0),
-            Column("too long", queries.too_long(), CLOCK, any_needs_a_look(), 0),
+            Column("Max hold", queries.shared(names.OLDEST_HOLD), CLOCK, tiles.HOLD_SECONDS, 0),
+            Column("Too long", queries.too_long(), CLOCK, any_needs_a_look(), 0),
             Column("Stuck", queries.stuck(), "none", any_is_bad(), 0),
             Column("Faults", queries.faults_of_queues(), "none", any_needs_a_look(0.5), 0),
         ],
@@ -190,7 +190,7 @@ def _slots() -> Json:
         ),
         "none",
         [
-            Query(f"sum({queries.in_use()})", "in use"),
+            Query(queries.in_use_of_all(), "in use"),
             Query(queries.limit_of_all(), "slots"),
         ],
         empty="no calls",
@@ -244,7 +244,7 @@ def _service_level() -> Json:
         ),
         "percentunit",
         [Query(queries.service_level_strict(), "{{queue}}")],
-        thresholds=SERVICE_LEVEL,
+        thresholds=bad_below(queries.SERVICE_LEVEL_TARGET, 0.6, from_zero=False),
         most=1,
         empty="no calls",
     )
@@ -318,21 +318,23 @@ def _instances() -> Json:
         "Instance",
         [
             Column("Up", queries.up(), "none", bad_below(1, 1), 0, 45),
-            Column("Waiting", queries.waiting("instance"), "none", None, 0),
-            Column("Holding", queries.holding("instance"), "none", None, 0),
+            Column("Waiting", queries.waiting("instance"), "none", None, 0, 70),
+            Column("Holding", queries.holding("instance"), "none", None, 0, 70),
             Column(
                 "In 20 s",
                 queries.service_level_strict("instance", RECENT),
                 "percentunit",
                 SERVICE_LEVEL,
                 0,
+                70,
             ),
             Column(
                 "p99",
-                f"1000 * {queries.operation_quantile(0.99, 'instance', RECENT)}",
+                queries.operation_milliseconds(0.99, "instance", RECENT),
                 MILLISECONDS,
                 OPERATION_MILLISECONDS,
                 0,
+                70,
             ),
             Column(
                 "Redis",
@@ -340,6 +342,7 @@ def _instances() -> Json:
                 "none",
                 any_needs_a_look(0.5),
                 0,
+                60,
             ),
             Column(
                 "Telemetry",
@@ -347,6 +350,7 @@ def _instances() -> Json:
                 "none",
                 any_needs_a_look(0.5),
                 0,
+                85,
             ),
         ],
         link=frame.TO_INSTANCE,
@@ -364,7 +368,7 @@ def _operations() -> Json:
             then="all operations slow is Redis or the network; heartbeat alone is a busy event loop.",
         ),
         MILLISECONDS,
-        [Query(f"1000 * {queries.operation_quantile(0.99, 'operation')}", "{{operation}}")],
+        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
         thresholds=OPERATION_MILLISECONDS,
         empty="no operations",
     )

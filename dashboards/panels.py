@@ -57,8 +57,10 @@ def bad_above(look: float, act: float) -> Json:
     return steps((PLAIN, None), (LOOK, look), (ACT, act))
 
 
-def bad_below(look: float, act: float) -> Json:
-    # From 0 on, and not from below: no value at all has the colour of the lowest step.
+def bad_below(look: float, act: float, *, from_zero: bool = True) -> Json:
+    """Red from 0 on: no value at all has the colour of what is below. Lines have no such value."""
+    if not from_zero:
+        return steps((ACT, None), (LOOK, act), (PLAIN, look))
     return steps((PLAIN, None), (ACT, 0), (LOOK, act), (PLAIN, look))
 
 
@@ -146,6 +148,7 @@ def lines(
         "lineWidth": 1,
         "fillOpacity": 60 if bars else 0,
         "showPoints": "never",
+        "axisSoftMax": 1,  # a series of zeros has an axis up to 100 otherwise
         "stacking": {"mode": "normal" if bars else "none", "group": "A"},
         "thresholdsStyle": {"mode": "dashed" if thresholds else "off"},
     }
@@ -414,8 +417,8 @@ def log_stat(title: str, description: Says, unit: str, expr: str, *, empty: str)
     return {**panel, "datasource": LOKI, "targets": [target]}
 
 
-def found_traces(title: str, description: Says, service: str, tags: str, link: Json) -> Json:
-    """The traces that Jaeger finds by tag, one a line; a click on one follows `link`."""
+def found_traces(title: str, description: Says, service: str, tags: str, links: Sequence[Json]) -> Json:
+    """The traces that Jaeger finds by tag, one a line; a click on one offers the `links`."""
     target = {
         "refId": "A",
         "datasource": JAEGER,
@@ -429,7 +432,7 @@ def found_traces(title: str, description: Says, service: str, tags: str, link: J
         "noValue": "no trace bears this item_id in the time shown",
         "custom": {"align": "auto", "filterable": False},
     }
-    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": [link]})]
+    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": list(links)})]
     return _panel(
         "table",
         title,

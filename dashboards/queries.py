@@ -181,6 +181,11 @@ def in_use() -> str:
     return f"({shared(names.IN_USE)} or {holding()})"
 
 
+def in_use_of_all() -> str:
+    """Of those queues whose limit is known, so that it can be held against `limit_of_all`."""
+    return f"sum({in_use()} and {limit()})"
+
+
 def occupancy() -> str:
     """Slots in use, of those there are, by queue."""
     return f"{in_use()} / ({limit()} > 0)"
@@ -227,7 +232,12 @@ def stuck() -> str:
 
 def or_zero(what: str) -> str:
     """0 while instances are there; nothing without them."""
-    return f"{what} or 0 * {up_count()}"
+    return f"{what} or 0 * {_any_up()}"
+
+
+def or_zero_unless(calls: str, what: str) -> str:
+    """As `or_zero`, but nothing while there are such calls and the backend is away: nobody knows."""
+    return f"{what} or (0 * {_any_up()} unless ({calls} > 0 and {backend_state()} > 0))"
 
 
 NOBODY = -1
@@ -235,7 +245,7 @@ NOBODY = -1
 
 def or_nobody(what: str) -> str:
     """-1, which is shown as words, while instances are there and there is nobody to count."""
-    return f"{what} or {NOBODY} + 0 * {up_count()}"
+    return f"{what} or {NOBODY} + 0 * {_any_up()}"
 
 
 def how_many(what: str) -> str:
@@ -349,11 +359,15 @@ def up_count() -> str:
     return f"sum({_scraped()})"
 
 
+def _any_up() -> str:
+    return f"({up_count()} > 0)"
+
+
 def down_count() -> str:
     return f"count({_scraped()}) - {up_count()}"
 
 
-BACKEND_FINE, BACKEND_WAS_AWAY, BACKEND_AWAY = 0, 1, 2
+BACKEND_FINE, BACKEND_DISRUPTED, BACKEND_AWAY = 0, 1, 2
 
 
 def backend_state() -> str:
@@ -361,14 +375,16 @@ def backend_state() -> str:
     failing = operations("", FAILED)
     disrupted = disruptions("", RECENT)
     away = f"{BACKEND_AWAY} * ({failing} > bool 0) > 0"
-    was_away = f"{BACKEND_WAS_AWAY} * ({disrupted} > bool 0.5) > 0"
-    return or_zero(f"({away}) or ({was_away})")
+    touched = f"{BACKEND_DISRUPTED} * ({disrupted} > bool 0.5) > 0"
+    return or_zero(f"({away}) or ({touched})")
 
 
-def operation_quantile(quantile: float, by: str, window: str = STEP) -> str:
+def operation_milliseconds(quantile: float, by: str, window: str = STEP) -> str:
     buckets = series(names.OPERATION_SECONDS + "_bucket", WAITS_BY_DESIGN, of=PROCESS)
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
+    # Without those of which there was none: their quantile is NaN.
+    quantiles = f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
+    return f"1000 * {quantiles} > 0"
 
 
 def operations(by: str, *more: str) -> str:

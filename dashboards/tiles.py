@@ -29,7 +29,7 @@ OCCUPANCY = any_needs_a_look(queries.FULL)
 WAIT_SECONDS = bad_above(20, 60)
 HOLD_SECONDS = any_is_bad(queries.OLD_SECONDS)
 UP = steps((PLAIN, None), (ACT, 0), (PLAIN, 1))
-BACKEND = steps((PLAIN, None), (LOOK, queries.BACKEND_WAS_AWAY), (ACT, queries.BACKEND_AWAY))
+BACKEND = steps((PLAIN, None), (LOOK, queries.BACKEND_DISRUPTED), (ACT, queries.BACKEND_AWAY))
 
 ALL, RECENT, SHOWN = "", queries.RECENT, queries.SHOWN
 NO_CALLS = {float(queries.NOBODY): "no calls"}
@@ -117,7 +117,7 @@ def longest_wait() -> Json:
             "Redis.",
         ),
         SECONDS,
-        [_now(queries.or_zero(queries.longest_wait()))],
+        [_now(queries.or_zero_unless(queries.waiting(ALL), queries.longest_wait()))],
         thresholds=WAIT_SECONDS,
         decimals=0,
     )
@@ -173,9 +173,8 @@ def backend() -> Json:
     return stat(
         "Redis",
         Says(
-            "Whether the instances reach the backend: 'fails' while operations fail, 'was away' if it "
-            "was "
-            "out of reach, refused something or lost its data within the last five minutes.",
+            "Whether the instances reach the backend: 'fails' while operations fail; 'disrupted' if it "
+            "went out of reach, refused something or lost its data within the last five minutes.",
             bad="red: new calls get an error, and after a lease those who wait do, too.",
             then="'Redis: disruptions' says why; the runbook is GenesisBackendUnavailable.",
         ),
@@ -184,7 +183,7 @@ def backend() -> Json:
         thresholds=BACKEND,
         words={
             queries.BACKEND_FINE: "ok",
-            queries.BACKEND_WAS_AWAY: "was away",
+            queries.BACKEND_DISRUPTED: "disrupted",
             queries.BACKEND_AWAY: "fails",
         },
     )
@@ -192,7 +191,7 @@ def backend() -> Json:
 
 def instances() -> Json:
     return stat(
-        "Instances",
+        "Instances now",
         Says(
             "Instances that Prometheus reaches, and those that it knows of and does not reach.",
             bad="any that is down: its callers are cut off; what it held is given on within the lease.",
@@ -237,7 +236,7 @@ def longest_hold() -> Json:
         ),
         CLOCK,
         [
-            _now(queries.or_zero(queries.longest_hold()), "longest"),
+            _now(queries.or_zero_unless(queries.holding(ALL), queries.longest_hold()), "longest"),
             _now(queries.or_zero(f"count({queries.too_long()})"), "too long"),
         ],
         thresholds=HOLD_SECONDS,

@@ -2,13 +2,14 @@
 
     python examples/callers.py http://localhost:8000 [http://localhost:8001 ...]
 
-Each call goes to any of the instances. `sales` gets nearly as many calls as its slots can take, so that
-now and then a line forms and some give up; `support` is quiet.
+Each call goes to any of the instances. `sales` gets half as many calls as its slots can take, so that
+now and then somebody waits for a moment; `support` is quiet. With LOAD=0.95 a line forms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import uuid
@@ -28,7 +29,8 @@ class Callers(NamedTuple):
     """Seconds from one call to the next."""
 
 
-GROUPS = (Callers("sales", TALK_SECONDS / 1.9), Callers("support", TALK_SECONDS / 0.6))
+LOAD = float(os.environ.get("LOAD", "0.5"))  # of the two slots of sales
+GROUPS = (Callers("sales", TALK_SECONDS / (2 * LOAD)), Callers("support", TALK_SECONDS / 0.3))
 
 
 async def call(url: str, queue_id: str) -> None:

@@ -56,6 +56,7 @@ FOREIGN = {
     "up": SCRAPED,
     "process_start_time_seconds": SCRAPED,
     "ALERTS": frozenset({"alertname", "alertstate", "severity", "queue"}),
+    "ALERTS_FOR_STATE": frozenset({"alertname", "severity", "queue"}),
 }
 GRAFANA_DEFAULTS = {
     "job": "genesis",

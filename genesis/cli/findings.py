@@ -13,6 +13,8 @@ RUNBOOKS = {
     "STALE_INSTANCE": "GenesisInstanceDown",
     "STUCK_HEAD": "GenesisStuckHead",
     "LIMITS_DIFFER": "GenesisLimitDisagreement",
+    "OLD_HOLD": "GenesisOldHold",
+    "PAUSED": "GenesisPaused",
 }
 """The runbook of the alert that has the same cause, of those codes for which there is one."""
 

@@ -24,10 +24,18 @@ Rule = Callable[[Dashboard], Iterator[str]]
 
 COLUMNS = 24
 VARIABLES = ("datasource", "job", "instance", "queue")
-SHARED = {names.DEPTH, names.IN_USE, names.LIMIT, names.OLDEST_WAIT}
+SHARED = {
+    names.DEPTH,
+    names.IN_USE,
+    names.LIMIT,
+    names.OLDEST_WAIT,
+    names.OLDEST_HOLD,
+    names.EXPECTED_WAIT,
+}
 OF_A_PROCESS = {names.WAITING, names.HOLDING}
 
 STEP, SHOWN = timedelta(seconds=7001), timedelta(seconds=7002)
+RECENT, KNOWN = timedelta(minutes=5), timedelta(minutes=10)
 _FILLING = {
     **{name: f"${name}" for name in GRAFANA_DEFAULTS},  # matchers stay as they are written
     "__rate_interval": "7001s",
@@ -92,7 +100,7 @@ def cell_links_keep_what_was_chosen(dashboard: Dashboard) -> Iterator[str]:
     for url in re.findall(r"'url': '(/d/[^']+\?[^']+)'", str(dashboard["panels"])):
         kept = {*re.findall(r"\$\{(\w+):queryparam\}", url), *re.findall(r"var-(\w+)=", url)}
         missing = set(VARIABLES) - kept
-        if missing or "${__url_time_range}" not in url:
+        if missing or not ("${__url_time_range}" in url or "&time=" in url):
             yield f"the link {url!r} forgets {', '.join(missing) or 'the time'}"
         if re.search(r"__data\.fields\.\w+}", url):
             yield f"the link {url!r} cuts a value off at & or #"
@@ -198,12 +206,18 @@ def _asked(
 
 
 def windows_fit(dashboard: Dashboard) -> Iterator[str]:
-    """A fixed window is empty when scrapes are rarer, and hides spikes when the range is long."""
+    """A short fixed window is empty when scrapes are rarer; a long one hides spikes in a line.
+
+    Ten minutes are for what hardly changes: a limit, and the mean length of calls.
+    """
     for target in _targets(dashboard):
+        allowed = {None, STEP, KNOWN, *((SHOWN, RECENT) if target.now else ())}
         for asked in target.asked:
-            if asked.window not in (None, SHOWN if target.now else STEP):
-                wanted = "$__range" if target.now else "$__rate_interval"
-                yield f"{target.title!r} looks at {asked.metric} over a window other than {wanted}"
+            slow = asked.metric == names.LIMIT or asked.metric.startswith(names.HOLD_SECONDS)
+            if asked.window not in allowed or (asked.window == KNOWN and not slow):
+                wanted = "$__range and 5m" if target.now else "$__rate_interval"
+                if asked.metric != names.BUILD_INFO or asked.window != SHOWN:
+                    yield f"{target.title!r} looks at {asked.metric} over a window other than {wanted}"
 
 
 def counters_are_rates(dashboard: Dashboard) -> Iterator[str]:
@@ -240,7 +254,7 @@ def _wanted_labels(metric: str, own: frozenset[str]) -> list[str]:
     level, _, rest = metric.partition(":")
     if rest:  # a recording rule, whose name begins with the labels that it kept
         return [label for label in ("job", "queue") if label in level.split("_")]
-    if metric == "ALERTS":
+    if metric.startswith("ALERTS"):
         return ["job"]
     return ["job", "instance", *(["queue"] if "queue" in own else [])]
 

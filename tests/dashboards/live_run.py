@@ -13,9 +13,11 @@ waiting; `idle` has one call. None of these is to blame for anything. The others
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -41,6 +43,7 @@ LIMIT = 2
 PATIENCE = 6.0  # seconds until a caller is sent away; above the 5 s below which nobody has given up
 SCRAPES = "500ms"
 QUIET_SECONDS = 12
+OLD_HOLD = "8"  # seconds, as `SHORTER` has it
 
 SHORTER = {
     "15s": "500ms",  # between two evaluations
@@ -55,6 +58,7 @@ SHORTER = {
     "6h": "16s",
     "time() - 600": "time() - 8",  # the 10 minutes once more, as a number
     "> 300": "> 3",  # seconds that the head may wait
+    "> 3600": "> 8",  # seconds that a slot may be held
 }
 VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "1s", "__range": "30s"}
 
@@ -97,6 +101,8 @@ class LiveRun(Callers):
         self.began = 0.0
         self.ended = 0.0
         self.instances: list[ExampleInstance] = []
+        self.found: dict[str, set[str]] = {}
+        """What `genesis doctor` found while a fault lasted: codes, by the name of the fault."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> LiveRun:
@@ -145,9 +151,12 @@ class LiveRun(Callers):
             self.exhaust_the_slots(one),
             self.disagree(one, three),
             self.break_a_sink(three),
+            self.fill_the_line(one),
             self.kill_and_stop(one, two),
         )
-        await self.quiet({"GenesisServiceLevelBurn", "GenesisAbandonRate", "GenesisOccupancy"})
+        await self.quiet(
+            {"GenesisServiceLevelBurn", "GenesisAbandonRate", "GenesisOccupancy", "GenesisPaused"}
+        )
         await self.hang_up(*paused)
         await self.operator.set_limit("paused", None)
         await self.set_the_clock_back(one, two)
@@ -167,7 +176,19 @@ class LiveRun(Callers):
                 await self.firing(alert, queue="busy")
             for window in ("15m", "1h", "6h"):
                 await self.firing("GenesisServiceLevelBurn", queue="busy", window=window)
+            await self.firing("GenesisOldHold", queue="busy")
+            await self.firing("GenesisPaused", queue="paused")
+            await self.ask_doctor("slots exhausted")
             await self.hang_up(*callers, *held)
+
+    async def fill_the_line(self, one: ExampleInstance) -> None:
+        """Nobody may wait, and six callers a second try to."""
+        with self.fault("line full"):
+            held = [self.call(one, "full", 100), self.call(one, "full", 100)]
+            await self.seen('sum(genesis_queue_holding{queue="full"}) == 2', "both slots are held")
+            callers = self.every(0.17, one, "full&max_waiting=0", 0.1)
+            await self.firing("GenesisRefusals", queue="full")
+            await self.hang_up(callers, *held)
 
     async def disagree(self, one: ExampleInstance, three: ExampleInstance) -> None:
         """Two call sites name different limits, in turn."""
@@ -175,6 +196,7 @@ class LiveRun(Callers):
             held = self.call(one, "deployed", 100)
             calls = [self.every(0.5, i, "deployed", 0.1) for i in (one, three)]
             await self.firing("GenesisLimitDisagreement", queue="deployed")
+            await self.ask_doctor("limits disagree")
             await self.hang_up(held, *calls)
 
     async def break_a_sink(self, three: ExampleInstance) -> None:
@@ -196,6 +218,7 @@ class LiveRun(Callers):
             two.kill()
             await self.firing("GenesisReclaims", queue="fragile")
             await self.firing("GenesisInstanceDown")
+            await self.ask_doctor("instance killed")
             two.start()
         for_a_while = 'max_over_time(sum(genesis_queue_waiting{queue="fragile"})[2s:500ms]) == 1'
         await self.seen(for_a_while, "the dead one's slot has gone to one of the living two")
@@ -234,6 +257,7 @@ class LiveRun(Callers):
             self.redis.client.hset(meta, "until", str(ahead))
             await self.hang_up(*held)
             await self.firing("GenesisStuckHead", queue="stuck")
+            await self.ask_doctor("clock set back")
             self.redis.client.hdel(meta, "until")
         await self.hang_up(*waiting)
 
@@ -245,13 +269,14 @@ class LiveRun(Callers):
         await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
         with self.fault("redis stopped"):
             self.redis.kill()
-            # Operations fail only if somebody asks: who holds or waits already goes on.
-            newcomers = self.every(0.5, one, "cut off", 100)
+            # Nothing is sent meanwhile, so only calls that enter are operations that fail.
+            waiting += [self.every(0.5, i, "cut off", 0.1) for i in (one, two)]
             await self.firing("GenesisBackendUnavailable", backend="redis")
             await self.firing("GenesisStaleSnapshot", queue="cut off")
+            await self.ask_doctor("redis stopped")
             self.redis.start()
             await self.firing("GenesisBackendDisruptions", reason="data_lost")
-        await self.hang_up(*held, *waiting, newcomers)
+        await self.hang_up(*held, *waiting)
 
     # What is seen -------------------------------------------------------------------------------------
     def first(self, expression: str, *, but_not: float = math.nan) -> float | None:
@@ -291,6 +316,15 @@ class LiveRun(Callers):
 
     async def ask(self, expression: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self.prometheus.query, expression)
+
+    async def ask_doctor(self, fault: str) -> None:
+        """Keep what `genesis doctor` finds at this moment."""
+        command = [sys.executable, "-m", "genesis", "doctor", "--json", "--url", self.redis.url]
+        process = await asyncio.create_subprocess_exec(
+            *command, "--old-hold", OLD_HOLD, stdout=asyncio.subprocess.PIPE
+        )
+        text, _ = await process.communicate()
+        self.found[fault] = {finding["code"] for finding in json.loads(text)["findings"]}
 
     async def seen(self, expression: str, description: str, timeout: float = 30.0) -> None:
         await self._until(lambda: self.ask(expression), description, timeout)

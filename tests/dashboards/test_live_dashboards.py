@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from genesis.cli.findings import RUNBOOKS
 from tests.dashboards.live_run import VARIABLES, LiveRun, shortened
 from tests.observers import Prometheus
 from tests.telemetry_names import filled_in, load_dashboards, load_rules, panel_expressions
@@ -22,7 +23,7 @@ SHOWN_BY = {
     "job_queue_state:genesis_queue_reclaimed:increase10m": "instance killed",
     "job_queue:genesis_queue_lost:increase10m": "instance stopped",
     "job_queue:genesis_queue_limit_disagreements:increase10m": "limits disagree",
-    "job_backend_reason:genesis_backend_disruptions:increase10m": "clock set back",
+    "job_instance_backend_reason:genesis_backend_disruptions:increase10m": "clock set back",
     "job_sink:genesis_telemetry_errors:increase10m": "sink raises",
     "GenesisServiceLevelBurn 15m": "slots exhausted",
     "GenesisServiceLevelBurn 1h": "slots exhausted",
@@ -39,17 +40,9 @@ SHOWN_BY = {
     "GenesisBackendDisruptions": "clock set back",
     "GenesisBackendUnavailable": "redis stopped",
     "GenesisStaleSnapshot": "redis stopped",
-    "overview: Stuck queues 1": "clock set back",
-    "overview: Queues 10": "clock set back",
-    "overview: Alerts that fire 1": "sink raises",
-    "overview: Faults 1": "clock set back",
-    "overview: Faults 2": "instance killed",
-    "overview: Faults 3": "instance stopped",
-    "overview: Faults 4": "redis stopped",
-    "overview: Faults 5": "sink raises",
-    "overview: Faults 6": "limits disagree",
-    "overview: Operations that failed 1": "redis stopped",
-    "queue: Waiting though slots are free 1": "clock set back",
+    "GenesisPaused": "slots exhausted",
+    "GenesisOldHold": "slots exhausted",
+    "GenesisRefusals": "line full",
 }
 
 # Who may fire, and for which queue; "" for alerts that have none. Anything else is a false alarm.
@@ -63,6 +56,10 @@ TO_BLAME = {
     "GenesisReclaims": {"fragile", "stopped", "calm", "busy", "deployed", "steady", "paused", "stuck"},
     "GenesisLostLeases": {"stopped", "cut off", "calm", "busy", "deployed", "steady", "stuck"},
     "GenesisInstanceDown": {""},
+    "GenesisPaused": {"paused"},
+    "GenesisRefusals": {"full"},
+    # Wherever a call is held for longer than 8 s.
+    "GenesisOldHold": {"busy", "deployed", "fragile", "stopped", "stuck", "cut off", "full"},
     "GenesisLimitDisagreement": {"deployed"},
     "GenesisTelemetryErrors": {""},
     "GenesisStuckHead": {"stuck"},
@@ -158,3 +155,27 @@ def test_nothing_fires_for_a_queue_that_is_not_to_blame(run: LiveRun) -> None:
         if labels.get("queue", "") not in TO_BLAME[labels["alertname"]]
     ]
     assert not false
+
+
+# By the code of the doctor: the fault that is its cause, and the alert that has the same one.
+SAME_CAUSE = {
+    "OLD_HOLD": ("slots exhausted", "GenesisOldHold"),
+    "PAUSED": ("slots exhausted", "GenesisPaused"),
+    "LIMITS_DIFFER": ("limits disagree", "GenesisLimitDisagreement"),
+    "STALE_INSTANCE": ("instance killed", "GenesisInstanceDown"),
+    "STUCK_HEAD": ("clock set back", "GenesisStuckHead"),
+    "BACKEND_UNAVAILABLE": ("redis stopped", "GenesisBackendUnavailable"),
+}
+
+
+def test_the_doctor_and_the_alerts_agree(run: LiveRun) -> None:
+    """Each cause that has a metric is found by the doctor and fires its alert, at one time."""
+    assert {code: alert for code, (_, alert) in SAME_CAUSE.items()} == RUNBOOKS
+    fired = run.fired()
+    for code, (name, alert) in SAME_CAUSE.items():
+        fault = run.faults[name]
+        assert code in run.found[name], f"the doctor did not find {code}: {run.found[name]}"
+        assert any(
+            labels["alertname"] == alert and first <= fault.ended and last >= fault.began
+            for labels, first, last in fired
+        ), f"{alert} did not fire in {fault}"

@@ -28,7 +28,7 @@ INSTANCES = 3
 LEASE = 15.0
 LIMIT = 4
 PATIENCE = 30.0  # seconds until a caller is sent away
-TALK = 4.0
+TALK = 8.0  # longer than a heartbeat, or the line would never be reported
 SCRAPE_SECONDS = 5
 HISTORY = 75.0  # seconds of health before a fault
 FORGOTTEN = 310.0  # seconds after which the last five minutes do not show what was before
@@ -120,7 +120,7 @@ async def stuck(fleet: Fleet, note: Note) -> None:
     fleet.healthy()
     await asyncio.sleep(HISTORY)
     fleet.call(fleet.instances[1], "sales", 3000)
-    await asyncio.sleep(150)
+    await asyncio.sleep(25 * TALK)  # for 20 times the mean it might be a long call
     await note("one slot stuck")
 
 

@@ -62,7 +62,7 @@ class Picture(NamedTuple):
 
 def is_plain(color: str) -> bool:
     """Whether a colour is Grafana's `transparent`."""
-    return color in ("transparent", "rgba(0, 0, 0, 0)", "#00000000")
+    return color.replace(" ", "") in ("#00000000", "rgba(0,0,0,0)", "transparent")
 
 
 def missing() -> str:

@@ -40,7 +40,7 @@ function cut(): string[] {
   for (const each of document.querySelectorAll<HTMLElement>('#page *')) {
     const wide = each.scrollWidth > each.clientWidth + 1 && each.clientWidth > 0;
     if (wide && each.innerText && getComputedStyle(each).textOverflow === 'ellipsis') { found.push(each.innerText); }
-    if (wide && each.getAttribute('role') === 'grid') { found.push('columns of ' + each.innerText.split('\n')[0]); }
+    if (wide && each.getAttribute('role') === 'grid' && each.scrollWidth > each.clientWidth + 10) { found.push('columns of ' + each.innerText.split('\n')[0]); }
   }
   return found;
 }
@@ -159,7 +159,8 @@ function Body({ panel, view, width, height }: { panel: any; view: View; width: n
   if (panel.type === 'stat') {
     const o = panel.options;
     const options = { fieldConfig, reduceOptions: o.reduceOptions, replaceVariables: (v: string) => v, theme, data: frames, sparkline: false, timeZone };
-    note(panel, getFieldDisplayValues(options).map(({ display }) => shownAs(display.title ?? '', display)));
+    const nothing = frames.every((frame) => !frame.length);
+    note(panel, getFieldDisplayValues(options).map(({ display }) => ({ ...shownAs(frames.length > 1 ? display.title ?? '' : '', display), ...(nothing ? { number: null } : {}) })));
     return (
       <VizRepeater
         getValues={() => getFieldDisplayValues({ fieldConfig, reduceOptions: o.reduceOptions, replaceVariables: (v) => v, theme, data: frames, sparkline: o.graphMode !== 'none', percentChange: o.showPercentChange, timeZone })}
@@ -245,6 +246,10 @@ function Page({ dashboard, view, shown }: any) {
 
 async function main() {
   registerAll();
+  // Before anything is drawn: how large a number is drawn depends on how wide its digits are.
+  await Promise.all([['Regular', '400'], ['Medium', '500']].map(async ([name, weight]) => {
+    document.fonts.add(await new FontFace('Inter', `url(/public/fonts/inter/Inter-${name}.woff2)`, { weight }).load());
+  }));
   await initPluginTranslations('grafana');
   const dashboard = await (await fetch('/dashboard/' + args.get('dashboard'))).json();
   const to = Number(args.get('to') ?? Date.now() / 1000) * 1000;
