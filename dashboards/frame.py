@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dashboards import panels
+from dashboards import board
+from dashboards.panels import Json
 from genesis.observability import names
 
 OVERVIEW, QUEUE, CALL = "genesis-overview", "genesis-queue", "genesis-call"
@@ -12,10 +13,10 @@ TITLES = {
     CALL: "Genesis / Follow a call",
 }
 
-DATASOURCE = panels.datasource_variable("datasource", "Data source", "prometheus")
-LOKI = panels.datasource_variable("loki", "Logs", "loki")
-JAEGER = panels.datasource_variable("jaeger", "Traces", "jaeger")
-JOB = panels.label_variable(
+DATASOURCE = board.datasource_variable("datasource", "Data source", "prometheus")
+LOKI = board.datasource_variable("loki", "Logs", "loki")
+JAEGER = board.datasource_variable("jaeger", "Traces", "jaeger")
+JOB = board.label_variable(
     "job",
     "Job",
     "The application, by the name of its scrape job. Applications on one Redis belong together; "
@@ -23,7 +24,7 @@ JOB = panels.label_variable(
     names.BUILD_INFO,
     all_is=None,  # of those that bear our metrics: `up` is there for every job of a Prometheus
 )
-INSTANCE = panels.label_variable(
+INSTANCE = board.label_variable(
     "instance",
     "Instance",
     "Narrows what instances report of their own calls. What is true of the line itself stays the same "
@@ -31,21 +32,21 @@ INSTANCE = panels.label_variable(
     names.BUILD_INFO,
     of='job=~"$job"',
 )
-SERVICE = panels.log_label_variable(
+SERVICE = board.log_label_variable(
     "service",
     "Service",
     "The service.name of the application, the same on every instance, as traces and logs bear it.",
     "service_name",
 )
-ITEM_ID = panels.text_variable(
+ITEM_ID = board.text_variable(
     "item_id",
     "item_id",
     "The id of the call, as the application gave it. It stands in every span and every log line.",
 )
 
 
-def queue_variable(*, several: bool) -> panels.Json:
-    return panels.label_variable(
+def queue_variable(*, several: bool) -> Json:
+    return board.label_variable(
         "queue",
         "Queue",
         "The waiting line. Only the busiest 100 have a name of their own; the others are _other.",
@@ -55,18 +56,18 @@ def queue_variable(*, several: bool) -> panels.Json:
     )
 
 
-def others(here: str) -> list[panels.Json]:
-    return [panels.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
+def others(here: str) -> list[Json]:
+    return [board.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
 
 
 # What is in a cell is encoded: an id may bear `&`, `+` or `#`, at which an address would end.
 # In a table: to the dashboard of that line's queue, or to the overview of that line's instance.
 _KEPT = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
-TO_QUEUE = panels.cell_link(
+TO_QUEUE = board.cell_link(
     "This queue in depth",
     f"/d/{QUEUE}?{_KEPT}&${{instance:queryparam}}&var-queue=${{__data.fields.Queue:percentencode}}",
 )
-TO_INSTANCE = panels.cell_link(
+TO_INSTANCE = board.cell_link(
     "Only this instance",
     f"/d/{OVERVIEW}?{_KEPT}&${{queue:queryparam}}&var-instance=${{__data.fields.Instance:percentencode}}",
 )
@@ -77,8 +78,8 @@ _ALL_BUT_TIME = (
     "&${instance:queryparam}&${queue:queryparam}&${service:queryparam}&${item_id:queryparam}"
     "&var-trace_id=${__value.raw}"
 )
-TO_TRACE = panels.cell_link("Open below", f"/d/{CALL}?{_ALL_BUT_TIME}&${{__url_time_range}}")
-TO_TIME_OF_TRACE = panels.cell_link(
+TO_TRACE = board.cell_link("Open below", f"/d/{CALL}?{_ALL_BUT_TIME}&${{__url_time_range}}")
+TO_TIME_OF_TRACE = board.cell_link(
     "Open below, and zoom to the call",
     f"/d/{CALL}?{_ALL_BUT_TIME}&time=${{__data.fields[2].numeric}}&time.window=600000",
 )

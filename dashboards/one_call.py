@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dashboards import frame, queries
+from dashboards import frame, log_queries, queries
+from dashboards.board import Row, board, text_variable
 from dashboards.panels import (
     SECONDS,
+    Description,
     Json,
     Query,
-    Row,
-    Says,
-    board,
     drawn_as_limit,
-    found_traces,
     lines,
     log_lines,
     log_stat,
     one_trace,
-    text_variable,
 )
+from dashboards.tables import found_traces
 from dashboards.tiles import WAIT_SECONDS
 from genesis.observability import names
 
@@ -56,41 +54,41 @@ def _in_one_look() -> list[Json]:
     return [
         log_stat(
             "Waited",
-            Says(
+            Description(
                 "How long the call waited, as its own log says; no value while it still waits.",
                 bad="above 20 s.",
                 then="the link `released_by` of its wait span leads to the call that made room.",
             ),
             SECONDS,
-            queries.log_number("waited"),
+            log_queries.log_number("waited"),
             empty="not ended, or no such call",
         ),
         log_stat(
             "Held its slot for",
-            Says(
+            Description(
                 "How long the call held its slot, as its own log says; no value while it holds "
                 "it, or if it never got one.",
                 bad="far above the mean of the queue.",
                 then="the spans inside `hold`.",
             ),
             SECONDS,
-            queries.log_number("held"),
+            log_queries.log_number("held"),
             empty="not ended, or never held",
         ),
         log_stat(
             "Place on entering",
-            Says(
+            Description(
                 "The place in the line that it got when it entered; 0 is a slot at once.",
                 bad="never by itself; a high place and a short wait is a healthy queue.",
                 then="the depth below.",
             ),
             "none",
-            queries.log_number("position"),
+            log_queries.log_number("position"),
             empty="no such call",
         ),
         log_stat(
             "Instances that logged it",
-            Says(
+            Description(
                 "On how many instances the call left a line.",
                 bad=(
                     "more than one means that the id was used again, or that another instance "
@@ -99,7 +97,7 @@ def _in_one_look() -> list[Json]:
                 then="reclaimed in its log.",
             ),
             "none",
-            queries.log_instances(),
+            log_queries.log_instances(),
             empty="no such call",
         ),
     ]
@@ -108,7 +106,7 @@ def _in_one_look() -> list[Json]:
 def _traces() -> Json:
     return found_traces(
         "Its traces, on every instance",
-        Says(
+        Description(
             "All traces of the service in the time shown in which a span bears this item_id, from "
             "every instance: they share the service's name. One is healthy.",
             bad="none: not sampled, or earlier. More than one: the id was used again.",
@@ -123,7 +121,7 @@ def _traces() -> Json:
 def _trace() -> Json:
     return one_trace(
         "The trace",
-        Says(
+        Description(
             "The trace chosen above: acquire with enqueue and wait, hold with what the call "
             "did, release.",
             bad="a long wait.",
@@ -139,12 +137,12 @@ def _trace() -> Json:
 def _log() -> Json:
     return log_lines(
         "Its log, on every instance",
-        Says(
+        Description(
             "Every line that bears the item_id, oldest first.",
             bad="lost, reclaimed, evicted, error, timeout.",
             then="instance_id says where; trace_id leads to the trace.",
         ),
-        f'{queries.log_of_call()} | line_format "{queries.SHORT}"',
+        f'{log_queries.log_of_call()} | line_format "{log_queries.SHORT}"',
         oldest_first=True,
     )
 
@@ -152,7 +150,7 @@ def _log() -> Json:
 def _line() -> Json:
     return lines(
         "Waiting",
-        Says(
+        Description(
             "Waiters of the queue, as the backend counts them.",
             bad="a line that grew while the call waited: demand.",
             then=("if it was short and the call waited long, the line did not move: see the slots."),
@@ -165,7 +163,7 @@ def _line() -> Json:
 def _slots() -> Json:
     return lines(
         "Slots: in use, and how many there are",
-        Says(
+        Description(
             "Slots in use over all instances, and (dashed) the limits, summed over the chosen queues.",
             bad="apart from each other while the call waited: a fault. Together: too few.",
             then="the queue's own dashboard, in the head.",
@@ -182,7 +180,7 @@ def _slots() -> Json:
 def _oldest() -> Json:
     return lines(
         "Longest wait",
-        Says(
+        Description(
             "For how long the head of the line had waited.",
             bad="a slope of one second a second: nobody was granted a slot in that time.",
             then="the log of the queue for that time.",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dashboards import frame, queries, tiles
-from dashboards.overview import NONE_SEEN, OPERATION_MILLISECONDS
+from dashboards import frame, instances, log_queries, queries, tiles
+from dashboards.board import Row, board
+from dashboards.instances import NONE_SEEN
 from dashboards.panels import (
     BY_OUTCOME,
-    MILLISECONDS,
     NOTHING_HAPPENED,
     SECONDS,
+    Description,
     Json,
     Query,
-    Row,
-    Says,
-    board,
     coloured,
     drawn_as_limit,
     heatmap,
@@ -73,9 +71,9 @@ def one_queue() -> Json:
             Row(8, [(6, _endings()), (6, _hold_endings()), (6, _positions()), (6, _hold_quantiles())]),
             Row(8, [(12, _refused()), (12, _taken_back())]),
             "By instance",
-            Row(8, [(6, _waiting_at()), (6, _holding_at()), (6, _served_at()), (6, _quantile_at())]),
+            Row(8, [(6, panel) for panel in instances.by_instance()]),
             "The backend, for all queues",
-            Row(8, [(12, _operations()), (12, _operation_rate())]),
+            Row(8, [(12, instances.operations()), (12, instances.operation_rate())]),
             "The log",
             Row(12, [(24, _log())]),
         ],
@@ -85,7 +83,7 @@ def one_queue() -> Json:
 def _wait_quantiles() -> Json:
     return lines(
         "Wait of those who were answered",
-        Says(
+        Description(
             "Median, 80th, 95th and 99th percentile of the wait of answered callers. Each diamond is "
             "one call: a click on it leads to its trace.",
             bad=(
@@ -107,7 +105,7 @@ def _wait_quantiles() -> Json:
 def _answered() -> Json:
     return heatmap(
         "Waits of the answered",
-        Says(
+        Description(
             "How many answered callers had waited for how long; the darker, the more.",
             bad="a dark band that climbs; a second one far above the first: a long call before them.",
             then="the slots in use at that moment, below.",
@@ -120,7 +118,7 @@ def _answered() -> Json:
 def _gave_up() -> Json:
     return heatmap(
         "Waits of those who gave up",
-        Says(
+        Description(
             "How many callers who hung up, or whose timeout ended, had waited for how long.",
             bad=(
                 "anything much. A sharp edge at one height is a timeout of yours; a cloud is the "
@@ -136,7 +134,7 @@ def _gave_up() -> Json:
 def _depth() -> Json:
     return lines(
         "Depth",
-        Says(
+        Description(
             "Waiters in the line as the backend counts them, and as the instances count their own "
             "calls. "
             "The two differ for a heartbeat at most.",
@@ -156,7 +154,7 @@ def _depth() -> Json:
 def _slots() -> Json:
     return lines(
         "Slots",
-        Says(
+        Description(
             "Slots in use as the backend counts them, calls that hold one as the instances count "
             "them, and "
             "(dashed) the last known limit.",
@@ -181,7 +179,7 @@ def _slots() -> Json:
 def _oldest() -> Json:
     return lines(
         "Longest and expected wait",
-        Says(
+        Description(
             "The longest wait of those who waited at each moment, and how long a newcomer would have "
             "waited. Healthy: a saw with small teeth.",
             bad="a slope of one second a second (nobody is granted), or above the dashed 20 s.",
@@ -200,7 +198,7 @@ def _oldest() -> Json:
 def _oldest_hold() -> Json:
     return lines(
         "Longest hold",
-        Says(
+        Description(
             "For how long the call that had held its slot longest had held it, at each moment. "
             "Healthy: a "
             "saw.",
@@ -216,7 +214,7 @@ def _oldest_hold() -> Json:
 def _endings() -> Json:
     return lines(
         "How waits end",
-        Says(
+        Description(
             "Callers a minute whose wait ended, by how: granted; timeout (your time ended); "
             "cancelled (they hung up); evicted (an operator took them out); error (Redis out of"
             " reach).",
@@ -234,7 +232,7 @@ def _endings() -> Json:
 def _hold_endings() -> Json:
     return lines(
         "How holds end",
-        Says(
+        Description(
             "Slots a minute that were given back, by how: released; error (the body raised); "
             "lost (the lease lapsed while the call went on); evicted.",
             bad=(
@@ -254,7 +252,7 @@ def _hold_endings() -> Json:
 def _refused() -> Json:
     return lines(
         "Refused",
-        Says(
+        Description(
             "Calls a minute that were turned away: full (`max_waiting`), busy (`timeout=0`), draining "
             "(the "
             "instance is being stopped). They stand in no wait and in no service level.",
@@ -272,7 +270,7 @@ def _refused() -> Json:
 def _taken_back() -> Json:
     return lines(
         "Reclaimed and lost",
-        Says(
+        Description(
             "Places and slots that were taken back from instances that died or were cut off, and slots "
             "that were lost while their call went on.",
             bad="any bar.",
@@ -297,7 +295,7 @@ def _taken_back() -> Json:
 def _positions() -> Json:
     return lines(
         "Place in the line on entering",
-        Says(
+        Description(
             "The place that callers got when they entered; 0 is a slot at once.",
             bad="a median above 0 for long: most callers have to wait.",
             then="demand against capacity on the Overview.",
@@ -313,7 +311,7 @@ def _positions() -> Json:
 def _hold_quantiles() -> Json:
     return lines(
         "How long a slot is held",
-        Says(
+        Description(
             "Length of the calls: mean, median and 95th percentile.",
             bad=(
                 "a mean that rises: the same slots then take fewer calls, which looks like "
@@ -332,113 +330,10 @@ def _hold_quantiles() -> Json:
     )
 
 
-def _waiting_at() -> Json:
-    return lines(
-        "Waiting, by instance",
-        Says(
-            "Calls of each instance that wait.",
-            bad=(
-                "one that holds most of the line for long: the load balancer is uneven, or that"
-                " instance does not hang up."
-            ),
-            then="its log.",
-        ),
-        "none",
-        [Query(queries.waiting("instance"), "{{instance}}")],
-    )
-
-
-def _holding_at() -> Json:
-    return lines(
-        "Holding, by instance",
-        Says(
-            "Calls of each instance that hold a slot.",
-            bad=(
-                "a flat line that does not move while others wait: a body that never ends keeps"
-                " its slot."
-            ),
-            then="entries() names the calls; evict() takes one out.",
-        ),
-        "none",
-        [Query(queries.holding("instance"), "{{instance}}")],
-    )
-
-
-def _served_at() -> Json:
-    return lines(
-        "Answered a minute, by instance",
-        Says(
-            "Callers a minute who were granted a slot, by the instance that has them.",
-            bad="one at zero while the others answer.",
-            then="whether it gets calls at all (the load balancer), then its operations.",
-        ),
-        "cpm",
-        [
-            Query(
-                queries.per_minute(queries.ended("instance", queries.STEP, 'outcome="granted"')),
-                "{{instance}}",
-            )
-        ],
-    )
-
-
-def _quantile_at() -> Json:
-    return lines(
-        "Wait, 95th percentile by instance",
-        Says(
-            "The line is one for all instances, so they should not differ.",
-            bad="one above the others for long: it learns late that it is next.",
-            then="its heartbeat and `enter` latency, below.",
-        ),
-        SECONDS,
-        [Query(queries.wait_quantile(0.95, "instance"), "{{instance}}", exemplars=True)],
-        thresholds=WAIT_SECONDS,
-        empty="nobody was answered",
-    )
-
-
-def _operations() -> Json:
-    return lines(
-        "Operation latency, p99",
-        Says(
-            "The slowest hundredth of each operation on the backend, over all queues of the "
-            "chosen instances; `wait`, which lasts as long as the line, is left out.",
-            bad="above 50 ms (dashed).",
-            then=(
-                "all slow is Redis or the network; one instance alone (choose it above) is its "
-                "event loop."
-            ),
-        ),
-        MILLISECONDS,
-        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
-        thresholds=OPERATION_MILLISECONDS,
-        empty="no operations",
-    )
-
-
-def _operation_rate() -> Json:
-    return lines(
-        "Operations, by how they ended",
-        Says(
-            "Operations on the backend a second, over all queues of the chosen instances.",
-            bad=(
-                "unavailable or error, at any rate. timeout, cancelled and evicted are callers,"
-                " not faults."
-            ),
-            then="Redis' own log; `backend_unavailable` in the log below names the cause.",
-        ),
-        "ops",
-        [Query(queries.operations("outcome"), "{{outcome}}")],
-        bars=True,
-        empty="no operations",
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
-    )
-
-
 def _log() -> Json:
     return log_lines(
         "Log of the queue",
-        Says(
+        Description(
             "What the instances logged about this queue, newest first; level INFO is needed.",
             bad="lost, reclaimed, error, or limit_changed that nobody ordered.",
             then=(
@@ -446,5 +341,5 @@ def _log() -> Json:
                 "which leads to the trace. Empty? Choose the service, above."
             ),
         ),
-        queries.log_of_queue(),
+        log_queries.log_of_queue(),
     )

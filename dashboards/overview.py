@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from dashboards import frame, queries, tiles
+from dashboards import frame, instances, queries, tiles
+from dashboards.board import Row, board
+from dashboards.instances import NONE_SEEN, OPERATION_MILLISECONDS
 from dashboards.panels import (
-    BY_OUTCOME,
     CLOCK,
     MILLISECONDS,
     NOTHING_HAPPENED,
     SECONDS,
-    Column,
+    Description,
     Json,
     Query,
-    Row,
-    Says,
     any_is_bad,
     any_needs_a_look,
     bad_above,
     bad_below,
-    board,
     coloured,
     drawn_as_limit,
-    label_table,
     lines,
-    table,
 )
+from dashboards.tables import Column, label_table, table
 from dashboards.tiles import ABANDONS, OCCUPANCY, SERVICE_LEVEL, WAIT_SECONDS
 from genesis.observability import names
 
 LOAD = bad_above(0.9, 1.0)
-OPERATION_MILLISECONDS = bad_above(50, 500)
-NONE_SEEN = "none seen"  # no data says the same; the tile of the instances tells the two apart
 
 ALL, RECENT, SHOWN = "", queries.RECENT, queries.SHOWN
 
@@ -40,7 +35,7 @@ def overview() -> Json:
         frame.OVERVIEW,
         frame.TITLES[frame.OVERVIEW],
         "Are callers served in time? If not: in which queue, and is it demand, too few slots, or a "
-        "fault? Plain text is healthy; orange asks for a look, red for a deed.",
+        "fault? Plain text is healthy; orange: investigate; red: act now.",
         variables=[
             frame.DATASOURCE,
             frame.JOB,
@@ -82,7 +77,7 @@ def overview() -> Json:
             "How it went",
             Row(8, [(6, _service_level()), (6, _burn()), (6, _waiting()), (6, _gave_up())]),
             "The backend",
-            Row(8, [(8, _operations()), (8, _disruptions()), (8, _failed())]),
+            Row(8, [(8, panel) for panel in instances.of_the_backend()]),
         ],
     )
 
@@ -90,7 +85,7 @@ def overview() -> Json:
 def _queues() -> Json:
     return table(
         "Queues",
-        Says(
+        Description(
             "One line for each queue, as it is now or over the last five minutes, but for 'Shown', "
             "which "
             "is the service level over the time shown, and the faults. A cell is coloured only when "
@@ -135,7 +130,7 @@ def _queues() -> Json:
 def _alerts() -> Json:
     return label_table(
         "Alerts that fire",
-        Says(
+        Description(
             "The alerts of the chosen jobs that fire at this moment, on whichever queue and instance, "
             "and "
             "for how long it has been so.",
@@ -156,7 +151,7 @@ def _alerts() -> Json:
 def _demand() -> Json:
     return lines(
         "Demand: calls that come, and that the slots can take",
-        Says(
+        Description(
             "Calls a minute that entered the line, and (dashed) how many the slots can take at the "
             "mean length of the calls of ten minutes.",
             bad="the solid line above the dashed one: the line of callers grows.",
@@ -179,7 +174,7 @@ def _demand() -> Json:
 def _slots() -> Json:
     return lines(
         "Slots: in use, and how many there are",
-        Says(
+        Description(
             "Slots in use over all instances, and (dashed) the limits in force, summed over the"
             " chosen queues.",
             bad=(
@@ -201,7 +196,7 @@ def _slots() -> Json:
 def _faults() -> Json:
     return lines(
         "Faults",
-        Says(
+        Description(
             "What went wrong with calls, by kind: taken back from dead instances; slots lost while "
             "their "
             "call went on; callers who met an error; telemetry that failed; call sites that disagree "
@@ -234,7 +229,7 @@ def _faults() -> Json:
 def _service_level() -> Json:
     return lines(
         "Service level by queue",
-        Says(
+        Description(
             "Callers answered within 20 s, of all whose wait ended, by queue.",
             bad=(
                 "below the dashed 80 % for more than a few minutes; a single dip of a quiet "
@@ -253,7 +248,7 @@ def _service_level() -> Json:
 def _burn() -> Json:
     return lines(
         "Service level, burn of an hour",
-        Says(
+        Description(
             "How many times faster than a service level of 80 % allows callers miss the 20 s, over the "
             "hour before each moment: 1 just meets it, 5 is nobody answered in time. Recorded by the "
             "rules, and what the alert GenesisServiceLevelBurn looks at.",
@@ -270,7 +265,7 @@ def _burn() -> Json:
 def _waiting() -> Json:
     return lines(
         "Callers waiting by queue",
-        Says(
+        Description(
             "Callers in the line, as the instances that hold their calls count them.",
             bad="a line that grows without falling again.",
             then="its load, in the table.",
@@ -284,7 +279,7 @@ def _waiting() -> Json:
 def _gave_up() -> Json:
     return lines(
         "Abandon rate by queue",
-        Says(
+        Description(
             "Callers who left without an answer, of all whose wait ended, by queue; who gave up within "
             "5 s counts in neither.",
             bad="above the dashed 5 %.",
@@ -304,7 +299,7 @@ def _gave_up() -> Json:
 def _instances() -> Json:
     return table(
         "Instances",
-        Says(
+        Description(
             "One line for each instance: whether Prometheus reaches it, the calls it has now, its own "
             "service level, the slow end of its operations on the backend and its faults over the time "
             "shown.",
@@ -355,63 +350,4 @@ def _instances() -> Json:
         ],
         link=frame.TO_INSTANCE,
         empty="no instance",
-    )
-
-
-def _operations() -> Json:
-    return lines(
-        "Backend operations, p99",
-        Says(
-            "The slowest hundredth of each operation on the backend; `wait`, which lasts as "
-            "long as the line, is left out.",
-            bad="above 50 ms (dashed); callers feel it from half a second on.",
-            then="all operations slow is Redis or the network; heartbeat alone is a busy event loop.",
-        ),
-        MILLISECONDS,
-        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
-        thresholds=OPERATION_MILLISECONDS,
-        empty="no operations",
-    )
-
-
-def _disruptions() -> Json:
-    return lines(
-        "Redis: disruptions",
-        Says(
-            "How often an instance lost the backend, or found its data gone, by reason. Healthy: no "
-            "bar.",
-            bad="any. One for each instance at one time is Redis; one instance alone is its network.",
-            then="Redis' log and its memory policy (noeviction), then the network between.",
-        ),
-        "none",
-        [Query(queries.disruptions(), "{{reason}}")],
-        bars=True,
-        empty=NONE_SEEN,
-        overrides=[
-            coloured("^(connection|timeout)$", "orange"),
-            coloured("^(data_lost|denied|read_only|refused)$", "red"),
-            NOTHING_HAPPENED,
-        ],
-    )
-
-
-def _failed() -> Json:
-    return lines(
-        "Operations that failed",
-        Says(
-            "Operations on the backend a second that ended neither well nor by the caller's own"
-            " doing: Redis out of reach, or an error. Healthy: no bar.",
-            bad="any.",
-            then="'Redis: disruptions' for the reason; `backend_unavailable` in the log.",
-        ),
-        "ops",
-        [
-            Query(
-                queries.operations("outcome", queries.FAILED),
-                "{{outcome}}",
-            )
-        ],
-        bars=True,
-        empty=NONE_SEEN,
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
     )

@@ -1,6 +1,6 @@
 """How things are drawn: the JSON that Grafana wants, and nothing about queues.
 
-Colours are for trouble. A healthy number is plain text; orange asks for a look, red for a deed. Each
+Colours are for trouble. A healthy number is plain text; orange: investigate; red: act now. Each
 way to end has one colour everywhere (`BY_OUTCOME`). Seconds are always seconds: Grafana's own unit
 changes between milliseconds, seconds and minutes from one moment to the next.
 """
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 
-SCHEMA_VERSION = 41  # Grafana 11.6 and later
-COLUMNS = 24
 
 PROMETHEUS = {"type": "prometheus", "uid": "${datasource}"}
 LOKI = {"type": "loki", "uid": "${loki}"}
@@ -37,8 +35,8 @@ class Query(NamedTuple):
     exemplars: bool = False
 
 
-class Says(NamedTuple):
-    """What the reader of a panel must be told: what it shows, when that is bad, and what to do then."""
+class Description(NamedTuple):
+    """The description of a panel: what it shows, when that is bad, and what to do then."""
 
     shows: str
     bad: str
@@ -80,7 +78,7 @@ def steps(*colours: tuple[str, float | None]) -> Json:
 # Panels --------------------------------------------------------------------------------------------
 def stat(
     title: str,
-    description: Says,
+    description: Description,
     unit: str,
     queries: Sequence[Query],
     *,
@@ -127,12 +125,12 @@ def stat(
         "orientation": "auto",
     }
     targets = prometheus_targets(queries)
-    return _panel("stat", title, description, targets, defaults, options, overrides=overrides)
+    return make_panel("stat", title, description, targets, defaults, options, overrides=overrides)
 
 
 def lines(
     title: str,
-    description: Says,
+    description: Description,
     unit: str,
     queries: Sequence[Query],
     *,
@@ -168,7 +166,9 @@ def lines(
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     targets = prometheus_targets(queries)
-    panel = _panel("timeseries", title, description, targets, defaults, options, overrides=overrides)
+    panel = make_panel(
+        "timeseries", title, description, targets, defaults, options, overrides=overrides
+    )
     return {**panel, "interval": "1m"} if bars else panel
 
 
@@ -224,144 +224,7 @@ NOTHING_HAPPENED = {
 """Hides the series that are 0 all along: a healthy panel of faults is an empty one."""
 
 
-_COLUMNS = {"align": "auto", "filterable": False, "minWidth": 50}  # 150 would leave half of them out
-
-
-class Column(NamedTuple):
-    """A column of a table: a number that is asked for by itself."""
-
-    title: str
-    expr: str
-    unit: str
-    thresholds: Json | None = None
-    decimals: int | None = None
-    width: int | None = None
-
-
-def table(
-    title: str,
-    description: Says,
-    key: str,
-    key_title: str,
-    columns: Sequence[Column],
-    *,
-    link: Json | None = None,
-    sort_by: str = "",
-    empty: str = "none",
-) -> Json:
-    """One line for each value of the label `key`; a cell has a colour only if it is bad."""
-    refs = _refs()
-    targets: list[Json] = []
-    renamed = {key: key_title}
-    overrides = []
-    for column in columns:
-        ref = next(refs)
-        targets.append(prometheus_target(ref, Query(column.expr, now=True), "table"))
-        renamed[f"Value #{ref}"] = column.title
-        properties: Json = {"unit": column.unit, "noValue": ""}  # that of the table is for no lines
-        if column.decimals is not None:
-            properties["decimals"] = column.decimals
-        if column.width is not None:
-            properties["custom.width"] = column.width
-        if column.thresholds is not None:
-            properties["thresholds"] = column.thresholds
-            properties["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
-        overrides.append(override_of({"id": "byName", "options": column.title}, properties))
-    if link is not None:
-        overrides.append(override_of({"id": "byName", "options": key_title}, {"links": [link]}))
-    order = {name: place for place, name in enumerate(renamed)}
-    transformations: list[Json] = [
-        {"id": "merge", "options": {}},
-        {
-            "id": "organize",
-            "options": {
-                "excludeByName": {"Time": True},
-                "indexByName": order,
-                "renameByName": renamed,
-            },
-        },
-    ]
-    defaults = {
-        "unit": "none",
-        "color": {"mode": "thresholds"},
-        "thresholds": never_bad(),
-        "noValue": empty,
-        "custom": _COLUMNS,
-    }
-    return _panel(
-        "table",
-        title,
-        description,
-        targets,
-        defaults,
-        _table_options(sort_by),
-        overrides=overrides,
-        transformations=transformations,
-    )
-
-
-def label_table(
-    title: str,
-    description: Says,
-    query: Query,
-    labels: dict[str, str],
-    *,
-    value: str,
-    unit: str,
-    widths: dict[str, int],
-    colours: tuple[str, dict[str, str]],
-    link: tuple[str, Json] | None = None,
-    empty: str = "none",
-) -> Json:
-    """The series that exist, one line each: their labels, whose titles `labels` gives, and their value.
-
-    `colours` names a column, and its cells' colours by their text.
-    """
-    renamed = {**labels, "Value": value}
-    transformations = [
-        {
-            "id": "organize",
-            "options": {
-                "excludeByName": {"Time": True},
-                "indexByName": {name: place for place, name in enumerate(renamed)},
-                "renameByName": renamed,
-            },
-        }
-    ]
-    # `empty` is for a table without lines; Grafana would write it into each empty cell, too.
-    overrides = [override_of({"id": "byRegexp", "options": "/.*/"}, {"noValue": ""})]
-    overrides.append(override_of({"id": "byName", "options": value}, {"unit": unit}))
-    for title_of, width in widths.items():
-        overrides.append(override_of({"id": "byName", "options": title_of}, {"custom.width": width}))
-    column, colour_of = colours
-    texts = {text: {"color": colour, "index": n} for n, (text, colour) in enumerate(colour_of.items())}
-    cells: Json = {
-        "mappings": [{"type": "value", "options": texts}],
-        "custom.cellOptions": {"type": "color-background", "mode": "basic"},
-    }
-    overrides.append(override_of({"id": "byName", "options": column}, cells))
-    if link is not None:
-        overrides.append(override_of({"id": "byName", "options": link[0]}, {"links": [link[1]]}))
-    defaults = {
-        "unit": "string",
-        "color": {"mode": "thresholds"},
-        "thresholds": never_bad(),
-        "noValue": empty,
-        "custom": _COLUMNS,
-    }
-    return _panel(
-        "table",
-        title,
-        description,
-        [prometheus_target("A", query._replace(now=True), "table")],
-        defaults,
-        _table_options(""),
-        overrides=overrides,
-        transformations=transformations,
-    )
-
-
-def heatmap(title: str, description: Says, unit: str, query: Query) -> Json:
+def heatmap(title: str, description: Description, unit: str, query: Query) -> Json:
     """Buckets of a histogram over time; the darker, the more."""
     options = {
         "calculate": False,
@@ -385,10 +248,10 @@ def heatmap(title: str, description: Says, unit: str, query: Query) -> Json:
         "exemplars": {"color": "orange"},
     }
     targets = [prometheus_target("A", query, "heatmap")]
-    return _panel("heatmap", title, description, targets, {"unit": unit}, options)
+    return make_panel("heatmap", title, description, targets, {"unit": unit}, options)
 
 
-def log_lines(title: str, description: Says, expr: str, *, oldest_first: bool = False) -> Json:
+def log_lines(title: str, description: Description, expr: str, *, oldest_first: bool = False) -> Json:
     options = {
         "showLabels": False,
         "showCommonLabels": False,
@@ -407,57 +270,25 @@ def log_lines(title: str, description: Says, expr: str, *, oldest_first: bool = 
         "queryType": "range",
         "maxLines": 1000,
     }
-    return _panel("logs", title, description, [target], {"unit": "string"}, options, LOKI)
+    return make_panel("logs", title, description, [target], {"unit": "string"}, options, LOKI)
 
 
-def log_stat(title: str, description: Says, unit: str, expr: str, *, empty: str) -> Json:
+def log_stat(title: str, description: Description, unit: str, expr: str, *, empty: str) -> Json:
     """A number out of the log."""
     panel = stat(title, description, unit, [Query(expr, now=True)], empty=empty)
     target = {"refId": "A", "datasource": LOKI, "expr": expr, "queryType": "instant"}
     return {**panel, "datasource": LOKI, "targets": [target]}
 
 
-def found_traces(title: str, description: Says, service: str, tags: str, links: Sequence[Json]) -> Json:
-    """The traces that Jaeger finds by tag, one a line; a click on one offers the `links`."""
-    target = {
-        "refId": "A",
-        "datasource": JAEGER,
-        "queryType": "search",
-        "service": service,
-        "tags": tags,
-        "limit": 20,
-    }
-    defaults = {
-        "unit": "none",
-        "noValue": "no trace bears this item_id in the time shown",
-        "custom": {"align": "auto", "filterable": False},
-    }
-    overrides = [override_of({"id": "byName", "options": "Trace ID"}, {"links": list(links)})]
-    return _panel(
-        "table",
-        title,
-        description,
-        [target],
-        defaults,
-        _table_options(""),
-        JAEGER,
-        overrides=overrides,
-    )
-
-
-def one_trace(title: str, description: Says, trace_id: str) -> Json:
+def one_trace(title: str, description: Description, trace_id: str) -> Json:
     target = {"refId": "A", "datasource": JAEGER, "query": trace_id}
-    return _panel("traces", title, description, [target], {"unit": "none"}, {}, JAEGER)
+    return make_panel("traces", title, description, [target], {"unit": "none"}, {}, JAEGER)
 
 
-def heading(title: str) -> Json:
-    return {"type": "row", "title": title, "collapsed": False, "panels": []}
-
-
-def _panel(
+def make_panel(
     kind: str,
     title: str,
-    description: Says,
+    description: Description,
     targets: Sequence[Json],
     defaults: Json,
     options: Json,
@@ -480,16 +311,9 @@ def _panel(
     return panel
 
 
-def _table_options(sort_by: str) -> Json:
-    options: Json = {"frameIndex": 0, "showHeader": True, "cellHeight": "sm"}
-    if sort_by:
-        options["sortBy"] = [{"displayName": sort_by, "desc": False}]
-    return options
-
-
 # Targets -------------------------------------------------------------------------------------------
 def prometheus_targets(queries: Sequence[Query]) -> list[Json]:
-    refs = _refs()
+    refs = ref_ids()
     return [prometheus_target(next(refs), query) for query in queries]
 
 
@@ -507,163 +331,5 @@ def prometheus_target(ref: str, query: Query, form: str = "time_series") -> Json
     }
 
 
-def _refs() -> Iterator[str]:
+def ref_ids() -> Iterator[str]:
     return iter("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
-# Variables -----------------------------------------------------------------------------------------
-def datasource_variable(name: str, label: str, plugin: str) -> Json:
-    return {
-        "type": "datasource",
-        "name": name,
-        "label": label,
-        "query": plugin,
-        "current": {},
-        "hide": 0,
-        "includeAll": False,
-        "multi": False,
-        "refresh": 1,
-        "regex": "",
-    }
-
-
-def label_variable(
-    name: str,
-    label: str,
-    description: str,
-    metric: str,
-    *,
-    of: str = "",
-    several: bool = True,
-    all_is: str | None = ".+",
-) -> Json:
-    """The values of a label; `of` narrows them by another variable. All is the pattern `all_is`, or
-    the values that are listed."""
-    query = f"label_values({metric}{{{of}}}, {name})" if of else f"label_values({metric}, {name})"
-    return {
-        "type": "query",
-        "name": name,
-        "label": label,
-        "description": description,
-        "datasource": PROMETHEUS,
-        "query": {"query": query, "refId": f"Variable-{name}"},
-        "refresh": 2,  # when the time range changes: queues and instances come and go
-        "sort": 1,
-        "hide": 0,
-        "multi": several,
-        "includeAll": True,  # also for one: the others' links may bring All along
-        **({"allValue": all_is} if all_is else {}),
-        "current": {"text": ["All"], "value": ["$__all"]} if several else {},
-        "regex": "",
-    }
-
-
-def log_label_variable(name: str, label: str, description: str, loki_label: str) -> Json:
-    return {
-        "type": "query",
-        "name": name,
-        "label": label,
-        "description": description,
-        "datasource": LOKI,
-        "query": {"label": loki_label, "refId": f"Variable-{name}", "stream": "", "type": 1},
-        "refresh": 2,
-        "sort": 1,
-        "hide": 0,
-        "multi": False,
-        "includeAll": False,
-        "current": {},
-        "regex": "",
-    }
-
-
-def text_variable(name: str, label: str, description: str, *, hidden: bool = False) -> Json:
-    return {
-        "type": "textbox",
-        "name": name,
-        "label": label,
-        "description": description,
-        "query": "",
-        "current": {"text": "", "value": ""},
-        "hide": 2 if hidden else 0,
-    }
-
-
-# A whole dashboard ---------------------------------------------------------------------------------
-def to_dashboard(uid: str, title: str) -> Json:
-    """A link in the head of a dashboard to another one, which keeps variables and time."""
-    return {
-        "type": "link",
-        "title": title,
-        "url": f"/d/{uid}",
-        "icon": "dashboard",
-        "tooltip": "",
-        "tags": [],
-        "asDropdown": False,
-        "targetBlank": False,
-        "includeVars": True,
-        "keepTime": True,
-    }
-
-
-def cell_link(title: str, url: str) -> Json:
-    return {"title": title, "url": url, "targetBlank": False}
-
-
-class Row(NamedTuple):
-    """Panels side by side: a height, and each with its width."""
-
-    height: int
-    panels: Sequence[tuple[int, Json]]
-
-
-def board(
-    uid: str,
-    title: str,
-    description: str,
-    *,
-    variables: Sequence[Json],
-    links: Sequence[Json],
-    rows: Sequence[Row | str],
-    since: str,
-) -> Json:
-    """A dashboard of `rows` from top to bottom; a text among them is a heading."""
-    return {
-        "uid": uid,
-        "title": title,
-        "description": description,
-        "tags": ["genesis"],
-        "schemaVersion": SCHEMA_VERSION,
-        "version": 1,
-        "editable": False,
-        "fiscalYearStartMonth": 0,
-        "graphTooltip": 1,  # one crosshair over all panels
-        "timezone": "browser",
-        "time": {"from": since, "to": "now"},
-        "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m"], "hidden": False},
-        "refresh": "30s",
-        "templating": {"list": list(variables)},
-        "annotations": {"list": []},
-        "links": list(links),
-        "panels": _placed(rows),
-    }
-
-
-def _placed(rows: Sequence[Row | str]) -> list[Json]:
-    panels: list[Json] = []
-    y = 0
-
-    def place(panel: Json, x: int, width: int, height: int) -> None:
-        at = {"x": x, "y": y, "w": width, "h": height}
-        panels.append({"id": len(panels) + 1, **panel, "gridPos": at})
-
-    for row in rows:
-        if isinstance(row, str):
-            place(heading(row), 0, COLUMNS, 1)
-            y += 1
-            continue
-        x = 0
-        for width, panel in row.panels:
-            place(panel, x, width, row.height)
-            x += width
-        y += row.height
-    return panels

@@ -9,9 +9,9 @@ from dashboards.panels import (
     LOOK,
     PLAIN,
     SECONDS,
+    Description,
     Json,
     Query,
-    Says,
     any_is_bad,
     any_needs_a_look,
     bad_above,
@@ -42,7 +42,7 @@ def _now(expr: str, legend: str = "") -> Query:
 def in_time() -> Json:
     return stat(
         "In 20 s, last 5 min",
-        Says(
+        Description(
             "Service level: callers who got a slot within 20 s, of all whose wait ended in the last "
             "five "
             "minutes, also those who gave up, timed out, were evicted or met an error.",
@@ -60,7 +60,7 @@ def in_time() -> Json:
 def in_time_shown() -> Json:
     return stat(
         "In 20 s, time shown",
-        Says(
+        Description(
             "The same over the whole time shown.",
             bad="below 80 %; red below 60 %. It says how it was, not how it is.",
             then="'Service level by queue' says when it was bad.",
@@ -76,7 +76,7 @@ def in_time_shown() -> Json:
 def gave_up() -> Json:
     return stat(
         "Gave up, last 5 min",
-        Says(
+        Description(
             "Callers who left without a slot (they hung up, or their timeout ended), of all whose wait "
             "ended in the last five minutes. Who gave up within 5 s counts in neither.",
             bad="above 5 %; red above 10 %.",
@@ -93,7 +93,7 @@ def gave_up() -> Json:
 def refused() -> Json:
     return stat(
         "Refused, last 5 min",
-        Says(
+        Description(
             "Calls that were turned away because the line was full (`max_waiting`), and are in no "
             "other "
             "number.",
@@ -110,7 +110,7 @@ def refused() -> Json:
 def longest_wait() -> Json:
     return stat(
         "Longest wait now",
-        Says(
+        Description(
             "For how long the caller who has waited longest has been waiting.",
             bad="above 20 s; red above a minute.",
             then="if it climbs second by second nobody is granted: full slots, a stuck queue, or "
@@ -126,7 +126,7 @@ def longest_wait() -> Json:
 def expected_wait() -> Json:
     return stat(
         "Expected wait",
-        Says(
+        Description(
             "How long a caller who enters now would wait, of the queue with the longest.",
             bad="above 20 s; red above a minute.",
             then="more slots, or tell the callers. 'unknown': nobody waits, or too few holds have "
@@ -143,7 +143,7 @@ def expected_wait() -> Json:
 def fullest() -> Json:
     return stat(
         "Fullest queue now",
-        Says(
+        Description(
             "Slots in use, of those there are, of the queue that has the fewest left.",
             bad="all of them in use while somebody waits. All in use and nobody waiting is no harm.",
             then="more slots (set_limit) or fewer calls; the table says which queue.",
@@ -158,7 +158,7 @@ def fullest() -> Json:
 def waiting() -> Json:
     return stat(
         "Waiting now",
-        Says(
+        Description(
             "Callers in this line, as the instances that have their calls count them.",
             bad="if it does not fall again.",
             then="Depth, below.",
@@ -172,7 +172,7 @@ def waiting() -> Json:
 def backend() -> Json:
     return stat(
         "Redis",
-        Says(
+        Description(
             "Whether the instances reach the backend: 'fails' while operations fail; 'disrupted' if it "
             "went out of reach, refused something or lost its data within the last five minutes.",
             bad="red: new calls get an error, and after a lease those who wait do, too.",
@@ -192,7 +192,7 @@ def backend() -> Json:
 def instances() -> Json:
     return stat(
         "Instances now",
-        Says(
+        Description(
             "Instances that Prometheus reaches, and those that it knows of and does not reach.",
             bad="any that is down: its callers are cut off; what it held is given on within the lease.",
             then="the table of instances, and that process' own log. 'no data': nothing is scraped.",
@@ -209,7 +209,7 @@ def instances() -> Json:
 def stuck() -> Json:
     return stat(
         "Stuck queues",
-        Says(
+        Description(
             "Queues in which callers wait although slots are free.",
             bad="any, for longer than a lease (15 s). For half a lease after Redis lost its data it "
             "is on "
@@ -226,7 +226,7 @@ def stuck() -> Json:
 def longest_hold() -> Json:
     return stat(
         "Longest hold now",
-        Says(
+        Description(
             "For how long the call that has held its slot longest has held it; and in how many queues "
             "that "
             "is far too long: more than a minute and 20 times the mean, or more than an hour.",
@@ -249,7 +249,7 @@ def longest_hold() -> Json:
 def reclaimed() -> Json:
     return stat(
         "Reclaimed, last 5 min",
-        Says(
+        Description(
             "Places and slots that were taken back from instances that died, or were cut off for "
             "longer "
             "than the lease.",
@@ -266,7 +266,7 @@ def reclaimed() -> Json:
 def paused() -> Json:
     return stat(
         "Paused queues",
-        Says(
+        Description(
             "Queues whose limit is 0, so that nobody is granted a slot.",
             bad="one that nobody paused on purpose, or not any more.",
             then="`genesis limit QUEUE none` ends the pause.",

@@ -1,0 +1,193 @@
+"""Panels of the instances and of the backend, for all queues."""
+
+from __future__ import annotations
+
+from dashboards import queries
+from dashboards.panels import (
+    BY_OUTCOME,
+    MILLISECONDS,
+    NOTHING_HAPPENED,
+    SECONDS,
+    Description,
+    Json,
+    Query,
+    bad_above,
+    coloured,
+    lines,
+)
+from dashboards.tiles import WAIT_SECONDS
+
+OPERATION_MILLISECONDS = bad_above(50, 500)
+
+
+NONE_SEEN = "none seen"  # no data says the same; the tile of the instances tells the two apart
+
+
+def of_the_backend() -> list[Json]:
+    return [_slowest_operations(), _disruptions(), _failed_operations()]
+
+
+def by_instance() -> list[Json]:
+    return [_waiting_at(), _holding_at(), _served_at(), _quantile_at()]
+
+
+def _slowest_operations() -> Json:
+    return lines(
+        "Backend operations, p99",
+        Description(
+            "The slowest hundredth of each operation on the backend; `wait`, which lasts as "
+            "long as the line, is left out.",
+            bad="above 50 ms (dashed); callers feel it from half a second on.",
+            then="all operations slow is Redis or the network; heartbeat alone is a busy event loop.",
+        ),
+        MILLISECONDS,
+        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
+        thresholds=OPERATION_MILLISECONDS,
+        empty="no operations",
+    )
+
+
+def _disruptions() -> Json:
+    return lines(
+        "Redis: disruptions",
+        Description(
+            "How often an instance lost the backend, or found its data gone, by reason. Healthy: no "
+            "bar.",
+            bad="any. One for each instance at one time is Redis; one instance alone is its network.",
+            then="Redis' log and its memory policy (noeviction), then the network between.",
+        ),
+        "none",
+        [Query(queries.disruptions(), "{{reason}}")],
+        bars=True,
+        empty=NONE_SEEN,
+        overrides=[
+            coloured("^(connection|timeout)$", "orange"),
+            coloured("^(data_lost|denied|read_only|refused)$", "red"),
+            NOTHING_HAPPENED,
+        ],
+    )
+
+
+def _failed_operations() -> Json:
+    return lines(
+        "Operations that failed",
+        Description(
+            "Operations on the backend a second that ended neither well nor by the caller's own"
+            " doing: Redis out of reach, or an error. Healthy: no bar.",
+            bad="any.",
+            then="'Redis: disruptions' for the reason; `backend_unavailable` in the log.",
+        ),
+        "ops",
+        [
+            Query(
+                queries.operations("outcome", queries.FAILED),
+                "{{outcome}}",
+            )
+        ],
+        bars=True,
+        empty=NONE_SEEN,
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+    )
+
+
+def _waiting_at() -> Json:
+    return lines(
+        "Waiting, by instance",
+        Description(
+            "Calls of each instance that wait.",
+            bad=(
+                "one that holds most of the line for long: the load balancer is uneven, or that"
+                " instance does not hang up."
+            ),
+            then="its log.",
+        ),
+        "none",
+        [Query(queries.waiting("instance"), "{{instance}}")],
+    )
+
+
+def _holding_at() -> Json:
+    return lines(
+        "Holding, by instance",
+        Description(
+            "Calls of each instance that hold a slot.",
+            bad=(
+                "a flat line that does not move while others wait: a body that never ends keeps"
+                " its slot."
+            ),
+            then="entries() names the calls; evict() takes one out.",
+        ),
+        "none",
+        [Query(queries.holding("instance"), "{{instance}}")],
+    )
+
+
+def _served_at() -> Json:
+    return lines(
+        "Answered a minute, by instance",
+        Description(
+            "Callers a minute who were granted a slot, by the instance that has them.",
+            bad="one at zero while the others answer.",
+            then="whether it gets calls at all (the load balancer), then its operations.",
+        ),
+        "cpm",
+        [
+            Query(
+                queries.per_minute(queries.ended("instance", queries.STEP, 'outcome="granted"')),
+                "{{instance}}",
+            )
+        ],
+    )
+
+
+def _quantile_at() -> Json:
+    return lines(
+        "Wait, 95th percentile by instance",
+        Description(
+            "The line is one for all instances, so they should not differ.",
+            bad="one above the others for long: it learns late that it is next.",
+            then="its heartbeat and `enter` latency, below.",
+        ),
+        SECONDS,
+        [Query(queries.wait_quantile(0.95, "instance"), "{{instance}}", exemplars=True)],
+        thresholds=WAIT_SECONDS,
+        empty="nobody was answered",
+    )
+
+
+def operations() -> Json:
+    return lines(
+        "Operation latency, p99",
+        Description(
+            "The slowest hundredth of each operation on the backend, over all queues of the "
+            "chosen instances; `wait`, which lasts as long as the line, is left out.",
+            bad="above 50 ms (dashed).",
+            then=(
+                "all slow is Redis or the network; one instance alone (choose it above) is its "
+                "event loop."
+            ),
+        ),
+        MILLISECONDS,
+        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
+        thresholds=OPERATION_MILLISECONDS,
+        empty="no operations",
+    )
+
+
+def operation_rate() -> Json:
+    return lines(
+        "Operations, by how they ended",
+        Description(
+            "Operations on the backend a second, over all queues of the chosen instances.",
+            bad=(
+                "unavailable or error, at any rate. timeout, cancelled and evicted are callers,"
+                " not faults."
+            ),
+            then="Redis' own log; `backend_unavailable` in the log below names the cause.",
+        ),
+        "ops",
+        [Query(queries.operations("outcome"), "{{outcome}}")],
+        bars=True,
+        empty="no operations",
+        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+    )
