@@ -34,6 +34,7 @@ async def convert(document: str) -> str:
 
 async def main(url: str, documents: int) -> None:
     done: list[str] = []
+    begun = asyncio.Event()
     async with Queue(RedisBackend(url) if url else None) as queue:
         nightly = queue.semaphore("converter", max_concurrent=3)
         users = queue.semaphore("converter", max_concurrent=3, head_start=HOUR)
@@ -41,9 +42,10 @@ async def main(url: str, documents: int) -> None:
         async def job(document: str) -> None:
             async with nightly(item_id=document):
                 done.append(await convert(document))
+            begun.set()
 
         async def user(document: str) -> None:
-            await asyncio.sleep(1.5 * SERVICE_SECONDS)  # the batch is in the line by then
+            await begun.wait()  # this one comes when the batch is under way
             async with users(item_id=document) as slot:
                 done.append(await convert(document))
             print(f"{document} waited {slot.waited:.2f} s behind a batch of {documents}")

@@ -17,8 +17,8 @@ caller whose instance is stopped, or dies, goes on to the other one and keeps it
 
 With one instance the second `socket` action names it again: it might be up by then.
 
-SIGTERM hands over who waits, lets who talks finish (`--drain` seconds at most), and stops. A second one
-stops at once.
+SIGTERM hands over the waiting callers, lets conversations finish (`--drain` seconds at most), and
+stops. A second one stops at once.
 
 **A conversation outlives its controller.** If this process dies, the two who talk go on, which is what
 they want; but its slots lapse with its lease, and the next caller might be put through to an agent who
@@ -91,7 +91,7 @@ class Service:
         call.add_done_callback(ended)
 
     async def drain(self, seconds: float) -> int:
-        """Accept no more calls, hand over who waits, and wait for who talks.
+        """Accept no more calls, hand over the waiting callers, and wait for the conversations.
 
         FreeSWITCH gets no connection any more and goes on to the next `socket` action, with new calls
         as with those that are handed over.
@@ -111,7 +111,7 @@ class Service:
         return len(self._calls)
 
     async def close(self) -> None:
-        """End all calls. Conversations go on without this instance; who waits is handed over."""
+        """End all calls. Conversations go on without this instance; waiting callers are handed over."""
         if self._server is not None:
             self._server.close()
         for call in self._calls:

@@ -85,7 +85,7 @@ class Load:
         return await wait_until(lambda: self.done >= target, description, timeout)
 
     async def stop(self, timeout: float = 20.0) -> None:
-        """Nobody comes any more; wait until all have left. Whoever does not, is stuck."""
+        """Nobody comes any more; wait until all have left. A call that does not is stuck."""
         self._stopped = True
         await wait_until(lambda: all(task.done() for task in self._tasks), "nobody is stuck", timeout)
         await asyncio.gather(*self._tasks)

@@ -109,7 +109,7 @@ async def test_a_call_may_name_its_queue(client: Client) -> None:
 
 
 async def test_the_line_is_shown(client: Client) -> None:
-    """Who holds and who waits is shown in order, and a client that goes away makes room at once."""
+    """Holders and waiters are listed in order, and a client that goes away makes room at once."""
     gone = [asyncio.Event() for _ in range(LIMIT + 2)]
     calls = []
     for number, event in enumerate(gone):

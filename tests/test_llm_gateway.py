@@ -301,7 +301,7 @@ async def test_faults_neither_exceed_the_limit_nor_lose_slots(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """Three pods, 300 requests, 8 at the model; a pod is killed, 50 requests are cancelled, and Redis
-    loses all. Whoever did not call the dead pod is answered or refused in time."""
+    loses all. All clients but those of the dead pod are answered or refused in time."""
     wait, answering, lease = 25.0, 0.25, 2.0
     took: dict[str, float] = {}
     replies: dict[str, Reply] = {}

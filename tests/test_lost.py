@@ -1,4 +1,4 @@
-"""A slot that is lost is never silent, and a span that was begun ends, whoever leaves how."""
+"""A slot that is lost is never silent, and a started span ends, in whatever order slots are left."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_body_left_in_another_task_tells_no_error_of_its_context(
     assert "Failed to detach" not in caplog.text
 
 
-async def test_whoever_is_told_of_the_loss_finds_the_slot_lost(registry: CollectorRegistry) -> None:
+async def test_the_handler_of_the_lost_event_finds_the_slot_lost(registry: CollectorRegistry) -> None:
     """Also a log handler that is told of it as the block is left."""
     asked: list[bool] = []
 

@@ -159,7 +159,7 @@ def test_a_heartbeat_has_count_and_sum(line: Line) -> None:
 
 
 def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: Ear) -> None:
-    """Whoever is granted such a slot is told whose it was."""
+    """The call that is granted such a slot learns whose it was."""
     line.enter("a1")
     line.enter("b1")
     line.enter("c1")

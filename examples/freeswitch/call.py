@@ -327,7 +327,7 @@ async def handle_call(
         await _first_of(call, esl.ended)
     finally:
         try:
-            # The place first: whoever is next does not wait for this connection's end.
+            # The place first: the next caller must not wait for this connection's end.
             outcome = await _cancelled(call)
             if isinstance(outcome, EslError):
                 esl.end(str(outcome))

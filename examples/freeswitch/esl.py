@@ -305,4 +305,4 @@ def _resolve(future: asyncio.Future[Mapping[str, str]], event: Mapping[str, str]
 
 def _fail(reply: asyncio.Future[Frame], reason: str) -> None:
     reply.set_exception(CallEndedError(reason))
-    reply.exception()  # whoever asked may be gone
+    reply.exception()  # the waiting task might be gone

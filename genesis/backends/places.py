@@ -1,7 +1,7 @@
 """The token by which a caller that was cut off takes its old place in the line.
 
 A token only names a place: whether that place is still kept, and whether it was used before, is for the
-backend to decide. Whoever has the token may take the place, once. A place is told from that of another
+backend to decide. The holder of the token can take the place once. A place is told from that of another
 ticket with the same id, of another process for instance, by its number as well.
 """
 

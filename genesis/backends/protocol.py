@@ -348,7 +348,7 @@ class QueueBackend(Protocol):
         """
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        """Who holds, in the order of grants, then who waits, in the order of the line."""
+        """The holders in the order of their grants, then the waiters in the order of the line."""
 
     async def evict(self, queue_id: str, item_id: str) -> int:
         """Take all tickets of `item_id` out of the queue; returns how many there were."""

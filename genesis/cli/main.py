@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--user", help="check this Redis user's rights, by ACL DRYRUN (Redis 7)"
             )
-    add("entries", _entries, "who holds and who waits").add_argument("queue", metavar="QUEUE")
+    add("entries", _entries, "the holders and the waiters").add_argument("queue", metavar="QUEUE")
     limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it")
     limit.add_argument("queue", metavar="QUEUE")
     limit.add_argument("limit", type=_slots, metavar="N|none")

@@ -156,7 +156,7 @@ class Store:
         return found
 
     def entries(self, queue_id: str) -> list[QueueEntry]:
-        """Who holds, in the order of grants, then who waits, in the order of the line."""
+        """The holders in the order of their grants, then the waiters in the order of the line."""
         keys = self.keys(queue_id)
         now = self.now(keys[0])
         found = []

@@ -23,7 +23,7 @@ MAX_UNSETTLED = 512  # steps
 class Distribution:
     """One child of a `FastHistogram`.
 
-    An observation is only noted. Whoever reads sorts them into the buckets, and so does `observe` once
+    An observation is only noted. A reader sorts them into the buckets, and so does `observe` once
     there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
 
     Attributes:
@@ -187,7 +187,7 @@ class FastHistogram(Family):
 def noting(child: Any) -> Callable[[float], None]:
     """The cheapest way to observe a value without an exemplar, of either kind of histogram.
 
-    Whoever uses it calls `Instruments.settle` every `MAX_UNSETTLED` times.
+    The caller must call `Instruments.settle` every `MAX_UNSETTLED` times.
     """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note

@@ -147,7 +147,7 @@ class ObservedBackend:
     ) -> LeaveResult | None:
         """As the protocol's `leave`; `error` is what the body raised, if it did.
 
-        The inner backend comes first, so that whoever waits for the slot does not wait for telemetry.
+        The inner backend comes first, so that the next waiter does not wait for telemetry.
         What the hold was is settled by then all the same: a loss that is reported from here on finds
         no recorder any more.
         """

@@ -1,7 +1,7 @@
 """prometheus_client's multiprocess mode: several workers behind one port, their values in files.
 
 The mode is chosen by PROMETHEUS_MULTIPROC_DIR when prometheus_client is imported, and by nothing that
-happens later. Whoever asks one worker for the metrics gets those of all.
+happens later. A scrape of one worker returns the metrics of all.
 """
 
 from __future__ import annotations

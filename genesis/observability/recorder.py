@@ -82,11 +82,11 @@ class CallRecorder:
         self._series = series  # also if it raised on entering: it counts this call already
 
     def carried_context(self) -> str:
-        """What travels with the ticket, for the link of whoever will grant it."""
+        """The context that travels with the ticket; the call that grants to it links to this."""
         return "" if self.recorded is None else self._traced(self.recorded.carried) or ""
 
     def held_context(self) -> str:
-        """What is told to whoever gets the slot after this hold."""
+        """The context that the next holder of the slot links to."""
         return "" if self.recorded is None else self._traced(self.recorded.held) or ""
 
     def enqueued(self, result: EnterResult, well: Callable[[float], None], seconds: float) -> None:
@@ -209,7 +209,7 @@ class CallRecorder:
             self._traced(self.recorded.end_release, granted_to, error, confirmed=confirmed)
 
     def _finish_wait_soon(self) -> None:
-        """The body comes first: what is to be told of its wait costs more than the wake-up itself."""
+        """The body comes first: recording its wait costs more than the wake-up itself."""
         trail = self.recorded
         assert trail is not None
         loop = asyncio.get_running_loop()

@@ -163,7 +163,9 @@ class CallSpans:
         self._hold: Span | None = None
         self._outer: Any = None  # the context of the body
         self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
-        self._ended: tuple[int, float, CallRef | None] | None = None  # a wait that is yet to be told
+        self._ended: tuple[int, float, CallRef | None] | None = (
+            None  # a wait whose spans are not ended yet
+        )
         self._known: dict[str, Any] = {}  # what `wait` bears besides
         self._acquire = first
         try:
@@ -199,7 +201,7 @@ class CallSpans:
         return traceparent(self._enqueue.get_span_context())
 
     def held(self) -> str:
-        """What is told to whoever gets the slot next: the `hold` span."""
+        """The context that the next holder of the slot links to: the `hold` span."""
         return "" if self._hold is None else traceparent(self._current)
 
     def enqueued(self, result: EnterResult) -> None:

@@ -139,7 +139,7 @@ class Calls:
         call's step, which counts on being left alone.
         """
         try:
-            # In no context: the one at hand is that of whoever was interrupted.
+            # In no context: the current one belongs to the interrupted call.
             self.loop.call_soon_threadsafe(ending, *args, context=Context())
         except RuntimeError:  # the loop is closed, and nothing else is at work in it
             ending(*args)

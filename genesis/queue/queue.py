@@ -231,7 +231,7 @@ class Queue:
         return None if status is None else status.position
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        """Who holds, in the order of the grants, and then who waits, in the order of the line."""
+        """The holders in the order of their grants, then the waiters in the order of the line."""
         queue_id = check_id("queue_id", queue_id)
         return await self._backend.entries(queue_id)
 

@@ -70,7 +70,7 @@ class Slot:
         try:
             if lapsed is not None and lapsed(self.ticket):
                 self._lost = True
-        finally:  # last: whoever is told of the loss now may ask the slot
+        finally:  # last: the handler of this event might read the slot
             self._lapsed = None
 
     def __repr__(self) -> str:

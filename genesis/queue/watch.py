@@ -139,7 +139,7 @@ def _steady(last: WaitStatus, status: WaitStatus) -> float | None:
 class _Ticker:
     """Asks for the statuses of all that are watched in one queue, at a common time.
 
-    A look is a task of its own, and the ticks are timers: whoever cancels all tasks ends one look.
+    A look is a task of its own, and the ticks are timers: cancelling all tasks ends one look only.
     """
 
     __slots__ = (
@@ -274,7 +274,7 @@ class Watches:
             ticker.discard(watch)
 
     def entered(self, queue_id: str, item_id: str) -> None:
-        """A call of this `Queue` begins to wait: whoever watches for it is told at once."""
+        """A call of this `Queue` begins to wait: the watches of its id look at once."""
         ticker = self._tickers.get(queue_id)
         if ticker is not None:
             ticker.entered(item_id)

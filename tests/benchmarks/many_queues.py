@@ -49,7 +49,7 @@ class Stalls:
     async def watch(self) -> None:
         last, spent = time.perf_counter(), time.process_time()
         while True:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # that it comes back late is what is measured
             now, used = time.perf_counter(), time.process_time()
             self.longest = max(self.longest, now - last - 0.005)
             self.cpu = max(self.cpu, used - spent)
@@ -114,7 +114,7 @@ async def main(seconds: float, queues: int, freeze: bool) -> None:
         stalls.longest = stalls.cpu = stalls.collecting = slowest = 0.0
         cpu, size, end = time.process_time(), 0, time.perf_counter() + seconds
         while time.perf_counter() < end:
-            await asyncio.sleep(SCRAPE)
+            await asyncio.sleep(SCRAPE)  # the rate of the scrapes
             took, size = await asyncio.to_thread(scrape, endpoint.port)
             slowest = max(slowest, took)
         cpu = (time.process_time() - cpu) / seconds

@@ -1,6 +1,6 @@
 """The least that a hand-off over Redis can cost: one script call that publishes, and its delivery.
 
-Redis-py alone: whoever is inside says EVALSHA, the script moves the slot to the head of a line and
+Redis-py alone: the holder sends EVALSHA, the script moves the slot to the head of a line and
 publishes to its owner, and the owner is inside when the message is delivered.
 """
 

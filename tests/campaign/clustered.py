@@ -179,7 +179,7 @@ async def _node_cut_off(
         async with scene.asking():
             master.pause()
         if rng.random() < 0.5:
-            await asyncio.sleep(rng.uniform(0.2, 0.8) * NODE_TIMEOUT)
+            await asyncio.sleep(rng.uniform(0.2, 0.8) * NODE_TIMEOUT)  # the fault itself
             effect.note(1, "stopped, and not replaced")
         else:
             await asyncio.to_thread(_until_replaced, scene.cluster, slot, master)

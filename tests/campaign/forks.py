@@ -61,7 +61,7 @@ def find_libfaketime() -> str | None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends is nobody's zombie
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave no zombie
     while line := sys.stdin.buffer.readline():
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

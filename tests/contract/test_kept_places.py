@@ -49,7 +49,7 @@ async def test_a_kept_place_expires(line: Line) -> None:
     dropped = await line.call("dropped", keep_place=0.02)
     await line.call("next")
     await dropped.dropped()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # that the time of the place has passed is the subject
     again = await line.call("again", place_token=dropped.request.place_token)
     assert not again.request.resumed
     assert await line.waiting() == ["next", "again"]

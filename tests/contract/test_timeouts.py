@@ -88,7 +88,7 @@ async def test_the_time_that_entering_takes_counts_for_the_timeout(
     async def slow_enter(request: Any) -> Any:
         passed.append(request.timeout)
         result = await enter(request)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # that entering takes so long is the subject
         return result
 
     wait = backend.wait

@@ -1,4 +1,4 @@
-"""The FreeSWITCH example: what callers hear, and who holds what meanwhile."""
+"""The FreeSWITCH example: what callers hear, and which slots are held meanwhile."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_an_agent_who_is_not_reached_costs_no_caller(failing: str, world: 
 
 
 async def test_nobody_reached_keeps_the_caller_ahead(world: World) -> None:
-    """With music between the rounds; whoever came later is not served before."""
+    """With music between the rounds; later callers are not served first."""
     world.phones.known = {}
     service = await world.instance(rounds=1000)
     first = world.call("first", service)

@@ -44,7 +44,7 @@ async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None
 async def test_sigterm_hands_waiters_over_with_their_places(
     redis_server: RedisServer, world: World
 ) -> None:
-    """Who talks finishes; who waits goes to the other instance and stands where it stood."""
+    """Conversations finish; waiting callers go to the other instance and keep their places."""
     queues = [
         await world.stack.enter_async_context(
             Queue(

@@ -41,7 +41,7 @@ async def play(queue: Queue, queue_id: str) -> None:
 
     async def call() -> None:
         async with queue.slot(queue_id, max_concurrent=LIMIT):
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the work
 
     await asyncio.gather(*(call() for _ in range(CALLS)))
     leave = asyncio.Event()

@@ -1,7 +1,8 @@
 """The committed rules on two workers behind one port, whose metrics are in files for both.
 
 What a single process shows, these must show, too, and nothing else: a paused queue is no fault, a line
-that is stuck is told, and so is a worker that was killed. `tests/live_run.py` shortens the windows.
+that is stuck raises an alert, and so does a worker that was killed.
+`tests/dashboards/live_run.py` shortens the windows.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ async def test_a_paused_queue_is_silent_a_stuck_line_and_a_killed_worker_are_tol
 
 
 async def keep_calling(server: WebServer, queue_id: str) -> None:
-    """A caller every half second, who waits until it is sent away; they hang up when this ends."""
+    """A caller every half second; each waits until it is refused. They hang up when this ends."""
     calls = []
     try:
         for number in range(1000):

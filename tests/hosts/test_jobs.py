@@ -36,23 +36,23 @@ async def test_jobs_count_what_they_did_and_hand_over_on_sigterm(
     running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     assert running.stdout is not None
 
-    async def said() -> Any:
+    async def report() -> Any:
         assert running.stdout is not None
         return json.loads(await asyncio.wait_for(running.stdout.readline(), 30))
 
-    told = [await said() for _ in range(processes)]
-    assert [Numbers(*each["done"]) for each in told] == [DONE] * processes
-    assert len({each["instance_id"] for each in told}) == processes
+    reports = [await report() for _ in range(processes)]
+    assert [Numbers(*each["done"]) for each in reports] == [DONE] * processes
+    assert len({each["instance_id"] for each in reports}) == processes
     outside, _ = make(redis_server.url)
     async with outside:
-        for each in told:
+        for each in reports:
             granted = [asyncio.Event() for _ in range(LIMIT)]
             tasks = [asyncio.create_task(enter(outside, each["queue_id"], event)) for event in granted]
             await stands(outside, each["queue_id"], LIMIT, LIMIT)
             os.kill(each["pid"], signal.SIGTERM)
             await asyncio.wait_for(asyncio.gather(*(event.wait() for event in granted)), AT_ONCE)
             await asyncio.gather(*tasks)
-            assert await said() == {"ended": each["queue_id"]}
+            assert await report() == {"ended": each["queue_id"]}
             await stands(outside, each["queue_id"], 0, 0)
     assert await asyncio.wait_for(running.wait(), 20) == 0
 

@@ -93,7 +93,7 @@ async def who_hangs_up_makes_room(server: WebServer) -> None:
 
 
 async def a_server_that_stops_loses_nothing(server: WebServer, outside: Queue) -> None:
-    """SIGTERM: who can come to an end does, whoever cannot is cut off; the slots pass on at once."""
+    """SIGTERM: requests that can finish do, the others are cut off; the slots pass on at once."""
     gate, long = server.call("gate", 600), server.call("long", 600)
     await server.stands(0, LIMIT)
     short = server.call("short", 0.2)

@@ -417,7 +417,7 @@ class MemorySchedule:
             raise Violation(f"{call} {call.ending} without a slot")
 
     def _finish(self) -> None:
-        """Let everything end; whoever cannot, is stuck."""
+        """Let everything end; a call that cannot is stuck."""
         self._note(6, "the end begins", None)
         self._admins = [admin for admin in self._admins if admin.what != "close"]
         for _ in range(_MOST_STEPS):

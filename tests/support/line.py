@@ -73,7 +73,7 @@ async def learn_holds(queue: Queue, count: int = 10) -> float:
     """Make so many holds, and return their mean as the queue knows it."""
     for _ in range(count):
         async with queue.slot("sales"):
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the length of the hold is what is to be learned
     mean: float | None = None
 
     async def known() -> bool:

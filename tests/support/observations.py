@@ -49,7 +49,7 @@ def of(span: Any) -> dict[str, Any]:
 
 
 def caller(telemetry: Telemetry) -> Any:
-    """The span of whoever calls, current while it is entered."""
+    """The caller's span, current while it is entered."""
     assert telemetry.tracer_provider is not None
     return telemetry.tracer_provider.get_tracer("the caller's").start_as_current_span("caller")
 

@@ -228,7 +228,7 @@ async def test_a_queue_stands_still_while_its_slot_moves_and_its_neighbours_go_o
     halted = load.done
     await neighbours.served(100, "the neighbours are served")
     state = [redis_cluster.books(server, moving) for server in (source, target)]
-    # Whoever held when it began has left by now, as far as it knows; nobody was let in.
+    # All that held when it began have left by now, as far as it knows; no call was let in.
     assert load.done - halted <= 2
     assert load.since(time.monotonic() - 0.1) == 0
     await neighbours.served(100, "they still are")

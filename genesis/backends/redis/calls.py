@@ -63,7 +63,7 @@ class Call:
         self.queue = queue
         self.ticket = ticket
         self.answer = answer
-        self.local: LocalTicket  # set by whoever makes both
+        self.local: LocalTicket  # set by the caller that makes both
         self.granted: asyncio.Future[Grant] | None = None
         self.lost = False  # only ever turns true
         self.observed = True  # its `Left` is of interest: `enter` has returned it

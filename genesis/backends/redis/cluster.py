@@ -311,7 +311,7 @@ class ClusterRouter:
             await connection.disconnect(nowait=True)
 
     def _in_order_of_trust(self) -> list[Address]:
-        """Shuffled, but whoever is out of reach, silent or in a minority comes last."""
+        """Shuffled, but nodes that are out of reach, silent or in a minority come last."""
         now = self._loop.time()
 
         def doubtful(address: Address) -> bool:

@@ -68,7 +68,7 @@ class LocalTicket:
 
     @property
     def asks_who(self) -> bool:
-        """Whether it is to learn who holds, if it waits: a call that has a context."""
+        """Whether its reply should name the holders if it must wait: it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
     def row(self) -> tuple[bytes, ...]:

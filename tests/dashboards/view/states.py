@@ -79,75 +79,80 @@ Note = Callable[[str], Awaitable[None]]
 """Keeps the present moment as that of a state, after one more scrape."""
 
 
+async def lasts(seconds: float) -> None:
+    """Let a state last. How long it lasts is what the dashboards show."""
+    await asyncio.sleep(seconds)
+
+
 async def idle(fleet: Fleet, note: Note) -> None:
     """There were calls, but none for five minutes."""
     fleet.healthy()
-    await asyncio.sleep(15)
+    await lasts(15)
     await fleet.hang_up_all()
-    await asyncio.sleep(FORGOTTEN)
+    await lasts(FORGOTTEN)
     await note("idle")
 
 
 async def healthy(fleet: Fleet, note: Note) -> None:
     fleet.healthy()
-    await asyncio.sleep(3 * HISTORY)
+    await lasts(3 * HISTORY)
     await note("healthy")
     await fleet.hang_up_all()
     for instance in fleet.instances:
         instance.stop()
-    await asyncio.sleep(100)
+    await lasts(100)
     await note("all stopped")
 
 
 async def busy(fleet: Fleet, note: Note) -> None:
     fleet.busy()
-    await asyncio.sleep(3 * HISTORY)
+    await lasts(3 * HISTORY)
     await note("busy")
 
 
 async def exhausted(fleet: Fleet, note: Note) -> None:
     """The body of every call hangs: nobody is served any more, and all are sent away after 30 s."""
     fleet.healthy()
-    await asyncio.sleep(HISTORY)
+    await lasts(HISTORY)
     for instance in (*fleet.instances, fleet.instances[0]):
         fleet.call(instance, "sales", 3000)
-    await asyncio.sleep(150)
+    await lasts(150)
     await note("slots exhausted")
 
 
 async def stuck(fleet: Fleet, note: Note) -> None:
     """One call never leaves its slot; the others go on."""
     fleet.healthy()
-    await asyncio.sleep(HISTORY)
+    await lasts(HISTORY)
     fleet.call(fleet.instances[1], "sales", 3000)
-    await asyncio.sleep(25 * TALK)  # for 20 times the mean it might be a long call
+    await lasts(25 * TALK)  # for 20 times the mean it might be a long call
     await note("one slot stuck")
 
 
 async def killed(fleet: Fleet, note: Note) -> None:
     """SIGKILL of an instance that holds and waits."""
     fleet.busy()
-    await asyncio.sleep(HISTORY)
+    await lasts(HISTORY)
     one = fleet.instances[1]
     for _ in range(3):
         fleet.call(one, "sales", 3000)
-    await asyncio.sleep(15)
+    await lasts(15)
     one.kill()
-    await asyncio.sleep(2 * LEASE)
+    await lasts(2 * LEASE)
     await note("instance killed")
 
 
 async def redis_down(fleet: Fleet, note: Note) -> None:
     """Redis is killed, and stays away."""
     fleet.healthy()
-    await asyncio.sleep(HISTORY)
+    await lasts(HISTORY)
     fleet.redis.kill()
     began = time.monotonic()
     for seconds in (10, 150):
-        await asyncio.sleep(began + seconds - SCRAPE_SECONDS - time.monotonic())
+        await lasts(began + seconds - SCRAPE_SECONDS - time.monotonic())
         await note(f"redis down {seconds} s")
     fleet.redis.start()
-    await asyncio.sleep(60)
+    await lasts(60)
     await note("redis back")
 
 
@@ -199,7 +204,11 @@ async def play() -> Played:
 
         def note_of(fleet: Fleet) -> Note:
             async def note(state: str) -> None:
-                await asyncio.sleep(SCRAPE_SECONDS)
+                noted = time.time()
+                scraped = f'min(timestamp(up{{job="{fleet.job}"}}))'
+                await wait_until(
+                    lambda: (prometheus.value(scraped) or 0.0) > noted, f"{fleet.job} is scraped", 60.0
+                )
                 played.moments.append(Moment(state, fleet.job, time.time()))
                 print(f"{state}: {fleet.job} at {time.time():.0f}", flush=True)
 

@@ -4,7 +4,7 @@
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
 --        5 member   6 the call site's limit, '' for none   7 'free' to be refused rather than wait, or ''
 --        8 refuse if so many wait, '' for never   9 head start (us)   10 `<kept id> <place>`, or ''
---        11 'who' to learn who holds, or ''
+--        11 'who' to learn the holders, or ''
 -- Reply  {0}                                                    the session is not on record: sync first
 --        {1, token, in use, depth, limit, resumed, previous, granted, reclaimed}       granted
 --        {2, place, in use, depth, limit, resumed, previous, granted, reclaimed, position, look, holders}
