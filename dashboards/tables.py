@@ -74,19 +74,12 @@ def table(
             },
         },
     ]
-    defaults = {
-        "unit": "none",
-        "color": {"mode": "thresholds"},
-        "thresholds": never_bad(),
-        "noValue": empty,
-        "custom": _COLUMNS,
-    }
     return make_panel(
         "table",
         title,
         description,
         targets,
-        defaults,
+        _defaults("none", empty),
         _table_options(sort_by),
         overrides=overrides,
         transformations=transformations,
@@ -135,19 +128,12 @@ def label_table(
     overrides.append(override_of({"id": "byName", "options": column}, cells))
     if link is not None:
         overrides.append(override_of({"id": "byName", "options": link[0]}, {"links": [link[1]]}))
-    defaults = {
-        "unit": "string",
-        "color": {"mode": "thresholds"},
-        "thresholds": never_bad(),
-        "noValue": empty,
-        "custom": _COLUMNS,
-    }
     return make_panel(
         "table",
         title,
         description,
         [prometheus_target("A", query._replace(now=True), "table")],
-        defaults,
+        _defaults("string", empty),
         _table_options(""),
         overrides=overrides,
         transformations=transformations,
@@ -189,3 +175,13 @@ def _table_options(sort_by: str) -> Json:
     if sort_by:
         options["sortBy"] = [{"displayName": sort_by, "desc": False}]
     return options
+
+
+def _defaults(unit: str, empty: str) -> Json:
+    return {
+        "unit": unit,
+        "color": {"mode": "thresholds"},
+        "thresholds": never_bad(),
+        "noValue": empty,
+        "custom": _COLUMNS,
+    }

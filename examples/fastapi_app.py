@@ -73,7 +73,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         item_id: Name,
         seconds: Annotated[float, Query(ge=0, le=3600)] = 0.0,
         queue_id: Annotated[str, Query(alias="queue", min_length=1, max_length=200)] = QUEUE_ID,
-        max_waiting: Annotated[int, Query(ge=0)] = MAX_WAITING,
+        max_waiting: Annotated[int | None, Query(ge=0)] = None,
     ) -> Any:
         async with (
             until_disconnected(request) as client,
@@ -82,7 +82,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
                 item_id=item_id,
                 max_concurrent=LIMIT,
                 timeout=WAIT_SECONDS,
-                max_waiting=max_waiting,
+                max_waiting=MAX_WAITING if max_waiting is None else max_waiting,
             ) as slot,
         ):
             await asyncio.sleep(seconds)  # the work

@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from fastapi import FastAPI
@@ -20,16 +19,8 @@ from prometheus_client import CollectorRegistry
 from examples import callers, fastapi_app
 from examples.fastapi_app import LIMIT, QUEUE_ID, create_app
 from tests.redis_server import RedisServer
+from tests.support.asgi import Reply, request
 from tests.waiting import wait_until
-
-
-class Reply(NamedTuple):
-    status: int
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Client:
@@ -42,22 +33,7 @@ class Client:
         self, path: str, query: str = "", method: str = "GET", gone: asyncio.Event | None = None
     ) -> Reply:
         """One request; the client goes away when `gone` is set."""
-        sent: list[Any] = []
-        leaving = gone or asyncio.Event()
-        incoming = [{"type": "http.request", "body": b"", "more_body": False}]
-
-        async def receive() -> Any:
-            if incoming:
-                return incoming.pop()
-            await leaving.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": method, "path": path, "headers": [], "root_path": ""}
-        await self.app({**scope, "query_string": query.encode()}, receive, send)
-        return Reply(sent[0]["status"], b"".join(each["body"] for each in sent[1:]))
+        return await request(self.app, path, method, query=query, gone=gone)
 
     async def line(self) -> tuple[int, int]:
         shown = (await self.get(f"/queue/{QUEUE_ID}")).json

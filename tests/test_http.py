@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -20,18 +20,12 @@ from prometheus_client.openmetrics import parser
 
 from genesis import Queue
 from genesis.observability import ObservabilityServer, Telemetry, asgi_app
-from genesis.observability.http import ASGIApp
 from genesis.queue import RedisBackend
 from tests.redis_server import RedisServer
+from tests.support.asgi import Reply, request
 from tests.waiting import quiesce, wait_until
 
 OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 def ask(port: int, path: str, method: str = "GET", headers: Any = None) -> Reply:
@@ -60,23 +54,6 @@ async def aask(*arguments: Any, **options: Any) -> Reply:
 
 def server_threads() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if "genesis-server" in one.name]
-
-
-async def asgi(app: ASGIApp, path: str, method: str = "GET", **scope: Any) -> Reply:
-    """One request to an ASGI application, in this process."""
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    given = {"type": "http", "method": method, "path": path, "headers": [], **scope}
-    await app(given, receive, send)
-    start, body = sent
-    headers = {name.decode(): value.decode() for name, value in start["headers"]}
-    return Reply(start["status"], headers, body["body"])
 
 
 class Failing:
@@ -166,7 +143,7 @@ async def test_readiness_tells_no_secret(how: str, registry: CollectorRegistry) 
             async with ObservabilityServer(queue, registry, port=0, ready_timeout=0.1) as server:
                 reply = await aask(server.port, "/ready")
         else:
-            reply = await asgi(asgi_app(queue, registry, ready_timeout=0.1), "/ready")
+            reply = await request(asgi_app(queue, registry, ready_timeout=0.1), "/ready")
         assert reply.status == 503
         assert expected in reply.body
         assert b"secret" not in reply.body
@@ -358,7 +335,7 @@ async def test_a_registry_that_raises_is_a_500_and_no_more(registry: CollectorRe
 async def test_the_asgi_app_is_mounted_anywhere(path: str, root: str, status: int) -> None:
     """The three paths are found below the mount, and only there."""
     app = asgi_app(registry=CollectorRegistry())
-    assert (await asgi(app, path, root_path=root)).status == status
+    assert (await request(app, path, root_path=root)).status == status
 
 
 async def test_the_asgi_app_negotiates_and_refuses(
@@ -369,14 +346,14 @@ async def test_the_asgi_app_negotiates_and_refuses(
         async with queue.slot("sales"):
             pass
         app = asgi_app(queue, registry)
-        accept = [(b"accept", OPEN_METRICS["Accept"].encode())]
-        reply = await asgi(app, "/metrics", headers=accept)
+        accept = {"accept": OPEN_METRICS["Accept"]}
+        reply = await request(app, "/metrics", headers=accept)
         assert b"trace_id=" in reply.body
         assert reply.headers["content-length"] == str(len(reply.body))
-        head = await asgi(app, "/metrics", "HEAD", headers=accept)
+        head = await request(app, "/metrics", "HEAD", headers=accept)
         assert (head.status, head.body) == (200, b"")
-        assert (await asgi(app, "/ready")).status == 200
-        assert (await asgi(app, "/metrics", "POST")).status == 405
+        assert (await request(app, "/ready")).status == 200
+        assert (await request(app, "/metrics", "POST")).status == 405
 
 
 async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
@@ -390,7 +367,7 @@ async def test_a_client_that_hangs_up_leaves_no_ping_behind() -> None:
             finally:
                 ended.set()
 
-    asking = asyncio.create_task(asgi(asgi_app(Hanging(), CollectorRegistry()), "/ready"))
+    asking = asyncio.create_task(request(asgi_app(Hanging(), CollectorRegistry()), "/ready"))
     await quiesce()
     asking.cancel()
     await asyncio.wait_for(ended.wait(), 1)
@@ -422,7 +399,7 @@ async def test_a_draining_queue_is_not_ready(how: str, registry: CollectorRegist
             async with ObservabilityServer(queue, registry, port=0) as server:
                 reply = await aask(server.port, "/ready")
         else:
-            reply = await asgi(asgi_app(queue, registry), "/ready")
+            reply = await request(asgi_app(queue, registry), "/ready")
     assert (reply.status, reply.body) == (503, b"not ready: the queue is draining\n")
 
 

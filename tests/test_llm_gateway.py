@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -27,19 +27,10 @@ from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE, assert_nothing_kept
 from tests.redis_server import RedisServer
+from tests.support.asgi import Reply, request
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> str:
-        return str(json.loads(self.body)["error"])
 
 
 class Gateway:
@@ -60,29 +51,14 @@ class Gateway:
         self, path: str = "/complete", name: str = "", gone: asyncio.Event | None = None
     ) -> Reply:
         """One request; its client goes away when `gone` is set."""
-        sent: list[Any] = []
-        leaving = gone or asyncio.Event()
-        incoming = [{"type": "http.request", "body": b'{"prompt": "Hello"}', "more_body": False}]
-
-        async def receive() -> Any:
-            if incoming:
-                return incoming.pop()
-            await leaving.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "POST" if path == "/complete" else "GET",
-            "path": path,
-            "query_string": b"",
-            "headers": [(b"x-request-id", name.encode())] if name else [],
-        }
-        await self.app(scope, receive, send)
-        headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
-        return Reply(sent[0]["status"], headers, sent[1]["body"])
+        return await request(
+            self.app,
+            path,
+            "POST" if path == "/complete" else "GET",
+            headers={"x-request-id": name} if name else None,
+            body=b'{"prompt": "Hello"}',
+            gone=gone,
+        )
 
     def begin(self, **options: Any) -> asyncio.Task[Reply]:
         return asyncio.create_task(self.send(**options))
@@ -127,7 +103,7 @@ async def test_a_full_line_is_429_and_tells_when(
     others = [gateway.begin(gone=gone) for _ in range(2)]
     await gateway.stands(1, 1)
     reply = await gateway.send()
-    assert (reply.status, reply.error) == (429, "QueueFullError")
+    assert (reply.status, reply.json["error"]) == (429, "QueueFullError")
     assert reply.headers["retry-after"] == retry_after
     await gateway.stands(1, 1)
     gone.set()
@@ -138,7 +114,7 @@ async def test_a_wait_that_is_too_long_is_503(gateway: Gateway) -> None:
     await gateway.start(wait=0.02)
     async with gateway.queue.slot(QUEUE_ID):
         reply = await gateway.send()
-    assert (reply.status, reply.error) == (503, "QueueTimeoutError")
+    assert (reply.status, reply.json["error"]) == (503, "QueueTimeoutError")
     assert reply.headers["retry-after"] == "5"
 
 
@@ -178,7 +154,7 @@ async def test_a_call_whose_slot_is_lost_is_broken_off(gateway: Gateway) -> None
     call = gateway.begin(name="request-1")
     await wait_until(lambda: gateway.model.active == 1, "the model has the call")
     assert await gateway.queue.evict(QUEUE_ID, "request-1") == 1
-    assert ((await call).status, (await call).error) == (503, "SlotLostError")
+    assert ((await call).status, (await call).json["error"]) == (503, "SlotLostError")
     await wait_until(lambda: gateway.model.active == 0, "the model has stopped")
 
 
@@ -191,7 +167,7 @@ async def test_without_redis_no_call_reaches_the_model(
     assert (await gateway.send(name="before")).status == 200
     own_redis.kill()
     reply = await gateway.send(name="after")
-    assert (reply.status, reply.error) == (503, "BackendUnavailableError")
+    assert (reply.status, reply.json["error"]) == (503, "BackendUnavailableError")
     assert gateway.model.seen == ["before"]
     assert (await gateway.send("/ready")).status == 503
 
@@ -288,7 +264,7 @@ async def test_sigterm_finishes_who_waits_and_refuses_newcomers(tmp_path: Path) 
             await wait_until(lambda: "draining" in pod.log, "the pod drains")
             assert await pod.get("/ready") == (503, "not ready: the queue is draining\n")
             late = await pod.send("late")
-            assert (late.status, late.error) == (503, "QueueDrainingError")
+            assert (late.status, late.json["error"]) == (503, "QueueDrainingError")
             model.go.set()
             assert [(await call).status for call in calls] == [200, 200]
             await asyncio.wait_for(pod.process.wait(), 20)
