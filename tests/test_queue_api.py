@@ -14,7 +14,7 @@ import textwrap
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from genesis.queue import (
     RedisBackend,
     SlotRequest,
 )
+from genesis.queue.calls import Calls
 from tests.conftest import state_of
 from tests.waiting import quiesce, wait_until
 
@@ -610,3 +611,23 @@ async def test_thousands_that_enter_in_one_turn_let_others_run_and_keep_their_or
     await asyncio.wait(tasks)
     assert granted == [*range(4_000), *range(4_010, count + 1)]
     assert most <= 500
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_the_turns_for_which_an_entry_is_held_up_count_for_its_timeout(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """After the deadline it takes a slot only if one is free."""
+    monkeypatch.setattr(Calls, "too_many", lambda self: True)
+    queue = Queue(InMemoryBackend(), telemetry=Telemetry(CollectorRegistry()))
+    async with queue.slot("sales", max_concurrent=1) if busy else nullcontext():
+        # That the deadline has passed is the subject.
+        monkeypatch.setattr(Calls, "later_turn", lambda self: asyncio.sleep(0.03))
+        passage = queue.slot("sales", max_concurrent=1, timeout=0.01)
+        if busy:
+            with pytest.raises(QueueTimeoutError, match=r"0\.01"):
+                await passage.__aenter__()
+        else:
+            async with passage as slot:
+                assert slot.waited == 0
+    assert (await queue.stats("sales"))[:2] == (0, 0)

@@ -46,9 +46,8 @@ class Calls:
         self._gone: list[asyncio.Future[None]] = []
         self._at_once = 0  # calls that may still come until `_at_once_until`, by `loop.time()`
         self._at_once_until = 0.0
-        self._held_up: deque[asyncio.Future[None]] = (
-            deque()
-        )  # calls that enter in later turns, in order
+        # Calls that enter in later turns, in order.
+        self._held_up: deque[asyncio.Future[None]] = deque()
         self._pumping = False  # while there are such calls, or the last of them has not run yet
 
     def too_many(self) -> bool:
