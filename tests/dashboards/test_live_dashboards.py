@@ -6,6 +6,7 @@ before the first fault; what only a fault shows stands in `SHOWN_BY`, beside tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -40,10 +41,15 @@ SHOWN_BY = {
     "GenesisBackendDisruptions": "clock set back",
     "GenesisBackendUnavailable": "redis stopped",
     "GenesisStaleSnapshot": "redis stopped",
-    "GenesisPaused": "slots exhausted",
+    "GenesisPaused": "queue paused",
     "GenesisOldHold": "slots exhausted",
     "GenesisRefusals": "line full",
+    "overview: Queues 13": "clock set back",  # stuck
+    "overview: Alerts that fire 1": "slots exhausted",
+    "overview: Operations that failed 1": "redis stopped",
 }
+# Too long for this run: a hold of a minute. The state "one slot stuck" of test_view.py has it.
+NOT_SHOWN = {"overview: Queues 12"}
 
 # Who may fire, and for which queue; "" for alerts that have none. Anything else is a false alarm.
 TO_BLAME = {
@@ -99,15 +105,19 @@ def test_every_expression_returns_data(run: LiveRun) -> None:
     calm_until = min(fault.began for fault in run.faults.values())
     wrong = []
     known = dict(expressions())
-    assert set(SHOWN_BY) <= set(known), set(SHOWN_BY) - set(known)
+    assert set(SHOWN_BY) | NOT_SHOWN <= set(known), (set(SHOWN_BY) | NOT_SHOWN) - set(known)
     for name, expression in known.items():
+        if name in NOT_SHOWN:
+            continue
         if name not in SHOWN_BY:
             at = run.first(expression)
             if at is None or at > calm_until:
                 wrong.append(f"{name}: no data without a fault (first at {at}): {expression}")
             continue
         fault = run.faults[SHOWN_BY[name]]
-        at = run.first(expression, but_not=0.0)
+        # An alert's expression gives nothing unless it is true, and its value might be 0 then.
+        nothing = math.nan if name.startswith("Genesis") else 0.0
+        at = run.first(expression, but_not=nothing)
         if at is None:
             wrong.append(f"{name}: not shown by {fault.name}: {expression}")
         elif not fault.began - 0.5 <= at <= fault.ended + LATE:
@@ -160,7 +170,7 @@ def test_nothing_fires_for_a_queue_that_is_not_to_blame(run: LiveRun) -> None:
 # By the code of the doctor: the fault that is its cause, and the alert that has the same one.
 SAME_CAUSE = {
     "OLD_HOLD": ("slots exhausted", "GenesisOldHold"),
-    "PAUSED": ("slots exhausted", "GenesisPaused"),
+    "PAUSED": ("queue paused", "GenesisPaused"),
     "LIMITS_DIFFER": ("limits disagree", "GenesisLimitDisagreement"),
     "STALE_INSTANCE": ("instance killed", "GenesisInstanceDown"),
     "STUCK_HEAD": ("clock set back", "GenesisStuckHead"),

@@ -14,7 +14,7 @@ _REPOSITORY = Path(__file__).parents[3]
 PEERS = {
     # This library before its Redis backend was rebuilt; from this repository's history.
     "commit ba0ea4a": (
-        f"genesis[otel] @ git+file://{_REPOSITORY}@ba0ea4a",
+        f"git+file://{_REPOSITORY}@ba0ea4a#egg=genesis[otel]",
         "hiredis",
     ),
     # The newest that was there, and the last one that works over Redis.
