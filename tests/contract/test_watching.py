@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from genesis import WaitStatus
+from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import Ticket
 from genesis.exceptions import BackendUnavailableError
 from tests.support.line import Line, learn_holds
@@ -113,6 +114,32 @@ async def test_the_expected_wait_is_in_the_status(line: Line) -> None:
     await line.grants()
 
 
+async def test_the_expected_wait_does_not_grow_while_a_call_waits(line: Line) -> None:
+    """While no hold ends and nobody comes before it, it stays, and falls as the call moves up."""
+    await learn_holds(line.queue)
+    told = await _told_while_moving_up(line)
+    assert told == sorted(told, reverse=True)
+    assert told[-1] == pytest.approx(told[0] / 4, rel=0.01)
+    await line.grants()
+
+
+async def test_an_expected_wait_that_grows_is_found(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: the longer they wait, the longer the mean is taken to be."""
+    mean = await learn_holds(line.queue)
+    began = asyncio.get_running_loop().time()
+
+    def growing(position: int, limit: int, mean_hold: float | None) -> float | None:
+        waited = asyncio.get_running_loop().time() - began
+        return expected_wait(position, limit, None if mean_hold is None else mean + 10 * waited)
+
+    monkeypatch.setattr("genesis.backends.memory.expected_wait", growing)
+    monkeypatch.setattr("genesis.backends.redis.requests.expected_wait", growing)
+    told = await _told_while_moving_up(line)
+    assert told != sorted(told, reverse=True)
+
+
 async def test_a_watch_ends_with_eviction_and_with_close(line: Line) -> None:
     """No iteration waits for ever."""
     await line.call("holder")
@@ -150,3 +177,19 @@ async def test_watches_survive_that_all_other_tasks_are_cancelled(line: Line) ->
                 task.cancel()
     assert (await asyncio.wait_for(following, 5)).position == 1
     await line.grants()
+
+
+async def _told_while_moving_up(line: Line) -> list[float]:
+    """What the last of four waiters is told: three times at each position, down to the first."""
+    await line.call("holder")
+    before = [await line.call(f"before-{number}") for number in range(3)]
+    last = await line.call("last")
+    told: list[float] = []
+    async for status in last.request.watch(every=0.02, at_least=0.02):
+        assert status.expected_wait is not None
+        told.append(status.expected_wait)
+        if len(told) % 3 == 0:
+            if not before:
+                break
+            await before.pop().dropped()
+    return told
