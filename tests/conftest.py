@@ -21,11 +21,11 @@ from genesis.backends import waiting
 from genesis.backends.protocol import EnterRequest, Grant, LeaveResult, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
-from tests.redis_server import RedisServer
-from tests.scripted_line import Ear, Line
-from tests.sick import all_sick
-from tests.topology import Cluster
-from tests.waiting import wait_until
+from tests.backends.scripted_line import Ear, Line
+from tests.support.redis_server import RedisServer
+from tests.support.sick import all_sick
+from tests.support.topology import Cluster
+from tests.support.waiting import wait_until
 
 LEASE = 2.0  # seconds; short, so that tests of dead instances take seconds
 

@@ -234,7 +234,7 @@ class CallSpans:
         attributes = {
             **self._attributes,
             names.FENCING_TOKEN: grant.fencing_token,
-            names.WAITED_SECONDS: round(waited, 6),
+            names.WAITED_SECONDS: round(waited, 3),
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
@@ -272,7 +272,7 @@ class CallSpans:
         try:
             if since:
                 attributes = {**self._attributes, **self._known}
-                attributes |= {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 6)}
+                attributes |= {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 3)}
                 by = () if released_by is None else (released_by,)
                 complete(
                     self._start, names.SPAN_WAIT, self._within, attributes, by, since, now, failure
@@ -284,7 +284,7 @@ class CallSpans:
         self, outcome: str, waited: float, failure: BaseException | str | None, now: int, is_end: bool
     ) -> None:
         self._acquire.set_attribute(names.OUTCOME, outcome)
-        self._acquire.set_attribute(names.WAITED_SECONDS, round(waited, 6))
+        self._acquire.set_attribute(names.WAITED_SECONDS, round(waited, 3))
         if failure is not None:
             fail(self._acquire, failure)
         self._acquire.end(now)

@@ -13,7 +13,7 @@ from tests.benchmarks.process import Process, processes
 from tests.benchmarks.rounds import Comparison, Plan, Row, alternate
 from tests.benchmarks.shared import redis_server
 from tests.benchmarks.subjects import QUIET, SAMPLING, Said, recorded
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = ["SECTIONS"]
 

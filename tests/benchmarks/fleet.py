@@ -32,8 +32,8 @@ from genesis import Queue
 from genesis.queue import RedisBackend
 from tests.benchmarks.machine import describe
 from tests.benchmarks.subjects import telemetry
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 __all__ = ["Load", "estimate", "measure"]
 

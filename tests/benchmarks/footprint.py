@@ -16,8 +16,8 @@ from genesis.queue import InMemoryBackend, RedisBackend
 from tests.benchmarks.rounds import Comparison, Plan
 from tests.benchmarks.shared import redis_server
 from tests.benchmarks.subjects import QUIET, hand_offs, queues
-from tests.redis_server import RedisServer
-from tests.waiting import quiesce, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import quiesce, wait_until
 
 __all__ = ["SECTIONS"]
 

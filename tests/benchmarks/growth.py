@@ -12,7 +12,7 @@ from genesis.queue import InMemoryBackend, RedisBackend
 from tests.benchmarks.rounds import Comparison, Plan
 from tests.benchmarks.shared import redis_server
 from tests.benchmarks.subjects import QUIET, SAMPLING, Clock, hand_offs, queues
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 __all__ = ["SECTIONS", "row"]
 

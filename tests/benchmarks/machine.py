@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.redis_server import find_redis_server, server_version
+from tests.support.redis_server import find_redis_server, server_version
 
 __all__ = ["describe"]
 

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 from genesis import Queue
 from genesis.observability import ObservabilityServer, Telemetry
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 QUEUES = 20_000
 SCRAPE = 5.0  # seconds between two scrapes

@@ -26,7 +26,7 @@ from tests.benchmarks.subjects import (
     side_by_side,
     tracer_provider,
 )
-from tests.waiting import quiesce
+from tests.support.waiting import quiesce
 
 __all__ = ["SECTIONS"]
 

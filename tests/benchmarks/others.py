@@ -14,7 +14,7 @@ from typing import Any
 from tests.benchmarks.peers import driver, environments
 from tests.benchmarks.rounds import Comparison, Plan
 from tests.benchmarks.shared import redis_server
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 __all__ = ["OURS", "SECTIONS", "compare"]
 

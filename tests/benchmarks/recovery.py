@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
 from tests.support.fleet import LoopWatch
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 LEASE = 15.0  # seconds, the default
 WAITING = 10_000

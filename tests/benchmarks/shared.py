@@ -20,7 +20,7 @@ from tests.benchmarks.subjects import (
     queues,
     recorded,
 )
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 __all__ = ["SECTIONS", "redis_server"]
 

@@ -19,8 +19,8 @@ from genesis.backends.protocol import EnterRequest, QueueBackend, Ticket
 from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 __all__ = [
     "QUIET",

@@ -18,8 +18,8 @@ from redis.asyncio.cluster import RedisCluster
 from genesis.queue import RedisBackend
 from tests.campaign.faults import BEAT, LAPSE, RECONNECT, RESTORE, Effect, fault
 from tests.campaign.scene import Scene, Station, admin_of
-from tests.redis_server import RedisServer
-from tests.topology import NODE_TIMEOUT, Cluster, in_step, slot_of
+from tests.support.redis_server import RedisServer
+from tests.support.topology import NODE_TIMEOUT, Cluster, in_step, slot_of
 
 __all__ = ["ClusterScene"]
 

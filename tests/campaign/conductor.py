@@ -32,8 +32,8 @@ from tests.campaign.faults import FAULTS, NONE, Effect, Fault, kinds_of
 from tests.campaign.history import History
 from tests.campaign.scene import WORKERS, Company, Scene, Station
 from tests.campaign.worker import LATE, TICK
-from tests.tcp_proxy import TcpProxy
-from tests.waiting import wait_until
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
 
 __all__ = [
     "WORKERS",

@@ -24,10 +24,10 @@ from tests.campaign.faults import Effect
 from tests.campaign.forks import ForkServer, find_libfaketime
 from tests.campaign.history import CONDUCTOR, History, Log
 from tests.campaign.worker import QUEUES, STEADY
-from tests.redis_server import RedisServer, free_port
-from tests.tcp_proxy import Relay, TcpProxy
-from tests.topology import Cluster
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.tcp_proxy import Relay, TcpProxy
+from tests.support.topology import Cluster
+from tests.support.waiting import wait_until
 
 __all__ = ["WORKERS", "Company", "Fronts", "Scene", "Station"]
 

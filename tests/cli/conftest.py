@@ -12,9 +12,9 @@ import pytest
 
 from genesis import Queue
 from genesis.cli.main import main
-from tests.redis_server import RedisServer
 from tests.support.fleet import Call, Fleet
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 
 class Result(NamedTuple):

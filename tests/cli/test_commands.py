@@ -15,9 +15,9 @@ import pytest
 from genesis import EvictedError
 from genesis.cli.main import main
 from tests.cli.conftest import Line, Run
-from tests.redis_server import RedisServer, free_port
-from tests.topology import Cluster, SentinelTrio
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.topology import Cluster, SentinelTrio
+from tests.support.waiting import wait_until
 
 
 async def test_status_shows_queues_and_instances(line: Line) -> None:

@@ -15,13 +15,13 @@ from genesis.backends.redis import index
 from genesis.cli.findings import RUNBOOKS
 from genesis.cli.server import commands_of_scripts, harmless
 from tests.cli.conftest import Line, Run
-from tests.redis_server import RedisServer, free_port, server_version
-from tests.redis_server import find_redis_server as find
 from tests.support.fleet import Fleet
-from tests.telemetry_names import RUNBOOKS as FOLDER
-from tests.topology import in_step
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.redis_server import RedisServer, free_port, server_version
+from tests.support.redis_server import find_redis_server as find
+from tests.support.telemetry_names import RUNBOOKS as FOLDER
+from tests.support.topology import in_step
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 META = "genesis:queue:{sales}:meta"
 INSTANCES = "genesis:queue:index:instances"

@@ -10,9 +10,9 @@ import pytest
 
 from genesis.backends.redis.index import index_keys
 from tests.cli.conftest import Run
-from tests.redis_server import RedisServer
 from tests.support.fleet import Fleet
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 MOST = 25.0  # ms for which a command may keep Redis; below 5 on a quiet machine
 

@@ -12,9 +12,9 @@ import pytest
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import EnterRequest, Ticket
 from tests.conftest import state_of
-from tests.redis_server import RedisServer
 from tests.support.call_group import CallGroup, Waits, assert_free
-from tests.waiting import quiesce, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_cancel_while_waiting_gives_up_the_place(group: CallGroup) -> None:

@@ -12,9 +12,9 @@ import pytest
 from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
 from tests.conftest import MakeQueue, state_of
-from tests.redis_server import RedisServer
 from tests.support.call_group import CallGroup
-from tests.waiting import quiesce, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_close_ends_waits_and_holds(group: CallGroup) -> None:

@@ -11,7 +11,7 @@ import pytest
 from genesis import Queue
 from genesis import until_disconnected as until_gone
 from tests.support.line import Line
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 class Request:

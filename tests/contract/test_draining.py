@@ -8,7 +8,7 @@ import pytest
 
 from genesis import Queue, QueueDrainingError
 from tests.support.line import Line
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_drain_lets_calls_finish_and_refuses_new_ones(line: Line) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from genesis.exceptions import EvictedError, SlotLostError
 from tests.support.call_group import CallGroup
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_an_evicted_waiter_gets_an_error_that_names_queue_and_item(group: CallGroup) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support.line import DAY, Line
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_a_head_start_puts_a_call_where_it_would_have_been(line: Line) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from genesis.exceptions import EvictedError
 from tests.support.call_group import CallGroup
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_stats_count_waiters_and_holders(group: CallGroup) -> None:

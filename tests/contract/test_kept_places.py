@@ -9,7 +9,7 @@ import pytest
 from genesis import QueueFullError, QueueTimeoutError
 from genesis.exceptions import EvictedError
 from tests.support.line import Line
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_a_caller_that_drops_and_calls_again_has_its_old_place(line: Line) -> None:

@@ -11,7 +11,7 @@ import pytest
 from genesis import Queue, QueueTimeoutError
 from genesis.exceptions import LimitMismatchError
 from tests.support.call_group import CallGroup, assert_free
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 @pytest.mark.parametrize("limit", [1, 4])

@@ -10,7 +10,7 @@ import pytest
 from genesis import QueueFullError, QueueTimeoutError
 from tests.conftest import state_of
 from tests.support.line import Line, learn_holds
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_a_full_line_refuses_at_once(line: Line) -> None:

@@ -10,7 +10,7 @@ import pytest
 from genesis import Queue, QueueTimeoutError
 from genesis.exceptions import EvictedError
 from tests.support.call_group import Call, CallGroup, Waits
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_grants_are_given_in_the_order_of_entering(queue: Queue) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from genesis import Queue, QueueTimeoutError
 from tests.support.call_group import assert_free
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_a_semaphore_serves_many_tasks_at_once(queue: Queue) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genesis import Queue
 from tests.support.line import Line
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_the_mean_hold_is_known_after_ten(queue: Queue) -> None:

@@ -11,7 +11,7 @@ from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import Ticket
 from genesis.exceptions import GenesisError
 from tests.support.call_group import CallGroup, Waits
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_a_timeout_is_a_timeout_error_that_names_queue_and_item(group: CallGroup) -> None:

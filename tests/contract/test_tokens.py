@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from genesis import Queue
 from tests.support.call_group import CallGroup
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_fencing_tokens_grow_with_every_grant(queue: Queue) -> None:

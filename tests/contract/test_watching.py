@@ -13,7 +13,7 @@ from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import Ticket
 from genesis.exceptions import BackendUnavailableError
 from tests.support.line import Line, learn_holds
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_a_watch_yields_a_status_at_once_and_ends_with_the_wait(line: Line) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tests.example_instance import ExampleInstance
+from tests.support.example_instance import ExampleInstance
 
 __all__ = ["Callers"]
 

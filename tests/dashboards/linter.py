@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import promql_parser
 
 from genesis.observability import names
-from tests.telemetry_names import GRAFANA_DEFAULTS, complaints, filled_in, panels, sample_names
+from tests.support.telemetry_names import GRAFANA_DEFAULTS, complaints, filled_in, panels, sample_names
 
 __all__ = ["RULES", "violations"]
 

@@ -30,11 +30,11 @@ from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.dashboards.callers import Callers
-from tests.example_instance import ExampleInstance
-from tests.observers import Prometheus
-from tests.redis_server import RedisServer
-from tests.telemetry_names import GRAFANA_DEFAULTS, RULE_FILES
-from tests.waiting import wait_until
+from tests.support.example_instance import ExampleInstance
+from tests.support.observers import Prometheus
+from tests.support.redis_server import RedisServer
+from tests.support.telemetry_names import GRAFANA_DEFAULTS, RULE_FILES
+from tests.support.waiting import wait_until
 
 __all__ = ["SHORTER", "VARIABLES", "Fault", "LiveRun", "shortened", "shortened_rules"]
 

@@ -14,7 +14,7 @@ import yaml
 
 from dashboards.generate import FOLDER
 from genesis.observability import names
-from tests.telemetry_names import RULE_FILES
+from tests.support.telemetry_names import RULE_FILES
 
 ROOT = Path(__file__).parents[2] / "dashboards"
 COMPOSE = ROOT / "compose.yaml"

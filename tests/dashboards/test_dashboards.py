@@ -17,7 +17,7 @@ from dashboards import queries
 from dashboards.generate import as_text, dashboards
 from genesis.observability import names
 from tests.dashboards.linter import violations
-from tests.telemetry_names import complaints, filled_in, panel_expressions
+from tests.support.telemetry_names import complaints, filled_in, panel_expressions
 
 BOARDS = {path.stem: board for path, board in dashboards().items()}
 OVERVIEW, QUEUE, CALL = "genesis-overview", "genesis-queue", "genesis-call"

@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from genesis.cli.findings import RUNBOOKS
 from tests.dashboards.live_run import VARIABLES, LiveRun, shortened
-from tests.observers import Prometheus
-from tests.telemetry_names import filled_in, load_dashboards, load_rules, panel_expressions
+from tests.support.observers import Prometheus
+from tests.support.telemetry_names import filled_in, load_dashboards, load_rules, panel_expressions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

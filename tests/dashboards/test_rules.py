@@ -17,9 +17,9 @@ from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutEr
 from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.observability import Telemetry, names
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
-from tests.sick import sick_logger
-from tests.telemetry_names import (
+from tests.support.redis_server import RedisServer
+from tests.support.sick import sick_logger
+from tests.support.telemetry_names import (
     DASHBOARDS,
     REPOSITORY,
     RULE_FILES,
@@ -36,7 +36,7 @@ from tests.telemetry_names import (
     selectors,
     words,
 )
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ALERTS = [rule for rule in load_rules() if rule.is_alert]
 PROMTOOL_TESTS = sorted((Path(__file__).parent / "promtool").glob("*.test.yml"))

@@ -17,8 +17,8 @@ from dashboards.generate import dashboards
 from tests.dashboards.view.moments import MINUTES, SIGNS, shots
 from tests.dashboards.view.states import SCRAPE_SECONDS, STATES, Moment, Played, play
 from tests.dashboards.view.viewer import Picture, draw, install, missing
-from tests.observers import Prometheus
-from tests.telemetry_names import filled_in
+from tests.support.observers import Prometheus
+from tests.support.telemetry_names import filled_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from examples.call_centre_day.replay import REAP_MARGIN
-from tests.redis_server import RedisServer, free_port
 from tests.support.call_centre import PROGRAM, assert_promises_kept, busy_rows, run_program, write_csv
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import wait_until
 
 
 def test_program_replays_a_file(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_server import free_port
-from tests.waiting import wait_until
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "examples" / "README.md"

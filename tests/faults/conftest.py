@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.redis_server import RedisServer
 from tests.support.fleet import Fleet
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import LEASE
 from tests.support.fleet import IN_TIME, SALES, Fleet, seconds
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 @pytest.mark.parametrize("how", ["held", "deaf", "refused"])

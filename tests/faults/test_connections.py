@@ -10,9 +10,9 @@ import pytest
 
 from genesis.exceptions import BackendUnavailableError
 from tests.conftest import LEASE
-from tests.redis_server import RedisServer
 from tests.support.fleet import BEAT, SALES, Fleet, renewed, seconds
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 
 async def _busy(fleet: Fleet, break_it: Callable[[], object], times: int) -> None:

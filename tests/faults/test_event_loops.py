@@ -22,8 +22,8 @@ from genesis import Queue
 from genesis.exceptions import BackendUnavailableError, GenesisError
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,

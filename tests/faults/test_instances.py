@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genesis.exceptions import EvictedError
 from tests.support.fleet import BEAT, SALES, Fleet
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 async def test_in_a_rolling_deployment_the_last_limit_wins_and_is_counted(fleet: Fleet) -> None:

@@ -9,7 +9,7 @@ import pytest
 from genesis.exceptions import BackendUnavailableError, QueueTimeoutError
 from tests.conftest import LEASE
 from tests.support.fleet import BEAT, SALES, Call, Fleet, leave_as_granted, renewed
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_an_enter_whose_reply_is_lost_is_carried_out_once(fleet: Fleet) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from genesis.exceptions import BackendUnavailableError
 from tests.conftest import LEASE
-from tests.redis_server import RedisServer
 from tests.support.fleet import BEAT, IN_TIME, SALES, Fleet, leave_as_granted, renewed
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 
 async def test_flushall_strands_nobody_and_keeps_the_order(fleet: Fleet) -> None:

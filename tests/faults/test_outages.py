@@ -11,9 +11,9 @@ import pytest
 
 from genesis.exceptions import BackendUnavailableError, QueueTimeoutError
 from tests.conftest import LEASE
-from tests.redis_server import RedisServer
 from tests.support.fleet import BEAT, IN_TIME, Fleet, seconds, works_again
-from tests.waiting import quiesce, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import quiesce, wait_until
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import LEASE
 from tests.support.fleet import BEAT, IN_TIME, Fleet
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 
 @pytest.mark.slow

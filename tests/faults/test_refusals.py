@@ -14,9 +14,9 @@ from genesis import Queue
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE
-from tests.redis_server import RedisServer
 from tests.support.fleet import BEAT, SALES, Fleet, leave_as_granted, seconds, works_again
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 # Out of memory
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import state_of
 from tests.support.fleet import BEAT, SALES, Fleet, LoopWatch
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from genesis.queue import WaitStatus
 from tests.conftest import Spans
 from tests.freeswitch.switch import Channel
 from tests.freeswitch.world import FIRST, LENGTHS, MUSIC, SORRY, World, outcomes, stand, talks, waits
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 # The usual ----------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from genesis.queue import RedisBackend
 from tests.conftest import LEASE, assert_nothing_kept
 from tests.freeswitch.switch import Channel, Phones
 from tests.freeswitch.world import FIRST, LENGTHS, MUSIC, SETTINGS, SORRY, World, stand, talks, waits
-from tests.redis_server import RedisServer, free_port
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import wait_until
 
 # Transfers, instances that stop or die ----------------------------------------------------------------
 

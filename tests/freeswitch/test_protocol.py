@@ -22,7 +22,7 @@ from examples.freeswitch_outbound import Service, serve
 from genesis import Queue
 from tests.freeswitch.switch import Channel, Phones
 from tests.freeswitch.world import stand
-from tests.waiting import quiesce, wait_until
+from tests.support.waiting import quiesce, wait_until
 
 SETTINGS = Settings(timeout=60.0, reply_seconds=5.0, sorry_seconds=5.0, begin_seconds=0.5)
 

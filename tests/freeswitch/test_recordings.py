@@ -20,7 +20,7 @@ from genesis import Queue
 from tests.conftest import Spans
 from tests.freeswitch.switch import Channel, Phones
 from tests.freeswitch.world import stand
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 SESSIONS = (
     "agent-busy-continue",

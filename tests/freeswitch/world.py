@@ -11,7 +11,7 @@ from examples.freeswitch_outbound import Service, serve
 from genesis import Queue
 from tests.conftest import Spans
 from tests.freeswitch.switch import Channel, Phones
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = [
     "FIRST", "LENGTHS", "MUSIC", "SETTINGS", "SORRY", "World", "outcomes", "stand", "talks", "waits",

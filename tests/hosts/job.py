@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from genesis import Queue, RedisBackend
 from genesis.observability import Telemetry
 from tests.hosts.numbers import Numbers, numbers
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = ["DONE", "LIMIT", "make", "play", "stands"]
 

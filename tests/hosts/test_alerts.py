@@ -21,9 +21,9 @@ from genesis import Queue, RedisBackend
 from genesis.observability import Telemetry
 from tests.dashboards.live_run import SCRAPES, shortened_rules
 from tests.hosts.web import PATIENCE, SHORT_LEASE, WebServer
-from tests.observers import Prometheus
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.observers import Prometheus
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,

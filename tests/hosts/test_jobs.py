@@ -20,8 +20,8 @@ from genesis import Queue, RedisBackend
 from genesis.observability import Telemetry
 from tests.hosts.job import DONE, LIMIT, make, play, stands
 from tests.hosts.numbers import Numbers, numbers
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 2.0  # seconds; the lease is 15

@@ -14,8 +14,8 @@ from genesis import Queue, RedisBackend
 from genesis.observability import Telemetry
 from tests.hosts.numbers import Numbers
 from tests.hosts.web import GRACE, SERVERS, WebServer
-from tests.redis_server import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 CALLS = 20
 LIMIT = 2  # of the example

@@ -18,8 +18,8 @@ from uvicorn_worker import UvicornWorker
 from examples import fastapi_app
 from genesis import RedisBackend
 from tests.hosts.numbers import Numbers, numbers
-from tests.redis_server import free_port
-from tests.waiting import wait_until
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
 
 __all__ = ["GRACE", "PATIENCE", "SERVERS", "GunicornWorker", "WebServer", "create_impatient_app"]
 

@@ -17,9 +17,9 @@ from genesis.observability import Telemetry, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import state_of
-from tests.sick import SICK, SickError
 from tests.support.observations import errors, gauges, holds, waits
-from tests.waiting import quiesce
+from tests.support.sick import SICK, SickError
+from tests.support.waiting import quiesce
 
 
 async def use_everything(queue: Queue) -> None:

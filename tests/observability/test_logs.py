@@ -17,7 +17,7 @@ from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, waits
-from tests.waiting import quiesce
+from tests.support.waiting import quiesce
 
 
 @pytest.mark.parametrize("outcome", WAIT_OUTCOMES)

@@ -25,7 +25,7 @@ from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans
 from tests.support.observations import caller, enter, of, operations
-from tests.waiting import quiesce
+from tests.support.waiting import quiesce
 
 
 async def send_wait(backend: QueueBackend) -> None:

@@ -18,9 +18,9 @@ from genesis.observability import Telemetry, metrics, names
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans
-from tests.sick import SickError, fail
 from tests.support.observations import WAIT_OUTCOMES, end_as, enter, gauges, holds, of, waits
-from tests.waiting import quiesce
+from tests.support.sick import SickError, fail
+from tests.support.waiting import quiesce
 
 
 @pytest.mark.parametrize("outcome", [*WAIT_OUTCOMES, "refused"])

@@ -13,7 +13,7 @@ from tests.protocol.plants import PLANTS, Plant, planted_core, planted_script
 from tests.protocol.server import Server
 from tests.protocol.state import Bound
 from tests.protocol.world import World
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 def run(

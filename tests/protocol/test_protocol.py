@@ -12,7 +12,7 @@ from tests.protocol.bounds import ALL, FAST
 from tests.protocol.caller import Caller
 from tests.protocol.explore import Result
 from tests.protocol.plants import PLANTS
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 NAMED = {bound.name: bound for bound in (*FAST, *ALL)}
 explored: dict[str, tuple[Result, Caller]] = {}

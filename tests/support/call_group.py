@@ -14,7 +14,7 @@ from genesis import Queue, QueueTimeoutError
 from genesis.backends import waiting
 from genesis.backends.protocol import Grant
 from genesis.queue.slot import Slot
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 class Call:

@@ -17,10 +17,10 @@ from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from genesis.queue.slot import Slot
 from tests.conftest import LEASE, assert_nothing_kept
-from tests.redis_server import RedisServer
-from tests.tcp_proxy import TcpProxy
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.redis_server import RedisServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 __all__ = [
     "BEAT", "IN_TIME", "SALES", "Call", "Fleet", "LoopWatch", "leave_as_granted", "renewed", "seconds",

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.redis_server import RedisServer
-from tests.topology import Cluster, slot_of
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.topology import Cluster, slot_of
+from tests.support.waiting import wait_until
 
 __all__ = [
     "LEASE", "Instances", "held_at", "held_until", "numbers_are", "one_holds_one_waits", "queue_on",

@@ -7,7 +7,7 @@ from typing import Any
 
 from genesis import Queue
 from genesis.queue.slot import Slot
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DAY = 86_400.0
 

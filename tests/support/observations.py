@@ -11,7 +11,7 @@ from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import EnterRequest, EnterResult, QueueBackend
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, names
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 WAIT_OUTCOMES = get_args(names.WaitOutcome)
 

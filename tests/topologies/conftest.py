@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.support.instances import Instances
-from tests.topology import Cluster, SentinelTrio
+from tests.support.topology import Cluster, SentinelTrio
 
 
 @pytest.fixture

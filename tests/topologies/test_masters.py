@@ -10,7 +10,6 @@ import pytest
 from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
 from tests.conftest import assert_nothing_kept
-from tests.load import Load
 from tests.support.instances import (
     LEASE,
     Instances,
@@ -19,8 +18,9 @@ from tests.support.instances import (
     one_holds_one_waits,
     queue_on,
 )
-from tests.topology import Cluster, slot_of
-from tests.waiting import wait_until
+from tests.support.load import Load
+from tests.support.topology import Cluster, slot_of
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ import pytest
 from redis.asyncio import RedisCluster
 
 from genesis.exceptions import BackendUnavailableError
-from tests.load import Load
-from tests.redis_server import RedisServer
 from tests.support.instances import (
     Instances,
     held_at,
     queue_on,
 )
-from tests.topology import Cluster
+from tests.support.load import Load
+from tests.support.redis_server import RedisServer
+from tests.support.topology import Cluster
 
 
 async def test_queues_are_spread_over_all_masters_with_one_connection_to_each(

@@ -15,15 +15,15 @@ from redis.asyncio.sentinel import Sentinel
 from genesis import Queue
 from genesis.queue import RedisBackend
 from tests.conftest import assert_nothing_kept
-from tests.load import Load
-from tests.redis_server import RedisServer
 from tests.support.instances import (
     LEASE,
     Instances,
 )
-from tests.tcp_proxy import TcpProxy
-from tests.topology import SentinelTrio, in_step
-from tests.waiting import wait_until
+from tests.support.load import Load
+from tests.support.redis_server import RedisServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.topology import SentinelTrio, in_step
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.slow

@@ -12,8 +12,6 @@ import pytest
 
 from genesis import Queue
 from tests.conftest import assert_nothing_kept
-from tests.load import Load
-from tests.redis_server import RedisServer
 from tests.support.instances import (
     LEASE,
     Instances,
@@ -22,9 +20,11 @@ from tests.support.instances import (
     one_holds_one_waits,
     queue_on,
 )
-from tests.tcp_proxy import TcpProxy
-from tests.topology import Cluster, slot_of
-from tests.waiting import wait_until
+from tests.support.load import Load
+from tests.support.redis_server import RedisServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.topology import Cluster, slot_of
+from tests.support.waiting import wait_until
 
 
 async def test_a_slot_that_moves_under_load_loses_no_call_and_no_place(

@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.dashboards.view.moments import shots
 from tests.dashboards.view.states import play
 from tests.dashboards.view.viewer import WIDTHS, draw, install, missing
-from tests.observers import Prometheus
-from tests.telemetry_names import DASHBOARDS
+from tests.support.observers import Prometheus
+from tests.support.telemetry_names import DASHBOARDS
 
 PICTURES = ("healthy-overview-1366", "slots-exhausted-overview-1366", "instance-killed-queue-1366")
 

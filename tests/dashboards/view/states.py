@@ -16,11 +16,11 @@ from typing import NamedTuple
 import yaml
 
 from tests.dashboards.callers import Callers
-from tests.example_instance import ExampleInstance
-from tests.observers import Prometheus
-from tests.redis_server import RedisServer
-from tests.telemetry_names import RULE_FILES
-from tests.waiting import wait_until
+from tests.support.example_instance import ExampleInstance
+from tests.support.observers import Prometheus
+from tests.support.redis_server import RedisServer
+from tests.support.telemetry_names import RULE_FILES
+from tests.support.waiting import wait_until
 
 __all__ = ["INSTANCES", "SCRAPE_SECONDS", "STATES", "Moment", "Played", "play"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.telemetry_names import DASHBOARDS
+from tests.support.telemetry_names import DASHBOARDS
 
 __all__ = ["BOARDS", "WIDTHS", "Picture", "Shot", "Shown", "draw", "install", "missing"]
 

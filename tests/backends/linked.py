@@ -1,0 +1,104 @@
+"""A link to Redis for a test, and what it has called back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+
+from genesis.backends.redis.endpoint import Endpoint, endpoint_of_pool, pool_of_url
+from genesis.backends.redis.link import Link
+from genesis.backends.redis.scripts import Script
+from tests.support.redis_server import RedisServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
+
+TIMEOUT = 2.0  # seconds
+PROBE = 0.3  # seconds
+CHANNEL = b"genesis:test:wake"
+
+
+def script(source: bytes) -> Script:
+    return Script("test", source, hashlib.sha1(source).hexdigest().encode())
+
+
+INCREMENT = script(b"return redis.call('INCR', KEYS[1])")
+
+
+class Watched:
+    """A link, and what it has called back."""
+
+    def __init__(self, where: str | ConnectionPool | Endpoint, **options: Any) -> None:
+        self.ups = 0
+        self.downs: list[tuple[str, str, bool]] = []
+        self.events: list[Any] = []  # pushes and replies, in order
+        self.fail_on_up = False
+        timeout = options.setdefault("timeout", TIMEOUT)
+        options.setdefault("probe_interval", PROBE)
+        if isinstance(where, str):
+            where = pool_of_url(where)
+        place = where if isinstance(where, Endpoint) else endpoint_of_pool(where, timeout)
+        self.link = Link(
+            place,
+            CHANNEL,
+            [INCREMENT],
+            on_up=self._up,
+            on_down=lambda link, *what: self.downs.append(what),
+            on_push=lambda link, push: self.events.append(push),
+            **options,
+        )
+
+    @property
+    def alarms(self) -> list[str]:
+        return [reason for reason, _, alarm in self.downs if alarm]
+
+    async def is_up(self, times: int = 1) -> None:
+        await wait_until(lambda: self.ups >= times and self.link.up, f"it was up {times} times")
+
+    def ask(self, *parts: bytes) -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_reply(answer: Any) -> None:
+            self.events.append(answer)
+            reply.set_result(answer)  # raises if it is called twice
+
+        assert self.link.send(parts, on_reply), self.link.why_down
+        return reply
+
+    def increment(self, key: bytes = b"counter") -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        assert self.link.call(INCREMENT, [key], [], reply.set_result), self.link.why_down
+        return reply
+
+    def _up(self, link: Link) -> None:
+        self.ups += 1
+        if self.fail_on_up:
+            self.fail_on_up = False
+            raise RuntimeError("planted")
+
+
+@asynccontextmanager
+async def linked(where: str | ConnectionPool | Endpoint, **options: Any) -> AsyncIterator[Watched]:
+    watched = Watched(where, **options)
+    try:
+        yield watched
+    finally:
+        watched.link.close()
+        await watched.link.wait_closed()
+        assert asyncio.all_tasks() <= {asyncio.current_task()}, "the link left a task behind"
+
+
+@asynccontextmanager
+async def proxied(server: RedisServer, **options: Any) -> AsyncIterator[tuple[TcpProxy, Watched]]:
+    async with TcpProxy(server.port) as proxy:
+        watched = Watched(proxy.url, **options)
+        try:
+            yield proxy, watched
+        finally:
+            watched.link.close()
+            proxy.release()
+            await watched.link.wait_closed()

@@ -1,0 +1,79 @@
+"""Kept places, and replies that are lost with the connection: the sync tells what became of them."""
+
+from __future__ import annotations
+
+from genesis.backends.protocol import BackendEvent, EnterRequest, Left
+from genesis.queue import RedisBackend
+from tests.support.redis_server import RedisServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
+
+
+async def test_a_place_that_was_taken_without_a_reply_is_known_as_resumed(
+    redis_server: RedisServer,
+) -> None:
+    """The reply is lost with the connection, and the sync finds the ticket at the kept place."""
+    async with (
+        TcpProxy(redis_server.port) as proxy,
+        RedisBackend(redis_server.url) as near,
+        RedisBackend(proxy.url) as far,
+    ):
+        near.listen(lambda event: None)
+        far.listen(lambda event: None)
+        holder = await near.enter(EnterRequest("q", "holder"))
+        dropped = await near.enter(EnterRequest("q", "dropped"))
+        near.leave(dropped.ticket, keep_place=60.0)
+        await near.flush()
+        await far.ping()
+
+        relay = proxy.relays[-1]
+        relay.deaf = True
+        request = EnterRequest("q", "again", place_token=dropped.place_token)
+        entering = far._join("test").loop.create_task(far.enter(request))
+
+        async def waits() -> bool:
+            return (await near.stats("q")).waiting == 1
+
+        await wait_until(waits, "its enter was carried out")
+        relay.cut()
+        result = await entering
+        assert result.place_token.split()  # it waits
+        assert result.resumed
+        far.leave(result.ticket)
+        near.leave(holder.ticket)
+
+
+async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(
+    redis_server: RedisServer,
+) -> None:
+    """It is granted a slot without knowing, and leaves: the slot is given back, the place kept."""
+    left: list[Left] = []
+
+    def note(event: BackendEvent) -> None:
+        if isinstance(event, Left):
+            left.append(event)
+
+    async with (
+        TcpProxy(redis_server.port) as proxy,
+        RedisBackend(redis_server.url) as near,
+        RedisBackend(proxy.url) as far,
+    ):
+        near.listen(lambda event: None)
+        far.listen(note)
+        holder = await near.enter(EnterRequest("q", "holder"))
+        dropped = await far.enter(EnterRequest("q", "dropped"))
+        assert dropped.position == 1
+        relay = proxy.relays[-1]
+        relay.hold()
+        relay.deaf = True
+        near.leave(holder.ticket)
+        await near.flush()
+        assert (await near.stats("q")).in_use == 1
+        far.leave(dropped.ticket, keep_place=60.0)
+        relay.cut()
+        await wait_until(lambda: bool(left), "the sync has confirmed it")
+        assert left[0].result.was == "holding"
+        again = await near.enter(EnterRequest("q", "again", place_token=dropped.place_token))
+        assert again.grant is not None
+        assert again.resumed
+        near.leave(again.ticket)

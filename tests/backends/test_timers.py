@@ -1,0 +1,45 @@
+"""The timer of a backend's queues: each is looked at when it is due, and forgotten when it is idle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from genesis.backends.protocol import BackendEvent, EnterRequest, Snapshot
+from genesis.queue import RedisBackend
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+
+
+async def test_a_queue_that_was_only_looked_at_is_forgotten(redis_server: RedisServer) -> None:
+    """Otherwise a process that looks at many queues keeps something of each, for ever."""
+    async with RedisBackend(redis_server.url, lease=0.6) as backend:
+        backend.listen(lambda event: None)
+        await backend.stats("a")
+        await backend.entries("b")
+        driver = backend._driver
+        assert driver is not None
+        await wait_until(lambda: not driver.queues, "nothing is kept of the two queues")
+
+
+async def test_a_heartbeat_does_not_wait_for_the_timer_of_another_queue(
+    redis_server: RedisServer,
+) -> None:
+    """A tick of one queue, which is due again late, leaves the timer of the next one as it is."""
+    lease = 3.0
+    beaten: list[float] = []
+
+    def on_event(event: BackendEvent) -> None:
+        if isinstance(event, Snapshot) and event.queue_id == "second":
+            beaten.append(time.monotonic())
+
+    async with RedisBackend(redis_server.url, lease=lease) as backend:
+        backend.listen(on_event)
+        first = await backend.enter(EnterRequest("first", "a"))
+        backend.leave(first.ticket)
+        await asyncio.sleep(lease / 6)
+        second = await backend.enter(EnterRequest("second", "b"))
+        entered = time.monotonic()
+        await wait_until(lambda: bool(beaten), "the second queue had its heartbeat")
+        assert beaten[0] - entered < lease / 2
+        backend.leave(second.ticket)

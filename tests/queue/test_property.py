@@ -1,0 +1,541 @@
+"""A stateful property test: any sequence of operations, compared with a small model of the line.
+
+The model knows nothing of tasks, messages or scripts: a list of waiters, a dict of holders, two
+numbers. After every step the queue must tell the same as the model, and the grants must have been made
+in the model's order, as their tokens tell it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue
+from genesis.backends import waiting
+from genesis.backends.protocol import Grant
+from genesis.observability import Telemetry
+from genesis.queue import InMemoryBackend, RedisBackend
+from genesis.queue.request import SlotRequest
+from genesis.queue.slot import Slot
+from tests.conftest import replace_until_granted, state_of
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+
+QUEUE_ID = "line"
+ITEMS = st.sampled_from(["ann", "bob", "cy"])  # few, so that items have several tickets
+LIMITS = st.sampled_from([None, None, 1, 2, 3])
+ACTIONS = st.sampled_from(["enter", "release", "cancel", "expire"])
+PICKS = st.integers(0, 1000)
+PATIENCE = 3.0  # seconds; short, because a failing example is shrunk in many runs
+
+
+class Tasks(weakref.WeakSet[Any]):
+    """A set that keeps no task alive."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One task, and its ticket in the model: `number` is its place in the order of entering."""
+
+    number: int
+    item_id: str
+    limit: int | None
+    instance: int
+    head_start: int = 0  # hours; entering takes no time beside them
+    place: tuple[int, int] = (0, 0)  # by which the line is ordered
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    slot: Slot | None = None
+    request: SlotRequest | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.item_id}{self.number}"
+
+
+class Model:
+    """What the line must be."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Call] = []
+        self.holding: list[Call] = []
+        self.override: int | None = None
+        self.named: int | None = None  # the call sites' number that came last
+        self.grants: list[Call] = []
+        self.kept: list[Call] = []  # who left a place, and may take it again
+
+    @property
+    def limit(self) -> int:
+        return self.override if self.override is not None else self.named or 1
+
+    def enter(self, call: Call) -> None:
+        if call.limit is not None:
+            self.named = call.limit
+        self._grant()
+        self.waiting.append(call)
+        self.waiting.sort(key=lambda call: call.place)
+        self._grant()
+
+    def would_refuse(self, limit: int | None) -> bool:
+        """Whether timeout=0 finds no slot, after the newcomer's number has come into force."""
+        number = self.override if self.override is not None else limit or self.named or 1
+        return len(self.holding) + len(self.waiting) >= number
+
+    def would_be_full(self, limit: int | None, most: int) -> bool:
+        """Whether max_waiting refuses a newcomer, after its number has come into force."""
+        number = self.override if self.override is not None else limit or self.named or 1
+        waiting = max(0, len(self.waiting) - max(0, number - len(self.holding)))
+        return self.would_refuse(limit) and waiting >= most
+
+    def refuse(self, limit: int | None) -> None:
+        if limit is not None:
+            self.named = limit
+        self._grant()
+        self._forget()
+
+    def remove(self, *calls: Call) -> None:
+        for call in calls:
+            if call in self.waiting:
+                self.waiting.remove(call)
+        for call in calls:
+            if call in self.holding:
+                self.holding.remove(call)
+        self._grant()
+        self._forget()
+
+    def set_limit(self, limit: int | None) -> None:
+        self.override = limit
+        self._grant()
+
+    def _grant(self) -> None:
+        while self.waiting and len(self.holding) < self.limit:
+            call = self.waiting.pop(0)
+            self.holding.append(call)
+            self.grants.append(call)
+
+    def _forget(self) -> None:
+        if not self.waiting and not self.holding:
+            self.named = None
+
+
+class Line(RuleBasedStateMachine):
+    """Drives one or more Queues that share a line, and the model beside them."""
+
+    def __init__(self, make: Callable[[], list[Queue]], in_wait: Tasks) -> None:
+        super().__init__()
+        self.in_wait = in_wait
+        self.loop = asyncio.new_event_loop()
+        self.queues = make()
+        self.model = Model()
+        self.numbers = itertools.count()
+        self.entered: list[Call] = []
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        try:
+            self.run(self.finish())
+        finally:
+            self.run(self.close())
+            self.loop.close()
+
+    async def finish(self) -> None:
+        """Everybody leaves; nothing may be left in any process, and the full limit is there."""
+        await self.queues[0].set_limit(QUEUE_ID, None)
+        self.model.set_limit(None)
+        while self.model.holding:
+            call = self.model.holding[0]
+            self.model.remove(call)
+            await self.leave(call)
+            await self.agree()
+        for queue in self.queues:
+            await wait_until(lambda: not any(map(state_of, self.queues)), "no state is left", PATIENCE)
+            assert (await queue.stats(QUEUE_ID))[:5] == (0, 0, 1, 0.0, 0.0)
+            async with queue.slot(QUEUE_ID, timeout=0):
+                pass
+
+    async def close(self) -> None:
+        for queue in self.queues:
+            await queue.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()  # of an example that failed
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    # -- calls --------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        item_id: str,
+        limit: int | None,
+        instance: int,
+        timeout: float | None,
+        head_start: int = 0,
+        **options: Any,
+    ) -> Call:
+        call = Call(next(self.numbers), item_id, limit, instance, head_start)
+        call.place = (-head_start, call.number)
+        call.request = self.queues[instance].slot(
+            QUEUE_ID,
+            item_id=item_id,
+            max_concurrent=limit,
+            timeout=timeout,
+            head_start=3600 * head_start,
+            **options,
+        )
+        call.task = self.loop.create_task(self.body(call, call.request))
+        return call
+
+    async def body(self, call: Call, request: SlotRequest) -> None:
+        async with request as call.slot:
+            self.entered.append(call)
+            await call.go.wait()
+
+    async def leave(self, call: Call) -> None:
+        assert call.task is not None
+        call.go.set()
+        await self.ended(call, "release")
+
+    async def ended(self, call: Call, how: str) -> None:
+        """Wait until the call has ended, and insist on how: as a rule is called, or an error."""
+        task = call.task
+        assert task is not None
+        await wait_until(task.done, f"{call} has ended", PATIENCE)
+        error = None if task.cancelled() else task.exception()
+        ended = "cancel" if task.cancelled() else type(error).__name__ if error else "release"
+        assert ended == {"expire": "QueueTimeoutError"}.get(how, how)
+
+    def agreed(self, instance: int) -> int | None:
+        """The number that the calls of one Queue agree on."""
+        calls = self.queues[instance]._calls
+        return None if calls is None else calls.agreements.get(QUEUE_ID, (0, None))[1]
+
+    async def agree(self) -> None:
+        """The queue is, or at once becomes, what the model is."""
+        model = self.model
+        await wait_until(
+            lambda: len(self.entered) >= len(model.grants) and all(c.slot for c in model.holding),
+            f"{model.grants} are granted, not {self.entered}",
+            PATIENCE,
+        )
+        # Bodies of grants that were made in one turn may begin in any order; the tokens tell the order.
+        tokens = [c.slot.fencing_token for c in model.grants if c.slot]
+        assert tokens == sorted(set(tokens))
+        assert sorted(self.entered, key=lambda c: c.number) == sorted(
+            model.grants, key=lambda c: c.number
+        )
+        for queue in self.queues:
+            stats = await queue.stats(QUEUE_ID)
+            assert stats[:3] == (len(model.waiting), len(model.holding), model.limit)
+            assert (stats.oldest_wait > 0) <= bool(model.waiting)
+        queue = self.queues[-1]
+        entries = await queue.entries(QUEUE_ID)
+        expected: list[Any] = [(c.item_id, "holding", None) for c in model.holding]
+        expected += [(c.item_id, "waiting", n) for n, c in enumerate(model.waiting, 1)]
+        assert [(e.item_id, e.state, e.position) for e in entries] == expected
+        for entry, call in zip(entries, model.holding, strict=False):
+            assert call.slot is not None
+            assert entry.fencing_token == call.slot.fencing_token
+            assert not call.slot.lost
+        last = len(self.queues) - 1
+        for item_id in ("ann", "bob", "cy"):
+            alike = [
+                (c.instance != last, n) for n, c in enumerate(model.waiting, 1) if c.item_id == item_id
+            ]
+            place = min(alike)[1] if alike else None  # an instance's own ones come first
+            assert await queue.position(QUEUE_ID, item_id) == place
+
+    # -- rules --------------------------------------------------------------------------------------
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS, head_start=st.sampled_from([0, 0, 0, 1, 5]))
+    def enter(self, item_id: str, limit: int | None, pick: int, head_start: int) -> None:
+        """A call enters, and is granted or waits; one that disagrees on the limit does neither."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            agreed = self.agreed(instance)
+            call = self.start(item_id, limit, instance, 3600, head_start)
+            if limit is not None and agreed not in (None, limit):
+                await self.ended(call, "LimitMismatchError")
+            else:
+                self.model.enter(call)
+                await self.in_line(call)
+
+        self.run(work())
+
+    async def in_line(self, *calls: Call) -> None:
+        """Wait until all of these wait or hold, without a look at the queue, which might mend it."""
+
+        def there(call: Call) -> bool:
+            return call.slot is not None or call.task in self.in_wait
+
+        await wait_until(lambda: all(map(there, calls)), f"{calls} are in the line", PATIENCE)
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
+    def enter_only_if_free(self, item_id: str, limit: int | None, pick: int) -> None:
+        """timeout=0 is granted exactly if a slot is free for a newcomer."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            if limit is not None and self.agreed(instance) not in (None, limit):
+                return
+            refused = self.model.would_refuse(limit)
+            call = self.start(item_id, limit, instance, 0)
+            if refused:
+                self.model.refuse(limit)
+                await self.ended(call, "expire")
+            else:
+                self.model.enter(call)
+
+        self.run(work())
+
+    @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS, most=st.integers(0, 3))
+    def enter_if_not_full(self, item_id: str, limit: int | None, pick: int, most: int) -> None:
+        """max_waiting refuses exactly if no slot is free and so many wait."""
+
+        async def work() -> None:
+            instance = pick % len(self.queues)
+            if limit is not None and self.agreed(instance) not in (None, limit):
+                return
+            refused = self.model.would_be_full(limit, most)
+            call = self.start(item_id, limit, instance, 3600, max_waiting=most)
+            if refused:
+                self.model.refuse(limit)
+                await self.ended(call, "QueueFullError")
+            else:
+                self.model.enter(call)
+                await self.in_line(call)
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(item_id=ITEMS, pick=PICKS, keep=st.booleans())
+    def drop(self, item_id: str, pick: int, keep: bool) -> None:
+        """A waiter is cancelled and leaves its place, which counts nowhere from then on."""
+
+        async def work() -> None:
+            call = self.model.waiting[pick % len(self.model.waiting)]
+            assert call.request is not None
+            call.request._keep_place = 3600.0 if keep else 0.0
+            self.end_wait(call, False)
+            self.model.remove(call)
+            self.model.kept.append(call)
+            call.head_start = 0 if keep else -1  # whether its place is still there
+            await self.ended(call, "cancel")
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.kept)
+    @rule(pick=PICKS, instance=PICKS)
+    def resume(self, pick: int, instance: int) -> None:
+        """With a token, a call stands where the first one stood, once; else at the end of the line."""
+
+        async def work() -> None:
+            first = self.model.kept[pick % len(self.model.kept)]
+            assert first.request is not None
+            token = first.request.place_token
+            kept, first.head_start = first.head_start == 0, -1
+            call = self.start("cy", None, instance % len(self.queues), 3600, place_token=token)
+            if kept:
+                call.place = first.place
+            self.model.enter(call)
+            await self.in_line(call)
+            assert call.request is not None
+            assert call.request.resumed is kept
+
+        self.run(work())
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(pick=PICKS, by_timer=st.booleans())
+    def abandon(self, pick: int, by_timer: bool) -> None:
+        """A waiter anywhere in the line is cancelled, or its timer fires."""
+
+        async def work() -> None:
+            call = self.model.waiting[pick % len(self.model.waiting)]
+            self.end_wait(call, by_timer)
+            self.model.remove(call)
+            await self.ended(call, "expire" if by_timer else "cancel")
+
+        self.run(work())
+
+    def end_wait(self, call: Call, by_timer: bool) -> None:
+        task: Any = call.task
+        if by_timer:
+            task._fut_waiter.set_exception(TimeoutError())  # what the timer does
+        else:
+            task.cancel()
+
+    @precondition(lambda self: self.model.holding)
+    @rule(pick=PICKS, cancelled=st.booleans())
+    def release(self, pick: int, cancelled: bool) -> None:
+        """A body ends or is cancelled."""
+
+        async def work() -> None:
+            call = self.model.holding[pick % len(self.model.holding)]
+            assert call.task is not None
+            self.model.remove(call)
+            if cancelled:
+                call.task.cancel()
+                await self.ended(call, "cancel")
+            else:
+                await self.leave(call)
+
+        self.run(work())
+
+    @rule(item_id=ITEMS, pick=PICKS)
+    def evict(self, item_id: str, pick: int) -> None:
+        """Every ticket of an item goes: waiters get an error, holders are told and leave."""
+
+        async def work() -> None:
+            waiters = [c for c in self.model.waiting if c.item_id == item_id]
+            holders = [c for c in self.model.holding if c.item_id == item_id]
+            queue = self.queues[pick % len(self.queues)]
+            assert await queue.evict(QUEUE_ID, item_id) == len(waiters) + len(holders)
+            self.model.remove(*waiters, *holders)
+            for call in waiters:
+                await self.ended(call, "EvictedError")
+            for call in holders:
+                slot = call.slot
+                assert slot is not None
+                await wait_until(lambda slot=slot: slot.lost, f"{call} knows", PATIENCE)
+                await self.leave(call)
+
+        self.run(work())
+
+    @rule(limit=st.sampled_from([None, None, 0, 1, 2, 4]), pick=PICKS)
+    def set_limit(self, limit: int | None, pick: int) -> None:
+        """The limit is overridden, or the override ends; waiters are granted at once."""
+        self.run(self.queues[pick % len(self.queues)].set_limit(QUEUE_ID, limit))
+        self.model.set_limit(limit)
+
+    @precondition(lambda self: len(self.queues) == 1 and self.model.holding)
+    @rule(choices=st.lists(st.tuples(ACTIONS, PICKS)))
+    def burst(self, choices: list[tuple[str, int]]) -> None:
+        """Many things in one turn of the loop have the effect that they have one after the other."""
+
+        async def work() -> None:
+            present = self.model.waiting + self.model.holding
+            endings: dict[Call, str] = {}
+            started: list[Call] = []
+            for what, pick in choices:
+                if what == "enter":
+                    started.append(self.start("ann", None, 0, 3600))
+                    self.model.enter(started[-1])
+                    continue
+                left = [
+                    c for c in present if c not in endings and (c.slot is None) != (what == "release")
+                ]
+                if not left:
+                    continue
+                call = left[pick % len(left)]
+                endings[call] = what
+                if what == "release":
+                    call.go.set()
+                else:
+                    self.end_wait(call, what == "expire")
+                self.model.remove(call)
+            for call, what in endings.items():
+                await self.ended(call, what)
+            # Who was granted a slot in this turn, and was abandoned in it, has not begun its body.
+            self.model.grants = [c for c in self.model.grants if endings.get(c, "release") == "release"]
+            await self.in_line(*started)
+
+        self.run(work())
+
+    @invariant()
+    def agrees(self) -> None:
+        self.run(self.agree())
+
+
+def check(make: Callable[[], list[Queue]], in_wait: Tasks, examples: int) -> None:
+    run_state_machine_as_test(
+        lambda: Line(make, in_wait),  # type: ignore[arg-type]
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=True,  # the same examples in every run
+            database=None,
+            phases=[Phase.generate],  # shrinking takes minutes, and 25 steps are read without
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.fixture
+def in_wait(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    """The tasks that have begun to wait for their grant."""
+    tasks = Tasks()
+
+    async def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Grant:
+        tasks.add(asyncio.current_task())
+        return await waiting.until_granted(future, timeout)
+
+    replace_until_granted(monkeypatch, until_granted)
+    return tasks
+
+
+def telemetry() -> Telemetry:
+    return Telemetry(CollectorRegistry())
+
+
+def test_any_sequence_of_operations_in_memory_is_as_the_model_says(in_wait: Tasks) -> None:
+    """One process: enter, abandon, release, evict, set_limit, alone and many in one turn."""
+    check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], in_wait, examples=120)
+
+
+def test_any_sequence_of_operations_over_redis_is_as_the_model_says(
+    redis_server: RedisServer, in_wait: Tasks
+) -> None:
+    """The same over Redis with one instance."""
+    prefixes = itertools.count()
+
+    def make() -> list[Queue]:
+        backend = RedisBackend(redis_server.url, f"one:{next(prefixes)}:", lease=60.0)
+        return [Queue(backend, telemetry=telemetry())]
+
+    check(make, in_wait, examples=40)
+
+
+def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
+    redis_server: RedisServer, in_wait: Tasks
+) -> None:
+    """Two instances share a line, and may disagree on its limit: the number that came last wins."""
+    prefixes = itertools.count()
+
+    def make() -> list[Queue]:
+        prefix = f"two:{next(prefixes)}:"
+        return [
+            Queue(RedisBackend(redis_server.url, prefix, lease=60.0), telemetry=telemetry())
+            for _ in range(2)
+        ]
+
+    check(make, in_wait, examples=40)
+
+
+def test_the_machine_has_the_state_it_should_watch() -> None:
+    """Guards the test itself: `state_of` sees a call that is there."""
+
+    async def work() -> None:
+        async with Queue(telemetry=telemetry()) as queue:
+            async with queue.slot(QUEUE_ID):
+                assert set(state_of(queue)) >= {"agreements", "recorders", "lines"}
+            assert not state_of(queue)
+
+    asyncio.run(work())
