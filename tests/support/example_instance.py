@@ -52,13 +52,7 @@ class ExampleInstance:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.support.example_instance",
-                    str(self.port),
-                    *self._arguments,
-                ],
+                [sys.executable, "-m", MODULE, str(self.port), *self._arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -18,11 +18,11 @@ Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call
 | ENTERING | reply to enter, sync                            | HOLDING | Granted |
 | ENTERING | reply to enter, sync                            | WAITING | Waiting |
 | ENTERING | reply to enter, sync: busy or full              | ENDED   | Refused |
-| ENTERING | reply to enter, sync: an error                  | ENDED   | Failed  |
+| ENTERING | reply to enter, sync: either is an error        | ENDED   | Failed  |
 | ENTERING | reply to sync                                   | ENDED   | Evicted |
 | WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
 | WAITING  | pushed; evicted; reply to sync                  | ENDED   | Evicted |
-| HOLDING  | pushed; evicted; reply to sync: or reaped       | ENDED   | Lost    |
+| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | Lost    |
 | HOLDING  | lease lapsed: seen by any event                 | ENDED   | Lost    |
 | any      | reply to leave; reply to a sync without it      | (gone)  | Left    |
 """
@@ -70,7 +70,7 @@ class QueueCore:
         self.up = False
         self.session = 0  # the one that commands carry; 0 before the first sync
         self.confirmed = 0  # the last one whose sync was answered
-        self.lease_deadline = math.inf  # seconds of the caller's clock; inf: lapsed, or none yet
+        self.lease_deadline = math.inf  # seconds of the caller's clock; inf: none to wait for
         self.renewed = 0  # Redis's time of the last renewal that was answered
         self.limit = b""  # of the call sites
         self.override = (0, b"")  # version, limit
