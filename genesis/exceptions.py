@@ -38,25 +38,25 @@ def _restored(
 
 
 class QueueTimeoutError(GenesisError, TimeoutError):
-    """The item was not granted a slot within its `timeout`; it has left the line."""
+    """The item was not granted a slot within its `timeout`; it is not in the line any more."""
 
     def __init__(self, queue_id: str, item_id: str, timeout: float) -> None:
         self.queue_id = queue_id
         self.item_id = item_id
         self.timeout = timeout
         cause = (
-            "no slot was free when it asked, and timeout=0 does not wait"
+            "was refused: no slot was free when it asked, and timeout=0 does not wait"
             if timeout == 0
-            else f"no slot came free for it within {timeout:g} s"
+            else f"has left the line: no slot came free for it within {timeout:g} s"
         )
         super().__init__(
-            f"queue {queue_id!r}: item {item_id!r} has left the line: {cause}. "
+            f"queue {queue_id!r}: item {item_id!r} {cause}. "
             "Raise the timeout, raise the limit (max_concurrent or set_limit), or shorten the holds."
         )
 
 
 class QueueFullError(GenesisError):
-    """So many as `max_waiting` already waited; the item never stood in the line.
+    """`max_waiting` calls were already waiting; the item was never enqueued.
 
     Attributes:
         depth: how many waited.
@@ -109,7 +109,6 @@ class BackendUnavailableError(GenesisError, ConnectionError):
     """The backend could not be reached in time, refused the operation, or was closed."""
 
     CLOSED = "it was closed"
-    REPLY_LOST = "its reply was lost, so it may have been applied; it is safe to repeat"
 
     def __init__(
         self, backend: str, operation: str, cause: str, queue_id: str = "", item_id: str = ""
@@ -123,13 +122,13 @@ class BackendUnavailableError(GenesisError, ConnectionError):
         about += f"item {item_id!r}: " if item_id else ""
         if cause == self.CLOSED:
             cure = "Make a new Queue; this one has given back all that it had."
-        elif cause == self.REPLY_LOST:
-            cure = "Check that the server is up and reachable, then call it again."
         else:
-            cure = (
-                "What the call held or waited for is given back when the backend is reached, or when "
-                "the lease lapses. Check that the server is up and reachable, then try again."
-            )
+            cure = "Check that the server is up and reachable, then try again."
+            if operation in ("enter", "wait"):
+                cure = (
+                    "What the call held or waited for is given back when the backend is reached, or "
+                    f"when the lease lapses. {cure}"
+                )
         super().__init__(
             f"{about}the {backend} backend did not carry out {operation!r}: {cause}. {cure}"
         )

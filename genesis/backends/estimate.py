@@ -1,7 +1,7 @@
 """The expected wait, from the mean of recent holds.
 
 The formula and the mean are the same in every backend; in Redis the mean is a count and a number in the
-queue's hash, and the script that ends a hold updates them by the rule of `HoldMean.add`.
+queue's hash. `lua/leave.lua` repeats the rule of `HoldMean.add` and `RECENT_HOLDS`: change both.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class EnterRequest(NamedTuple):
     place_token: str = ""
     """From the `EnterResult` of an earlier ticket: take its kept place, if it still is kept."""
     timeout: float | None = None
-    """Seconds within which the backend must answer, at most its operation timeout, which None means."""
+    """Seconds within which the backend must answer. None, or more: its operation timeout."""
 
 
 class Ticket(NamedTuple):

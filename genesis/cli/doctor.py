@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from redis import RedisError
 
-from genesis.cli.findings import Finding, finding
-from genesis.cli.server import check_server
+from genesis.cli.doctor_server import check_server
+from genesis.cli.finding import Finding, finding
 from genesis.cli.show import span
 from genesis.cli.store import Instance, Limits, QueueLook, Store
 
@@ -33,7 +33,7 @@ class Report(NamedTuple):
 def unreachable(text: str, denied: bool) -> Finding:
     """No command could be carried out."""
     if denied:
-        fix = "use a url with the right user and password; the rights are in the README, Operations"
+        fix = "use a url with the right user and password; README.md lists the rights it needs"
         return finding("critical", "DENIED", text, fix)
     fix = "check the address, the network and that the server is up; instances wait meanwhile"
     return finding("critical", "BACKEND_UNAVAILABLE", text, fix)

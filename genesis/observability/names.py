@@ -56,7 +56,6 @@ Operation: TypeAlias = Literal[
     "enter",
     "wait",
     "leave",
-    "flush",
     "set_limit",
     "stats",
     "wait_status",

@@ -5,10 +5,10 @@ which begins with `queue.slot`. If its first span is not recorded, an `Unrecorde
 and none of the others is made: they would not be recorded either, and each would cost as much as the
 line itself.
 
-A span costs as much as the line, and each attribute that it is given later half as much as one that it
-is made with. So only what others need to know of at once is made at once: the parents of others, and
-`queue.enqueue`, which is to be seen while the call still waits. All others are made when they end,
-back-dated, with all that is known by then. Times are explicit: each span ends before the next begins,
+Starting a span costs about as much as a pass through the line, and setting an attribute on it later
+costs more than passing it at the start. So only what others need at once is started at once: the
+parents of others, and `queue.enqueue`, which is to be seen while the call still waits. All others are
+made when they end, back-dated, with all that is known by then. Times are explicit: each span ends before the next begins,
 or trace viewers would leave one of two that overlap out of the critical path.
 """
 

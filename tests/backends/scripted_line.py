@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genesis.backends.redis.keys import queue_keys
-from genesis.backends.redis.scripts import SCRIPT_NAMES, load
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from tests.support.redis_server import RedisServer
 
 LEASE = 60_000_000  # microseconds; long, so that nothing lapses that the test does not let lapse
@@ -28,7 +28,7 @@ class Line:
             self.keys
         )
         self.sessions: dict[str, int] = {}
-        for name in SCRIPT_NAMES:
+        for name in INSTANCE_SCRIPTS:
             self.client.script_load(load(name).source)
 
     def run(self, name: str, *arguments: object) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from genesis.backends.redis.keys import queue_keys
-from genesis.backends.redis.scripts import SCRIPT_NAMES, source_of
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, source_of
 from tests.backends.scripted_line import LEASE, PORTION, WAKE, Ear, Line, limit, member, name_of, names
 
 # limit, evict, stats, entries, places
@@ -200,7 +200,7 @@ def test_numbers_are_written_in_full(line: Line) -> None:
     assert line.client.hget(line.meta, "version") == version
 
 
-@pytest.mark.parametrize("name", SCRIPT_NAMES)
+@pytest.mark.parametrize("name", INSTANCE_SCRIPTS)
 def test_a_header_names_keys_arguments_reply_and_race(name: str) -> None:
     text = source_of(name)
     assert all(word in text for word in ("-- KEYS", "-- ARGV", "-- Reply", "-- Races"))

@@ -29,7 +29,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.credentials import CredentialProvider
 
 from genesis import Queue
-from genesis.backends.redis.scripts import SCRIPT_NAMES, load
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.exceptions import BackendUnavailableError, EvictedError, QueueTimeoutError
 from genesis.observability import ObservabilityServer, Telemetry
 from genesis.queue import RedisBackend
@@ -201,7 +201,7 @@ def test_the_readmes_user_may_do_no_more_than_needed() -> None:
     """Each command that a script calls is listed, and no other but those of the connections."""
     called = {
         name.lower()
-        for script in SCRIPT_NAMES
+        for script in INSTANCE_SCRIPTS
         for name in re.findall(r"redis\.p?call\(\s*'(\w+)'", load(script).source.decode())
     }
     allowed = {rule[1:] for rule in rights() if rule.startswith("+")}

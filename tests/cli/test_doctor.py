@@ -12,8 +12,8 @@ import pytest
 from redis.exceptions import ResponseError
 
 from genesis.backends.redis import index
-from genesis.cli.findings import RUNBOOKS
-from genesis.cli.server import commands_of_scripts, harmless
+from genesis.cli.doctor_server import commands_of_scripts, harmless
+from genesis.cli.finding import RUNBOOKS
 from tests.cli.conftest import Line, Run
 from tests.support.fleet import Fleet
 from tests.support.redis_server import RedisServer, free_port, server_version

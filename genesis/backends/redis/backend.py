@@ -36,7 +36,7 @@ from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
 from genesis.backends.redis.members import make_member, ticket_of
 from genesis.backends.redis.requests import Requests
-from genesis.backends.redis.scripts import SCRIPT_NAMES, load
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import LocalTicket, Stage
 from genesis.backends.waiting import until_granted
@@ -321,7 +321,7 @@ class RedisBackend:
         driver.router = self._servers.router(
             RouterSettings(
                 channels + driver.instance_id.encode(),
-                [load(name) for name in SCRIPT_NAMES],
+                [load(name) for name in INSTANCE_SCRIPTS],
                 self._timeout,
                 self.heartbeat_interval,
                 driver.on_up,

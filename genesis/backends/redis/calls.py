@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 from genesis.backends.protocol import (
-    EnterRequest,
     EnterResult,
     Grant,
     LeaveResult,
@@ -92,12 +91,3 @@ class Call:
         """End the wait, in whichever of its two parts it is."""
         future: asyncio.Future[Any] = self.answer if self.granted is None else self.granted
         fail(future, error)
-
-
-def request_of(request: EnterRequest) -> dict[str, Any]:
-    """What `LocalTicket` takes of a request."""
-    return {
-        "limit": b"" if request.limit is None else b"%d" % request.limit,
-        "only_if_free": request.only_if_free,
-        "max_waiting": b"" if request.max_waiting is None else b"%d" % request.max_waiting,
-    }

@@ -7,9 +7,9 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-__all__ = ["SCRIPT_NAMES", "Script", "load", "source_of"]
+__all__ = ["INSTANCE_SCRIPTS", "Script", "load", "source_of"]
 
-SCRIPT_NAMES = ("beat", "enter", "entries", "evict", "leave", "limit", "places", "stats", "sync")
+INSTANCE_SCRIPTS = ("beat", "enter", "entries", "evict", "leave", "limit", "places", "stats", "sync")
 _INCLUDE = "-- @include library\n"
 
 

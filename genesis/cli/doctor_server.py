@@ -14,8 +14,8 @@ from redis import RedisError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from genesis.backends.redis.keys import channel_prefix
-from genesis.backends.redis.scripts import SCRIPT_NAMES, source_of
-from genesis.cli.findings import Finding, finding
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, source_of
+from genesis.cli.finding import Finding, finding
 from genesis.cli.store import Store
 
 __all__ = ["check_server", "commands_of_scripts", "harmless"]
@@ -51,9 +51,9 @@ _REJECTED = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "LOADING", "CLUSTERDOWN
 
 
 def commands_of_scripts() -> list[str]:
-    """The commands that the shipped scripts call, in lower case."""
+    """The commands that the scripts of an instance call, in lower case."""
     found: set[str] = set()
-    for name in SCRIPT_NAMES:
+    for name in INSTANCE_SCRIPTS:
         found.update(re.findall(r"redis\.p?call\('(\w+)'", source_of(name)))
     return sorted(name.lower() for name in found)
 
