@@ -8,8 +8,8 @@ line itself.
 Starting a span costs about as much as a pass through the line, and setting an attribute on it later
 costs more than passing it at the start. So only what others need at once is started at once: the
 parents of others, and `queue.enqueue`, which is to be seen while the call still waits. All others are
-made when they end, back-dated, with all that is known by then. Times are explicit: each span ends before the next begins,
-or trace viewers would leave one of two that overlap out of the critical path.
+made when they end, back-dated, with all that is known by then. Times are explicit: each span ends
+before the next begins, or trace viewers would leave one of two that overlap out of the critical path.
 """
 
 from __future__ import annotations
