@@ -40,8 +40,12 @@ ON_BOTH_LOOPS = (
     "test_connecting.py",
     "test_connection.py",
     "test_link.py",
-    "test_queue_api.py",
     "test_router.py",
+    "test_errors.py",
+    "test_loops.py",
+    "test_own_backends.py",
+    "test_slot_requests.py",
+    "test_surface.py",
 )
 
 

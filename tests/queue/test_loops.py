@@ -1,0 +1,146 @@
+"""Queues in several event loops and threads, and thousands of calls in one turn of a loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from genesis import Queue, QueueTimeoutError
+from genesis.backends.protocol import EnterRequest, EnterResult
+from genesis.exceptions import (
+    BackendUnavailableError,
+)
+from genesis.observability import Telemetry
+from genesis.queue import (
+    InMemoryBackend,
+    RedisBackend,
+    SlotRequest,
+)
+from genesis.queue.calls import Calls
+from tests.conftest import state_of
+
+
+@pytest.fixture
+async def queue(telemetry: Telemetry) -> AsyncIterator[Queue]:
+    async with Queue(telemetry=telemetry) as queue:
+        yield queue
+
+
+def use_in_a_thread(use: Callable[[], Coroutine[Any, Any, Any]]) -> Coroutine[Any, Any, Any]:
+    return asyncio.to_thread(lambda: asyncio.run(use()))
+
+
+async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> None:
+    """While it has calls, another thread's loop gets an error; `lost` may be asked anywhere."""
+
+    async def enter() -> None:
+        async with queue.slot("sales", max_concurrent=2):
+            pytest.fail("entered")
+
+    async with queue.slot("sales", max_concurrent=2) as slot:
+        for use in (enter, partial(queue.stats, "sales"), partial(queue.entries, "support")):
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await use_in_a_thread(use)
+        assert await asyncio.to_thread(lambda: slot.lost) is False
+        assert (await queue.stats("sales"))[:2] == (0, 1)
+    assert not state_of(queue)
+
+
+def test_a_memory_queue_serves_several_loops_in_turn() -> None:
+    """Also if a loop was closed with calls inside: these are gone, with the limit they agreed on."""
+    queue = Queue(telemetry=Telemetry(CollectorRegistry()))
+
+    async def enter(limit: int) -> SlotRequest:
+        request = queue.slot("sales", max_concurrent=limit, timeout=0)
+        await request.__aenter__()
+        assert (await queue.stats("sales"))[:3] == (0, 1, limit)
+        return request
+
+    async def call(limit: int) -> None:
+        await (await enter(limit)).__aexit__(None, None, None)
+
+    asyncio.run(call(1))
+    asyncio.run(call(2))
+    loop = asyncio.new_event_loop()
+    left = loop.run_until_complete(enter(3))
+    loop.close()
+    asyncio.run(call(4))
+    asyncio.run(left.__aexit__(None, None, None))  # too late, and without harm
+    assert left.slot is None
+    assert not state_of(queue)
+
+
+async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:
+    """A RedisBackend belongs to the loop of its first use; another one gets a clear error."""
+    backend = RedisBackend("redis://127.0.0.1:1", lease=0.3)
+    with pytest.raises(BackendUnavailableError):
+        await backend.ping()
+
+    def elsewhere() -> None:
+        asyncio.run(backend.ping())
+
+    with pytest.raises(RuntimeError, match="event loop"):
+        await asyncio.to_thread(elsewhere)
+    await backend.close()
+
+
+async def test_thousands_that_enter_in_one_turn_let_others_run_and_keep_their_order() -> None:
+    """Some of them cancelled meanwhile; one that comes later overtakes nobody."""
+    most = 0
+
+    class Counting(InMemoryBackend):
+        entered = 0
+
+        async def enter(self, request: EnterRequest) -> EnterResult:
+            self.entered += 1
+            return await super().enter(request)
+
+    backend = Counting()
+    queue = Queue(backend, telemetry=Telemetry(CollectorRegistry()))
+    granted: list[int] = []
+
+    async def call(number: int) -> None:
+        async with queue.slot("sales", item_id=str(number), max_concurrent=1):
+            granted.append(number)
+
+    count = 5_000
+    async with queue.slot("sales", item_id="holder", max_concurrent=1):
+        tasks = [asyncio.create_task(call(number)) for number in range(count)]
+        while backend.entered < 1 + count - 10:
+            before = backend.entered
+            await asyncio.sleep(0)
+            if before <= 1_000 < backend.entered:
+                for task in tasks[4_000:4_010]:
+                    task.cancel()
+            if backend.entered > 2_000 and len(tasks) == count:
+                tasks.append(asyncio.create_task(call(count)))
+            most = max(most, backend.entered - before)
+    await asyncio.wait(tasks)
+    assert granted == [*range(4_000), *range(4_010, count + 1)]
+    assert most <= 500
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_the_turns_for_which_an_entry_is_held_up_count_for_its_timeout(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """After the deadline it takes a slot only if one is free."""
+    monkeypatch.setattr(Calls, "too_many", lambda self: True)
+    queue = Queue(InMemoryBackend(), telemetry=Telemetry(CollectorRegistry()))
+    async with queue.slot("sales", max_concurrent=1) if busy else nullcontext():
+        # That the deadline has passed is the subject.
+        monkeypatch.setattr(Calls, "later_turn", lambda self: asyncio.sleep(0.03))
+        passage = queue.slot("sales", max_concurrent=1, timeout=0.01)
+        if busy:
+            with pytest.raises(QueueTimeoutError, match=r"0\.01"):
+                await passage.__aenter__()
+        else:
+            async with passage as slot:
+                assert slot.waited == 0
+    assert (await queue.stats("sales"))[:2] == (0, 0)
