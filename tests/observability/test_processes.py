@@ -1,0 +1,129 @@
+"""Metrics of processes that fork, that are killed, and that share a directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from genesis.observability import names
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(name, labels)
+
+
+FORKS = """
+import asyncio, os, signal, threading
+from genesis import Queue
+from genesis.observability import Telemetry
+from prometheus_client import CollectorRegistry, generate_latest
+registry = CollectorRegistry()
+queue = Queue(telemetry=Telemetry(registry))
+
+async def fill():
+    for number in range(40):
+        async with queue.slot(f"q{number}"):
+            pass
+
+asyncio.run(fill())
+stop = False
+
+def scrape():
+    while not stop:
+        generate_latest(registry)
+
+threads = [threading.Thread(target=scrape, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+stuck = 0
+for _ in range(60):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)
+        text = generate_latest(registry).decode()
+        count = 'genesis_queue_wait_seconds_count{outcome="granted",queue="q1"} 0.0'
+        os._exit(0 if count in text else 1)
+    stuck += os.waitpid(pid, 0)[1] != 0
+stop = True
+print(stuck)
+"""
+
+
+def test_a_forked_child_can_be_scraped_and_counts_from_0() -> None:
+    """Threads scrape during the fork, and hold locks that nobody lets go in the child."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "0\n", done.stderr
+
+
+WORKER = """
+import asyncio, logging, os, sys
+logging.basicConfig(level=logging.ERROR, stream=sys.stdout, format="%(message)s")
+if "late" in sys.argv: import prometheus_client
+if len(sys.argv) > 2: os.environ[sys.argv[2]] = sys.argv[1]
+from genesis import Queue
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+async def main():
+    queue = Queue()
+    async with queue.slot("sales", max_concurrent=1):
+        queue._backend._inner._report()
+        print("ready", flush=True)
+        if "stay" in sys.argv:
+            sys.stdin.readline()
+        print(_metrics(REGISTRY, "").body.decode())
+
+asyncio.run(main())
+"""
+
+
+def worker(*arguments: str) -> subprocess.Popen[str]:
+    environment = {n: v for n, v in os.environ.items() if n.upper() != "PROMETHEUS_MULTIPROC_DIR"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_the_gauges_of_a_killed_worker_are_gone(tmp_path: Path) -> None:
+    """Without any hook of the server's; the shared gauges of the living are there."""
+    killed = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR", "stay")
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "ready\n"
+    killed.kill()
+    killed.communicate()
+    text, _ = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR").communicate(timeout=60)
+    lines = text.splitlines()
+    assert f'{names.HOLDING}{{queue="sales"}} 1.0' in lines
+    assert f'{names.LIMIT}{{backend="memory",queue="sales"}} 1.0' in lines
+    assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} 2.0' in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["/nowhere/at/all", "PROMETHEUS_MULTIPROC_DIR"], "no directory that this process can write"),
+        (["/tmp", "PROMETHEUS_MULTIPROC_DIR", "late"], "after prometheus_client had been imported"),
+    ],
+)
+def test_a_directory_that_is_not_used_is_told(arguments: list[str], complaint: str) -> None:
+    """At once, in words; and the process serves its own metrics."""
+    text, _ = worker(*arguments).communicate(timeout=60)
+    assert complaint in text
+    assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text
+    assert f'{names.TELEMETRY_ERRORS}{{sink="metrics"}} 0.0' in text
+
+
+def test_the_variable_may_be_in_lower_case(tmp_path: Path) -> None:
+    """prometheus_client accepts it."""
+    text, _ = worker(str(tmp_path), "prometheus_multiproc_dir").communicate(timeout=60)
+    assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text
+    assert list(tmp_path.glob("*.db"))
