@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.checker import RULES, Verdict, check
+from tests.campaign.checker import check
 from tests.campaign.conductor import Campaign, Company, Play, play
 from tests.campaign.faults import FAULTS, kinds_of
 from tests.campaign.forks import find_libfaketime
 from tests.campaign.history import History
 from tests.campaign.plants import PLANTS
+from tests.campaign.verdict import RULES, Verdict
 
 
 class Tally:

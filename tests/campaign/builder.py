@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.campaign.checker import RULES, check
+from tests.campaign.checker import check
 from tests.campaign.history import CONDUCTOR, Event, History
+from tests.campaign.verdict import RULES
 
 LEASE = 3.0
 

@@ -33,76 +33,24 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
+from tests.campaign.endings import check_endings
 from tests.campaign.history import History
+from tests.campaign.passages import AT_ONCE, EARLY, SLACK, Passage
 from tests.campaign.places import check_full, check_places, check_recovery
-from tests.campaign.story import AT_ONCE, EARLY, SLACK, Passage, Period, Story, subtract
+from tests.campaign.story import Period, Story, subtract
+from tests.campaign.verdict import Verdict
 
-__all__ = ["RULES", "Verdict", "Violation", "check"]
-
-RULES = (
-    "ending",
-    "token",
-    "limit",
-    "fifo",
-    "place",
-    "full",
-    "standstill",
-    "cause",
-    "timing",
-    "stuck",
-    "left_over",
-    "window",
-)
-
-
-class Violation(NamedTuple):
-    rule: str
-    at: float
-    queue: str
-    text: str
-
-
-@dataclass
-class Verdict:
-    """What `check` found.
-
-    Attributes:
-        overshoots: seconds for which each grant beyond the limit that was excused overlapped.
-        overshot_after: seconds from the loss of data to each such grant.
-        overtaken: excused inversions of the order.
-        windows: seconds from the end of each loss of data until each instance had registered again.
-        windows_alone: those of losses that nothing else troubled.
-        outcomes: endings, counted.
-        calm: seconds in which no fault could be felt; in these a standstill is judged.
-    """
-
-    violations: list[Violation] = field(default_factory=list)
-    overshoots: list[float] = field(default_factory=list)
-    overshot_after: list[float] = field(default_factory=list)
-    overtaken: int = 0
-    windows: list[float] = field(default_factory=list)
-    windows_alone: list[float] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    calm: float = 0.0
-
-    def add(self, rule: str, at: float, queue: str, text: str) -> None:
-        self.violations.append(Violation(rule, at, queue, text))
-
-    def of(self, rule: str) -> list[Violation]:
-        return [violation for violation in self.violations if violation.rule == rule]
+__all__ = ["check"]
 
 
 def check(history: History) -> Verdict:
     """Judge a whole campaign."""
     story = Story(history)
     verdict = Verdict()
-    _check_endings(story, verdict)
+    check_endings(story, verdict)
     for queue in history.limits:
         passages = story.of(queue)
         _check_tokens(story, queue, passages, verdict)
@@ -126,78 +74,6 @@ def check(history: History) -> Verdict:
 
 
 # Endings
-
-_ALLOWED = {
-    "released": {"grant"},
-    "timeout": set(),
-    "refused": set(),
-    "full": set(),
-    "cancelled": set(),
-    "evicted": set(),
-    "failed": set(),
-}
-
-
-def _check_endings(story: Story, verdict: Verdict) -> None:
-    for event in story.strays:
-        verdict.add("ending", event.at, event.queue, f"{event.call}: {event.kind} out of nothing")
-    for passage in story.passages.values():
-        fault = _wrong_ending(passage)
-        if fault:
-            verdict.add("ending", passage.invoked, passage.queue, f"{passage.call} {fault}")
-        if passage.ended is not None:
-            verdict.outcomes[passage.how] += 1
-            verdict.outcomes["lost"] += passage.lost is not None
-        elif passage.killed is not None:
-            verdict.outcomes["killed"] += 1
-        else:
-            verdict.add("stuck", passage.invoked, passage.queue, f"{passage.call} never ended")
-        _check_eviction(story, passage, verdict)
-
-
-def _check_eviction(story: Story, passage: Passage, verdict: Verdict) -> None:
-    """Who was surely evicted is granted nothing afterwards, and learns within a lease that it was."""
-    evicted, since = passage.surely_evicted, passage.evicted
-    if evicted is None or since is None or any(loss.end >= since for loss in story.losses):
-        return  # the memory of it may have been lost
-    if passage.granted is not None and passage.taken.begin > evicted:
-        text = f"{passage.call} was granted a slot after it had been evicted"
-        verdict.add("ending", passage.granted, passage.queue, text)
-    elif passage.granted is not None and passage.taken.end < since and passage.lost is None:
-        until = evicted + 4 / 3 * story.lease + SLACK
-        troubles = [t.end for t in story.disturbed(passage.who) if t.meets(Period(since, until))]
-        until = max([until, *troubles]) + 3 * story.lag(Period(since, until), passage.who)
-        if passage.hold_end_seen > until:
-            text = f"{passage.call} held on after it had been evicted"
-            verdict.add("ending", until, passage.queue, text)
-
-
-def _wrong_ending(passage: Passage) -> str:
-    events = passage.events
-    counts = Counter(events)
-    for kind in ("entered", "grant", "end", "leave", "lost"):
-        if counts[kind] > 1:
-            return f"has {counts[kind]} times {kind}"
-    if "end" in events:
-        if passage.killed is None and events[-1] != "end":
-            return f"goes on after its end: {events}"
-        if passage.how not in _ALLOWED:
-            return f"ends in an unknown way: {passage.how}"
-        if passage.how == "timeout" and not passage.timeout:
-            return "timed out without a timeout"
-        if passage.how == "refused" and passage.timeout != 0:
-            return "was refused, and would have waited"
-        if passage.how == "full" and passage.max_waiting is None:
-            return "was refused by a full line, and named no length"
-        if passage.how in ("full", "refused") and "entered" in events:
-            return f"was taken into the line, and then refused ({passage.how})"
-        if passage.how == "released" and "grant" not in events:
-            return "was released without a grant"
-        if passage.how not in ("released", "cancelled") and "grant" in events:
-            return f"was granted, and then {passage.how}"
-    if "leave" in events and "grant" not in events:
-        return "left without a grant"
-    return ""
 
 
 # Tokens

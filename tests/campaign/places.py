@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TypeAlias
 
-from tests.campaign.story import AT_ONCE, EARLY, Passage, Period, Story
+from tests.campaign.passages import AT_ONCE, EARLY, Passage
+from tests.campaign.story import Period, Story
 
 __all__ = ["check_full", "check_places", "check_recovery"]
 

@@ -8,15 +8,19 @@ linearizability: an operation takes effect between its invocation and its answer
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from tests.campaign.history import CONDUCTOR, Event, History
+from tests.campaign.passages import (
+    Contact,
+    Eviction,
+    Passage,
+    Registration,
+    Setting,
+)
 from tests.campaign.periods import (
-    ALWAYS,
     RECONNECT,
     Disturbance,
     Period,
@@ -24,165 +28,10 @@ from tests.campaign.periods import (
     subtract,
 )
 
-__all__ = [
-    "AT_ONCE",
-    "EARLY",
-    "SLACK",
-    "Disturbance",
-    "Passage",
-    "Period",
-    "Registration",
-    "Story",
-    "subtract",
-]
-
-
-AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
-SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
-EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
-
-
-@dataclass
-class Passage:
-    """One call's way through its queue, as its own process saw it."""
-
-    call: str
-    queue: str
-    who: str
-    invoked: float
-    timeout: float | None
-    entered: float | None = None
-    place: int | None = None
-    granted: float | None = None
-    token: int = 0
-    giving_up: float | None = None
-    given_up: float | None = None  # when the reply to its leaving the line came
-    was: str | None = None  # what Redis said that it had when it gave up; None if that is unknown
-    leaving: float | None = None
-    lost: float | None = None  # when its slot.lost could first be true
-    lost_noticed: float | None = None
-    reason: str = ""
-    evicted: float | None = None  # when somebody first set out to evict it
-    surely_evicted: float | None = None  # when an eviction that found it was answered
-    killed: float | None = None
-    ended: float | None = None
-    how: str = ""
-    head_start: float = 0.0
-    max_waiting: int | None = None
-    place_of: str = ""  # whose kept place it asks for
-    resumed: bool = False
-    keep: float = 0.0  # seconds for which its place is to be kept
-    events: list[str] = field(default_factory=list)
-    taken: Period = field(default=ALWAYS)  # in which its grant took effect in Redis
-
-    @property
-    def hold_end(self) -> float:
-        """Until when it held, at the least that can be proven."""
-        ends = (self.leaving, self.lost, self.evicted, self.killed, self.ended)
-        return min((end for end in ends if end is not None), default=math.inf)
-
-    @property
-    def hold_end_seen(self) -> float:
-        """Until when its body ran."""
-        ends = (self.leaving, self.killed, self.ended)
-        return min((end for end in ends if end is not None), default=math.inf)
-
-    @property
-    def slot_free(self) -> float:
-        """From when on its slot should be another's. A lease that lapsed by its own reckoning may
-        not have by Redis': what is lost stays lost, but is given back only when the body is over."""
-        ends = [self.leaving, self.evicted, self.killed, self.ended]
-        if self.reason != "lapsed":
-            ends.append(self.lost)
-        return min((end for end in ends if end is not None), default=math.inf)
-
-    @property
-    def over(self) -> float:
-        """From when on nothing of it is there any more."""
-        ends = (self.killed, self.ended)
-        return min((end for end in ends if end is not None), default=math.inf)
-
-    @property
-    def place_period(self) -> Period | None:
-        """In which its place must lie, as a time of entering; None if it took a kept one."""
-        if self.resumed:
-            return None
-        known = (self.entered, self.granted, self.giving_up, self.ended)
-        latest = min((at for at in known if at is not None), default=math.inf)
-        return Period(self.invoked - self.head_start, latest - self.head_start)
-
-    @property
-    def listed(self) -> float:
-        """From when on its instance's heartbeats name it: those before say nothing about it."""
-        if self.entered is not None:
-            return self.entered
-        return math.inf if self.granted is None else self.granted
-
-    @property
-    def wait_end(self) -> float:
-        """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
-        return min(self.waits_end, math.inf if self.evicted is None else self.evicted)
-
-    @property
-    def waits_end(self) -> float:
-        """Until when it waited as far as it knew itself."""
-        ends = (self.granted, self.giving_up, self.killed, self.ended)
-        return min((end for end in ends if end is not None), default=math.inf)
-
-
-class _Contact:
-    """What one instance knew of its lease in one queue."""
-
-    def __init__(self) -> None:
-        self.fences: list[tuple[float, float]] = []  # known at, holds until
-        self.beats: list[tuple[float, float, int]] = []  # answered at, sent, unknown
-        self.restored: list[float] = []
-
-    def registered(self, sent_after: float) -> float:
-        """When it first knew that all it has is in Redis, asked after `sent_after`."""
-        for at, sent, unknown in self.beats[bisect_left(self.beats, (sent_after,)) :]:
-            if sent >= sent_after:
-                if not unknown:
-                    return at
-                later = bisect_left(self.restored, at)
-                return self.restored[later] if later < len(self.restored) else math.inf
-        return math.inf
-
-    def lapses(self, since: float, until: float) -> Iterator[float]:
-        """When its lease ran out before it heard of a renewal; or had, when it first heard of it."""
-        known = self.fences[max(0, bisect_right(self.fences, (since, math.inf)) - 1) :]
-        heard = [at for at, _ in known[1:]] + [math.inf]
-        for (_, fence), following in zip(known, heard, strict=True):
-            if fence > until:
-                return
-            if following > max(fence, since):
-                yield fence
-
-
-class _Setting(NamedTuple):
-    value: int
-    begin: float
-    end: float  # of its answer; infinity if there is none
-    sure: bool = False  # it was carried out
-
-
-class _Eviction(NamedTuple):
-    who: str
-    call: str
-    at: float
-    answered: float = math.inf
-    found: int | None = None
+__all__ = ["Disturbance", "Period", "Story", "subtract"]
 
 
 _OF_CALLS = ("entered", "resumed", "grant", "giving_up", "given_up", "leave", "lost", "end")
-
-
-class Registration(NamedTuple):
-    """A sync by which an instance noticed that Redis had lost its data."""
-
-    queue: str
-    at: float  # when it was answered
-    redis: float  # Redis's time, us
 
 
 class Story:
@@ -200,12 +49,12 @@ class Story:
         self.worker: dict[str, str] = {}  # of an instance
         self.stopped: dict[str, list[Period]] = defaultdict(list)
         self.strays: list[Event] = []  # of calls that never entered
-        self._contacts: dict[tuple[str, str], _Contact] = defaultdict(_Contact)
-        self._settings: dict[str, list[_Setting]] = defaultdict(list)
+        self._contacts: dict[tuple[str, str], Contact] = defaultdict(Contact)
+        self._settings: dict[str, list[Setting]] = defaultdict(list)
         self._in_force: dict[str, list[tuple[int, float, float]]] = {}
         self._clocks: list[tuple[float, float]] = []
         self._killed: dict[str, float] = {}
-        self._evictions: list[_Eviction] = []
+        self._evictions: list[Eviction] = []
         self._take_in(history.events)
         self.offset = self._offset()
         self._note_evictions()
@@ -330,7 +179,7 @@ class Story:
         """From when until when each number can have been in force."""
         felt = [(loss, self._felt(loss)) for loss in self.losses]
         for queue, limit in self.history.limits.items():
-            base = _Setting(limit, -math.inf, -math.inf, sure=True)
+            base = Setting(limit, -math.inf, -math.inf, sure=True)
             settings = [base, *self._settings[queue]]
             self._in_force[queue] = [
                 (s.value, s.begin, self._replaced(s, settings, felt, forgotten=s is base))
@@ -339,8 +188,8 @@ class Story:
 
     def _replaced(
         self,
-        setting: _Setting,
-        settings: list[_Setting],
+        setting: Setting,
+        settings: list[Setting],
         losses: list[tuple[Period, float]],
         *,
         forgotten: bool,
@@ -361,7 +210,7 @@ class Story:
                 replaced = max(replaced, anew)
         return replaced
 
-    def _may_come_until(self, setting: _Setting) -> float:
+    def _may_come_until(self, setting: Setting) -> float:
         """Until when what failed may still be carried out: no proxy holds what the operator says, so it
         comes as soon as the server is there again, or never."""
         asked = Period(setting.begin, setting.end)
@@ -389,7 +238,7 @@ class Story:
                     passage.place_of = more.get("place_of", "")
                     self.passages[call] = passage
             elif kind == "evict":
-                self._evictions.append(_Eviction(who, call, at))
+                self._evictions.append(Eviction(who, call, at))
             elif kind == "evicted":
                 for index, said in enumerate(self._evictions):
                     if (said.who, said.call, said.found) == (who, call, None):
@@ -418,7 +267,7 @@ class Story:
             elif kind == "limit":
                 limits[who, more["id"]] = (event, len(self._settings[queue]))
                 value = self.history.limits[queue] if more["value"] is None else more["value"]
-                self._settings[queue].append(_Setting(value, at, math.inf))
+                self._settings[queue].append(Setting(value, at, math.inf))
             elif kind == "limited":
                 _, index = limits[who, more["id"]]
                 setting = self._settings[queue][index]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.checker import RULES, Verdict, check
+from tests.campaign.checker import check
 from tests.campaign.conductor import Campaign, Play, play
 from tests.campaign.plants import PLANTS
 from tests.campaign.scene import Company
+from tests.campaign.verdict import RULES, Verdict
 
 LEASE = 2.5  # long beside a hand-off, so that what the heartbeat makes up for comes late
 SECONDS = 10.0

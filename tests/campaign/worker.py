@@ -13,8 +13,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,24 +21,6 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from genesis import Queue
-from genesis.backends.places import decode
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    EnterRequest,
-    EnterResult,
-    Grant,
-    LeaveResult,
-    Left,
-    Listener,
-    QueueEntry,
-    QueueStats,
-    SlotLost,
-    Ticket,
-    WaitStatus,
-)
-from genesis.backends.redis.calls import LocalQueue
-from genesis.backends.redis.verdicts import Command
 from genesis.exceptions import (
     BackendUnavailableError,
     EvictedError,
@@ -50,6 +31,7 @@ from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.campaign.history import Log
 from tests.campaign.plants import plant
+from tests.campaign.recorder import Recorder
 from tests.conftest import state_of
 
 __all__ = ["QUEUES", "STEADY", "Kind", "run"]
@@ -77,138 +59,6 @@ QUEUES = {
     # A lease is renewed by every entering, too: only here does it hang on the heartbeat alone.
     "long": Kind(limit=2, callers=1, think=0.5, hold=(0.1, 0.3), hold_leases=2.5),
 }
-
-
-class Recorder:
-    """Passes every operation on to the backend, and logs what the calls cannot see.
-
-    All but two things come from the backend's seam. Replies to heartbeats and syncs are seen on their
-    way into the cores: a core's `session`, `confirmed` and `lease_deadline` before and after.
-    """
-
-    def __init__(self, inner: RedisBackend, log: Log) -> None:
-        self._inner = inner
-        self._log = log
-        self._granted: set[str] = set()
-        self._giving_up: set[str] = set()  # until their `Left`
-        self._fences: dict[str, float] = {}  # by queue: the lease deadline that was known last
-        self.name = inner.name
-        self.instance_id = inner.instance_id
-        self.heartbeat_interval = inner.heartbeat_interval
-        self.store = inner.store
-
-    def join(self) -> None:
-        """Watch the cores; the loop must run."""
-        driver = self._inner._join("join")
-        honest = driver.open
-
-        def open_queue(queue_id: str) -> LocalQueue:
-            queue = honest(queue_id)
-            if "replied" not in vars(queue.core):
-                vars(queue.core)["replied"] = partial(self._replied, queue, queue.core.replied)
-            return queue
-
-        vars(driver)["open"] = open_queue
-
-    def _replied(
-        self, queue: LocalQueue, honest: Any, command: Command, reply: Any, now: float
-    ) -> None:
-        core, queue_id = queue.core, queue.queue_id
-        current = command.session == core.session and core.up
-        honest(command, reply, now)
-        if not current or isinstance(reply, Exception) or reply[0] != 1:
-            return
-        synced = command.name == "sync" and command.last and core.confirmed == command.session
-        if not synced and command.name != "beat":
-            return
-        self._fences[queue_id] = command.sent + self._inner.heartbeat_interval * 3
-        self._log("fence", queue=queue_id, until=self._fences[queue_id])
-        # A heartbeat whose numbers differ is followed by a sync.
-        unknown = int(core.session != command.session)
-        self._log("beat", queue=queue_id, sent=command.sent, unknown=unknown)
-        if synced:
-            self._log("restored", queue=queue_id, redis=reply[1], data_lost=bool(reply[9]))
-
-    def listen(self, listener: Listener) -> None:
-        def on_event(event: BackendEvent) -> None:
-            if isinstance(event, SlotLost):
-                queue_id, item_id, _ = event.ticket
-                fence = self._fences.get(queue_id) if event.reason == "lapsed" else None
-                self._log("lost", queue=queue_id, call=item_id, reason=event.reason, fence=fence)
-            elif isinstance(event, Disrupted):
-                self._log("disrupted", reason=event.reason)
-            elif isinstance(event, Left) and event.ticket.id in self._giving_up:
-                self._given_up(event.ticket, event.result)
-            listener(event)
-
-        self._inner.listen(on_event)
-
-    async def enter(self, request: EnterRequest) -> EnterResult:
-        result = await self._inner.enter(request)
-        queue, call = request.queue_id, request.item_id
-        if result.position:
-            place = round(decode(result.place_token).place) if result.place_token else None
-            self._log("entered", queue=queue, call=call, place=place, resumed=result.resumed)
-        elif result.grant is not None:
-            self._granted.add(result.ticket.id)
-            if result.resumed:
-                self._log("resumed", queue=queue, call=call)
-        return result
-
-    async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        grant = await self._inner.wait(ticket, timeout)
-        self._granted.add(ticket.id)
-        return grant
-
-    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
-        if ticket.id in self._granted:
-            self._granted.remove(ticket.id)
-            return self._inner.leave(ticket, context)
-        self._log("giving_up", queue=ticket.queue_id, call=ticket.item_id, keep=keep_place)
-        self._giving_up.add(ticket.id)
-        result = self._inner.leave(ticket, context, keep_place)
-        if result is not None:
-            self._given_up(ticket, result)
-        return result
-
-    def _given_up(self, ticket: Ticket, result: LeaveResult) -> None:
-        self._giving_up.discard(ticket.id)
-        self._log("given_up", queue=ticket.queue_id, call=ticket.item_id, was=result.was)
-
-    async def flush(self) -> None:
-        await self._inner.flush()
-
-    def lapsed(self, ticket: Ticket) -> bool:
-        return self._inner.lapsed(ticket)
-
-    async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        await self._inner.set_limit(queue_id, limit)
-
-    async def stats(self, queue_id: str) -> QueueStats:
-        return await self._inner.stats(queue_id)
-
-    async def wait_status(
-        self, queue_id: str, wanted: Sequence[Ticket | str]
-    ) -> list[WaitStatus | None]:
-        return await self._inner.wait_status(queue_id, wanted)
-
-    async def entries(self, queue_id: str) -> list[QueueEntry]:
-        return await self._inner.entries(queue_id)
-
-    async def evict(self, queue_id: str, item_id: str) -> int:
-        return await self._inner.evict(queue_id, item_id)
-
-    async def ping(self) -> None:
-        await self._inner.ping()
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-    def kept(self) -> dict[str, Any]:
-        """What is kept here and in the backend of calls and queues."""
-        driver = self._inner._driver
-        kept: dict[str, Any] = {"granted": self._granted, "giving_up": self._giving_up}
-        return kept if driver is None else kept | {"calls": driver.calls, "queues": driver.queues}
 
 
 class KeptPlace(NamedTuple):

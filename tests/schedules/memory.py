@@ -30,6 +30,7 @@ from tests.conftest import state_of
 from tests.schedules.calls import Call, Violation
 from tests.schedules.choices import Choices
 from tests.schedules.loop import Order, VirtualLoop
+from tests.schedules.model import Line, Model
 from tests.schedules.scenario import Admin, Scenario
 from tests.schedules.sinks import BareQueue, Sinks
 
@@ -38,105 +39,10 @@ __all__ = ["MemorySchedule"]
 _MOST_STEPS = 2_000
 
 
-class _Line:
-    """What one queue must be."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Ticket] = []
-        self.holding: list[Ticket] = []
-        self.named: int | None = None
-
-
-class _Model:
-    """What all queues must be; told of each operation by the probe."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, _Line] = {}
-        self.overrides: dict[str, int] = {}
-        self.closed = False
-        self.broken: Violation | None = None  # found inside a task
-        self.evicted: set[str] = set()  # tickets, in either state
-
-    def fail(self, text: str) -> None:
-        self.broken = self.broken or Violation(text)
-
-    def limit(self, queue_id: str) -> int:
-        line = self.lines.get(queue_id)
-        return self.overrides.get(queue_id, (line.named if line else None) or 1)
-
-    def enter(self, entry: EnterRequest, admission: EnterResult) -> None:
-        line = self.lines.setdefault(entry.queue_id, _Line())
-        if entry.limit is not None:
-            line.named = entry.limit
-        self.grant(entry.queue_id)
-        ticket, depth = admission.ticket, len(line.waiting)
-        free = not depth and len(line.holding) < self.limit(entry.queue_id)
-        if free:
-            line.holding.append(ticket)
-        elif not entry.only_if_free:
-            line.waiting.append(ticket)
-            depth += 1
-        state = "granted" if admission.grant else "waiting" if admission.position else "refused"
-        expected = "granted" if free else "refused" if entry.only_if_free else "waiting"
-        if (state, admission.depth) != (expected, depth) or admission.position not in (0, depth):
-            self.fail(f"{entry.item_id}: {admission}, not {expected} at depth {depth}")
-        self.forget(entry.queue_id)
-
-    def leave(self, ticket: Ticket, departure: LeaveResult) -> None:
-        line = self.lines.get(ticket.queue_id, _Line())
-        was = "holding" if ticket in line.holding else "waiting" if ticket in line.waiting else None
-        self.remove(ticket)
-        granted = len(self.grant(ticket.queue_id))
-        self.forget(ticket.queue_id)
-        if (departure.was, len(departure.granted_to)) != (was, granted):
-            self.fail(f"{ticket.item_id} left {was}, {granted} were granted; told: {departure}")
-
-    def set_limit(self, queue_id: str, limit: int | None) -> None:
-        if limit is None:
-            self.overrides.pop(queue_id, None)
-        else:
-            self.overrides[queue_id] = limit
-        self.grant(queue_id)
-
-    def evict(self, queue_id: str, item_id: str, count: int) -> None:
-        line = self.lines.get(queue_id, _Line())
-        out = [t for t in line.waiting + line.holding if t.item_id == item_id]
-        for ticket in out:
-            self.evicted.add(ticket.id)
-            self.remove(ticket)
-        self.grant(queue_id)
-        self.forget(queue_id)
-        if count != len(out):
-            self.fail(f"evict({item_id}) said {count}, there were {len(out)}")
-
-    def close(self) -> None:
-        self.closed = True
-        self.lines.clear()
-
-    def remove(self, ticket: Ticket) -> None:
-        line = self.lines.get(ticket.queue_id)
-        if line is not None:
-            line.waiting = [t for t in line.waiting if t != ticket]
-            line.holding = [t for t in line.holding if t != ticket]
-
-    def grant(self, queue_id: str) -> list[Ticket]:
-        granted = []
-        line = self.lines.get(queue_id)
-        while line and line.waiting and len(line.holding) < self.limit(queue_id):
-            granted.append(line.waiting.pop(0))
-            line.holding.append(granted[-1])
-        return granted
-
-    def forget(self, queue_id: str) -> None:
-        line = self.lines.get(queue_id)
-        if line is not None and not line.waiting and not line.holding:
-            del self.lines[queue_id]
-
-
 class _Probe:
     """Between the layer and the backend: tells the model of each operation, as it takes effect."""
 
-    def __init__(self, inner: InMemoryBackend, model: _Model) -> None:
+    def __init__(self, inner: InMemoryBackend, model: Model) -> None:
         self.inner = inner
         self.model = model
         self.entered = 0
@@ -178,7 +84,7 @@ class _Probe:
 
     async def stats(self, queue_id: str) -> QueueStats:
         stats = await self.inner.stats(queue_id)
-        line = self.model.lines.get(queue_id, _Line())
+        line = self.model.lines.get(queue_id, Line())
         truth = (len(line.waiting), len(line.holding), self.model.limit(queue_id))
         if stats[:3] != truth:
             self.model.fail(f"{stats} of {queue_id}, not {truth}")
@@ -188,7 +94,7 @@ class _Probe:
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
         found = await self.inner.wait_status(queue_id, wanted)
-        names = [t.item_id for t in self.model.lines.get(queue_id, _Line()).waiting]
+        names = [t.item_id for t in self.model.lines.get(queue_id, Line()).waiting]
         for item_id, status in zip(wanted, found, strict=True):
             position = None if status is None else status.position
             if position != (names.index(item_id) + 1 if item_id in names else None):
@@ -197,7 +103,7 @@ class _Probe:
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         entries = await self.inner.entries(queue_id)
-        line = self.model.lines.get(queue_id, _Line())
+        line = self.model.lines.get(queue_id, Line())
         if [e.item_id for e in entries] != [t.item_id for t in line.holding + line.waiting]:
             self.model.fail(f"{entries} are not {line.holding} and {line.waiting}")
         return entries
@@ -247,7 +153,7 @@ class MemorySchedule:
         self.history: list[str] = []  # what could be seen from outside
         self.loop = sinks.clock.loop = VirtualLoop()
         self.backend = InMemoryBackend(clock=self.loop.time)
-        self.model = _Model()
+        self.model = Model()
         self.probe = _Probe(self.backend, self.model)
         make: Any = Queue if observed else BareQueue
         self.queue: Queue = make(self.probe, telemetry=sinks.telemetry)
