@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -277,6 +278,14 @@ def set_aside_what_stays() -> None:
     """What was imported is no test's garbage; to look through it after each cost two minutes."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_provider_stays() -> Iterator[None]:
+    """A tracer provider that a test sets for the whole process would reach every test after it."""
+    before = trace.get_tracer_provider()
+    yield
+    assert trace.get_tracer_provider() is before
 
 
 @pytest.fixture(autouse=True)

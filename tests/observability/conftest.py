@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+from opentelemetry import trace
 
 from genesis import Queue
 from genesis.observability import Telemetry
@@ -36,3 +37,11 @@ def queue(telemetry: Telemetry) -> Iterator[Queue]:
     queue = Queue(telemetry=telemetry)
     yield queue
     assert not state_of(queue)
+
+
+@pytest.fixture
+def nothing_global(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sets for the whole process is taken back, the tracer provider among it."""
+    taken = trace.ProxyTracerProvider()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: taken)
+    monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)

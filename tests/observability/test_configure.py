@@ -100,14 +100,6 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def nothing_global(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test sets for the whole process is taken back, the tracer provider among it."""
-    taken = trace.ProxyTracerProvider()
-    monkeypatch.setattr(trace, "get_tracer_provider", lambda: taken)
-    monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)
-
-
 def run_alone(program: str, **environment: str) -> tuple[str, str]:
     """Run a program in a process that nobody has set up anything in; its stdout and stderr."""
     ran = subprocess.run(

@@ -37,7 +37,9 @@ def test_the_first_failure_of_each_kind_is_logged(
     assert value(registry, names.TELEMETRY_ERRORS, sink="traces") == 3
 
 
-async def test_a_collector_that_is_dead_is_counted(registry: CollectorRegistry) -> None:
+async def test_a_collector_that_is_dead_is_counted(
+    registry: CollectorRegistry, nothing_global: None
+) -> None:
     """Every export that is refused is a failure of the sink `traces`."""
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     handle = configure("router", otlp_endpoint="http://127.0.0.1:9", json_logs=False, registry=registry)
@@ -104,7 +106,9 @@ async def test_a_port_in_use_is_named_with_the_way_out() -> None:
             await ObservabilityServer(registry=CollectorRegistry(), port=server.port).start()
 
 
-def test_opentelemetrys_variables_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opentelemetrys_variables_come_first(
+    monkeypatch: pytest.MonkeyPatch, nothing_global: None
+) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "theirs")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     handle = configure("ours", otlp_endpoint="http://127.0.0.1:9", json_logs=False)
