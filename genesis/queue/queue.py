@@ -181,9 +181,9 @@ class Queue:
 
         The first comes at once. If the item does not wait yet, it comes when the item has entered: at
         once through this Queue, within `at_least` seconds through another. Then one comes when the
-        position has changed, and at least one in `every` seconds. Of several waiters with one id the
-        first is meant. Ends when the item is granted or gone, which is seen within `at_least` seconds,
-        and when the Queue is closed. Quiet while the backend is away.
+        position has changed, and otherwise after `every` seconds, rounded up to whole ticks. Of several
+        waiters with one id the first is meant. Ends when the item is granted or gone, which is seen
+        within `at_least` seconds, and when the Queue is closed. Quiet while the backend is away.
 
         An instance sends one command per queue, tick and 500 items watched; the tick of a queue is the
         least `at_least` of its watchers. A watch that nobody iterates costs nothing, and needs no
@@ -261,19 +261,27 @@ class Queue:
 
         Cancels nobody. A task that already holds a slot of this Queue may still enter, so that it can
         come to its end. Entries are refused with `QueueDrainingError`, also after a timeout or if this
-        is cancelled. Returns only when the backend has confirmed what was given back.
+        is cancelled. Returns only when the backend has confirmed what was given back; without a
+        timeout, it waits for a backend that is away.
 
         Args:
             timeout: seconds to wait at most; None waits as long as it takes.
 
         Returns:
             How many calls of this Queue still wait or hold; 0 unless the timeout came first.
+
+        Raises:
+            RuntimeError: at once; the calls are in another event loop.
         """
         timeout = check_timeout("drain: timeout", timeout)
-        self._draining = True
         calls = self._calls
         loop = get_running_loop()
-        if calls is None or calls.loop is not loop:
+        if calls is not None and calls.loop is not loop:
+            if calls.agreements and not calls.loop.is_closed():
+                raise RuntimeError("this Queue has calls in another event loop; drain it there")
+            calls = None
+        self._draining = True
+        if calls is None:
             return 0
         deadline = None if timeout is None else loop.time() + timeout
         await asyncio.wait({calls.all_gone()}, timeout=timeout)

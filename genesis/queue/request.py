@@ -81,9 +81,13 @@ class SlotRequest:
         self._entered = True
         queue, request = self._queue, self._request
         calls = queue._calls
-        if calls is None or calls.loop is not get_running_loop() or queue._draining:
-            calls = queue._calls_here(request)
-        calls.enter(request)
+        try:
+            if calls is None or calls.loop is not get_running_loop() or queue._draining:
+                calls = queue._calls_here(request)
+            calls.enter(request)
+        except BaseException:
+            self._stop_waiting()  # a watch that was begun before must not wait for ever
+            raise
         self._calls = calls
         backend, timeout = queue._backend, self._timeout
         if timeout is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from genesis.backends.protocol import BackendEvent, EnterRequest, Left
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
@@ -77,3 +79,40 @@ async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(
         assert again.grant is not None
         assert again.resumed
         near.leave(again.ticket)
+
+
+async def test_a_place_that_is_kept_again_by_a_late_sync_is_not_taken_twice(
+    redis_server: RedisServer,
+) -> None:
+    """Its instance, which does not know that Redis has kept it, lists it once more."""
+    async with (
+        TcpProxy(redis_server.port) as proxy,
+        RedisBackend(redis_server.url, lease=3.0) as near,
+        RedisBackend(proxy.url, lease=3.0) as far,
+    ):
+        near.listen(lambda event: None)
+        far.listen(lambda event: None)
+        holder = await near.enter(EnterRequest("q", "holder"))
+        dropped = await far.enter(EnterRequest("q", "dropped"))
+        relay = proxy.relays[-1]
+        relay.deaf = True
+        far.leave(dropped.ticket, keep_place=0.1)
+        client: Any = redis_server.client
+        past = "genesis:queue:{q}:past"
+
+        def is_kept() -> bool:
+            return any(name.startswith("k ") for name in client.zrange(past, 0, -1))
+
+        await wait_until(is_kept, "Redis has kept it")
+        first = await near.enter(EnterRequest("q", "first", place_token=dropped.place_token))
+        assert first.resumed
+        (name,) = client.zrange(past, 0, -1)
+        seconds, _ = client.time()
+        assert name.startswith("u ")
+        assert client.zscore(past, name) / 1e6 > seconds + 500
+        relay.cut()
+        await far.flush()
+        second = await near.enter(EnterRequest("q", "second", place_token=dropped.place_token))
+        assert not second.resumed
+        for each in (first, second, holder):
+            near.leave(each.ticket)

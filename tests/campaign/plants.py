@@ -72,7 +72,7 @@ _TOMBSTONE = "  redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member)
 _RENEW = "redis.call('ZADD', LEASES, NOW + lease, instance)\n"
 _CHECK = "if meta[1] ~= ARGV[2] then\n"
 _USED = (
-    "  redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))\n"
+    "  redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))\n"
     "  redis.call('ZREM', PAST, name)\n"
 )
 _FULL = "waiters >= tonumber(ARGV[8])"

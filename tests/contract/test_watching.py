@@ -11,7 +11,7 @@ import pytest
 from genesis import WaitStatus
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import Ticket
-from genesis.exceptions import BackendUnavailableError
+from genesis.exceptions import BackendUnavailableError, LimitMismatchError, QueueDrainingError
 from tests.support.line import Line, learn_holds
 from tests.support.waiting import quiesce, wait_until
 
@@ -43,6 +43,20 @@ async def test_a_watch_begun_before_the_call_entered(line: Line) -> None:
     assert not first.done()
     await line.call("call")
     assert (await asyncio.wait_for(first, 5)).position == 1
+    await line.grants()
+
+
+@pytest.mark.parametrize("why", ["draining", "another limit"])
+async def test_a_watch_begun_before_a_call_that_may_not_enter_ends(line: Line, why: str) -> None:
+    await line.call("holder", max_concurrent=1)
+    request = line.queue.slot("sales", max_concurrent=1 if why == "draining" else 2)
+    reading = asyncio.create_task(_read(request.watch()))
+    await quiesce()
+    if why == "draining":
+        await line.queue.drain(timeout=0)
+    with pytest.raises(QueueDrainingError if why == "draining" else LimitMismatchError):
+        await request.__aenter__()
+    await asyncio.wait_for(reading, 5)
     await line.grants()
 
 

@@ -166,7 +166,16 @@ PLANTS = {
     ),
     "used_forgotten": Plant(
         "a kept place that was taken is not remembered as taken",
-        (("*", "redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))", ""),),
+        (
+            (
+                "*",
+                (
+                    "redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), "
+                    "'u ' .. string.match(kept, '^%S+'))"
+                ),
+                "",
+            ),
+        ),
         "keep twice, break",
         slow=True,
     ),

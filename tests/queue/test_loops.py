@@ -47,6 +47,9 @@ async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> N
         for use in (enter, partial(queue.stats, "sales"), partial(queue.entries, "support")):
             with pytest.raises(RuntimeError, match="another event loop"):
                 await use_in_a_thread(use)
+        with pytest.raises(RuntimeError, match="drain it there"):
+            await use_in_a_thread(queue.drain)
+        assert not queue.draining
         assert await asyncio.to_thread(lambda: slot.lost) is False
         assert (await queue.stats("sales"))[:2] == (0, 1)
     assert not state_of(queue)

@@ -105,11 +105,10 @@ class QueueCore:
         if ticket.stage is Stage.ENDED or not ticket.sent:
             self._gone(ticket, LeaveResult(None), confirmed=True)
             return
-        if keep and ticket.stage is Stage.WAITING:
-            ticket.keep, ticket.place = keep, ticket.number
+        ticket.keep = keep if ticket.place else 0  # it might have been granted as it was cancelled
         if self.up:
             ticket.left = self.session
-            token = b"%d" % ticket.number if ticket.stage is Stage.HOLDING else b""
+            token = b"%d" % ticket.number if ticket.stage is Stage.HOLDING and not keep else b""
             kept = (b"%d" % keep, b"%d" % ticket.place) if ticket.keep else (b"", b"")
             arguments = (ticket.member, token, origin, *kept)
             self.commands.append(Command("leave", self.session, arguments, (ticket,), now))
@@ -390,6 +389,7 @@ class QueueCore:
         """The only place where a stage changes."""
         self._count(ticket, -1)
         ticket.stage, ticket.number = stage, number
+        ticket.place = number if stage is Stage.WAITING else ticket.place
         self._count(ticket, 1)
 
     def _count(self, ticket: LocalTicket, sign: int) -> None:

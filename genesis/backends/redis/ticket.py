@@ -49,7 +49,7 @@ class LocalTicket:
         self.sent = False  # Redis might know of it
         self.left = 0  # the session in which its leave was sent
         self.keep = 0  # us for which its place is kept after it left
-        self.place = 0  # ... which is this one
+        self.place = 0  # its last one in the line; 0: it never waited
 
     def note_resumed(self, row: Sequence[int]) -> None:
         """A row of the reply to a sync, see sync.lua: whether it took the kept place that it asks for.

@@ -214,8 +214,9 @@ local function take_kept(kept)
   if not expiry or tonumber(expiry) <= NOW then
     return nil
   end
-  -- In this order: a key that is empty in between loses its expiry.
-  redis.call('ZADD', PAST, expiry, 'u ' .. string.match(kept, '^%S+'))
+  -- In this order: a key that is empty in between loses its expiry. It is remembered as used for longer than
+  -- it was kept: the instance that kept it might not know that Redis has done so, and list it once more.
+  redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))
   redis.call('ZREM', PAST, name)
   return tonumber(string.match(kept, ' (.+)$'))
 end

@@ -142,7 +142,7 @@ for i = 14, #ARGV, 6 do
       local id = string.match(ARGV[i + 5], '^%S+')
       local expiry = redis.call('ZSCORE', PAST, 'k ' .. ARGV[i + 5])
       redis.call('ZREM', PAST, 'k ' .. ARGV[i + 5])
-      redis.call('ZADD', PAST, expiry or NOW + RECORD, 'u ' .. id)
+      redis.call('ZADD', PAST, math.max(expiry or 0, NOW + RECORD), 'u ' .. id)
       redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
     end
     redis.call('ZADD', WAITING, number, member)
