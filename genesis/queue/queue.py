@@ -262,7 +262,8 @@ class Queue:
         Cancels nobody. A task that already holds a slot of this Queue may still enter, so that it can
         come to its end. Entries are refused with `QueueDrainingError`, also after a timeout or if this
         is cancelled. Returns only when the backend has confirmed what was given back; without a
-        timeout, it waits for a backend that is away.
+        timeout, it waits for a backend that is away. A task that holds a slot must not call it: it
+        would wait for itself.
 
         Args:
             timeout: seconds to wait at most; None waits as long as it takes.
