@@ -48,6 +48,9 @@ SHOWN_BY = {
     "overview: Alerts that fire 1": "slots exhausted",
     "overview: Operations that failed 1": "redis stopped",
 }
+# What another fault might show for a moment before: an instance that was stopped has calls, and no young
+# heartbeat until its first one after that. The rule's `for` keeps the alert silent then.
+ALSO_SHOWN_BY = {"GenesisStaleSnapshot": "instance stopped"}
 # Too long for this run: a hold of a minute. The state "one slot stuck" of test_view.py has it.
 NOT_SHOWN = {"overview: Queues 12"}
 
@@ -120,7 +123,10 @@ def test_every_expression_returns_data(run: LiveRun) -> None:
         at = run.first(expression, but_not=nothing)
         if at is None:
             wrong.append(f"{name}: not shown by {fault.name}: {expression}")
-        elif not fault.began - 0.5 <= at <= fault.ended + LATE:
+        elif not any(
+            each.began - 0.5 <= at <= each.ended + LATE
+            for each in (fault, run.faults[ALSO_SHOWN_BY.get(name, fault.name)])
+        ):
             wrong.append(f"{name}: shown {at - fault.began:+.1f} s after {fault.name} began")
     print(f"{len(known)} expressions, {len(SHOWN_BY)} of them shown by a fault")
     assert not wrong, "\n".join(wrong)
