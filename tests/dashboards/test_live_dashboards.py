@@ -48,7 +48,7 @@ SHOWN_BY = {
     "overview: Alerts that fire 1": "slots exhausted",
     "overview: Operations that failed 1": "redis stopped",
 }
-# What another fault might show for a moment before: an instance that was stopped has calls, and no young
+# What another fault might show for a moment before: a stopped instance has calls, and no young
 # heartbeat until its first one after that. The rule's `for` keeps the alert silent then.
 ALSO_SHOWN_BY = {"GenesisStaleSnapshot": "instance stopped"}
 # Too long for this run: a hold of a minute. The state "one slot stuck" of test_view.py has it.
