@@ -190,7 +190,7 @@ async def test_a_connection_in_use_is_not_probed(own_redis: RedisServer) -> None
         before, until = own_redis.calls("ping"), asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < until:
             await watched.increment()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the rate of calls
         assert own_redis.calls("ping") - before <= 1
 
 

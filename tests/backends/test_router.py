@@ -69,7 +69,7 @@ class Calls:
                 if not isinstance(answer, Exception):
                     return int(answer)
                 self.router.redirected(key, answer)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the rate of calls
         raise AssertionError(f"no answer within 20 s: {self.router.why_down(key)}")
 
     def _moved(self) -> None:
@@ -230,7 +230,7 @@ async def test_a_master_that_fails_is_replaced_by_its_replica(how: str) -> None:
             waiting = asyncio.ensure_future(calls.increment(queue))
             while not waiting.done():
                 await calls.increment(neighbour)  # goes on
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # the rate of calls
             assert await waiting in (1, 2)
             print(f"{how}: served again after {time.monotonic() - began:.2f} s")
             assert old is not None

@@ -330,7 +330,7 @@ async def test_faults_neither_exceed_the_limit_nor_lose_slots(
         # The recovery window, and until the calls that began in it have ended.
         served = len(model.seen)
         await wait_until(lambda: len(model.seen) > served, "calls are served again")
-        await asyncio.sleep(lease / 2 + answering)
+        await asyncio.sleep(lease / 2 + answering)  # the documented window is the subject
         assert model.most <= 16
         model.most = 0
         await asyncio.gather(*calls.values(), return_exceptions=True)

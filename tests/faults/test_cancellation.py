@@ -118,6 +118,6 @@ async def test_all_tasks_may_be_cancelled_while_redis_is_away(fleet: Fleet) -> N
     await wait_until(fleet.disruptions, "the connection is lost")
     for _ in range(5):
         await asyncio.gather(*cancel_all_tasks(), return_exceptions=True)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # at which stage of connecting it comes is the subject
     fleet.server.start()
     await fleet.settled()

@@ -97,10 +97,7 @@ def test_a_run_that_ends_without_close_gives_back_what_its_tasks_hold(
     """A module's own Queue, tasks inside, asyncio.run ends: the slots are free at once."""
     queue = queue_on(own_redis)
     run(new_loop, begin_to_hold(queue))
-    deadline = time.monotonic() + 2
-    while own_redis.client.exists(HOLDING) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not own_redis.client.exists(HOLDING)
+    asyncio.run(wait_until(lambda: not own_redis.client.exists(HOLDING), "the slots are free", 2))
 
 
 def test_a_queue_is_used_in_several_loops_in_turn(
@@ -114,7 +111,7 @@ def test_a_queue_is_used_in_several_loops_in_turn(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-    wait_for_connections(own_redis, 0)
+    asyncio.run(wait_until(lambda: own_redis.connections() == 0, "no connection is left", 3))
 
 
 async def use_and_close(queue: Queue) -> None:
@@ -166,7 +163,7 @@ def test_a_queue_is_closed_from_the_main_thread_while_its_loop_runs_in_another(
         assert not own_redis.client.exists(HOLDING)
         for task in tasks:
             loop.call_soon_threadsafe(task.cancel)
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(5)
+        asyncio.run_coroutine_threadsafe(asyncio.wait(tasks), loop).result(5)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -198,13 +195,6 @@ def test_two_loops_at_once_are_refused(
     run(new_loop, here())
     assert len(errors) == 2
     assert all("loop" in str(error) for error in errors)
-
-
-def wait_for_connections(server: RedisServer, count: int) -> None:
-    deadline = time.monotonic() + 3
-    while server.connections() > count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert server.connections() <= count
 
 
 async def test_forgotten_queues_leave_no_connection_and_no_task(own_redis: RedisServer) -> None:
@@ -353,7 +343,7 @@ async def test_a_thread_sees_that_the_lease_has_run_out_while_the_loop_stands_st
             began = time.monotonic()
             while time.monotonic() - began < 1.0:
                 seen.append((time.monotonic() - began, slot.lost))
-                time.sleep(0.01)
+                time.sleep(0.01)  # how often it asks
 
         thread = threading.Thread(target=ask)
         thread.start()

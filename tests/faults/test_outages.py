@@ -250,7 +250,7 @@ async def test_a_leave_while_redis_is_away_takes_effect_when_it_is_back(fleet: F
     with paused(fleet.server):
         await holder.leave()
         assert time.monotonic() - began < 0.5
-        await asyncio.sleep(1.0)  # the connection is given up meanwhile
+        await wait_until(fleet.disruptions, "the connection is given up")
     assert await fleet.call(other, "next").held() < 3
 
 
