@@ -105,7 +105,8 @@ class Queue:
             keep_place: seconds, 0 to 86,400, for which a waiter that is cancelled leaves its place. A
                 timeout, a refusal and an eviction keep nothing.
             place_token: `SlotRequest.place_token` of a call that was cancelled; take its place if it is
-                still kept, else the end of the line.
+                still kept, else the end of the line. A call that raises before it waits, or holds, does
+                not use the token up.
 
         Raises:
             TypeError, ValueError: at once, for a bad argument or a token of another queue.

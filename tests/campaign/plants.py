@@ -24,14 +24,14 @@ def _drop_leave() -> None:
     """A waiter that gives up is forgotten here, but nothing is sent: its place stays in the line."""
     honest = core.QueueCore.leave
 
-    def leave(self: core.QueueCore, ticket: LocalTicket, now: float, *rest: Any) -> None:
+    def leave(self: core.QueueCore, ticket: LocalTicket, *rest: Any) -> None:
         if ticket.stage is Stage.WAITING and ticket.wanted:
             ticket.wanted = False
             ticket.left = self.session
         else:
-            honest(self, ticket, now, *rest)
+            honest(self, ticket, *rest)
 
-    core.QueueCore.leave = leave  # type: ignore[method-assign]
+    core.QueueCore.leave = leave  # type: ignore[method-assign, assignment]
 
 
 def _sync_lists_nothing() -> None:

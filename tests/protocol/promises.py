@@ -89,9 +89,9 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
 
 def kept_again(world: World, command: Any) -> list[int]:
     """The calls that left before they were answered: the places that they took are kept again."""
-    name, _, _, arguments, handles, *_ = (*command, ())
+    name, arguments = command[0], command[3]
     if name == "leave":
-        return list(handles) if arguments[3] == b"back" else []
+        return list(command[4]) if arguments[3] == b"back" else []
     rows = [arguments[n : n + 6] for n in range(9, len(arguments), 6)] if name == "sync" else []
     return [world.caller.by_member[row[0]] for row in rows if row[1] == b"k" and row[3] == b"back"]
 

@@ -12,7 +12,7 @@ local key = ARGV[1] == 'holding' and KEYS[3] or KEYS[2]
 local time = redis.call('TIME')
 local rows = redis.call('ZRANGEBYSCORE', key, '(' .. ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 local resumed = {}
-if key == KEYS[2] and redis.call('ZCOUNT', KEYS[6], '-inf', '(0') > 0 then
+if key == KEYS[2] and #redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', '(0', 'LIMIT', 0, 1) > 0 then
   for i = 1, #rows, 2 do
     local ticket = string.match(rows[i], '^%S+')
     local entered = redis.call('ZSCORE', KEYS[6], 'e ' .. ticket)

@@ -238,7 +238,7 @@ end
 local function oldest_wait()
   local first = nil
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
-  local any_resumed = redis.call('ZCOUNT', PAST, '-inf', '(0') > 0
+  local any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
   for i = 1, #rows, 2 do
     local head_start = head_start_of(rows[i])
     local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(rows[i]))

@@ -10,7 +10,7 @@
 local time = redis.call('TIME')
 local meta = redis.call('HMGET', KEYS[1], 'limit', 'override', 'holds', 'mean')
 local rows, resumed = {}, {}
-local any_resumed = redis.call('ZCOUNT', KEYS[6], '-inf', '(0') > 0
+local any_resumed = #redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', '(0', 'LIMIT', 0, 1) > 0
 for _, member in ipairs(ARGV) do
   local rank = redis.call('ZRANK', KEYS[2], member)
   rows[#rows + 1] = rank and rank + 1 or 0
