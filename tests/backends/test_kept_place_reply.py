@@ -144,9 +144,8 @@ async def test_a_place_that_is_kept_again_by_a_late_sync_is_not_taken_twice(
         await wait_until(is_kept, "Redis has kept it")
         first = await near.enter(EnterRequest("q", "first", place_token=dropped.place_token))
         assert first.resumed
-        (name,) = client.zrangebyscore(past, 0, "+inf")
+        (name,) = [each for each in client.zrange(past, 0, -1) if each.startswith("u ")]
         seconds, _ = client.time()
-        assert name.startswith("u ")
         assert client.zscore(past, name) / 1e6 > seconds + 500
         relay.cut()
         await far.flush()

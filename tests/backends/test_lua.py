@@ -314,7 +314,7 @@ def test_a_sync_keeps_a_place_that_a_lost_leave_would_have(line: Line) -> None:
 
 @pytest.mark.parametrize("by", ["leave", "sync"])
 def test_a_place_whose_taker_left_unanswered_is_kept_again(line: Line, by: str) -> None:
-    """Only the ticket that took it gives it back, and once; a tombstone of its use stays until then."""
+    """Only the ticket that took it gives it back, and once; it expires as it would have."""
     line.enter("b1")
     kept = f"a:0000000001 {line.enter('a1')[1]}"
     line.leave("a1", "", 60_000_000, kept.split(" ")[1])
@@ -326,6 +326,8 @@ def test_a_place_whose_taker_left_unanswered_is_kept_again(line: Line, by: str) 
         line.leave("b2", "", "back", kept)
     else:
         line.sync("b", ("b2", "k", 0, "back", "", kept), confirmed=1)
+    _, expiry = line.client.zrangebyscore(line.past, 1, "+inf", withscores=True)[0]
+    assert expiry < line.now() + 60_000_000
     assert line.enter("c5", kept=kept)[5] == 1
     line.leave("b2", "", "back", kept)
     assert line.enter("c6", kept=kept)[5] == 0

@@ -186,13 +186,7 @@ PLANTS = {
     ),
     "kept_anew": Plant(
         "a call that leaves before it was answered gives back a place that another took",
-        (
-            (
-                "*",
-                "if expiry and redis.call('ZREM', PAST, 'e ' .. ticket_of(member)) == 1 then",
-                "if expiry then",
-            ),
-        ),
+        (("*", "local expiry = redis.call('ZSCORE', PAST, taken)", "local expiry = NOW + RECORD"),),
         "keep twice, break",
         slow=True,
     ),

@@ -102,12 +102,12 @@ def not_used(world: World, ghost: Any, k: int, old: Data, new: Data) -> Any:
     there = {other for _, other in (*old.waiting, *old.holding)}
     if (place, k) not in ghost.used or member not in there or member in new.tickets:
         return ghost  # it took none, or has left before, or this came too late
-    known = {name for name, _, valid in old.past if valid}
+    back = any(name == b"r " + world.caller.ids[k] and valid for name, _, valid in old.past)
     ghost = ghost._replace(used=tuple(pair for pair in ghost.used if pair != (place, k)))
     if any(name == b"k " + world.caller.ids[place] for name, _, _ in new.past):
         return ghost
     after = used(world, ghost, place, old, new)  # another call, listed in the same sync, took it
-    if b"u " + world.caller.ids[place] in known and after is ghost:
+    if back and after is ghost:
         raise BrokenPromiseError(f"the place that {world.calls[k].name} took, unanswered, is lost")
     return after
 

@@ -60,7 +60,7 @@ class Data(NamedTuple):
     until: int = 0
     past: tuple[
         tuple[bytes, int, bool], ...
-    ] = ()  # `t a:0`, 0 | `k a:0`, place | `u a:0`, 0 | `e a:0`, 0; whether it is still valid
+    ] = ()  # `k a:0`, place | `t a:0`, 0 ...; whether it is valid
 
 
 class Outcome(NamedTuple):

@@ -13,8 +13,9 @@
 --   3 holding   zset    fencing token -> member
 --   4 tickets   zset    0 -> member: all of both, so that one instance's are a range (BYLEX)
 --   5 leases    zset    lease deadline -> instance; of a reaped one, negative, when its record may go
---   6 past      zset    expiry -> `t <ticket>` evicted, `k <kept id> <place>` kept, `u <kept id>` used;
---                       minus the time of entering -> `e <ticket>` that took a kept place, for a day
+--   6 past      zset    expiry -> `t <ticket>` evicted, `k <kept id> <place>` kept, `u <kept id>` used
+--                       of a ticket that took a kept place: the place's expiry -> `r <ticket>`; minus the
+--                       time of entering -> `e <ticket>`, for a day
 --   7 override  string  `<version> <limit>`, without an expiry while there is an override
 --   8           never exists; declared in a Cluster, see cluster.py
 --
@@ -209,7 +210,7 @@ local function open_window()
 end
 
 -- Takes a kept place for a ticket: its number, or nil if it is not kept any more. The place does not say
--- any more when the ticket entered, so that is recorded apart.
+-- any more when the ticket entered, so that is recorded besides.
 local function take_kept(kept, member)
   local name = 'k ' .. kept
   local expiry = kept ~= '' and redis.call('ZSCORE', PAST, name)
@@ -220,17 +221,17 @@ local function take_kept(kept, member)
   -- it was kept: the instance that kept it might not know that Redis has done so, and list it once more.
   redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))
   redis.call('ZREM', PAST, name)
-  redis.call('ZADD', PAST, -NOW, 'e ' .. ticket_of(member))
+  redis.call('ZADD', PAST, expiry, 'r ' .. ticket_of(member), -NOW, 'e ' .. ticket_of(member))
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
 -- Keeps a place again that a ticket took whose call left before it was answered: its token is not used up.
 local function give_back(kept, member)
-  local used = 'u ' .. string.match(kept, '^%S+')
-  local expiry = redis.call('ZSCORE', PAST, used)
-  if expiry and redis.call('ZREM', PAST, 'e ' .. ticket_of(member)) == 1 then
+  local taken = 'r ' .. ticket_of(member)
+  local expiry = redis.call('ZSCORE', PAST, taken)
+  if expiry then
     redis.call('ZADD', PAST, expiry, 'k ' .. kept)
-    redis.call('ZREM', PAST, used)
+    redis.call('ZREM', PAST, taken, 'u ' .. string.match(kept, '^%S+'))
   end
 end
 
