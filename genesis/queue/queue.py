@@ -263,8 +263,7 @@ class Queue:
         Cancels nobody. A task that already holds a slot of this Queue may still enter, so that it can
         come to its end. Entries are refused with `QueueDrainingError`, also after a timeout or if this
         is cancelled. Returns only when the backend has confirmed what was given back; without a
-        timeout, it waits for a backend that is away. A task that holds a slot must not call it: it
-        would wait for itself.
+        timeout, it waits for a backend that is away.
 
         Args:
             timeout: seconds to wait at most; None waits as long as it takes.
@@ -273,7 +272,8 @@ class Queue:
             How many calls of this Queue still wait or hold; 0 unless the timeout came first.
 
         Raises:
-            RuntimeError: at once; the calls are in another event loop.
+            RuntimeError: at once; the calls are in another event loop, or this task itself holds a slot
+                and would wait for itself.
         """
         timeout = check_timeout("drain: timeout", timeout)
         calls = self._calls
@@ -282,6 +282,10 @@ class Queue:
             if calls.agreements and not calls.loop.is_closed():
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
+        if calls is not None and calls.this_task_holds():
+            raise RuntimeError(
+                "drain was called by a task that holds a slot of this Queue; leave it first"
+            )
         self._draining = True
         if calls is None:
             return 0
