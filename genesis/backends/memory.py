@@ -157,9 +157,10 @@ class InMemoryBackend:
                 self._keep_place(waiter, keep_place)
             result = _WAS_WAITING  # it had no slot, so none is free now, by the invariant
         else:
-            line.holds.add(self._clock() - passage.since)
             if keep_place and isinstance(passage, Waiter):  # granted while it was being cancelled
                 self._keep_place(passage, keep_place)
+            else:
+                line.holds.add(self._clock() - passage.since)
             result = _WAS_HOLDING
             if line.waiting and len(line.holding) < line.effective_limit:
                 leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))
