@@ -61,7 +61,7 @@ async def test_a_kept_place_expires(line: Line) -> None:
 async def test_only_a_cancelled_waiter_keeps_its_place(line: Line, ending: str) -> None:
     """A timeout or eviction keeps no place, nor does a call without `keep_place`, nor a holder."""
     holder = await line.call("holder")
-    timeout = 0.01 if ending == "timeout" else None
+    timeout = 0.2 if ending == "timeout" else None
     keep = 0.0 if ending == "unasked" else 60.0
     call = await line.call("call", keep_place=keep, timeout=timeout)
     if ending == "timeout":
