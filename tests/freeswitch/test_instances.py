@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from examples.freeswitch import call
 from examples.freeswitch_outbound import serve
 from genesis import Queue
 from genesis.observability import Telemetry
@@ -39,6 +40,36 @@ async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None
     if other is not None:
         other.hang_up()
         await other.over()
+
+
+async def test_a_call_that_is_transferred_while_a_phone_rings_is_left_alone(world: World) -> None:
+    """The bridge has failed then, but no other agent is called for a call that is elsewhere."""
+    world.phones.known = {"user/1": "rings", "user/2": "answers"}
+    service = await world.instance(agents=("user/1", "user/2"), ring_seconds=2000)
+    channel = world.call("caller", service)
+    await wait_until(lambda: world.phones.calls["user/1"] == 1, "the phone rings")
+    sent = len(channel.commands)
+    channel.transfer("6000")
+    await wait_until(lambda: channel.dead, "the handler lets go of it")
+    await stand(world.queue, waiting=0, in_use=0)
+    assert channel.commands[sent:] == []
+
+
+async def test_a_call_that_is_transferred_hears_no_more_of_our_music(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer ends the music; that it ended is no reason to begin it again."""
+    monkeypatch.setattr(call, "LEAST_MUSIC", 0.0)
+    service = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service)
+        await wait_until(lambda: channel.music_plays, "music")
+        await channel.settled()
+        sent = len(channel.commands)
+        channel.transfer("6000")
+        await wait_until(lambda: channel.dead, "the handler lets go of it")
+        await stand(world.queue, waiting=0, in_use=1)
+        assert channel.commands[sent:] == []
 
 
 async def test_sigterm_hands_waiters_over_with_their_places(
