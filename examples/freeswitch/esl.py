@@ -113,10 +113,6 @@ class Execution(NamedTuple):
     started: asyncio.Future[Mapping[str, str]]
     completed: asyncio.Future[Mapping[str, str]]
 
-    @property
-    def running(self) -> bool:
-        return self.started.done() and not self.completed.done()
-
 
 class EslConnection:
     """One call's connection: takes frames apart, matches replies, and keeps the call's state.

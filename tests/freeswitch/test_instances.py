@@ -126,6 +126,24 @@ async def test_callers_of_a_dead_instance_keep_their_place(world: World) -> None
         channel.hang_up()
 
 
+@pytest.mark.parametrize("end", ["too long", "stopped", "killed"])
+async def test_who_hears_the_announcement_is_not_in_line_again(end: str, world: World) -> None:
+    """FreeSWITCH plays it to its end and hangs up, whether or not this instance waits for that."""
+    service = await world.instance(timeout=0.05, sorry_seconds=0.05 if end == "too long" else 5.0)
+    other = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service, other, lengths={SORRY: 0.3})
+        await wait_until(lambda: channel.hears[-1:] == [SORRY], "the announcement begins")
+        await channel.settled()
+        if end == "stopped":
+            await service.close()
+        elif end == "killed":
+            channel.lose_handler()
+        assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+        assert channel.connections == 1
+        assert channel.hears == [MUSIC, SORRY]
+
+
 async def test_a_conversation_outlives_its_controller(world: World) -> None:
     """Nobody is torn from an agent, and FreeSWITCH ends the call when the agent hangs up."""
     service, other = await world.instance(), await world.instance()
