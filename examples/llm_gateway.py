@@ -20,11 +20,12 @@ A counter in Redis with a time to live does the same until something fails. What
   after the pod's lease (`--lease`, 15 s).
 - *A cancelled request never counts down.* Here its place or slot is free at once: `until_disconnected`
   cancels the request of a client that has gone.
-- *Without Redis each pod counts for itself.* Here a request without a slot gets 503, never a call;
-  those that wait keep their places, and a call whose slot is lost is broken off.
+- *Without Redis each pod counts for itself.* Here a request without a slot gets 503, never a call.
+  Those that wait keep their places for the lease, and a call whose slot is lost is broken off.
 
-More than N calls reach the model only after Redis has lost its data; `genesis/backends/redis/README.md`
-says when and for how long.
+More than N calls are at the model only after Redis has lost its data, for a time that
+`genesis/backends/redis/README.md` tells; and while a pod that was cut off from Redis for the lease has
+not yet broken off its calls: a tenth of a second, or for as long as its process stands still.
 
 On SIGTERM new requests get 503, and `/ready` too; those that wait or run are finished, for `--drain`
 seconds at most; then the server stops, and what is left gets 503. A second signal does so at once.

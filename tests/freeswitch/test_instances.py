@@ -14,9 +14,20 @@ from examples.freeswitch_outbound import serve
 from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.conftest import LEASE, assert_nothing_kept
+from tests.conftest import LEASE, Spans, assert_nothing_kept
 from tests.freeswitch.switch import Channel, Phones
-from tests.freeswitch.world import FIRST, LENGTHS, MUSIC, SETTINGS, SORRY, World, stand, talks, waits
+from tests.freeswitch.world import (
+    FIRST,
+    LENGTHS,
+    MUSIC,
+    SETTINGS,
+    SORRY,
+    World,
+    outcomes,
+    stand,
+    talks,
+    waits,
+)
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_until
 
@@ -194,6 +205,25 @@ async def test_a_call_while_redis_is_away_hears_the_announcement(
     channel = world.call("caller", await world.instance(queue))
     assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
     assert channel.hears == [MUSIC, SORRY]
+
+
+async def test_a_caller_waits_for_redis_as_long_as_the_lease(
+    own_redis: RedisServer, world: World, telemetry: Telemetry, spans: Spans
+) -> None:
+    """Then its place is lost, and it hears the announcement."""
+    backend = RedisBackend(own_redis.url, lease=LEASE)
+    queue = await world.stack.enter_async_context(Queue(backend, telemetry=telemetry))
+    service = await world.instance(queue)
+    talking = world.call("talking", service)
+    await talks(talking)
+    channel = world.call("caller", service)
+    await stand(queue, waiting=1, in_use=1)
+    own_redis.kill()
+    assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+    assert channel.hears == [MUSIC, SORRY]
+    assert outcomes(spans, "wait", "caller") == ["error"]
+    assert talking.talks_with
+    talking.hang_up()
 
 
 async def test_a_large_channel_variable_is_no_reason_to_hang_up(world: World) -> None:
