@@ -73,6 +73,8 @@ async def post(url: str, body: bytes, request_id: str = "") -> tuple[int, dict[s
         OSError, EOFError: no connection, no HTTP, or the answer is not whole.
     """
     site = urlsplit(url)
+    if site.scheme != "http":
+        raise OSError(f"only http is spoken here, not {url}")
     reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
     try:
         lines = [f"POST {site.path or '/'} HTTP/1.0", f"Host: {site.netloc}"]  # 1.0 knows no chunks

@@ -116,6 +116,9 @@ def create_app(
     settings: Settings, queue: Queue, registry: CollectorRegistry | None = None
 ) -> Starlette:
     """The application; it closes the queue when it ends."""
+    line = queue.semaphore(
+        QUEUE_ID, settings.limit, timeout=settings.wait, max_waiting=settings.max_waiting
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,13 +144,7 @@ def create_app(
     async def answer_to(request: Request) -> Response:
         body = await request.body()
         try:
-            async with queue.slot(
-                QUEUE_ID,
-                item_id=request.headers.get("x-request-id", "")[:MAX_ID] or None,
-                max_concurrent=settings.limit,
-                timeout=settings.wait,
-                max_waiting=settings.max_waiting,
-            ) as slot:
+            async with line(item_id=request.headers.get("x-request-id", "")[:MAX_ID] or None) as slot:
                 url: str = request.app.state.model
                 answer = await ask_while_held(slot, url, body, settings.model_seconds)
         except QueueFullError as error:

@@ -183,6 +183,19 @@ async def test_a_models_headers_may_be_written_in_any_way(gateway: Gateway) -> N
     assert model.heard.startswith(b"POST / HTTP/1.0\r\n")
 
 
+@pytest.mark.parametrize("bad", [{"limit": 0}, {"max_waiting": -1}, {"wait": -1.0}])
+async def test_bad_settings_are_an_error_at_the_start(bad: dict[str, Any], gateway: Gateway) -> None:
+    """And not one for every request."""
+    with pytest.raises(ValueError, match=f"queue '{QUEUE_ID}'"):
+        await gateway.start(**bad)
+
+
+async def test_no_prompt_goes_out_in_the_clear_instead_of_over_https(gateway: Gateway) -> None:
+    await gateway.start(model=gateway.model.url.replace("http:", "https:"))
+    assert (await gateway.send()).status == 502
+    assert gateway.model.seen == []
+
+
 async def test_a_request_id_may_be_long(gateway: Gateway) -> None:
     """It is a name in logs and traces, cut to a reasonable length, and no reason to fail."""
     await gateway.start()
