@@ -59,4 +59,6 @@ if __name__ == "__main__":
     parser.add_argument("--redis", default="", metavar="URL", help="share the limit; else in here")
     parser.add_argument("--documents", type=int, default=30)
     options = parser.parse_args()
+    if options.documents < 1:
+        parser.error("--documents must be at least 1")  # the user waits until the batch has begun
     asyncio.run(main(options.redis, options.documents))
