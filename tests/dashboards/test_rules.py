@@ -6,7 +6,8 @@ import asyncio
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -184,11 +185,11 @@ async def test_what_the_expressions_ask_for_is_really_exposed(
     own_redis: RedisServer, registry: CollectorRegistry
 ) -> None:
     """A registry that has seen calls of every kind exposes each sample and each label asked for."""
-    await live_a_little(own_redis, registry)
     exposed: dict[str, list[dict[str, str]]] = {}
-    for family in registry.collect():
-        for sample in family.samples:
-            exposed.setdefault(sample.name, []).append(dict(sample.labels))
+    async with live_a_little(own_redis, registry):
+        for family in registry.collect():
+            for sample in family.samples:
+                exposed.setdefault(sample.name, []).append(dict(sample.labels))
     for name, labels in sample_names().items():
         assert name in exposed, f"{name} is not exposed"
         assert {frozenset(found) for found in exposed[name]} == {labels}, name
@@ -209,7 +210,8 @@ def fits(labels: dict[str, str], label: str, operator: str, value: str) -> bool:
     return matches is not operator.startswith("!")
 
 
-async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> None:
+@asynccontextmanager
+async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> AsyncIterator[None]:
     """Calls that are granted, wait, time out, hang up, are evicted, and fail, on one registry."""
     telemetry = Telemetry(registry, logger=sick_logger())
     backend = RedisBackend(server.url, lease=1.0)
@@ -253,6 +255,7 @@ async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> Non
         )
         holder.cancel()
         await asyncio.gather(holder, hung_up, return_exceptions=True)
+        yield
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
