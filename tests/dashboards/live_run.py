@@ -280,9 +280,12 @@ class LiveRun(Callers):
         await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
         with self.fault("redis stopped"):
             self.redis.kill()
-            # Nothing is sent meanwhile, so only calls that enter are operations that fail.
+            await self.firing("GenesisBackendUnavailable", backend="redis")  # though nobody calls
             waiting += [self.every(0.5, i, "cut off", 0.1) for i in (one, two)]
-            await self.firing("GenesisBackendUnavailable", backend="redis")
+            await self.seen(
+                'sum(rate(genesis_backend_operation_seconds_count{outcome="unavailable"}[2s])) > 0',
+                "calls that enter fail",
+            )
             await self.firing("GenesisStaleSnapshot", queue="cut off")
             await self.ask_doctor("redis stopped")
             self.redis.start()
