@@ -60,7 +60,7 @@ SHORTER = {
     "> 300": "> 3",  # seconds that the head may wait
     "> 3600": "> 8",  # seconds that a slot may be held
 }
-VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "1s", "__range": "30s"}
+VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "500ms", "__range": "30s"}
 
 
 def shortened(expression: str) -> str:
