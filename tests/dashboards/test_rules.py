@@ -42,6 +42,22 @@ from tests.support.waiting import wait_until
 ALERTS = [rule for rule in load_rules() if rule.is_alert]
 PROMTOOL_TESTS = sorted((Path(__file__).parent / "promtool").glob("*.test.yml"))
 LONG = {"quiet_night.test.yml"}
+TITLES = {
+    dashboard["title"].removeprefix("Genesis / "): {
+        title
+        for panel in dashboard["panels"]
+        for title in (
+            panel["title"],
+            *(
+                title
+                for step in panel.get("transformations", [])
+                for title in step["options"].get("renameByName", {}).values()
+            ),
+        )
+    }
+    for dashboard in load_dashboards().values()
+}
+"""By dashboard: its panels, and the columns of its tables."""
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -120,6 +136,16 @@ def test_every_runbook_is_an_alert_s_and_has_its_three_parts() -> None:
         looks = text.split("## First three looks")[1].split("## Cure")[0]
         assert re.findall(r"^(\d)\. ", looks, re.MULTILINE) == ["1", "2", "3"], page.name
         assert promql_blocks(text), page.name
+
+
+def test_every_runbook_says_where_a_dashboard_shows_it() -> None:
+    """Its meaning names a dashboard, and a panel or a column there by its title."""
+    for page in sorted(RUNBOOKS.glob("*.md")):
+        meaning = page.read_text().split("## First three looks")[0].replace("\n", " ")
+        (sentence,) = re.findall(r"On \*.*?\.(?:$| )", meaning) or [""]
+        named = set(re.findall(r'"([^"]+)"', sentence))
+        for board in re.findall(r"\*(Overview|Queue)\*", sentence) or ["none"]:
+            assert named & TITLES.get(board, set()), page.name
 
 
 def test_the_index_of_the_alerts_is_complete() -> None:
