@@ -84,7 +84,7 @@ def _in_one_look() -> list[Json]:
             ),
             "none",
             log_queries.log_number("position"),
-            empty="no such call",
+            empty="never in the line",
         ),
         log_stat(
             "Instances that logged it",

@@ -108,7 +108,7 @@ def _queues() -> Json:
                 "Shown", queries.service_level_strict(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
             ),
             Column("Gave up", queries.abandon_rate(window=RECENT), "percentunit", ABANDONS, 0),
-            Column("Answered in", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
+            Column("Served in", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
             Column("Load", queries.load(), "percentunit", LOAD, 0),
             Column("In use", queries.occupancy_and_waiters(), "percentunit", OCCUPANCY, 0),
             Column("Slots", queries.limit(), "none", None, 0),
@@ -334,7 +334,7 @@ def _instances() -> Json:
                 fleet.backend_state("instance"),
                 "none",
                 tiles.BACKEND,
-                width=75,
+                width=82,
                 words=tiles.BACKEND_WORDS,
             ),
             Column(

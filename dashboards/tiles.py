@@ -39,6 +39,7 @@ BACKEND_WORDS: dict[float, str] = {
 
 ALL, RECENT, SHOWN = "", promql.RECENT, promql.SHOWN
 NO_CALLS = {float(fleet.NOBODY): "no calls"}
+NOT_KNOWN = "unknown"  # no instances, or calls that wait while the backend is away
 
 
 def _now(expr: str, legend: str = "") -> Query:
@@ -125,6 +126,7 @@ def longest_wait() -> Json:
         SECONDS,
         [_now(fleet.or_zero_unless(queries.waiting(ALL), queries.longest_wait()))],
         thresholds=WAIT_SECONDS,
+        empty=NOT_KNOWN,
         decimals=0,
     )
 
@@ -224,6 +226,7 @@ def stuck() -> Json:
         "none",
         [_now(fleet.or_zero_unless(queries.waiting(ALL), f"count({queries.stuck()})"))],
         thresholds=any_is_bad(),
+        empty=NOT_KNOWN,
         decimals=0,
     )
 
@@ -247,6 +250,7 @@ def longest_hold() -> Json:
             ),
         ],
         thresholds=HOLD_SECONDS,
+        empty=NOT_KNOWN,
         overrides=[
             for_series("too long", unit="none", decimals=0, thresholds=any_needs_a_look()),
         ],
@@ -281,5 +285,6 @@ def paused() -> Json:
         "none",
         [_now(fleet.or_zero_unless(queries.waiting(ALL), f"count({queries.paused()})"))],
         thresholds=any_needs_a_look(),
+        empty=NOT_KNOWN,
         decimals=0,
     )

@@ -34,7 +34,6 @@ CALM = 180.0  # seconds of health before the first fault
 OUTAGE = 300.0
 HANGS = 3600.0  # seconds that a call talks which never ends
 CLEARING = 720.0  # seconds before the end of the run at which the long faults end
-QUIET = ("steady", "idle", "deployed")  # the fleets without a fault
 
 
 class Fault(NamedTuple):
