@@ -73,7 +73,9 @@ class ObservedBackend:
         for reason in get_args(names.DisruptionReason):
             instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
         instruments.up.show(self._name)  # a process before this one may have had its number
-        if instruments.files is not None:  # where nothing is looked up at a scrape
+        if instruments.files is None:
+            instruments.operation.labels(self._name, "enter", "unavailable", usual=False)  # at 0, too
+        else:  # where nothing is looked up at a scrape
             show = partial(self._telemetry.guarded, "metrics", instruments.up.show, self._name)
             weakref.finalize(self, show).atexit = False
 
