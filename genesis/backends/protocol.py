@@ -227,10 +227,12 @@ class Disrupted(NamedTuple):
 
     reason: str
     detail: str
+    lasts: bool = True
+    """Until `Recovered`. False: it is over already, and nothing follows."""
 
 
 class Recovered(NamedTuple):
-    """The backend is reached again after `Disrupted`."""
+    """Everything that was disrupted is reached again."""
 
     outage: float
     """Seconds."""
