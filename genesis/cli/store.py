@@ -13,7 +13,7 @@ from genesis.backends.protocol import QueueEntry
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.index import KEEP, KEEP_OVERRIDDEN, index_keys
 from genesis.backends.redis.keys import channel_prefix, queue_keys
-from genesis.backends.redis.members import head_start_of, parse_member
+from genesis.backends.redis.members import age_of, parse_member
 from genesis.backends.redis.scripts import load
 from genesis.cli.connect import Client
 
@@ -164,9 +164,11 @@ class Store:
             item_id, owner, _ = parse_member(member)
             age = max(0, now - number) / 1e6
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
+        past: Any = self.client.zrangebyscore(keys[5], "-inf", "(0", withscores=True)
+        resumed = {name.removeprefix(b"e "): -int(score) for name, score in past}
         for position, (member, place) in enumerate(self._rows(keys[1]), 1):
             item_id, owner, _ = parse_member(member)
-            age = max(0.0, (now - place) / 1e6 - head_start_of(member))
+            age = age_of(member, place, now, resumed)
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 

@@ -109,7 +109,8 @@ class Queue:
             keep_place: seconds, 0 to 86,400, for which the place is kept if the wait is cancelled.
                 Nothing is kept after a timeout, a refusal or an eviction.
             place_token: `SlotRequest.place_token` of a cancelled call. The new call takes that place
-                if it is still kept, otherwise the end of the line.
+                if it is still kept, otherwise the end of the line. The token is not used up if the
+                new call raises before it waits or holds.
 
         Raises:
             TypeError, ValueError: at once; a bad argument, or a token of another queue.

@@ -43,7 +43,8 @@ class Ticket(NamedTuple):
     wanted: bool = True
     sent: bool = False
     left: int = 0
-    keep: int = 0
+    keep: bool = False
+    back: bool = False
     place: int = 0
     resumed: bool = False
     kept: int = 0  # the place that it asks for

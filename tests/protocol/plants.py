@@ -179,6 +179,17 @@ PLANTS = {
         "keep twice, break",
         slow=True,
     ),
+    "taken_unanswered": Plant(
+        "a call that leaves before it was answered uses up the place that it took",
+        (("*", "    redis.call('ZADD', PAST, expiry, 'k ' .. kept)\n", ""),),
+        "a kept place",
+    ),
+    "kept_anew": Plant(
+        "a call that leaves before it was answered gives back a place that another took",
+        (("*", "local expiry = redis.call('ZSCORE', PAST, taken)", "local expiry = NOW + RECORD"),),
+        "keep twice, break",
+        slow=True,
+    ),
     "limit_unlisted": Plant(
         "a sync does not bring a lost override back",
         (("sync", "if tonumber(ARGV[8]) > version then", "if false then"),),

@@ -151,7 +151,7 @@ class RedisBackend:
             result = await call.answer
         except BaseException:
             call.observed = False
-            driver.leave(call)
+            driver.leave(call, unanswered=True)
             raise
         finally:
             if timer is not None:

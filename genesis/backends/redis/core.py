@@ -96,8 +96,10 @@ class QueueCore:
         ticket.sent = True
         self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
 
-    def leave(self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0) -> None:
-        """A call leaves, whatever its stage; `keep`: us for which the place of a waiter is kept."""
+    def leave(
+        self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
+    ) -> None:
+        """A call leaves. Args: keep, seconds for its place; back, keep the place that it took again."""
         self._check_lease(now)
         if self.tickets.get(ticket.id) is not ticket or not ticket.wanted:
             return
@@ -105,13 +107,11 @@ class QueueCore:
         if ticket.stage is Stage.ENDED or not ticket.sent:
             self._gone(ticket, LeaveResult(None), confirmed=True)
             return
-        ticket.keep = keep if ticket.place else 0  # it might have been granted as it was cancelled
+        ticket.leaves(now + keep if keep else 0.0, back)
         if self.up:
             ticket.left = self.session
-            token = b"%d" % ticket.number if ticket.stage is Stage.HOLDING and not keep else b""
-            kept = (b"%d" % keep, b"%d" % ticket.place) if ticket.keep else (b"", b"")
-            arguments = (ticket.member, token, origin, *kept)
-            self.commands.append(Command("leave", self.session, arguments, (ticket,), now))
+            words = ticket.leave_arguments(origin, now)
+            self.commands.append(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
         """There is a new connection, on which messages to this instance arrive."""
@@ -233,7 +233,7 @@ class QueueCore:
             arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
             for ticket in page:
                 ticket.sent = True
-                arguments += ticket.row()
+                arguments += ticket.row(now)
             self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
@@ -261,8 +261,8 @@ class QueueCore:
 
     def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Any, holders: Any) -> None:
         """A row of the reply to a sync, see sync.lua."""
-        code, number = row[0], row[1]
-        ticket.note_resumed(row)
+        code, number, resumed, position, *_ = *row, 0, 0
+        ticket.resumed = ticket.resumed or (code in (1, 2) and resumed == 1)
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
@@ -270,7 +270,7 @@ class QueueCore:
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
                 who = holders if ticket.asks_who else ()
-                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], who))
+                self.verdicts.append(verdicts.Waiting(ticket, position, numbers[0], who))
         elif code in _REFUSALS:
             self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
         elif code == 5:

@@ -34,7 +34,7 @@ def _waiting(driver: Driver, queue: LocalQueue, verdict: verdicts.Waiting) -> No
     call: Call = verdict.ticket.handle
     number = verdict.ticket.number
     token = encode(queue.queue_id, call.ticket.id, number)
-    position = max(1, verdict.position or verdict.depth)
+    position = max(1, verdict.position)
     depth = max(1, verdict.depth)
     resumed = verdict.ticket.resumed
     call.is_waiting(

@@ -119,10 +119,12 @@ class Driver:
         queue.core.enter(ticket, self.loop.time())
         self.drain(queue)
 
-    def leave(self, call: Call, context: str = "", keep_place: float = 0.0) -> None:
+    def leave(
+        self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
+    ) -> None:
         ticket, queue = call.ticket, call.queue
         origin = make_origin(self.instance_id, context, ticket.item_id)
-        queue.core.leave(call.local, self.loop.time(), origin, round(keep_place * 1e6))
+        queue.core.leave(call.local, self.loop.time(), origin, keep_place, unanswered)
         self.drain(queue)
 
     def why_down(self, queue: LocalQueue) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from genesis.backends.protocol import CallRef
 
-__all__ = ["head_start_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
+__all__ = ["age_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
 
 
 def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
@@ -26,9 +26,16 @@ def ticket_of(member: bytes) -> bytes:
     return member[: member.index(b" ")]
 
 
-def head_start_of(member: bytes) -> float:
-    """Seconds."""
-    return int(member.split(b" ", 2)[1]) / 1e6
+def age_of(member: bytes, place: int, now: int, resumed: dict[bytes, int]) -> float:
+    """Seconds for which a waiter has waited.
+
+    Args:
+        place: its number in the line (us).
+        now: Redis's time (us).
+        resumed: when those entered that took a kept place, which does not say it (us).
+    """
+    entered = resumed.get(ticket_of(member)) or place + int(member.split(b" ", 2)[1])
+    return max(0, now - entered) / 1e6
 
 
 def parse_member(member: bytes) -> CallRef:

@@ -19,7 +19,7 @@ from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import head_start_of, parse_member, ticket_of
+from genesis.backends.redis.members import age_of, parse_member, ticket_of
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.redis.verdicts import stats_of
@@ -107,26 +107,25 @@ class Requests:
     ) -> None:
         arguments = tuple(member for _, member in members)
         reply = await self._ask("wait_status", queue_id, "places", arguments)
-        now, depth, limit, holds, mean, rows = reply
+        now, depth, limit, holds, mean, rows, resumed = reply
+        entered = _pairs(resumed)
         mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
         for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
             if position:
-                waited = max(0.0, (now - place) / 1e6 - head_start_of(member))
+                waited = age_of(member, place, now, entered)
                 expected = expected_wait(position, int(limit), mean_hold)
                 statuses[index] = WaitStatus(position, depth, waited, expected)
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         await self._reap("entries", queue_id)
         found = []
-        async for member, number, now in self._pages("entries", queue_id, b"holding"):
+        async for member, number, age in self._pages("entries", queue_id, b"holding"):
             item_id, owner, _ = parse_member(member)
-            age = max(0, now - number) / 1e6
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
         position = 0
-        async for member, number, now in self._pages("entries", queue_id, b"waiting"):
+        async for member, _, age in self._pages("entries", queue_id, b"waiting"):
             position += 1
             item_id, owner, _ = parse_member(member)
-            age = max(0.0, (now - number) / 1e6 - head_start_of(member))
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 
@@ -183,14 +182,18 @@ class Requests:
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
-    ) -> AsyncIterator[tuple[bytes, int, int]]:
-        """All of one state in order: member, number, Redis's time."""
+    ) -> AsyncIterator[tuple[bytes, int, float]]:
+        """All of one state in order: member, number, seconds for which it has waited or held."""
         after = b"-inf"
         while True:
             arguments = (state, after, b"%d" % _PAGE)
-            now, rows = await self._ask(operation, queue_id, "entries", arguments)
-            for member, number in zip(rows[::2], rows[1::2], strict=True):
-                yield member, int(float(number)), now
+            now, rows, resumed = await self._ask(operation, queue_id, "entries", arguments)
+            entered = _pairs(resumed)
+            for member, score in zip(rows[::2], rows[1::2], strict=True):
+                number = int(float(score))
+                holds = state == b"holding"
+                age = max(0, now - number) / 1e6 if holds else age_of(member, number, now, entered)
+                yield member, number, age
             if len(rows) < 2 * _PAGE:
                 return
             after = rows[-1]
@@ -268,3 +271,7 @@ def _resolver(
             reply.set_result(answer)
 
     return resolve
+
+
+def _pairs(rows: Sequence[Any]) -> dict[bytes, int]:
+    return dict(zip(rows[::2], rows[1::2], strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from genesis.backends.redis.members import ticket_of
@@ -22,8 +22,8 @@ class LocalTicket:
     """One ticket of this instance. Made by the caller, changed by the core alone."""
 
     __slots__ = (
-        "handle", "id", "keep", "kept", "left", "limit", "max_waiting", "member", "number",
-        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+        "back", "handle", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member",
+        "number", "only_if_free", "place", "resumed", "sent", "stage", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -48,33 +48,43 @@ class LocalTicket:
         self.wanted = True
         self.sent = False  # Redis might know of it
         self.left = 0  # the session in which its leave was sent
-        self.keep = 0  # us for which its place is kept after it left
+        self.keep_until = 0.0  # by the caller's clock: its place is kept after it left; 0.0: it is not
+        self.back = False  # it left before it was answered: the place that it took is kept again
         self.place = 0  # its last one in the line; 0: it never waited
-
-    def note_resumed(self, row: Sequence[int]) -> None:
-        """A row of the reply to a sync, see sync.lua: whether it took the kept place that it asks for.
-
-        The enter that took it might have lost its reply: then only the place says so.
-        """
-        code, number = row[0], row[1]
-        flagged = code in (1, 2) and len(row) > 2 and bool(row[2])
-        if flagged or (code == 2 and self.kept.endswith(b" %d" % number)):
-            self.resumed = True
 
     @property
     def listed(self) -> bool:
         """Whether a sync lists it."""
-        return self.stage is not Stage.ENDED and (self.wanted or self.keep > 0)
+        return self.stage is not Stage.ENDED and (self.wanted or self.back or self.keep_until > 0)
 
     @property
     def asks_who(self) -> bool:
         """Whether its reply should name the holders if it must wait: it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
-    def row(self) -> tuple[bytes, ...]:
+    def leaves(self, keep_until: float, back: bool) -> None:
+        """What becomes of its place. It might have been granted as it was cancelled."""
+        self.keep_until = keep_until if self.place else 0.0
+        self.back = back and self.kept != b""
+
+    def leave_arguments(self, origin: bytes, now: float) -> tuple[bytes, ...]:
+        """See leave.lua."""
+        holds = self.stage is Stage.HOLDING and not self.keep_until
+        return self.member, b"%d" % self.number if holds else b"", origin, *self._kept(now)
+
+    def _kept(self, now: float) -> tuple[bytes, bytes]:
+        """The last two arguments of leave.lua."""
+        if self.back:
+            return b"back", self.kept
+        if self.keep_until:
+            return b"%d" % max(0, round((self.keep_until - now) * 1e6)), b"%d" % self.place
+        return b"", b""
+
+    def row(self, now: float) -> tuple[bytes, ...]:
         """The ticket in a sync, see sync.lua."""
         if not self.wanted:
-            return self.member, b"k", b"%d" % self.place, b"%d" % self.keep, b"", b""
+            keep, place = self._kept(now)
+            return self.member, b"k", b"0", keep, b"", place
         stage, number = self.stage.value.encode(), b"%d" % self.number
         free = b"free" if self.only_if_free else b""
         kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""

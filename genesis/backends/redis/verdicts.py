@@ -34,7 +34,7 @@ class Granted(NamedTuple):
 
 class Waiting(NamedTuple):
     ticket: LocalTicket
-    position: int  # 0: not known, the ticket was registered by a sync
+    position: int
     depth: int
     holders: tuple[CallRef, ...]
 

@@ -27,7 +27,7 @@ local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
-redis.call('ZREMRANGEBYSCORE', PAST, '-inf', NOW)
+redis.call('ZREMRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW)
 for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 5)) do
   redis.call('HDEL', META, owner, owner .. ':r')
   redis.call('ZREM', LEASES, owner)

@@ -88,7 +88,7 @@ if not free and ARGV[8] ~= '' and waiters >= tonumber(ARGV[8]) then
   local count, mean = tonumber(holds[1] or 0), tonumber(holds[2] or 0)
   return {4, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, count, mean}
 end
-local kept = take_kept(ARGV[10])
+local kept = take_kept(ARGV[10], ARGV[5])
 local resumed = kept and 1 or 0
 local number = next_number()
 redis.call('ZADD', TICKETS, 0, ARGV[5])

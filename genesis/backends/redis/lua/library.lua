@@ -14,6 +14,8 @@
 --   4 tickets   zset    0 -> member: all of both, so that one instance's are a range (BYLEX)
 --   5 leases    zset    lease deadline -> instance; of a reaped one, negative, when its record may go
 --   6 past      zset    expiry -> `t <ticket>` evicted, `k <kept id> <place>` kept, `u <kept id>` used
+--                       of a ticket that took a kept place: the place's expiry -> `r <ticket>`; minus the
+--                       time of entering -> `e <ticket>`, for a day
 --   7 override  string  `<version> <limit>`, without an expiry while there is an override
 --   8           never exists; declared in a Cluster, see cluster.py
 --
@@ -207,8 +209,9 @@ local function open_window()
   end
 end
 
--- Takes a kept place: its number, or nil if it is not kept any more.
-local function take_kept(kept)
+-- Takes a kept place for a ticket: its number, or nil if it is not kept any more. The place does not say
+-- any more when the ticket entered, so that is recorded besides.
+local function take_kept(kept, member)
   local name = 'k ' .. kept
   local expiry = kept ~= '' and redis.call('ZSCORE', PAST, name)
   if not expiry or tonumber(expiry) <= NOW then
@@ -218,18 +221,31 @@ local function take_kept(kept)
   -- it was kept: the instance that kept it might not know that Redis has done so, and list it once more.
   redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))
   redis.call('ZREM', PAST, name)
+  redis.call('ZADD', PAST, expiry, 'r ' .. ticket_of(member), -NOW, 'e ' .. ticket_of(member))
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
--- How the longest waiter stands: all behind the first ticket without a head start entered after it.
+-- Keeps a place again that a ticket took whose call left before it was answered: its token is not used up.
+local function give_back(kept, member)
+  local taken = 'r ' .. ticket_of(member)
+  local expiry = redis.call('ZSCORE', PAST, taken)
+  if expiry then
+    redis.call('ZADD', PAST, expiry, 'k ' .. kept)
+    redis.call('ZREM', PAST, taken, 'u ' .. string.match(kept, '^%S+'))
+  end
+end
+
+-- Us of the longest wait: all behind the first ticket that stands where it entered came after it.
 local function oldest_wait()
   local first = nil
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
+  local any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
   for i = 1, #rows, 2 do
     local head_start = head_start_of(rows[i])
-    local entered = tonumber(rows[i + 1]) + head_start
+    local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(rows[i]))
+    local entered = resumed and -tonumber(resumed) or tonumber(rows[i + 1]) + head_start
     first = math.min(first or entered, entered)
-    if head_start == 0 then
+    if head_start == 0 and not resumed then
       break
     end
   end

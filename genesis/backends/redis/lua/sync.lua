@@ -8,16 +8,17 @@
 --        12 the page lists all tickets after this one ('' for the first page)
 --        13 up to this one ('' for the last page)
 --        14.. by sixes: member, stage, number, 'free' or '', max waiting or '', `<kept id> <place>` or ''
---          stage h holding (number is the token), w waiting (the place), e entering (0), or k: left, its
---          place (number) to be kept; then the fourth is us for which, instead of 'free'
+--          stage h holding (number is the token), w waiting (the place), e entering (0); or k: left, and the
+--          fourth and the sixth are the last two arguments of leave.lua
 -- Reply  {-1, session on record}   late: a greater session is on record
 --        {0}                       a later page, whose session is not on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
 --         the limit that others named, if a call that enters names another one, or '',
 --         granted: what was, but for the tickets of this page, holders: the first few, if a call enters}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
---          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}, with resumed as the third of 1
---          and 2; more: the instance has more tickets here than it listed, sync again
+--          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}; the third of 1 and 2 is 1 if it
+--          took its kept place, the fourth of 2 the position if it was entering; more: the instance has more
+--          tickets here than it listed, sync again
 --
 -- Races  All verdicts are given before anything is granted, and the recovery window opens before that. A
 --        ticket that was evicted stays so (tombstone). An instance that was reaped and does not know it
@@ -103,9 +104,11 @@ for i = 14, #ARGV, 6 do
     was = was or redis.call('ZREM', WAITING, member) == 1 and 2 or 3
     redis.call('ZREM', TICKETS, member)
     known[member] = nil
-    local kept = string.format('%s %.0f', ticket_of(member), number)
-    if number > 0 and not redis.call('ZSCORE', PAST, 'u ' .. ticket_of(member)) then
-      redis.call('ZADD', PAST, 'NX', NOW + tonumber(ARGV[i + 3]), 'k ' .. kept)
+    local us, ticket = tonumber(ARGV[i + 3]), ticket_of(member)
+    if not us and was ~= 3 then
+      give_back(ARGV[i + 5], member)
+    elseif us and us > 0 and not redis.call('ZSCORE', PAST, 'u ' .. ticket) then
+      redis.call('ZADD', PAST, 'NX', NOW + us, 'k ' .. ticket .. ' ' .. ARGV[i + 5])
       redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
     end
     row = {7, was}
@@ -151,6 +154,9 @@ for i = 14, #ARGV, 6 do
     row = {2, number}
   else
     entering[#entering + 1] = i
+  end
+  if row and row[1] <= 2 and ARGV[i + 5] ~= '' then
+    row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
   end
   rows[(i - 8) / 6] = row or {0, 0}
 end
@@ -199,7 +205,7 @@ for _, i in ipairs(entering) do
       rows[row] = {4, 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0)}
     else
       local number = next_number()
-      local kept = take_kept(ARGV[i + 5])
+      local kept = take_kept(ARGV[i + 5], member)
       local resumed = kept and 1 or 0
       redis.call('ZADD', TICKETS, 0, member)
       if free then
@@ -228,6 +234,12 @@ for _, pair in ipairs(granted) do
     elsewhere[#elsewhere + 1] = pair
   else
     rows[row] = {1, pair[2], rows[row][3] or 0}
+  end
+end
+for i = 14, #ARGV, 6 do
+  local row = rows[(i - 8) / 6]
+  if ARGV[i + 1] == 'e' and row[1] == 2 then
+    row[3], row[4] = row[3] or 0, redis.call('ZRANK', WAITING, ARGV[i]) + 1
   end
 end
 keep_line()
