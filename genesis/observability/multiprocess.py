@@ -1,7 +1,7 @@
-"""prometheus_client's multiprocess mode: several workers behind one port, their values in files.
+"""prometheus_client's multiprocess mode: several workers behind one port keep their values in files.
 
-The mode is chosen by PROMETHEUS_MULTIPROC_DIR when prometheus_client is imported, and by nothing that
-happens later. A scrape of one worker returns the metrics of all.
+prometheus_client reads PROMETHEUS_MULTIPROC_DIR once, when it is imported. A scrape of one worker
+returns the metrics of all workers.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _MODE = "livemax"
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def directory() -> str | None:
-    """Where the processes' files are; None if this process keeps its metrics to itself.
+    """The directory of the processes' files; None if multiprocess mode is off.
 
-    If it must although the variable is set, that is logged, once.
+    If the variable is set but cannot be used, an error is logged once.
     """
     path = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower())
     if not path:
         return None
     if not values.ValueClass._multiprocess:
-        _say(
+        _log_once(
             f"{VARIABLE} was set after prometheus_client had been imported, and is not used then: "
             "/metrics shows this process alone. Set it before the program starts."
         )
         return None
     os.environ.setdefault(VARIABLE, path)  # prometheus_client does so too, with a warning
     if not Path(path).is_dir() or not os.access(path, os.W_OK | os.X_OK):
-        _say(
+        _log_once(
             f"{VARIABLE} is {path!r}, which is no directory that this process can write to: /metrics "
             "shows this process alone. Create the directory before the server starts."
         )
@@ -57,26 +57,26 @@ def directory() -> str | None:
 
 
 def warn_of_other_workers() -> None:
-    """Log that a scrape reads one worker, if this process looks like one of several and it would."""
+    """Log an error if this looks like one of several workers and multiprocess mode is off."""
     is_worker = multiprocessing.parent_process() is not None or os.environ.get(
         "SERVER_SOFTWARE", ""
     ).startswith("gunicorn")
     if is_worker and directory() is None:
-        _say(
+        _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
             "starts, so that each worker answers with the metrics of all.",
         )
 
 
-def _say(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
         own_logger().error(text)
 
 
 class SharedFiles:
-    """Writes the shared gauges to this process's file, with the time until which they hold good.
+    """Writes the shared gauges to this process's file, together with their expiry.
 
     Args:
         gauges: in the order of `SHARED`.
@@ -98,10 +98,10 @@ class SharedFiles:
 
 
 class AllProcesses(MultiProcessCollector):
-    """The metrics of all processes, without the gauges of those that have ended.
+    """The metrics of all processes, without the gauges of dead processes.
 
-    uvicorn has no hook for a worker that dies, and a process that is killed runs none: so who is alive
-    is looked up at each scrape.
+    uvicorn has no hook for a dead worker, and a killed process runs no hook. Each scrape therefore
+    checks which processes are alive.
     """
 
     def collect(self) -> Iterator[Any]:
@@ -122,7 +122,7 @@ class AllProcesses(MultiProcessCollector):
                     continue  # another worker's scrape was faster
 
     def _shared_gauges(self) -> Iterator[Any]:
-        """The greatest of what the processes said, as far as it still holds good."""
+        """The maximum over all processes of each gauge's unexpired values."""
         now = time.time()
         greatest: dict[tuple[str, str, str], float] = {}
         for file in Path(self._path).glob(f"gauge_{_MODE}_*.db"):
@@ -151,5 +151,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # another user's
+        return True  # a process of another user
     return True
