@@ -1,4 +1,4 @@
-"""A server that stands for a language model: it answers after a while, and counts its calls. A client.
+"""A server that imitates a language model: it replies after a delay, and counts its calls; and a client.
 
 python examples/fake_model.py 9000
 """
@@ -15,16 +15,17 @@ __all__ = ["FakeModel", "post"]
 
 
 class FakeModel:
-    """Use as `async with`. A call whose caller has gone is ended at once.
+    """Use with `async with`. A call ends at once when its client disconnects.
 
     Args:
-        seconds: from a call to its answer.
-        port: 0 picks a free one.
+        seconds: the duration of a call.
+        port: 0 picks a free port.
 
     Attributes:
-        active, most: calls now, and at most.
+        active: the number of current calls.
+        most: the maximum of `active` so far.
         seen: the `X-Request-Id` of all calls, in order.
-        url: where it is, once it is entered.
+        url: the server's address, after entering.
     """
 
     def __init__(self, seconds: float = 1.0, port: int = 0) -> None:
@@ -53,7 +54,7 @@ class FakeModel:
         writer.close()
 
     async def _answered(self, request_id: str, reader: asyncio.StreamReader) -> bool:
-        """False if the caller has gone meanwhile."""
+        """Wait for the duration of a call. Returns False if the client disconnects meanwhile."""
         self.seen.append(request_id)
         self.active += 1
         self.most = max(self.most, self.active)

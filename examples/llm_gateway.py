@@ -1,34 +1,35 @@
-"""An LLM gateway: at most N calls at the model, over all pods.
+"""An LLM gateway: at most N concurrent model calls, over all pods.
 
     pip install genesis-queue starlette uvicorn
     python examples/llm_gateway.py --port 8000 --redis redis://localhost:6379 --limit 8
 
-    POST /complete {"prompt": "Hello"}     200 with the answer, when a slot was free for it
+    POST /complete {"prompt": "Hello"}     200 with the answer, after waiting for a slot
     GET /metrics, /health, /ready          for Prometheus and the load balancer
 
-Without `--model URL` it starts a fake model and logs its address, which other pods can be given.
+Without `--model URL` it starts a fake model and logs its address, for use with `--model` of other pods.
 
 | reply | when | Retry-After |
 |---|---|---|
 | 429 | `--max-waiting` requests already wait | the expected wait, from recent calls |
-| 503 | no slot in `--wait` seconds, Redis out of reach, the slot is lost, or the pod stops | 5 s |
+| 503 | no slot in `--wait` seconds, Redis unreachable, the slot is lost, or the pod stops | 5 s |
 | 502, 504 | the model failed, or took more than `--model-seconds` | - |
 
-A counter in Redis with a time to live does the same until something fails. What people report of those:
+A counter in Redis with a time to live does the same until something fails. Common complaints about it:
 
 - *After a crash its slots are stuck until the counter expires, an hour later.* Here they are taken back
   after the pod's lease (`--lease`, 15 s).
 - *A cancelled request never counts down.* Here its place or slot is free at once: `until_disconnected`
-  cancels the request of a client that has gone.
-- *Without Redis each pod counts for itself.* Here a request without a slot gets 503, never a call.
-  Those that wait keep their places for the lease, and a call whose slot is lost is broken off.
+  cancels the request when the client disconnects.
+- *Without Redis each pod counts for itself.* Here a request without a slot gets 503 and never calls the
+  model. Waiting requests keep their places for the lease, and a call whose slot is lost is cancelled.
 
-More than N calls are at the model only after Redis has lost its data, for a time that
-`genesis/backends/redis/README.md` tells; and while a pod that was cut off from Redis for the lease has
-not yet broken off its calls: a tenth of a second, or for as long as its process stands still.
+More than N calls reach the model only after Redis has lost its data (`genesis/backends/redis/README.md`
+explains for how long), and while a pod that was cut off from Redis for the lease has not yet cancelled
+its calls: a tenth of a second, or as long as its process stands still.
 
-On SIGTERM new requests get 503, and `/ready` too; those that wait or run are finished, for `--drain`
-seconds at most; then the server stops, and what is left gets 503. A second signal does so at once.
+On SIGTERM new requests get 503, and so does `/ready`. Waiting and running requests can finish, for at
+most `--drain` seconds; then the server stops, and what is left gets 503. A second signal stops it at
+once.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from examples.fake_model import FakeModel, post
 from genesis import (
@@ -72,7 +73,7 @@ __all__ = ["QUEUE_ID", "Settings", "create_app", "main"]
 
 QUEUE_ID = "model"
 MAX_ID = 200  # characters of a request's id
-RETRY_SECONDS = 5.0  # where there is no estimate
+RETRY_SECONDS = 5.0  # used without an estimate
 NOT_NOW = (QueueTimeoutError, QueueDrainingError, EvictedError, BackendUnavailableError, SlotLostError)
 
 logger = logging.getLogger("llm_gateway")
@@ -84,7 +85,7 @@ class Settings:
 
     redis: str = ""
     model: str = ""  # url; a fake model is started if empty
-    limit: int = 8  # calls at the model, over all pods
+    limit: int = 8  # concurrent model calls, over all pods
     max_waiting: int = 100  # requests in the line, over all pods
     wait: float = 30.0  # in the line
     model_seconds: float = 60.0  # for the model to answer
@@ -92,7 +93,7 @@ class Settings:
 
 
 async def ask_while_held(slot: Slot, url: str, body: bytes, seconds: float) -> bytes:
-    """Ask the model, and break off as soon as the slot is lost: another might have it now.
+    """Call the model, and cancel the call as soon as the slot is lost: another call might have it now.
 
     Raises:
         SlotLostError: this pod could not reach Redis for longer than the lease.
@@ -115,7 +116,7 @@ async def ask_while_held(slot: Slot, url: str, body: bytes, seconds: float) -> b
 def create_app(
     settings: Settings, queue: Queue, registry: CollectorRegistry | None = None
 ) -> Starlette:
-    """The application; it closes the queue when it ends."""
+    """Create the application. It closes the queue at its end."""
     line = queue.semaphore(
         QUEUE_ID, settings.limit, timeout=settings.wait, max_waiting=settings.max_waiting
     )
@@ -151,7 +152,7 @@ def create_app(
             return come_back(429, error, error.retry_after)
         except NOT_NOW as error:
             return come_back(503, error, None)
-        except asyncio.TimeoutError as error:  # after NOT_NOW, which has a TimeoutError of its own
+        except asyncio.TimeoutError as error:  # after NOT_NOW, which includes a TimeoutError
             return JSONResponse({"error": type(error).__name__}, 504)
         except (OSError, EOFError) as error:
             return JSONResponse({"error": str(error)}, 502)
@@ -170,7 +171,7 @@ def come_back(status: int, error: BaseException, seconds: float | None) -> Respo
 
 
 class Server(uvicorn.Server):
-    """On a signal the line is drained while the server still answers; then the server stops."""
+    """On a signal, drain the queue while the server still replies; then stop the server."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[object]]) -> None:
         super().__init__(config)
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         backend = RedisBackend(settings.redis, lease=settings.lease) if settings.redis else None
         queue = Queue(backend, telemetry=Telemetry(tracer_provider=observability.tracer_provider))
         app = create_app(settings, queue)
-        # After the drain: for the last replies to go out.
+        # After the drain, so that the last replies are sent.
         config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5)
         Server(config, lambda: queue.drain(drain)).run()
 

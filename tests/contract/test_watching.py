@@ -187,7 +187,7 @@ async def test_watches_survive_that_all_other_tasks_are_cancelled(line: Line) ->
     for _ in range(5):
         await quiesce(1)
         for task in asyncio.all_tasks() - keep:
-            if "_ask" in repr(task):
+            if "_poll" in repr(task):
                 task.cancel()
     assert (await asyncio.wait_for(following, 5)).position == 1
     await line.grants()

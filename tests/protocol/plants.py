@@ -23,7 +23,7 @@ class Plant(NamedTuple):
 
 
 SYNC_ANEW = """\
-            # Even if nothing is left: late commands of the last connection might still be carried out.
+            # Even without tickets: Redis might still run late commands of the last connection.
             self._sync(now)
 """
 ENTER_AGAIN = """\

@@ -1,7 +1,7 @@
-"""A ticket as it stands in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
+"""The form of a ticket in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
 
-Only the item_id, which comes last, might contain blanks. Serials have a fixed width, so that the order
-of an instance's members is the order of entering, and its tickets are a range.
+Only the item_id might contain spaces, so it comes last. Serials have a fixed width: an instance's
+members sort in the order of entering, and its tickets form a range.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def make_member(instance: str, serial: int, head_start: float, context: str, ite
 
 
 def make_origin(instance: str, context: str, item_id: str) -> bytes:
-    """How a call that leaves is known to the one that gets its slot."""
+    """The description of a leaving call for the call that gets its slot."""
     return f"{instance} {context} {item_id}".encode()
 
 
@@ -27,12 +27,14 @@ def ticket_of(member: bytes) -> bytes:
 
 
 def age_of(member: bytes, place: int, now: int, resumed: dict[bytes, int]) -> float:
-    """Seconds for which a waiter has waited.
+    """Seconds that a waiter has waited.
 
     Args:
+        member: the waiter.
         place: its number in the line (us).
         now: Redis's time (us).
-        resumed: when those entered that took a kept place, which does not say it (us).
+        resumed: by ticket, when it entered (us): for tickets that took a kept place, because that
+            place is older than their entry.
     """
     entered = resumed.get(ticket_of(member)) or place + int(member.split(b" ", 2)[1])
     return max(0, now - entered) / 1e6

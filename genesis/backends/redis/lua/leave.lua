@@ -1,18 +1,18 @@
--- Give back whatever a ticket has, and grant the free slots to the heads of the line.
+-- Give back a ticket's place or slot, and grant free slots to the heads of the line.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
---        5 member   6 its fencing token, '' if the instance knows of none
---        7 `<instance> <context> <item_id>` of the ticket, for those who get its slot
---        8 us for which the place of a waiter is kept, '' for not   9 its place
---        or 8 'back' if the call left before it was answered   9 `<kept id> <place>` that it asked for
--- Reply  {0}                                   the session is not on record: sync first
---        {1 | 2, in use, depth}                it was holding | waiting, or had nothing {3, ...}
+--        5 member   6 its fencing token, '' if the instance knows none
+--        7 `<instance> <context> <item_id>` of the ticket, for the call that gets its slot
+--        8 us for which the place of a waiter is kept, '' for none   9 its place
+--        or 8 'back' if the call left before it read a reply   9 the `<kept id> <place>` it asked for
+-- Reply  {0}                                   another session is on record: sync first
+--        {1 | 2 | 3, in use, depth}            it was holding | waiting | not in the queue
 --        {1 | 2 | 3, in use, depth, granted, reclaimed, look}
 --
--- Races  A waiter times out or is cancelled while it is granted: it has left either way, and the slot that
---        it might just have got goes to the next head here. Late, from a lost connection: refused by the
---        session; the sync that follows does not list the ticket.
+-- Races  A waiter times out or is cancelled while it is granted: it leaves in either state, and a slot that
+--        it has just got goes to the next head in this step. A late copy from a lost connection is rejected
+--        by its session; the sync that follows does not list the ticket.
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000000 + time[2]
@@ -45,7 +45,7 @@ local last = tonumber(meta[2] or 0)
 local limit = tonumber(meta[4] or meta[3] and meta[3] ~= '' and meta[3] or 1)
 local window = tonumber(meta[5] or 0)
 
--- One slot is free, and the head of the line is alive: it gets the slot.
+-- Fast path: exactly one slot is free, and the instance of the head is alive.
 if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
   local head = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
   local owner = string.match(head, '^[^:]+')

@@ -1,11 +1,11 @@
--- Where waiters stand, each in O(log n).
+-- The positions of waiters, each in O(log n).
 --
 -- KEYS   see library.lua
 -- ARGV   1.. members, at most 500
 -- Reply  {now, depth, limit, holds in the mean, their mean (us), {position or 0, place, ...},
 --         {ticket that took a kept place, when it entered, ...}}
 --
--- Races  All rows of one reply are of one instant.
+-- Races  All rows of a reply show the same instant.
 
 local time = redis.call('TIME')
 local meta = redis.call('HMGET', KEYS[1], 'limit', 'override', 'holds', 'mean')
