@@ -1,13 +1,14 @@
-"""A batch that leaves room: many jobs, three at once over all processes, and users go first.
+"""A batch that lets users go first: many jobs, three at once over all processes.
 
     python examples/batch_job.py --redis redis://localhost:6379
 
-Nightly documents and users' documents share one line for a service that can do three at once. A user's
-document gets a head start of an hour, so it is next although the batch came first. Nothing starves: a
-nightly document that has waited for an hour is served before a user who comes then.
+Nightly documents and users' documents share one line for a service that can convert three at once. A
+user's document gets a head start of an hour, so it is served before the batch. Nothing starves: a
+nightly document that has waited for an hour comes before a user's document that enters then.
 
-Run it twice at the same time: there are still three at once. If you stop one with Ctrl-C, its slots are
-free at once; if you kill it, after the lease. The line stores no jobs, so the next run does the rest.
+Run it twice at the same time: there are still three conversions at once. If you stop one run with
+Ctrl-C, its slots are free at once; if you kill it, after the lease. The line stores no jobs: what is
+left, the next run must do.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from genesis import Queue
 from genesis.queue import RedisBackend
 
+LIMIT = 3
 SERVICE_SECONDS = 0.05
 HOUR = 3600.0
 
 
 async def convert(document: str) -> str:
-    """The service that can do three at once."""
+    """The service, which can convert three documents at once."""
     await asyncio.sleep(SERVICE_SECONDS)
     return document.replace(".docx", ".pdf")
 
@@ -36,16 +38,17 @@ async def main(url: str, documents: int) -> None:
     done: list[str] = []
     begun = asyncio.Event()
     async with Queue(RedisBackend(url) if url else None) as queue:
-        nightly = queue.semaphore("converter", max_concurrent=3)
-        users = queue.semaphore("converter", max_concurrent=3, head_start=HOUR)
+        nightly = queue.semaphore("converter", max_concurrent=LIMIT)
+        users = queue.semaphore("converter", max_concurrent=LIMIT, head_start=HOUR)
 
         async def job(document: str) -> None:
             async with nightly(item_id=document):
                 done.append(await convert(document))
-            begun.set()
+            if len(done) >= min(LIMIT, documents):
+                begun.set()
 
         async def user(document: str) -> None:
-            await begun.wait()  # this one comes when the batch is under way
+            await begun.wait()  # enter after the batch has started
             async with users(item_id=document) as slot:
                 done.append(await convert(document))
             print(f"{document} waited {slot.waited:.2f} s behind a batch of {documents}")
@@ -56,7 +59,9 @@ async def main(url: str, documents: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A batch with a limit over all processes.")
-    parser.add_argument("--redis", default="", metavar="URL", help="share the limit; else in here")
+    parser.add_argument("--redis", default="", metavar="URL", help="share the limit over processes")
     parser.add_argument("--documents", type=int, default=30)
     options = parser.parse_args()
+    if options.documents < 1:
+        parser.error("--documents must be at least 1")  # the user waits until the batch has begun
     asyncio.run(main(options.redis, options.documents))

@@ -5,16 +5,16 @@
     python examples/call_centre.py --redis redis://localhost:6379 --instances 3
     python examples/call_centre.py --redis redis://localhost:6379 --instances 3 --kill-one-at 12:00
 
-`CallCentre.handle` is what an application does with the queue. Everything else plays a day through it:
-calls enter when they did, hang up when their patience ends, and talk as long as they did. The limit of
-the queue is the number of agents on duty. With `--redis`, several worker processes share one line, and
-`--kill-one-at` kills one of them (SIGKILL) in the middle of its calls.
+`CallCentre.handle` is what an application does with the queue. Everything else replays a day through
+it: calls enter at their recorded times, hang up when their patience ends, and talk as long as recorded.
+The limit of the queue is the number of agents on duty. With `--redis`, several worker processes share
+one line, and `--kill-one-at` kills one of them (SIGKILL) in the middle of its calls.
 
-It shows its progress. At the end it prints a table, this run beside an ideal line (the same day
-computed without delay), and whether each call ended once, the limit held, and no call was overtaken.
+It shows its progress. At the end it prints a table that compares this run with an ideal line (the same
+day computed without delay), and whether each call ended once, the limit held, and FIFO order held.
 
-Exit code: 0 if all three promises were kept, 1 if not, 2 if the day cannot be played. How a day is
-played and judged is in the package `call_centre_day`, beside this file.
+Exit code: 0 if all three promises were kept, 1 if not, 2 if the day cannot be replayed. The package
+`call_centre_day`, next to this file, replays and judges the day.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from prometheus_client import start_http_server
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from examples.call_centre_day.day import QUEUE, Call, CannotRunError, Day
 from examples.call_centre_day.generated import generate_day
@@ -65,8 +65,8 @@ class CallCentre:
             task = asyncio.current_task()
             assert task is not None
             hang_up = asyncio.get_running_loop().call_later(call.patience, task.cancel)
-        # Recorded in the same turn of the loop in which the slot is requested, so that the records of
-        # this process are in the order of entering.
+        # Recorded in the same iteration of the loop as the request, so that the records of this
+        # process are in the order of entering.
         self._step("entering", call.call_id)
         try:
             async with self._queue.slot(QUEUE, item_id=call.call_id) as slot:

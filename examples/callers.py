@@ -1,9 +1,9 @@
-"""Callers for `examples/fastapi_app.py`: they call, wait, talk or hang up, until this is stopped.
+"""Callers for `examples/fastapi_app.py`: they call, wait, talk or hang up, until you stop the program.
 
     python examples/callers.py http://localhost:8000 [http://localhost:8001 ...]
 
-Each call goes to any of the instances. `sales` gets half as many calls as its slots can take, so that
-now and then somebody waits for a moment; `support` is quiet. With LOAD=0.95 a line forms.
+Each call goes to a random instance. `sales` gets half as many calls as its slots can handle, so a call
+sometimes waits for a moment; `support` gets few calls. With LOAD=0.95 a line forms.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-TALK_SECONDS = 4.0  # on average, as are the others
-HASTY = 0.2  # of the callers: they hang up if they are not answered soon, and have little to say
+TALK_SECONDS = 4.0  # the mean, as of the other times
+HASTY = 0.2  # the ratio of callers who hang up if they are not answered soon, and talk briefly
 PATIENCE_SECONDS = 8.0
 HASTY_TALK_SECONDS = 0.5
 
@@ -26,15 +26,15 @@ HASTY_TALK_SECONDS = 0.5
 class Callers(NamedTuple):
     queue_id: str
     between: float
-    """Seconds from one call to the next."""
+    """Mean seconds between two calls."""
 
 
-LOAD = float(os.environ.get("LOAD", "0.5"))  # of the two slots of sales
+LOAD = float(os.environ.get("LOAD", "0.5"))  # the utilization of the two slots of sales
 GROUPS = (Callers("sales", TALK_SECONDS / (2 * LOAD)), Callers("support", TALK_SECONDS / 0.3))
 
 
 async def call(url: str, queue_id: str) -> None:
-    """One caller: asks for a slot, talks, and may hang up when patience ends."""
+    """One caller: asks for a slot, talks, or hangs up when its patience ends."""
     site = urlsplit(url)
     talk, patience = random.expovariate(1 / TALK_SECONDS), None
     if random.random() < HASTY:

@@ -1,4 +1,4 @@
-"""A server that stands for a language model: it answers after a while, and counts its calls.
+"""A server that imitates a language model: it replies after a delay, and counts its calls; and a client.
 
 python examples/fake_model.py 9000
 """
@@ -9,21 +9,23 @@ import asyncio
 import json
 import sys
 from contextlib import suppress
+from urllib.parse import urlsplit
 
-__all__ = ["FakeModel"]
+__all__ = ["FakeModel", "post"]
 
 
 class FakeModel:
-    """Use as `async with`. A call whose caller has gone is ended at once.
+    """Use with `async with`. A call ends at once when its client disconnects.
 
     Args:
-        seconds: from a call to its answer.
-        port: 0 picks a free one.
+        seconds: the duration of a call.
+        port: 0 picks a free port.
 
     Attributes:
-        active, most: calls now, and at most.
+        active: the number of current calls.
+        most: the maximum of `active` so far.
         seen: the `X-Request-Id` of all calls, in order.
-        url: where it is, once it is entered.
+        url: the server's address, after entering.
     """
 
     def __init__(self, seconds: float = 1.0, port: int = 0) -> None:
@@ -52,7 +54,7 @@ class FakeModel:
         writer.close()
 
     async def _answered(self, request_id: str, reader: asyncio.StreamReader) -> bool:
-        """False if the caller has gone meanwhile."""
+        """Wait for the duration of a call. Returns False if the client disconnects meanwhile."""
         self.seen.append(request_id)
         self.active += 1
         self.most = max(self.most, self.active)
@@ -63,6 +65,33 @@ class FakeModel:
         finally:
             self.active -= 1
         return False
+
+
+async def post(url: str, body: bytes, request_id: str = "") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body. In your application this is httpx, or the vendor's client.
+
+    Raises:
+        OSError, EOFError: no connection, no HTTP, or the answer is not whole.
+    """
+    site = urlsplit(url)
+    if site.scheme != "http":
+        raise OSError(f"only http is spoken here, not {url}")
+    reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
+    try:
+        lines = [f"POST {site.path or '/'} HTTP/1.0", f"Host: {site.netloc}"]  # 1.0 knows no chunks
+        lines += [f"Content-Length: {len(body)}", f"X-Request-Id: {request_id}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = (line.partition(":") for line in rest if line)
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        length = headers.get("content-length")
+        answer = await (reader.read() if length is None else reader.readexactly(int(length)))
+        return int(first.split()[1]), headers, answer
+    except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
+        raise OSError(f"not an answer in HTTP: {error}") from None
+    finally:
+        # At once: whoever gives a slot back after this wants the model to have stopped by then.
+        writer.transport.abort()
 
 
 async def main(port: int) -> None:

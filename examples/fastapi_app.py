@@ -4,23 +4,24 @@
     GENESIS_REDIS_URL=redis://localhost:6379 PROMETHEUS_MULTIPROC_DIR=/run/metrics \\
         uvicorn --factory examples.fastapi_app:create_app --workers 2 --timeout-graceful-shutdown 20
 
-    GET /call/{item_id}?seconds=2&queue=calls   waits for one of the slots, and holds it for that long
-    GET /queue/{queue_id}                       how long the line is, and who is in it
+    GET /call/{item_id}?seconds=2&queue=calls   waits for a slot, and holds it for 2 seconds
+    GET /queue/{queue_id}                       the numbers, holders and waiters of a queue
     GET /metrics, /health, /ready               for Prometheus and the load balancer
 
-Without GENESIS_REDIS_URL the line is in this process, so give it one worker. The directory for the
-metrics of several workers must exist and be empty. OTEL_EXPORTER_OTLP_ENDPOINT names where traces go;
-with opentelemetry-instrumentation-fastapi they begin with the request.
+Without GENESIS_REDIS_URL the queue is in this process, so use one worker. The directory for the metrics
+of several workers must exist and be empty. OTEL_EXPORTER_OTLP_ENDPOINT is the target of traces; with
+opentelemetry-instrumentation-fastapi they begin with the request.
 
-On SIGTERM the server takes no more requests, waits for the running ones, cancels those that take longer
-than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: there a worker
-class sets it, in `CONFIG_KWARGS` of uvicorn_worker.UvicornWorker, to less than `--graceful-timeout`.
-Else a call that takes longer is killed, and its slot comes back with the lease.
+On SIGTERM the server accepts no more requests, waits for the running ones, cancels those that take
+longer than `--timeout-graceful-shutdown`, and ends the lifespan. gunicorn has no such option: set it in
+`CONFIG_KWARGS` of a subclass of uvicorn_worker.UvicornWorker, to less than `--graceful-timeout`.
+Otherwise gunicorn kills a call that takes longer, and its slot is reaped after the lease.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
+from starlette.requests import ClientDisconnect
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError, until_disconnected
 from genesis.exceptions import GenesisError, QueueDrainingError, QueueFullError
@@ -47,12 +49,12 @@ Name = Annotated[str, Path(max_length=200)]
 
 
 def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
-    """The application, with a queue of its own.
+    """Create the application and its queue.
 
-    It may be made before a server forks its workers, since the queue connects with its first call.
+    The server can call this before it forks its workers, because the queue connects at its first call.
 
     Args:
-        registry: of prometheus_client; the process' default one if None.
+        registry: a prometheus_client registry; the process' default registry if None.
     """
     url = os.environ.get("GENESIS_REDIS_URL")
     queue = Queue(RedisBackend(url) if url else None, telemetry=Telemetry(registry))
@@ -62,7 +64,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         with configure("genesis-fastapi-example", instance_id=queue.instance_id):
             async with queue:
                 yield
-                # The server has waited for its requests; here the queue waits for all others.
+                # The server has waited for its requests; wait for any other calls of the queue.
                 await queue.drain(DRAIN_SECONDS)
 
     app = FastAPI(title="genesis example", lifespan=lifespan)
@@ -73,7 +75,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         item_id: Name,
         seconds: Annotated[float, Query(ge=0, le=3600)] = 0.0,
         queue_id: Annotated[str, Query(alias="queue", min_length=1, max_length=200)] = QUEUE_ID,
-        max_waiting: Annotated[int | None, Query(ge=0)] = None,
+        max_waiting: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
     ) -> Any:
         async with (
             until_disconnected(request) as client,
@@ -103,8 +105,12 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
 
     async def come_back_later(_: Request, error: Exception) -> Response:
         after = getattr(error, "retry_after", None)
-        headers = {} if after is None else {"Retry-After": f"{after:.0f}"}
+        headers = {} if after is None else {"Retry-After": f"{max(1, math.ceil(after))}"}
         return JSONResponse({"error": type(error).__name__}, status_code=503, headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: Exception) -> Response:  # within the body
+        return Response(status_code=499)
 
     unserved: tuple[type[GenesisError], ...] = (
         *(QueueTimeoutError, QueueFullError, QueueDrainingError),
@@ -112,5 +118,5 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
     )
     for error in unserved:
         app.add_exception_handler(error, come_back_later)
-    app.mount("/", asgi_app(queue, registry))  # the last one, since it answers all that is left
+    app.mount("/", asgi_app(queue, registry))  # last: it handles all remaining paths
     return app

@@ -3,9 +3,10 @@
     python examples/freeswitch_outbound.py --agent user/1000 --agent user/1001 \\
         --redis redis://localhost:6379
 
-FreeSWITCH connects once a call. The call is answered, hears music, waits in `queue.slot(...)` under its
-Unique-ID, and holds the slot until its conversation has ended. The dialplan names two instances: a
-caller whose instance is stopped, or dies, goes on to the other one and keeps its place:
+FreeSWITCH opens one connection per call. The call is answered, hears music, waits in `queue.slot(...)`
+under its Unique-ID, and holds the slot until its conversation has ended. The dialplan names two
+instances: if a caller's instance is stopped or dies, the caller moves to the other one and keeps its
+place:
 
     <extension name="agents">
       <condition field="destination_number" expression="^5000$">
@@ -15,18 +16,18 @@ caller whose instance is stopped, or dies, goes on to the other one and keeps it
       </condition>
     </extension>
 
-With one instance the second `socket` action names it again: it might be up by then.
+If there is only one instance, name it in the second `socket` action too: it might be up again by then.
 
-SIGTERM hands over the waiting callers, lets conversations finish (`--drain` seconds at most), and
-stops. A second one stops at once.
+On SIGTERM it hands over the waiting callers, lets conversations finish (for at most `--drain` seconds),
+and stops. A second signal stops it at once.
 
-**A conversation outlives its controller.** If this process dies, the two who talk go on, which is what
-they want; but its slots lapse with its lease, and the next caller might be put through to an agent who
-still talks. So agents' phones must refuse a second call (call waiting off): that is USER_BUSY, and the
-next agent is called.
+**A conversation outlives its controller.** If this process dies, conversations continue, as they
+should. But its slots are reaped after the lease, and the next caller might be connected to an agent who
+is still talking. Agents' phones must therefore refuse a second call (call waiting off): FreeSWITCH then
+reports USER_BUSY, and the next agent is called.
 
-`freeswitch/esl.py` is the protocol, `freeswitch/call.py` what happens to a call, and
-`freeswitch/settings.py` what can be set; README.md what the caller hears in each case.
+`freeswitch/esl.py` implements the protocol, `freeswitch/call.py` handles a call, and
+`freeswitch/settings.py` has the settings. README.md lists what the caller hears in each case.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # run by its path, only its own folder is on it
+sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from examples.freeswitch.call import handle_call
 from examples.freeswitch.esl import MAX_HEADER
@@ -59,12 +60,19 @@ class Service:
     """Accepts calls.
 
     Attributes:
-        port: where.
+        port: the port that it listens on.
     """
 
     def __init__(self, queue: Queue, settings: Settings) -> None:
         self._queue = queue
         self._settings = settings
+        # Not used: it makes a bad setting an error now, and not one for each call.
+        queue.semaphore(
+            settings.queue_id,
+            settings.calls_at_once,
+            timeout=settings.timeout,
+            max_waiting=settings.max_waiting,
+        )
         self._agents = Agents(settings.agents)
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls: set[asyncio.Task[None]] = set()
@@ -86,18 +94,18 @@ class Service:
 
         def ended(call: asyncio.Task[None]) -> None:
             self._calls.discard(call)
-            writer.close()  # a task that is cancelled before its first step has no `finally`
+            writer.close()  # a task cancelled before its first step runs no `finally`
 
         call.add_done_callback(ended)
 
     async def drain(self, seconds: float) -> int:
         """Accept no more calls, hand over the waiting callers, and wait for the conversations.
 
-        FreeSWITCH gets no connection any more and goes on to the next `socket` action, with new calls
-        as with those that are handed over.
+        FreeSWITCH can no longer connect, so it continues with the next `socket` action, both for new
+        calls and for those that are handed over.
 
         Returns:
-            How many calls were left after `seconds`.
+            The number of calls left after `seconds`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
@@ -106,12 +114,12 @@ class Service:
         if not self._stopping.done():
             self._stopping.set_result(None)
         await self._queue.drain(seconds)
-        if self._calls:  # who hears an announcement has left the line
+        if self._calls:  # callers who hear an announcement have left the line
             await asyncio.wait(self._calls, timeout=max(0.0, deadline - loop.time()))
         return len(self._calls)
 
     async def close(self) -> None:
-        """End all calls. Conversations go on without this instance; waiting callers are handed over."""
+        """End all calls. Conversations continue without this instance; waiters are handed over."""
         if self._server is not None:
             self._server.close()
         for call in self._calls:
@@ -125,7 +133,7 @@ class Service:
 async def serve(
     queue: Queue, settings: Settings, host: str = "127.0.0.1", port: int = 9696
 ) -> AsyncIterator[Service]:
-    """Accept calls within the block."""
+    """Accept calls during the block."""
     service = Service(queue, settings)
     await service.start(host, port)
     try:
@@ -135,7 +143,7 @@ async def serve(
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Notice within two minutes that FreeSWITCH's machine is gone; nothing else would."""
+    """Use TCP keepalive to detect within two minutes that FreeSWITCH's machine is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, option):

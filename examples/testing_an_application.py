@@ -1,9 +1,9 @@
-"""How to test an application that waits in a line: with the memory backend, and no server.
+"""How to test an application that uses a queue: with the memory backend, and without a server.
 
     python -m pytest examples/testing_an_application.py
 
-`InMemoryBackend` keeps the same promises as `RedisBackend`, and one suite of tests holds both to them.
-Give the application its `Queue` as an argument, and give each test a queue of its own.
+`InMemoryBackend` keeps the same promises as `RedisBackend`; one test suite checks both. Pass the
+`Queue` to the application as an argument, and give each test its own queue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genesis.observability import Telemetry
 
 
 async def answer(queue: Queue, caller: str, talk: asyncio.Event) -> str:
-    """Serve a caller; `talk` is set when the conversation is over."""
+    """Serve a caller. `talk` is set when the conversation is over."""
     try:
         async with queue.slot("sales", item_id=caller, max_concurrent=1, timeout=60, max_waiting=1):
             await talk.wait()
@@ -34,7 +34,7 @@ async def answer(queue: Queue, caller: str, talk: asyncio.Event) -> str:
 
 
 async def stands(queue: Queue, waiting: int, in_use: int) -> None:
-    """Wait for a state, and never for a length of time."""
+    """Wait for a state, not for a length of time."""
     for _ in range(1000):
         stats = await queue.stats("sales")
         if (stats.waiting, stats.in_use) == (waiting, in_use):
@@ -63,7 +63,7 @@ def test_a_caller_who_hangs_up_makes_room() -> None:
         async with Queue() as queue:
             caller = asyncio.create_task(answer(queue, "caller", asyncio.Event()))
             await stands(queue, waiting=0, in_use=1)
-            caller.cancel()  # what your framework does when the caller is gone
+            caller.cancel()  # your framework does this when the caller hangs up
             await stands(queue, waiting=0, in_use=0)
 
     asyncio.run(story())
@@ -81,7 +81,7 @@ def test_a_full_line_is_busy() -> None:
 
 
 def test_what_the_metrics_say() -> None:
-    """A registry of the test's own, so that other tests do not count."""
+    """The test uses its own registry, so that other tests do not count."""
     registry = CollectorRegistry()
 
     async def story() -> None:

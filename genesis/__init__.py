@@ -1,4 +1,4 @@
-"""genesis: a fair waiting line for calls, in one process or across many, in which all is observed."""
+"""genesis: a fair waiting line for calls, in one process or many. Every operation is observed."""
 
 from genesis.exceptions import (
     BackendUnavailableError,

@@ -1,7 +1,7 @@
-"""Every error that genesis raises on purpose, all under `GenesisError`.
+"""The errors of genesis, all derived from `GenesisError`.
 
-Each message names the queue, the item, the cause and the way out, because it is often the only
-thing an operator sees.
+Each message names the queue, the item, the cause and the fix, because it is often the only thing that
+an operator sees.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = [
 
 
 class GenesisError(Exception):
-    """The root of genesis' errors. Each survives pickle and copy, with its message and attributes."""
+    """The base of all errors. They survive pickle and copy, with message and attributes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without __init__, whose arguments an exception does not keep; it keeps the message.
+        # By default, pickle calls __init__ with the message instead of the original arguments.
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -38,7 +38,13 @@ def _restored(
 
 
 class QueueTimeoutError(GenesisError, TimeoutError):
-    """The item was not granted a slot within its `timeout`; it is not in the line any more."""
+    """The item got no slot within its `timeout`, and has left the line.
+
+    Attributes:
+        queue_id: the queue.
+        item_id: the item.
+        timeout: seconds, as given.
+    """
 
     def __init__(self, queue_id: str, item_id: str, timeout: float) -> None:
         self.queue_id = queue_id
@@ -56,10 +62,12 @@ class QueueTimeoutError(GenesisError, TimeoutError):
 
 
 class QueueFullError(GenesisError):
-    """`max_waiting` calls were already waiting; the item was never enqueued.
+    """`max_waiting` calls already waited, so the item was not enqueued.
 
     Attributes:
-        depth: how many waited.
+        queue_id: the queue.
+        item_id: the item.
+        depth: the number of waiters.
         retry_after: seconds; the expected wait at the end of the line, None if not known.
     """
 
@@ -79,7 +87,7 @@ class QueueFullError(GenesisError):
 
 
 class QueueDrainingError(GenesisError):
-    """This `Queue` is being drained: it takes no new entries."""
+    """`drain` was called on this `Queue`: it accepts no new entries."""
 
     def __init__(self, queue_id: str, item_id: str) -> None:
         self.queue_id = queue_id
@@ -91,7 +99,14 @@ class QueueDrainingError(GenesisError):
 
 
 class LimitMismatchError(GenesisError, ValueError):
-    """Two call sites of one `Queue` named different limits for a queue that is in use."""
+    """Two call sites of one `Queue` named different limits for a queue in use.
+
+    Attributes:
+        queue_id: the queue.
+        item_id: the item that was refused.
+        current: the limit of the calls in the queue.
+        requested: the limit of the refused call.
+    """
 
     def __init__(self, queue_id: str, item_id: str, current: int, requested: int) -> None:
         self.queue_id = queue_id
@@ -106,7 +121,15 @@ class LimitMismatchError(GenesisError, ValueError):
 
 
 class BackendUnavailableError(GenesisError, ConnectionError):
-    """The backend could not be reached in time, refused the operation, or was closed."""
+    """The backend could not be reached in time, rejected the operation, or was closed.
+
+    Attributes:
+        backend: the kind of backend.
+        operation: the operation that failed.
+        cause: the reason, without credentials.
+        queue_id: the queue, or "".
+        item_id: the item, or "".
+    """
 
     CLOSED = "it was closed"
 
@@ -135,7 +158,7 @@ class BackendUnavailableError(GenesisError, ConnectionError):
 
 
 class SlotLostError(GenesisError):
-    """The slot is not the holder's any more: its lease lapsed or it was evicted."""
+    """The holder has lost its slot: its lease lapsed, or it was evicted, or the Queue was closed."""
 
     def __init__(self, queue_id: str, item_id: str, fencing_token: int) -> None:
         self.queue_id = queue_id
@@ -149,7 +172,7 @@ class SlotLostError(GenesisError):
 
 
 class EvictedError(GenesisError):
-    """The item was taken out of the line by `Queue.evict`."""
+    """The item was removed from the line by `Queue.evict`."""
 
     def __init__(self, queue_id: str, item_id: str) -> None:
         self.queue_id = queue_id

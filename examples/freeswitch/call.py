@@ -1,16 +1,16 @@
-"""One caller's way: answered, in the line to music, bridged to an agent, or sent away.
+"""One call: answer it, play music while it waits, bridge it to an agent, or reject it.
 
-| what happens | what this does |
+| event | action |
 |---|---|
-| a slot is granted | the music stops, the next free agent is called |
-| an agent is not reached | the next one is called |
-| none is reached | music and another round, with the slot kept; in the end the hold is an `error` |
+| a slot is granted | stop the music, call the next free agent |
+| an agent is not reached | call the next one |
+| no agent is reached | music and another round, the slot is kept; finally the hold ends as `error` |
 | the caller hangs up | the place or slot is free at once |
 | the talking caller is transferred | the slot is free; the call is left alone |
 | the wait is too long | an announcement, then a hang-up |
 | the line is full, or the key is pressed | another extension, or the same |
-| this instance is about to stop | a waiter goes to the next `socket` action, its place kept |
-| this instance dies | the same, with a head start of as long as it has waited |
+| this instance is about to stop | a waiter moves to the next `socket` action and keeps its place |
+| this instance dies | the same, with a head start of the time that it has waited |
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from genesis.queue import SlotRequest
 __all__ = ["Call", "NoAgentError", "handle_call"]
 
 PLACE = "genesis_place"
-"""The channel variable that hands a place over: FreeSWITCH shows it to the next instance."""
+"""The channel variable with the place token: FreeSWITCH passes it to the next instance."""
 MAX_HEAD_START = 86_400.0
 LEAST_MUSIC = 1.0
-"""Seconds between two beginnings of the music, so that a file that is missing makes no busy loop."""
+"""Minimum seconds between two starts of the music, so that a missing file causes no busy loop."""
 
 logger = logging.getLogger("freeswitch")
 tracer = trace.get_tracer("genesis.examples.freeswitch")
 
 
 class NoAgentError(Exception):
-    """No agent was reached; makes the hold end as `error`."""
+    """No agent was reached. It makes the hold end as `error`."""
 
 
 class Call:
-    """One call, from taking it over to giving it away.
+    """One call, from the connection to its end.
 
     Args:
         stopping: resolves when this instance is about to stop.
@@ -71,7 +71,7 @@ class Call:
         self._agents = agents
         self._stopping = stopping
         self._now = asyncio.get_running_loop().time
-        self._began = self._now()  # when it began to wait, on whichever instance
+        self._began = self._now()  # when it started to wait, perhaps on another instance
         self._waited_before = False
         self._music: Execution | None = None
         self._request: SlotRequest | None = None  # while it waits
@@ -89,7 +89,7 @@ class Call:
             await esl.replies(
                 esl.send("linger"),
                 esl.send("myevents plain"),
-                # First of all: if this process dies, FreeSWITCH goes on to the next `socket` action.
+                # First: if this process dies, FreeSWITCH must continue with the next `socket` action.
                 esl.execute("set", "socket_resume=true"),
                 esl.execute("set", "playback_terminators=none"),  # `*` would end the music
                 esl.execute("answer"),
@@ -104,10 +104,10 @@ class Call:
                 await self._send_away(error, "NORMAL_TEMPORARY_FAILURE")
 
     def _resume(self, channel: Mapping[str, str]) -> str | None:
-        """Take note of how long the call has waited before; returns the token of its place.
+        """Compute how long the call has waited on earlier instances. Returns its place token.
 
-        Both times are FreeSWITCH's, so no clock of an instance counts. A call is answered when it
-        begins to wait, so this also serves if the instance before died.
+        Both times are FreeSWITCH's, so no instance's clock counts. A call is answered when it starts to
+        wait, so this also works if the previous instance died.
         """
         if channel.get("variable_socket_resume") == "true":
             answered, now = (
@@ -161,7 +161,7 @@ class Call:
         ]
         try:
             async with request as slot:
-                # Neither of the two may send anything from here on.
+                # Neither task must send anything from now on.
                 self._stop_waiting(waiting)
                 await self._talk()
                 if slot.lost:
@@ -210,9 +210,9 @@ class Call:
             self._esl.end(str(error))
 
     async def _speak(self, request: SlotRequest) -> None:
-        """Tell the caller where it stands, from time to time, until this is cancelled.
+        """Announce the caller's position from time to time, until this is cancelled.
 
-        FreeSWITCH plays it within the music, which goes on afterwards. It is not locked, so that a
+        FreeSWITCH plays it within the music, which continues afterwards. It is not locked, so that a
         bridge does not wait for its end.
         """
         settings, esl = self._settings, self._esl
@@ -230,21 +230,21 @@ class Call:
             esl.end(str(error))
 
     async def _talk(self) -> None:
-        """Call the agents until one is reached; return when the two have talked.
+        """Call the agents until one is reached; return after the conversation.
 
-        The slot is kept between the rounds, so nobody is served before this caller, and agents who
-        cannot be reached are not called all the time.
+        The slot is kept between the rounds, so nobody is served before this caller, and unreachable
+        agents are not called continuously.
 
         Raises:
-            NoAgentError: none was reached in any round.
+            NoAgentError: no agent was reached in any round.
         """
         settings, esl = self._settings, self._esl
         for rounds_left in reversed(range(settings.rounds)):
             await self._break_music()
-            # After the break, which discards what is queued.
+            # After the break, because the break discards queued applications.
             await esl.replies(
-                esl.execute("set", "continue_on_fail=true"),  # else it hangs up on the caller
-                esl.execute("set", "socket_resume=false"),  # else our death ends the conversation
+                esl.execute("set", "continue_on_fail=true"),  # do not hang up on the caller
+                esl.execute("set", "socket_resume=false"),  # our death must not end the conversation
                 esl.execute("set", "hangup_after_bridge=true"),  # when the agent hangs up
             )
             for agent in self._agents.in_turn():
@@ -260,7 +260,7 @@ class Call:
         raise NoAgentError(f"none of the agents was reached: {', '.join(settings.agents)}")
 
     async def _call_agent(self, agent: str) -> bool:
-        """Returns whether the caller has talked with the agent."""
+        """Call one agent. Returns whether the caller has talked to the agent."""
         settings, esl = self._settings, self._esl
         phone = self._queue.slot(
             f"{settings.queue_id} {agent}",
@@ -280,34 +280,34 @@ class Call:
             cause = event.get("variable_originate_disposition", "")
             _log("agent not reached", esl.uuid, agent=agent, cause=cause)
             return False
-        # If the call has not ended now, the caller was transferred, and to send a hang-up would end a
-        # call that is not ours any more.
+        # If the call has not ended now, the caller was transferred: a hang-up would end a call that is
+        # no longer ours.
         _log("talked", esl.uuid, agent=agent)
         return True
 
     async def _break_music(self) -> None:
-        """Only once it plays: the break would discard what is queued before it.
+        """Stop the music after it has started: an earlier break would discard what is queued.
 
-        If an announcement plays within the music, the break ends that alone, and what follows runs
-        within the music. No matter: it begins as soon.
+        If an announcement plays within the music, the break ends only the announcement, and what
+        follows runs within the music. It starts just as soon.
         """
         if self._music is not None:
             await happens_within(self._settings.begin_seconds, self._music.started)
             await self._esl.replies(self._esl.send(f"api uuid_break {self._esl.uuid} all"))
 
     async def _send_away(self, reason: object, cause: str, overflow: str = "") -> None:
-        """To another extension, or, after an announcement, hung up."""
+        """Transfer the caller to an extension, or play an announcement and hang up."""
         esl, settings = self._esl, self._settings
         _log("not served", esl.uuid, reason=str(reason))
         await self._break_music()
+        # If this instance ends now, or waits no longer, the call must not go on to the next `socket`.
+        settled = esl.execute("set", "socket_resume=false")
         if overflow:
-            await esl.replies(
-                esl.execute("set", "socket_resume=false"), esl.execute("transfer", overflow)
-            )
+            await esl.replies(settled, esl.execute("transfer", overflow))
         else:
-            # Locked: the hang-up would otherwise run within the announcement, and nobody would hear it.
+            # Locked: otherwise the hang-up would run within the announcement and cut it off.
             sorry = esl.execute("playback", settings.sorry, lock=True)
-            await esl.replies(sorry, esl.execute("hangup", cause))
+            await esl.replies(settled, sorry, esl.execute("hangup", cause))
         await happens_within(settings.sorry_seconds, esl.ended)
 
 
@@ -319,7 +319,7 @@ async def handle_call(
     agents: Agents,
     stopping: asyncio.Future[None],
 ) -> None:
-    """Serve one connection from its beginning to its end; raises nothing but a cancellation."""
+    """Serve one connection to its end. Raises nothing except a cancellation."""
     esl = EslConnection(reader, writer, settings.reply_seconds)
     reading = asyncio.ensure_future(esl.read())
     call = asyncio.ensure_future(Call(esl, queue, settings, agents, stopping).serve())
@@ -327,7 +327,7 @@ async def handle_call(
         await _first_of(call, esl.ended)
     finally:
         try:
-            # The place first: the next caller must not wait for this connection's end.
+            # Give up the place first: the next caller must not wait for the end of this connection.
             outcome = await _cancelled(call)
             if isinstance(outcome, EslError):
                 esl.end(str(outcome))
@@ -346,7 +346,7 @@ async def _first_of(*happenings: asyncio.Future[Any]) -> None:
 
 
 async def _cancelled(task: asyncio.Future[Any]) -> Any:
-    """End a task, if it has not ended; returns its result or exception."""
+    """Cancel a task if it runs, and return its result or exception."""
     task.cancel()
     outcomes: list[Any] = await asyncio.gather(*[task], return_exceptions=True)
     return outcomes[0]

@@ -1,15 +1,15 @@
 """The event socket of one FreeSWITCH call: frames, commands with their replies, applications.
 
-FreeSWITCH connects once a call (an outbound socket) and then obeys and reports on that connection:
+FreeSWITCH opens one connection per call (an outbound socket), and executes and reports on it:
 
-- A reply has no number. Replies come in the order of the commands, with events in between, so each
-  reply goes to the oldest command without one, also to one that nobody awaits any more.
-- `sendmsg ... execute` queues an application on the channel; its reply only confirms that it is queued.
-  The two events of its beginning and end carry the `event-uuid` that the command gave it.
-- In `async` mode FreeSWITCH takes up a queued application *within* a running playback, unless that was
-  sent with `event-lock: true`. So an announcement can interrupt the music, which goes on after it,
-  and a hang-up would cut off an announcement that is not locked.
-- With `linger` FreeSWITCH reports how a call ended after it has, and leaves closing to this side.
+- Replies have no number. They come in the order of the commands, with events in between. Each reply
+  belongs to the oldest command without one, even if nobody awaits that one any more.
+- `sendmsg ... execute` queues an application on the channel; its reply only confirms the queuing. The
+  events of the application's start and end carry the `event-uuid` that the command chose.
+- In `async` mode FreeSWITCH starts a queued application *within* a running playback, unless that was
+  sent with `event-lock: true`. An announcement can therefore interrupt the music, which continues
+  afterwards, and a hang-up would cut off an announcement that is not locked.
+- With `linger` FreeSWITCH reports how a call ended, and leaves closing the connection to this side.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ __all__ = [
 ]
 
 MAX_HEADER = 4 * 1024 * 1024
-"""Bytes. The reply to `connect` has all channel variables in its headers; one alone may have 300 kB."""
+"""Bytes. The reply to `connect` has all channel variables in its headers; one can have 300 kB."""
 MAX_BODY = 8 * 1024 * 1024
 CLOSE_SECONDS = 1.0
 
 
 class EslError(Exception):
-    """FreeSWITCH sent something malformed, or refused a command."""
+    """FreeSWITCH sent a malformed frame, or rejected a command."""
 
 
 class CallEndedError(EslError):
-    """The caller is gone, or the connection is."""
+    """The caller has hung up, or the connection has ended."""
 
 
 class Frame(NamedTuple):
-    """One message of FreeSWITCH. Of an event, `headers` and `body` are the event's own."""
+    """One message of FreeSWITCH. For an event, `headers` and `body` are those of the event."""
 
     kind: str
     headers: Mapping[str, str]
@@ -75,7 +75,7 @@ def body_length(headers: Mapping[str, str]) -> int:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> Frame:
-    """The next frame.
+    """Read the next frame.
 
     Raises:
         EslError: it is malformed.
@@ -100,28 +100,24 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame:
 
 
 class Command(NamedTuple):
-    """A command that was sent, and its reply to come."""
+    """A sent command, and the future of its reply."""
 
     text: str
     reply: asyncio.Future[Frame]
 
 
 class Execution(NamedTuple):
-    """An application that was queued on the channel; each future resolves with an event's headers."""
+    """An application queued on the channel. Each future resolves with the headers of an event."""
 
     command: Command
     started: asyncio.Future[Mapping[str, str]]
     completed: asyncio.Future[Mapping[str, str]]
 
-    @property
-    def running(self) -> bool:
-        return self.started.done() and not self.completed.done()
-
 
 class EslConnection:
-    """One call's connection: takes frames apart, matches replies, and keeps the call's state.
+    """One call's connection: reads frames, matches replies to commands, and tracks the call's state.
 
-    Events are not kept. Each is looked at as it arrives, so that a flood of them takes no memory.
+    Events are processed when they arrive and not stored, so a flood of events takes no memory.
 
     Args:
         reply_seconds: for FreeSWITCH to reply to a command.
@@ -129,11 +125,11 @@ class EslConnection:
     Attributes:
         ended: resolves with the reason as soon as the call is over for this side: the caller or the
             connection is gone, or the call went on to another extension.
-        hung_up: whether it was the caller, and FreeSWITCH has more to report about it.
+        hung_up: whether the caller hung up, and FreeSWITCH has more to report about it.
         bridged: whether the caller has talked to an agent.
-        key: the digit that counts now; none if empty.
+        key: the digit that is accepted now; none if empty.
         key_pressed: resolves when the caller presses `key`.
-        uuid: the call's Unique-ID, once `connect` was replied to.
+        uuid: the call's Unique-ID, after the reply to `connect`.
     """
 
     def __init__(
@@ -145,6 +141,7 @@ class EslConnection:
         self._reply_seconds = reply_seconds
         self._unanswered: deque[asyncio.Future[Frame]] = deque()  # in the order of the commands
         self._executions: dict[str, Execution] = {}  # by event-uuid, until they have completed
+        self._extension: tuple[str | None, ...] = ()
         self.ended: asyncio.Future[str] = loop.create_future()
         self.key_pressed: asyncio.Future[None] = loop.create_future()
         self.key = ""
@@ -153,12 +150,13 @@ class EslConnection:
         self.uuid = ""
 
     async def connect(self) -> Mapping[str, str]:
-        """Take over the call; returns the channel's data."""
+        """Take over the call. Returns the channel's data."""
         channel = (await self.replies(self.send("connect"))).headers
         unique_id = channel.get("Unique-ID", "")
         if not unique_id or not unique_id.isascii() or not unique_id.isprintable() or " " in unique_id:
             raise EslError(f"the channel has no usable Unique-ID: {unique_id[:80]!r}")
         self.uuid = unique_id
+        self._extension = _extension(channel)
         if channel.get("Answer-State") == "hangup":
             raise CallEndedError("the caller hung up before the call was taken over")
         return channel
@@ -167,7 +165,7 @@ class EslConnection:
         """Queue an application on the channel.
 
         Args:
-            lock: what is queued after it waits for its end; otherwise it might begin within it.
+            lock: whether later applications wait for its end; otherwise they might start within it.
         """
         loop = asyncio.get_running_loop()
         event_uuid = str(uuid.uuid4())
@@ -182,7 +180,7 @@ class EslConnection:
         return execution
 
     def send(self, *lines: str) -> Command:
-        """Write a command. Several may be sent before the first reply is awaited."""
+        """Write a command. Several can be sent before the first reply is awaited."""
         if any("\n" in line or "\r" in line for line in lines):
             raise EslError(f"a line break within a command: {lines!r}")
         command = Command(lines[0], asyncio.get_running_loop().create_future())
@@ -194,15 +192,15 @@ class EslConnection:
         return command
 
     async def replies(self, *sent: Command | Execution) -> Frame:
-        """Wait for the replies to commands; returns the last.
+        """Wait for the replies to commands. Returns the last one.
 
         Raises:
-            CallEndedError: the call ended, or no reply came in time, after which none could be
-                matched any more.
-            EslError: FreeSWITCH refused one.
+            CallEndedError: the call ended, or no reply came in time; later replies could no longer be
+                matched.
+            EslError: FreeSWITCH rejected a command.
         """
         try:
-            await self._writer.drain()  # a FreeSWITCH that does not read stops us, not our memory
+            await self._writer.drain()  # backpressure: do not buffer if FreeSWITCH does not read
         except OSError as error:
             self.end(f"the connection ended ({type(error).__name__})")
         for one in sent:
@@ -217,12 +215,12 @@ class EslConnection:
         return frame
 
     def end(self, reason: str) -> None:
-        """The call is over for this side; only the first reason counts."""
+        """The call is over for this side. Only the first reason counts."""
         if not self.ended.done():
             self.ended.set_result(reason)
 
     async def read(self) -> None:
-        """Take in frames until the connection ends, or all is reported about a call that has."""
+        """Read frames until the connection ends, or until FreeSWITCH has reported the call's end."""
         reason = "the connection was given up"
         try:
             while not await self._take(await read_frame(self._reader)):
@@ -236,7 +234,7 @@ class EslConnection:
             self._unanswered.clear()
 
     async def _take(self, frame: Frame) -> bool:
-        """Act on one frame; returns whether it was the last of interest."""
+        """Process one frame. Returns whether it was the last relevant one."""
         if frame.kind in ("command/reply", "api/response"):
             if not self._unanswered:
                 raise EslError("a reply without a command")
@@ -244,7 +242,7 @@ class EslConnection:
         elif frame.kind == "text/event-plain":
             return self._take_event(frame.headers)
         elif frame.kind == "text/disconnect-notice":
-            # With `linger` it comes before or after the events of the hang-up.
+            # With `linger`, this notice comes before or after the events of the hang-up.
             self.hung_up = True
             self.end("disconnected")
             return frame.headers.get("Content-Disposition") != "linger"
@@ -262,11 +260,13 @@ class EslConnection:
             if execution := self._executions.get(application_uuid):
                 _resolve(execution.started, event)
         elif name == "CHANNEL_EXECUTE_COMPLETE":
-            if event.get("Application") == "socket":
-                self.end("the call went on to another extension")  # a no-op after a hang-up
-            elif execution := self._executions.pop(application_uuid, None):
+            if execution := self._executions.pop(application_uuid, None):
                 _resolve(execution.started, event)
                 _resolve(execution.completed, event)
+            # A transfer ends what is running, and then `socket`. From the first of these events on the
+            # call is not ours, and gets no more commands.
+            if event.get("Application") == "socket" or _extension(event) != self._extension:
+                self.end("the call went on to another extension")  # a no-op after a hang-up
         elif name == "CHANNEL_BRIDGE":
             self.bridged = True
         elif name == "DTMF":
@@ -278,9 +278,9 @@ class EslConnection:
         return name == "CHANNEL_HANGUP_COMPLETE"
 
     async def close(self) -> None:
-        """Close the connection, by force if FreeSWITCH does not take what is left to write."""
+        """Close the connection; abort it if FreeSWITCH does not read the remaining data."""
         self.end("closed")
-        self._writer.close()  # before anything that a cancellation could cut short
+        self._writer.close()  # before the first await, at which this might be cancelled
         try:
             with contextlib.suppress(asyncio.TimeoutError, OSError):
                 await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
@@ -289,13 +289,18 @@ class EslConnection:
 
 
 async def happens_within(seconds: float, happening: asyncio.Future[Any]) -> bool:
-    """Whether it happens within `seconds`.
+    """Whether the future completes within `seconds`.
 
-    By `asyncio.wait`: before Python 3.12 `wait_for` forgets a cancellation that comes together with
-    the result, and the call of a caller who is gone would go on for ever.
+    It uses `asyncio.wait`: before Python 3.12, `wait_for` loses a cancellation that comes together with
+    the result, and the call of a caller who has hung up would run for ever.
     """
     done, _ = await asyncio.wait({happening}, timeout=seconds)
     return bool(done)
+
+
+def _extension(channel: Mapping[str, str]) -> tuple[str | None, ...]:
+    """What a transfer changes."""
+    return channel.get("Caller-Destination-Number"), channel.get("variable_transfer_history")
 
 
 def _resolve(future: asyncio.Future[Mapping[str, str]], event: Mapping[str, str]) -> None:

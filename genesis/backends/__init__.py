@@ -1,5 +1,5 @@
-"""The backends: where a queue's order and its slots are kept.
+"""The backends: they store the order and the slots of each queue.
 
-`protocol` is the seam: what a backend must do, and the facts it reports. `memory` keeps the line in
-one process, `redis` shares it between many. Nothing here knows of telemetry.
+`protocol` is the interface: what a backend must do, and the events it emits. `memory` keeps a queue in
+one process; `redis` shares it between many. No backend imports telemetry.
 """

@@ -1,7 +1,7 @@
-"""The expected wait, from the mean of recent holds.
+"""The expected wait, computed from the mean of recent holds.
 
-The formula and the mean are the same in every backend; in Redis the mean is a count and a number in the
-queue's hash. `lua/leave.lua` repeats the rule of `HoldMean.add` and `RECENT_HOLDS`: change both.
+Formula and mean are the same in every backend. Redis stores the mean as a count and a number in the
+queue's hash; `lua/leave.lua` repeats `HoldMean.add` and `RECENT_HOLDS`, so change both together.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 __all__ = ["FEWEST_HOLDS", "RECENT_HOLDS", "HoldMean", "expected_wait"]
 
 FEWEST_HOLDS = 10
-"""With fewer holds than this, the mean is not known."""
+"""The mean is unknown until there are this many holds."""
 
 RECENT_HOLDS = 100
-"""A hold counts as much as one of so many; older holds count less and less."""
+"""The weight of the latest hold is at least one in this many; older holds fade out."""
 
 
 class HoldMean:
-    """The mean of recent holds: of all, then, after `RECENT_HOLDS`, exponentially weighted."""
+    """The mean of all holds up to `RECENT_HOLDS`, after that exponentially weighted."""
 
     __slots__ = ("count", "mean")
 
@@ -25,7 +25,7 @@ class HoldMean:
         self.mean = 0.0
 
     def add(self, hold: float) -> None:
-        """Take in a hold of so many seconds."""
+        """Add a hold, in seconds."""
         if self.count < RECENT_HOLDS:
             self.count += 1
         self.mean += (hold - self.mean) / self.count
@@ -37,11 +37,11 @@ class HoldMean:
 
 
 def expected_wait(position: int, limit: int, mean_hold: float | None) -> float | None:
-    """Seconds until the grant of a waiter.
+    """Estimate the seconds until a waiter is granted a slot: position / limit * mean_hold.
 
-    Its slot comes free when `position` holds have ended, and `limit` holds end per mean hold. That is
-    not rounded up to whole holds: the holders did not all begin at the same moment, so the next of ten
-    slots comes free after a tenth of a hold. `tests/benchmarks/estimate.py` has the comparison.
+    A waiter gets its slot when `position` holds have ended, and `limit` holds end per mean hold. The
+    result is not rounded up to whole holds: holders did not all start at the same moment, so the next
+    of ten slots comes free after a tenth of a hold. `tests/benchmarks/estimate.py` has the comparison.
 
     Args:
         position: 1 is next.
@@ -49,7 +49,7 @@ def expected_wait(position: int, limit: int, mean_hold: float | None) -> float |
         mean_hold: seconds, None if not known.
 
     Returns:
-        None if the mean is not known, or the queue is paused.
+        Seconds; None if the mean is not known or the queue is paused.
     """
     if mean_hold is None or limit <= 0:
         return None

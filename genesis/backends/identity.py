@@ -1,4 +1,4 @@
-"""Who an instance is."""
+"""The id of an instance."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["new_instance_id"]
 def new_instance_id() -> str:
     """`host-pid-random`, unique for every backend object.
 
-    The random part is not decoration: a restarted process must never be taken for the one that
-    died before it, or its heartbeat would keep alive what the dead one left. The characters are
-    those that need no escaping in a Redis channel, a label and a log line.
+    The random part is needed because a restarted process can have the pid of the one that died: with
+    the same id, its heartbeat would keep the dead process' tickets alive. The id contains only
+    characters that need no escaping in a Redis channel, a label or a log line.
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64]
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""One queue of the memory backend: its waiters in the order of their places, and its holders."""
+"""One queue of the memory backend: its waiters, ordered by place, and its holders."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Collection
 from genesis.backends.estimate import HoldMean
 from genesis.backends.protocol import Grant, QueueStats, Ticket
 
-__all__ = ["Line", "Passage", "Waiter"]
+__all__ = ["Line", "LocalTicket", "Waiter"]
 
 
-class Passage:
-    """One ticket in the line: a waiter while `token` is 0, then a holder."""
+class LocalTicket:
+    """One ticket in the queue: a waiter while `token` is 0, then a holder."""
 
     __slots__ = ("context", "since", "ticket", "token")
 
     def __init__(self, ticket: Ticket, since: float, token: int, context: str) -> None:
         self.ticket = ticket
-        self.since = since  # when it entered; from the grant on, when it was granted
+        self.since = since  # a waiter's time of entering, a holder's time of its grant
         self.token = token
         self.context = context
 
 
-class Waiter(Passage):
-    """One that had to wait."""
+class Waiter(LocalTicket):
+    """A ticket that had to wait. It keeps this type when it becomes a holder."""
 
     __slots__ = ("future", "number", "place")
 
@@ -43,8 +43,8 @@ class Waiter(Passage):
         self.since = since
         self.token = 0
         self.context = context
-        self.place = place  # the time of entering, less the head start
-        self.number = number  # decides between equal places
+        self.place = place  # the time of entering less the head start
+        self.number = number  # orders equal places
         self.future = future
 
 
@@ -53,24 +53,24 @@ def _key(waiter: Waiter) -> tuple[float, int]:
 
 
 class Line:
-    """One queue. Only its mean hold outlasts the time that it is in use."""
+    """One queue. While nobody waits or holds, only its mean hold is still meaningful."""
 
     __slots__ = ("effective_limit", "holding", "holds", "limit", "order", "override", "waiting")
 
     def __init__(self) -> None:
         self.holds = HoldMean()
-        self.holding: dict[str, Passage] = {}  # in the order of the grants
+        self.holding: dict[str, LocalTicket] = {}  # in the order of the grants
         self.waiting: dict[str, Waiter] = {}  # in the order of entering
-        self.order: deque[Waiter] = deque()  # the same, in the order of their places
+        self.order: deque[Waiter] = deque()  # the same waiters, ordered by place
         self.set_limit(None, None)
 
     def set_limit(self, limit: int | None, override: int | None) -> None:
-        self.limit = limit  # the call sites' number that came last
+        self.limit = limit  # the last `max_concurrent` of a call site
         self.override = override
         self.effective_limit = (limit or 1) if override is None else override
 
     def add(self, waiter: Waiter) -> int:
-        """Put a waiter in its place; returns its position."""
+        """Insert a waiter by place. Returns its position."""
         order = self.order
         self.waiting[waiter.ticket.id] = waiter
         if order and _key(order[-1]) > (waiter.place, waiter.number):
@@ -81,7 +81,7 @@ class Line:
         return len(order)
 
     def remove(self, waiter: Waiter) -> None:
-        """Remove a waiter from wherever it stands."""
+        """Remove a waiter at any position."""
         del self.order[self._index(waiter)]
         del self.waiting[waiter.ticket.id]
 
@@ -90,7 +90,7 @@ class Line:
         return self._index(waiter) + 1
 
     def first_of(self, item_ids: Collection[str]) -> dict[str, Waiter]:
-        """Of the waiters with each of these ids, the one that is next."""
+        """The first waiter in line for each of these ids that has one."""
         found: dict[str, Waiter] = {}
         for waiter in self.order:
             item_id = waiter.ticket.item_id

@@ -1,14 +1,14 @@
-"""The line in one process: no server, no lease, the same promises.
+"""`InMemoryBackend`: queues in one process, with no server and no lease, and with the same promises.
 
-Everything here happens between two await points of one event loop, so each method is atomic by itself
-and the invariant needs no lock::
+No method awaits while it changes state, so each is atomic in its event loop, and the invariant needs no
+lock::
 
     a line never has a free slot and a waiter at the same time
 
-Every method that frees a slot or adds one restores it: `leave` by one grant, because it frees one slot
-at most, all others by `_hand_over`. A waiter that was granted is a holder from that instant, even if
-its task is just being cancelled; that task calls `leave`, as every task does, and the slot passes on.
-So a grant never has to look at the state of the task it is for (anyio and trio decide it the same way).
+Every method that frees or adds a slot restores the invariant. `leave` grants once, because it frees at
+most one slot; all others call `_hand_over`. A granted waiter is a holder from that instant, even if its
+task is being cancelled: the task calls `leave`, as every task does, and the slot passes on. A grant
+therefore ignores the state of the waiter's task. anyio and trio resolve this race the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
-from genesis.backends.line import Line, Passage, Waiter
+from genesis.backends.line import Line, LocalTicket, Waiter
 from genesis.backends.places import decode, encode
 from genesis.backends.protocol import (
     BackendEvent,
@@ -49,7 +49,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["InMemoryBackend"]
 
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
-_MOST_KNOWN = 1_000
+_MAX_KNOWN = 1_000  # queues whose mean hold is remembered
 _HOLDERS_SHOWN = 5
 
 
@@ -61,10 +61,10 @@ class _KeptPlace(NamedTuple):
 
 
 class InMemoryBackend:
-    """Keeps queues in this process, for one event loop at a time. Nothing survives it.
+    """Keeps queues in this process, for one event loop at a time. Nothing outlives the process.
 
     Args:
-        clock: monotonic seconds, for ages and places; injected by tests.
+        clock: returns monotonic seconds, for ages and places; replaced in tests.
     """
 
     name = "memory"
@@ -77,11 +77,11 @@ class InMemoryBackend:
         self._listener: Listener | None = None
         self._lines: dict[str, Line] = {}
         self._overrides: dict[str, int] = {}
-        self._kept: dict[str, _KeptPlace] = {}  # by the id of the ticket whose place it was
-        # Of queues in use and of idle ones, whose mean hold is of use to the next callers.
+        self._kept: dict[str, _KeptPlace] = {}  # by the id of the ticket that had the place
+        # Queues in use, and idle ones for their mean hold.
         self._known: dict[str, Line] = {}
-        # One counter for all queues: tokens grow strictly in each of them, although an idle queue
-        # leaves no state behind from which its own counter could go on.
+        # One counter for all queues: tokens must increase in each queue, and the state of an idle
+        # queue, its own counter included, might be dropped.
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -111,7 +111,7 @@ class InMemoryBackend:
         key = str(number)
         ticket = new_tuple(Ticket, (queue_id, item_id, key))
         if not line.waiting and len(line.holding) < line.effective_limit:
-            line.holding[key] = Passage(ticket, self._clock(), number, context)
+            line.holding[key] = LocalTicket(ticket, self._clock(), number, context)
             grant = new_tuple(Grant, (number, None, 0.0))
             resumed = token != "" and self._take_place(request) is not None
             return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, "", resumed, ()))
@@ -135,31 +135,32 @@ class InMemoryBackend:
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         line = self._lines.get(ticket.queue_id)
-        passage = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
-        if not passage:
+        local = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
+        if not local:
             self._check("wait", *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
-        if not isinstance(passage, Waiter):
-            return Grant(passage.token)
-        return await until_granted(passage.future, timeout)
+        if not isinstance(local, Waiter):
+            return Grant(local.token)
+        return await until_granted(local.future, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
         line = self._lines.get(ticket.queue_id)
         if line is None:
             return _HAD_NOTHING
-        passage = line.holding.pop(ticket.id, None)
-        if passage is None:
+        holder = line.holding.pop(ticket.id, None)
+        if holder is None:
             waiter = line.waiting.get(ticket.id)
             if waiter is None:
                 return _HAD_NOTHING
             line.remove(waiter)
             if keep_place:
                 self._keep_place(waiter, keep_place)
-            result = _WAS_WAITING  # it had no slot, so none is free now, by the invariant
+            result = _WAS_WAITING  # this freed no slot, so there is nothing to grant
         else:
-            line.holds.add(self._clock() - passage.since)
-            if keep_place and isinstance(passage, Waiter):  # granted while it was being cancelled
-                self._keep_place(passage, keep_place)
+            if keep_place and isinstance(holder, Waiter):  # granted while it was being cancelled
+                self._keep_place(holder, keep_place)
+            else:
+                line.holds.add(self._clock() - holder.since)
             result = _WAS_HOLDING
             if line.waiting and len(line.holding) < line.effective_limit:
                 leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))
@@ -169,10 +170,10 @@ class InMemoryBackend:
         return result
 
     async def flush(self) -> None:
-        """Every `leave` has been carried out when it returns."""
+        """Return at once: `leave` is synchronous here."""
 
     def lapsed(self, ticket: Ticket) -> bool:
-        # Nothing lapses without a lease; but an eviction, or closing, takes the slot.
+        # There is no lease to lapse, but an eviction or `close` takes the slot.
         line = self._lines.get(ticket.queue_id)
         return line is None or ticket.id not in line.holding
 
@@ -228,7 +229,7 @@ class InMemoryBackend:
         if line is None:
             return []
         now = self._clock()
-        holders = [self._describe(passage, now, None) for passage in line.holding.values()]
+        holders = [self._describe(holder, now, None) for holder in line.holding.values()]
         return holders + [self._describe(p, now, n) for n, p in enumerate(line.order, 1)]
 
     async def evict(self, queue_id: str, item_id: str) -> int:
@@ -246,7 +247,7 @@ class InMemoryBackend:
         self._hand_over(line)
         if not line.holding and not line.waiting:
             del self._lines[queue_id]
-        for holder in holders:  # last: what the listener does is not known here
+        for holder in holders:  # last: the listener might call this backend
             self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
 
@@ -271,7 +272,7 @@ class InMemoryBackend:
     def _refusal(
         self, line: Line, ticket: Ticket, only_if_free: bool, max_waiting: int | None
     ) -> EnterResult | None:
-        """The reply to a call that is turned away, before it takes anything; None if it is not."""
+        """The result of a refused call, None if the call is not refused. The line must be full."""
         depth = len(line.waiting)
         if only_if_free:
             refused = EnterResult(ticket, None, 0, depth, "busy")
@@ -285,7 +286,7 @@ class InMemoryBackend:
         return refused
 
     def _take_place(self, request: EnterRequest) -> _KeptPlace | None:
-        """The kept place that the request names, once."""
+        """Remove and return the kept place that the request names; None if it is not kept."""
         token = decode(request.place_token)
         kept = self._kept.get(token.kept_id)
         if kept is None or (kept.queue_id, kept.place) != (request.queue_id, token.place):
@@ -301,7 +302,7 @@ class InMemoryBackend:
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
         line = self._known.get(queue_id)
         if line is None:
-            if len(self._known) >= _MOST_KNOWN:
+            if len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             line = self._known[queue_id] = Line()
         self._lines[queue_id] = line
@@ -315,7 +316,7 @@ class InMemoryBackend:
     def _adopt_limit(self, queue_id: str, line: Line, limit: int) -> None:
         previous = line.limit
         line.set_limit(limit, line.override)
-        # Before the newcomer is looked at: a raised limit belongs to those who already wait.
+        # Before the newcomer enters: a raised limit must serve those who already wait first.
         self._hand_over(line)
         if previous is not None:
             self._emit(LimitDisagreement(queue_id, previous, limit))
@@ -326,7 +327,7 @@ class InMemoryBackend:
             self._grant_head(line, None)
 
     def _grant_head(self, line: Line, released_by: CallRef | None) -> CallRef:
-        """Grant a free slot to the head of the line; returns who that is."""
+        """Grant a free slot to the head of the line. Returns that call."""
         head = line.order.popleft()
         _, item_id, key = head.ticket
         del line.waiting[key]
@@ -341,18 +342,18 @@ class InMemoryBackend:
         first = islice(line.holding.values(), _HOLDERS_SHOWN)
         return tuple(CallRef(p.ticket.item_id, self.instance_id, p.context) for p in first)
 
-    def _describe(self, passage: Passage, now: float, position: int | None) -> QueueEntry:
+    def _describe(self, local: LocalTicket, now: float, position: int | None) -> QueueEntry:
         return QueueEntry(
-            item_id=passage.ticket.item_id,
+            item_id=local.ticket.item_id,
             instance_id=self.instance_id,
             state="holding" if position is None else "waiting",
-            age=now - passage.since,
+            age=now - local.since,
             position=position,
-            fencing_token=passage.token if position is None else None,
+            fencing_token=local.token if position is None else None,
         )
 
     def _report(self) -> None:
-        """Report every line in use, as a shared backend does with its heartbeat."""
+        """Emit a `Snapshot` of every queue in use, as a shared backend does with its heartbeat."""
         self._timer = None
         now = self._clock()
         for kept_id in [k for k, kept in self._kept.items() if kept.until <= now]:
@@ -363,8 +364,8 @@ class InMemoryBackend:
             self._arm()
 
     def _arm(self) -> None:
-        # In no context: that of the call which came first would live for as long as a line is in use,
-        # and with it whatever its application keeps there; its task, for one, never to be collected.
+        # An empty context: the timers would keep the context of the first call, and everything in it,
+        # alive for as long as a queue is in use.
         assert self._loop is not None
         self._timer = self._loop.call_later(self.heartbeat_interval, self._report, context=Context())
 
@@ -373,9 +374,9 @@ class InMemoryBackend:
             self._listener(event)
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve another event loop from now on, unless the present one has calls here.
+        """Serve another event loop from now on, unless the current one still has calls here.
 
-        The calls of a loop that was closed can never leave, so they are dropped with it.
+        The calls of a closed loop can never leave, so they are dropped.
         """
         if self._loop is not None and self._lines and not self._loop.is_closed():
             raise RuntimeError(

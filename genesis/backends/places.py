@@ -1,8 +1,8 @@
-"""The token by which a caller that was cut off takes its old place in the line.
+"""Place tokens: with one, a caller that was disconnected can take its old place in the line again.
 
-A token only names a place: whether that place is still kept, and whether it was used before, is for the
-backend to decide. The holder of the token can take the place once. A place is told from that of another
-ticket with the same id, of another process for instance, by its number as well.
+A token only names a place. The backend decides whether the place is still kept and whether the token
+was used before; a place can be taken once. The token holds the ticket id and the place's number,
+because a ticket of another process might have the same id.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _VERSION = "1"
 
 
 class PlaceToken(NamedTuple):
-    """What a token says."""
+    """The content of a token."""
 
     queue_id: str
     kept_id: str
-    """The `Ticket.id` of the call whose place it is."""
+    """The `Ticket.id` of the call that left the place."""
     place: float
-    """The number by which the line is ordered; it is the backend's own."""
+    """The number that orders the line; its unit is the backend's."""
 
 
 def encode(queue_id: str, kept_id: str, place: float) -> str:
-    """The token of a place: letters and digits only, so that it fits into a URL or a header.
+    """The token of a place: letters and digits only, safe in a URL or a header.
 
     Args:
         queue_id: any str that UTF-8 can encode.
@@ -37,10 +37,10 @@ def encode(queue_id: str, kept_id: str, place: float) -> str:
 
 
 def decode(token: str) -> PlaceToken:
-    """What `encode` was given.
+    """The inverse of `encode`.
 
     Raises:
-        ValueError: `token` does not come from `encode`.
+        ValueError: `token` was not made by `encode`.
     """
     try:
         version, number, kept_id, queue_id = bytes.fromhex(token).decode().split(" ", 3)

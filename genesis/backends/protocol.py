@@ -1,4 +1,4 @@
-"""The seam between the queue and where it is kept: `QueueBackend`, its values and its events.
+"""The interface between `Queue` and its backend: `QueueBackend`, its values and its events.
 
 States of a ticket, whatever the backend:
 
@@ -14,11 +14,11 @@ States of a ticket, whatever the backend:
 | holding  | lease lapsed, reaped                    | lost      |
 | holding  | evict                                   | evicted   |
 
-A backend is responsible for every transition but one: it never ends a ticket because of a caller's
-timeout. A caller that gives up calls `leave`, and `leave` means the same in every state: *whatever
-this ticket has, a place or a slot, is given back, and free slots are granted to the heads of the line
-in the same atomic step*. So the race between a grant and a timeout or a cancellation needs no case of
-its own: the ticket leaves, and if it was granted a moment before, the slot passes on.
+The backend makes every transition except one: it never ends a ticket because of a caller's timeout. A
+caller that gives up calls `leave`. `leave` means the same in every state: *the ticket gives back its
+place or slot, and free slots are granted to the heads of the line, in one atomic step*. The race
+between a grant and a timeout or a cancellation therefore needs no special case: the ticket leaves, and
+if it was granted a moment before, the slot passes on.
 """
 
 from __future__ import annotations
@@ -54,38 +54,38 @@ __all__ = [
 
 State: TypeAlias = Literal["waiting", "holding"]
 Refusal: TypeAlias = Literal["busy", "full"]
-"""Why a call was turned away: `only_if_free` and no slot was free; `max_waiting` calls already wait."""
+"""Why a call was refused: `only_if_free` and no slot was free; `max_waiting` calls already wait."""
 
 new_tuple = tuple.__new__
-"""`new_tuple(Type, (all, its, fields))` makes a named tuple at a third of the cost of calling the type;
-for those made on the path of every call."""
+"""`new_tuple(Type, (every, field))` creates a named tuple at a third of the cost of `Type(...)`. It is
+used on the path of every call."""
 
 
 class EnterRequest(NamedTuple):
-    """What a caller asks for. The caller has checked every value."""
+    """The arguments of `enter`. The caller has validated every value."""
 
     queue_id: str
     item_id: str
     limit: int | None = None
-    """The call site's limit; None takes the one in force, or 1."""
+    """The call site's limit; None uses the limit in force, or 1."""
     only_if_free: bool = False
     """Take a slot now or be refused (`busy`); never wait."""
     context: str = ""
-    """W3C `traceparent` of the caller, carried with the ticket and never read by the backend."""
+    """W3C `traceparent` of the caller, stored with the ticket; the backend does not interpret it."""
     max_waiting: int | None = None
-    """Be refused (`full`) if no slot is free and so many already wait."""
+    """Refuse the call (`full`) if no slot is free and this many calls already wait."""
     head_start: float = 0.0
-    """Seconds: the place is that of a call which entered so much earlier."""
+    """Seconds; the place is that of a call that entered this much earlier."""
     place_token: str = ""
-    """From the `EnterResult` of an earlier ticket: take its kept place, if it still is kept."""
+    """`EnterResult.place_token` of an earlier ticket: take its place if it is still kept."""
     timeout: float | None = None
-    """Seconds within which the backend must answer. None, or more: its operation timeout."""
+    """Seconds within which the backend must reply; at most, and by default, its operation timeout."""
 
 
 class Ticket(NamedTuple):
     """One passage of an item through a queue.
 
-    `id` is the backend's own, and unique in it; `item_id` need not be.
+    The backend assigns `id`, which is unique in the backend. `item_id` need not be unique.
     """
 
     queue_id: str
@@ -94,7 +94,7 @@ class Ticket(NamedTuple):
 
 
 class CallRef(NamedTuple):
-    """Another call, as it is known over all instances."""
+    """A call of any instance."""
 
     item_id: str
     instance_id: str
@@ -103,13 +103,13 @@ class CallRef(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A slot, given."""
+    """A granted slot."""
 
     fencing_token: int
     released_by: CallRef | None = None
-    """Whose leaving made room; None when a slot was free, or when it is not known."""
+    """The call that freed the slot; None if the slot was free, or if the call is not known."""
     waited: float = 0.0
-    """Seconds from entering to the grant, filled in by the observing layer, which owns the clock."""
+    """Seconds from entering to the grant; set by the observing layer, by its own clock."""
 
 
 class EnterResult(NamedTuple):
@@ -120,23 +120,23 @@ class EnterResult(NamedTuple):
     position: int
     """1 is next; 0 when granted or refused."""
     depth: int
-    """Waiters in the queue, this one included if it waits."""
+    """The number of waiters, including this call if it waits."""
     refusal: Refusal | None = None
     retry_after: float | None = None
-    """Seconds; the expected wait of a call that was refused because the line is full, if known."""
+    """Seconds; for a call refused with `full`, the expected wait if it is known."""
     place_token: str = ""
-    """Of a call that waits: what `EnterRequest.place_token` takes after `leave(keep_place=...)`."""
+    """For a waiter: the value for `EnterRequest.place_token` after `leave(keep_place=...)`."""
     resumed: bool = False
-    """Whether the place that `EnterRequest.place_token` names was still kept, and taken."""
+    """Whether the place that `EnterRequest.place_token` names was still kept, and was taken."""
     holders: tuple[CallRef, ...] = ()
-    """Of a call that waits and has a `context`: the first few that hold a slot."""
+    """For a waiter with a `context`: the first few holders."""
 
 
 class LeaveResult(NamedTuple):
-    """What `leave` did."""
+    """The result of `leave`."""
 
     was: State | None
-    """What the ticket gave back; None if it had nothing any more, or it is not known."""
+    """The ticket's state before it left; None if it had ended already, or if that is not known."""
     granted_to: tuple[CallRef, ...] = ()
 
 
@@ -147,28 +147,28 @@ class QueueStats(NamedTuple):
     in_use: int
     limit: int
     oldest_wait: float
-    """Seconds of the longest wait, which need not be the head's; 0.0 if nobody waits."""
+    """Seconds of the longest wait, not necessarily the head's; 0.0 if nobody waits."""
     oldest_hold: float = 0.0
     """Seconds of the longest hold; 0.0 if nobody holds."""
     mean_hold: float | None = None
-    """Seconds; mean of the recent holds, None while fewer than ten are known."""
+    """Seconds; the mean of recent holds, None while fewer than ten are known."""
 
 
 class WaitStatus(NamedTuple):
-    """Where a waiter stands."""
+    """The position of a waiter."""
 
     position: int
     """1 is next."""
     depth: int
-    """Waiters in the queue."""
+    """The number of waiters."""
     waited: float
     """Seconds since it entered."""
     expected_wait: float | None
-    """Seconds until its grant; None while too little is known, or the queue is paused."""
+    """Seconds until its grant; None while fewer than ten holds are known or the queue is paused."""
 
 
 class QueueEntry(NamedTuple):
-    """One ticket, as introspection shows it."""
+    """One ticket, for introspection."""
 
     item_id: str
     instance_id: str
@@ -182,14 +182,14 @@ class QueueEntry(NamedTuple):
 
 
 class SlotLost(NamedTuple):
-    """A holder of this instance has no slot any more, or cannot prove that it has one."""
+    """A holder of this instance has lost its slot, or can no longer be sure that it has it."""
 
     ticket: Ticket
     reason: Literal["lapsed", "reaped", "evicted", "closed"]
 
 
 class Reclaimed(NamedTuple):
-    """This instance took back what a dead instance had."""
+    """This instance reaped a ticket of a dead instance."""
 
     queue_id: str
     item_id: str
@@ -199,7 +199,7 @@ class Reclaimed(NamedTuple):
 
 
 class LimitDisagreement(NamedTuple):
-    """A call site of another instance named another limit; the one that came last is in force."""
+    """A call site of another instance named another limit. The last one named is in force."""
 
     queue_id: str
     previous: int
@@ -207,23 +207,23 @@ class LimitDisagreement(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A queue's shared state, reported with every heartbeat."""
+    """A queue's shared state, emitted with every heartbeat."""
 
     queue_id: str
     stats: QueueStats
 
 
 class Left(NamedTuple):
-    """The reply to a `leave` that returned None has come, or will never come."""
+    """The outcome of a `leave` that returned None."""
 
     ticket: Ticket
     result: LeaveResult
     confirmed: bool
-    """False: no reply came. The slot is free, since a later message said or implied so."""
+    """False: no reply came, but a later `sync` has given the slot back, or the backend was closed."""
 
 
 class Disrupted(NamedTuple):
-    """The backend cannot be reached, or lost its data; `reason` is one of a few fixed words."""
+    """The backend is unreachable or has lost its data. `reason` is one of a few fixed words."""
 
     reason: str
     detail: str
@@ -232,14 +232,14 @@ class Disrupted(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """Everything that was disrupted is reached again."""
+    """Every part of the backend that was disrupted can be reached again."""
 
     outage: float
     """Seconds."""
 
 
 class Heartbeat(NamedTuple):
-    """One heartbeat of one queue is done."""
+    """One heartbeat of one queue has completed."""
 
     seconds: float
     outcome: Literal["ok", "error"]
@@ -253,16 +253,16 @@ Listener: TypeAlias = Callable[[BackendEvent], None]
 
 @runtime_checkable
 class QueueBackend(Protocol):
-    """What `Queue` needs of the place where its lines are kept.
+    """The interface that `Queue` needs.
 
-    All methods are called from one event loop. Each coroutine may be cancelled at any await point;
-    each docstring says what holds then. The limit, the order and the exactly-once ending of every
-    ticket are the backend's to keep.
+    All methods except `lapsed` are called from one event loop. A coroutine can be cancelled at any
+    await point; the docstrings state what holds then. The backend enforces the limit and the order, and
+    ends every ticket exactly once.
     """
 
     @property
     def name(self) -> str:
-        """The kind of backend, a label of metrics: "memory", "redis"."""
+        """The kind of backend, used as a metric label: "memory", "redis"."""
 
     @property
     def instance_id(self) -> str:
@@ -274,93 +274,102 @@ class QueueBackend(Protocol):
 
     @property
     def store(self) -> str:
-        """Names the shared state: two backends with the same `store` see the same queues."""
+        """The name of the shared state: two backends with the same `store` see the same queues."""
 
     def listen(self, listener: Listener) -> None:
-        """Hand every `BackendEvent` to `listener`, which returns at once and never raises.
+        """Pass every `BackendEvent` to `listener`, which must return at once and must not raise.
 
         Raises:
-            RuntimeError: there is a listener; a backend belongs to one `Queue`.
+            RuntimeError: there is a listener already; a backend belongs to one `Queue`.
         """
 
     async def enter(self, request: EnterRequest) -> EnterResult:
         """Take a slot if one is free and nobody waits, otherwise a place in the line.
 
-        If this raises or is cancelled, the ticket has ended: whatever it got is given back.
+        If this raises or is cancelled, the ticket has ended and gives back what it got.
 
         Raises:
-            BackendUnavailableError: the backend could not be reached in time.
+            BackendUnavailableError: the backend did not reply in time, or was closed.
         """
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
-        """Wait until `ticket` is granted. However this ends, the caller calls `leave` afterwards.
+        """Wait until `ticket` is granted. However this ends, the caller must call `leave` afterwards.
 
         Args:
-            ticket: one that `enter` left waiting.
-            timeout: seconds; None waits as long as it takes.
+            ticket: a ticket for which `enter` returned a position.
+            timeout: seconds; None waits without a deadline.
 
         Raises:
             TimeoutError: not granted in time.
-            EvictedError: somebody took the ticket out of the line.
-            BackendUnavailableError: the backend was closed.
+            EvictedError: the ticket was evicted.
+            BackendUnavailableError: the backend was closed, or the place was lost in an outage.
         """
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
-        """Give back whatever `ticket` has, and grant the free slots to the heads of the line.
+        """Give back the ticket's place or slot, and grant free slots to the heads of the line.
 
-        Returns at once: what must be sent has been queued by then. Takes effect whatever becomes of
-        the caller, at the latest when the backend is reached again or the lease lapses. Calling it
-        twice has the effect of calling it once. Never raises because the backend is out of reach.
+        Does not wait: commands are queued before it returns. It takes effect even if the caller is
+        cancelled afterwards, at the latest when the backend is reached again or the lease lapses. It
+        is idempotent. An unreachable backend raises no error.
 
         Args:
             ticket: in any state.
-            context: `traceparent` of the hold, for those who are granted its slot.
-            keep_place: seconds for which the place of a waiter is kept, see `EnterResult.place_token`.
+            context: `traceparent` of the hold, passed to the call that is granted the slot.
+            keep_place: seconds for which a waiter's place is kept, see `EnterResult.place_token`.
 
         Returns:
-            What was done, or None if that is not known yet: then a `Left` event follows.
+            The result, or None if it is not known yet; then a `Left` event follows.
         """
 
     async def flush(self) -> None:
-        """Wait until every `leave` has its `Left` event. May be cancelled."""
+        """Wait until every `leave` has its `Left` event. Can be cancelled safely."""
 
     def lapsed(self, ticket: Ticket) -> bool:
-        """Whether a holder has no slot any more, or cannot prove that it has one, at this moment.
+        """Whether a holder has lost its slot, or can no longer be sure that it has it.
 
-        It was evicted or reaped, the backend was closed, or the lease has run out, as far as this
-        process can tell; in any case once `SlotLost` was emitted for it. Once true, it stays true.
-        Not asked after `leave`. May be called from any thread, and changes nothing.
+        True when this process knows that the ticket was evicted or reaped, that the backend was closed
+        or that the lease has run out, and always after `SlotLost` was emitted for the ticket. Once
+        true, it stays true. It is not called after `leave`. Thread-safe; it changes nothing.
         """
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        """Override the limit of a queue for all instances; None ends the override."""
+        """Override the limit of a queue for all instances; None ends the override.
+
+        Raises:
+            BackendUnavailableError: closed, or no reply in time; the limit might have been set.
+        """
 
     async def stats(self, queue_id: str) -> QueueStats:
-        """The queue at this instant, over all instances."""
+        """The state of the queue at this instant, over all instances."""
 
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        """Where waiters stand; None for one that does not wait.
+        """The status of each waiter in `wanted`; None for one that does not wait.
 
         Args:
-            queue_id: the queue's.
-            wanted: own tickets, or item_ids: of several with one id the first, or the first of this
-                instance if it has any. Own ones take O(log n) each, others a look at the line.
+            queue_id: the queue.
+            wanted: tickets of this instance, or item_ids. If several waiters share an item_id, the
+                first one of this instance counts, otherwise the first in line. This takes O(log n)
+                per waiter of this instance; any other id requires a scan of the line.
         """
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         """The holders in the order of their grants, then the waiters in the order of the line."""
 
     async def evict(self, queue_id: str, item_id: str) -> int:
-        """Take all tickets of `item_id` out of the queue; returns how many there were."""
-
-    async def ping(self) -> None:
-        """Return if the backend answers.
+        """Remove all tickets of `item_id` from the queue. Returns their number.
 
         Raises:
-            BackendUnavailableError: it does not.
+            BackendUnavailableError: closed, or no reply in time; the item might have been evicted.
+        """
+
+    async def ping(self) -> None:
+        """Return if the backend replies.
+
+        Raises:
+            BackendUnavailableError: it does not reply in time, or was closed.
         """
 
     async def close(self) -> None:
-        """Give back all that this instance has, and stop. Waiters get `BackendUnavailableError`."""
+        """Give back everything this instance has, and stop. Waiters get `BackendUnavailableError`."""

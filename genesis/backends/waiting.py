@@ -1,4 +1,4 @@
-"""How a task waits for its grant: a future that a hand-off resolves, and at most one timer."""
+"""Waiting for a grant: a future that the grant resolves, and at most one timer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["fail", "until_granted"]
 
 
 def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Awaitable[Grant]:
-    """`future`, to be awaited at most `timeout` seconds.
+    """An awaitable that waits for `future` at most `timeout` seconds.
 
-    A plain timer instead of `asyncio.wait_for`, which before Python 3.12 ran the wait in a task of
-    its own and could lose a result that arrived together with a cancellation. Here nothing can be
-    lost: the future is only a wake-up, and the caller says `leave` however the wait ends.
+    It uses a plain timer. Before Python 3.12, `asyncio.wait_for` ran the wait in a task of its own and
+    could lose a result that arrived together with a cancellation. Here nothing can be lost: the future
+    is only a wake-up, and the caller calls `leave` however the wait ends.
 
     Raises:
-        TimeoutError: the timer came first.
+        TimeoutError: the timer fired first.
     """
     return future if timeout is None else _granted_within(timeout, future)
 
@@ -32,10 +32,10 @@ async def _granted_within(timeout: float, future: asyncio.Future[Grant]) -> Gran
 
 
 def fail(future: asyncio.Future[Grant], error: Exception) -> None:
-    """End the wait with an error, unless it has ended."""
+    """End the wait with an error, unless it has ended already."""
     if not future.done():
         future.set_exception(error)
-        future.exception()  # its task may be on its way out, and never ask
+        future.exception()  # a cancelled task never retrieves it: suppress asyncio's warning
 
 
 def _expire(future: asyncio.Future[Grant]) -> None:

@@ -1,5 +1,5 @@
-"""The command line: what operators ask of queues in Redis. README.md in this folder shows each command.
+"""The command line for queues in Redis. README.md in this folder shows each command.
 
-It reads by plain commands and one script that changes nothing, and acts by the backend's own scripts.
-It is no instance: it has no lease, no heartbeat and no place in a line.
+It reads with plain commands and one read-only script, and writes with the backend's own scripts. It is
+not an instance: it has no lease, no heartbeat and no tickets.
 """

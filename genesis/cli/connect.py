@@ -1,4 +1,4 @@
-"""From a url to a client: a server, the master that Sentinels name, or a Cluster."""
+"""From a url to a client for a server, for a master behind Sentinels, or for a Cluster."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ FORMS = (
 
 
 class UrlError(ValueError):
-    """The url is malformed. Its text does not repeat the url, which might hold a password."""
+    """The url is malformed. The message does not repeat the url, which might hold a password."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the url cannot be used: {why}. Forms: {FORMS}")
 
 
 def connect(url: str, timeout: float) -> Client:
-    """A client for `url`; a Cluster's is connected at once, others with their first command.
+    """A client for `url`. A Cluster client connects at once, any other with its first command.
 
     Args:
-        url: see `FORMS`; what follows `?` is for redis-py, for example `ssl_ca_certs=/path`.
+        url: see `FORMS`; options after `?` go to redis-py, for example `ssl_ca_certs=/path`.
         timeout: seconds, for connecting and for each reply.
 
     Raises:
-        UrlError: it is malformed.
-        redis.RedisError: the Cluster is out of reach.
+        UrlError: the url is malformed.
+        redis.RedisError: the Cluster cannot be reached.
     """
     try:
         parts = urlparse(url)
@@ -48,7 +48,7 @@ def connect(url: str, timeout: float) -> Client:
     except ValueError:
         raise UrlError("it has no form that can be read") from None
     settings: dict[str, Any] = {
-        "protocol": 2,  # the same replies whatever the version of redis-py
+        "protocol": 2,  # redis-py's replies to RESP3 depend on its version
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
     }
@@ -109,7 +109,7 @@ def _hosts(parts: ParseResult, default_port: int) -> list[tuple[str, int]]:
 
 
 def secrets_of(url: str) -> list[str]:
-    """What no text may show."""
+    """The passwords in a url, which must not appear in any text; longest first."""
     try:
         parts = urlparse(url)
         found = [parts.password or "", unquote(parts.password or "")]

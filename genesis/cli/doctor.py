@@ -1,4 +1,4 @@
-"""`genesis doctor`: what is wrong with the server, the instances or a queue, and how to mend it."""
+"""`genesis doctor`: finds problems of the server, the instances and the queues, and names the fix."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from genesis.cli.store import Instance, Limits, QueueLook, Store
 __all__ = ["OLD_HOLD", "Finding", "Report", "examine", "unreachable"]
 
 OLD_HOLD = 3600.0
-"""Seconds from which a hold is a finding, unless the caller names another number."""
+"""Seconds; the default age from which a hold is a finding."""
 
-_MARGIN = 1_000_000  # us by which times of one clock may differ through rounding and delay
-_AGAIN = 0.5  # seconds until a queue that looks stuck is looked at again
-_NAMED = 5  # how many queues or instances a message names
+_MARGIN = 1_000_000  # us by which times of one clock might differ, through rounding and delay
+_RECHECK_AFTER = 0.5  # seconds until a queue that looks stuck is checked again
+_MAX_NAMED = 5  # queues in one message
 
 
 class Report(NamedTuple):
     findings: list[Finding]
     unchecked: list[str]
-    """What the user of the url must not ask, and why."""
+    """Checks that the url's user is not permitted to make, and why."""
 
 
 def unreachable(text: str, denied: bool) -> Finding:
-    """No command could be carried out."""
+    """The finding for a server that could not be reached, or that denied access."""
     if denied:
         fix = "use a url with the right user and password; README.md lists the rights it needs"
         return finding("critical", "DENIED", text, fix)
@@ -46,13 +46,13 @@ def examine(
     old_hold: float = OLD_HOLD,
     user: str | None = None,
 ) -> Report:
-    """Check all that can be seen from here. Changes nothing.
+    """Run all checks. Read-only.
 
     Args:
-        store: whose.
-        queues: instead of all that are listed.
-        old_hold: see `OLD_HOLD`.
-        user: whose rights to check by ACL DRYRUN, instead of those of the url's user.
+        store: the queues.
+        queues: the queues to check; by default all that are listed.
+        old_hold: seconds, see `OLD_HOLD`.
+        user: check this user's rights with ACL DRYRUN, instead of those of the url's user.
 
     Raises:
         redis.RedisError: the server cannot be reached, or denies what an instance itself needs.
@@ -140,7 +140,7 @@ def check_queues(
     longest = max((each.lease for each in instances), default=0.0)
     suspects = [look.queue_id for look in looks if _is_stuck(look, longest)]
     if suspects:
-        time.sleep(_AGAIN)  # an instance that takes back a lot does so in portions
+        time.sleep(_RECHECK_AFTER)  # an instance that reaps many tickets does so in portions
         for look in store.look(suspects):
             if _is_stuck(look, longest):
                 yield finding(
@@ -164,8 +164,8 @@ def check_queues(
 
 
 def _is_stuck(look: QueueLook, lease: float) -> bool:
-    # Without a living instance there is nobody to grant to: that is STALE_INSTANCE. After a loss of
-    # data nothing is granted for half a lease; a longer time means that the clock went back.
+    # Without a live instance nobody can be granted: that is STALE_INSTANCE. After a loss of data
+    # nothing is granted for half a lease; a longer window means that the clock stepped back.
     recovering = look.now < look.until <= look.now + lease / 2 * 1e6 + _MARGIN
     return look.waiting > 0 and look.in_use < look.limit and look.instances > 0 and not recovering
 
@@ -191,7 +191,7 @@ def check_limits(limits: Sequence[Limits]) -> Iterator[Finding]:
 
 
 def check_clock(looks: Sequence[QueueLook], instances: Sequence[Instance]) -> Iterator[Finding]:
-    """A clock that went back leaves times in the future; one that went forward leaves nothing."""
+    """A clock that stepped back leaves times in the future. A step forward leaves no trace."""
     longest = max((each.lease for each in instances), default=0.0)
     ahead: dict[str, float] = {}
     for look in looks:
@@ -215,7 +215,7 @@ def check_clock(looks: Sequence[QueueLook], instances: Sequence[Instance]) -> It
 
 
 def check_layout(store: Store, looks: Sequence[QueueLook]) -> Iterator[Finding]:
-    # The other keys of that layout, `at:<instance>` and `left:<ticket>`, exist only beside `epoch`.
+    # That layout's other keys, `at:<instance>` and `left:<ticket>`, exist only together with `epoch`.
     found = [look.queue_id for look in looks if look.old_layout]
     rest = [look.queue_id for look in looks if not look.old_layout]
     found += store.with_key(rest, b"gone")
@@ -232,17 +232,17 @@ def check_layout(store: Store, looks: Sequence[QueueLook]) -> Iterator[Finding]:
 
 def _names(queue_ids: Sequence[str] | dict[str, float]) -> str:
     names = list(queue_ids)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return "queue " * (len(names) == 1) + ", ".join(repr(name) for name in names[:_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return "queue " * (len(names) == 1) + ", ".join(repr(name) for name in names[:_MAX_NAMED]) + more
 
 
 def _command(*words: str) -> str:
-    """As it may be pasted into a shell."""
+    """A command line, quoted for a shell."""
     return f"`genesis {shlex.join(words)}`"
 
 
 def _of_each(alive: Sequence[Instance], values: Sequence[object], of: Sequence[object]) -> str:
-    """One instance of each value."""
+    """Each value with one instance that has it."""
     picks = [alive[list(of).index(value)] for value in values]
     return ", ".join(
         f"{value}: {each.host} pid {each.pid}" for value, each in zip(values, picks, strict=True)

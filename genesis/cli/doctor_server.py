@@ -1,7 +1,7 @@
-"""What the doctor asks of the server: rights, RESP3, eviction, writes. Nothing is written.
+"""The doctor's checks of the server: rights, RESP3, eviction policy, writes. Nothing is written.
 
-A right is found out by a command that cannot do anything: Redis checks rights before it looks at the
-arguments. So the user of the url needs no right beyond those of an instance.
+A right is probed with a command that has no effect: Redis checks rights before it checks arguments. The
+url's user therefore needs only the rights of an instance.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HARMLESS: dict[str, tuple[str, ...]] = {
     "zlexcount": ("[b", "[a"),
     "zremrangebylex": ("[b", "[a"),
 }
-"""Arguments after the key with which a command does nothing, on a key that does not exist."""
+"""Arguments after the key with which a command has no effect on a key that does not exist."""
 
 _REJECTED = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "LOADING", "CLUSTERDOWN")
 
@@ -59,7 +59,7 @@ def commands_of_scripts() -> list[str]:
 
 
 def harmless(command: str, key: str, channel: str) -> tuple[str, ...]:
-    """`command` so that it does nothing whatever the rights."""
+    """`command` with arguments with which it has no effect."""
     if command in ("time", "ping"):
         return (command,)
     if command in ("publish", "spublish"):
@@ -68,7 +68,7 @@ def harmless(command: str, key: str, channel: str) -> tuple[str, ...]:
 
 
 def check_server(store: Store, user: str | None) -> tuple[list[Finding], list[str]]:
-    """Findings, and what could not be checked and why."""
+    """The findings, and the checks that were not permitted, with the reason."""
     found: list[Finding] = []
     unchecked: list[str] = []
     missing, rejected = _rights(store, user)
@@ -112,7 +112,7 @@ def check_server(store: Store, user: str | None) -> tuple[list[Finding], list[st
 
 
 def _rights(store: Store, user: str | None) -> tuple[list[str], str]:
-    """What is missing, and the error with which the server rejects writes."""
+    """The missing rights, and the error with which the server rejects writes."""
     missing: list[str] = []
     rejected = ""
     key = f"{store.key_prefix}index:probe"
@@ -122,18 +122,18 @@ def _rights(store: Store, user: str | None) -> tuple[list[str], str]:
                 reply = store.client.execute_command("ACL DRYRUN", user, *words[0].split(), *words[1:])
                 text = "" if reply in (b"OK", "OK", True) else f"NOPERM {reply!r}"
             elif words[0] == "SUBSCRIBE":
-                text = _say(store, *words)
+                text = _error_of(store, *words)
             else:
                 store.client.execute_command(*words)
                 text = ""
         except NoPermissionError as error:
-            # redis-py takes the word away
+            # redis-py removes the prefix
             text = f"NOPERM {error}"
         except ResponseError as error:
             if user is not None:
                 raise
             text = str(error)
-        except RedisError as error:  # redis-py has classes of its own for some
+        except RedisError as error:  # redis-py maps some error replies to other classes
             text = f"{type(error).__name__} {error}"
         if "NOPERM" in text:
             what = name
@@ -166,8 +166,8 @@ def _is_rejection(text: str) -> bool:
     return any(word in text for word in words) or "read only replica" in text
 
 
-def _say(store: Store, *words: str) -> str:
-    """The error that a command gets on a connection of its own; "" if none."""
+def _error_of(store: Store, *words: str) -> str:
+    """Run a command on a new connection. Returns its error, "" if it has none."""
     connection = _connection(store)
     try:
         connection.send_command(*words)
@@ -195,7 +195,7 @@ def _resp3(store: Store) -> str:
 
 
 def _connection(store: Store) -> Any:
-    """One that nobody else uses, up and authenticated."""
+    """A new connection outside the pool, connected and authenticated."""
     client = store.client
     if store.clustered:
         client = client.get_redis_connection(client.get_node_from_key(f"{store.key_prefix}index:probe"))

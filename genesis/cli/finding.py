@@ -1,4 +1,4 @@
-"""A finding of the doctor, and the codes that there are. Codes are stable: scripts may rely on them."""
+"""`Finding`: a result of the doctor. Its codes are stable, for use in scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNBOOKS = {
     "OLD_HOLD": "GenesisOldHold",
     "PAUSED": "GenesisPaused",
 }
-"""The runbook of the alert that has the same cause, of those codes for which there is one."""
+"""By code, the runbook of the alert with the same cause, if there is one."""
 
 
 class Finding(NamedTuple):
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     message: str
     fix: str
     runbook: str | None
-    """Its name; None if there is none."""
+    """The name of the runbook, if any."""
 
 
 def finding(severity: Severity, code: str, message: str, fix: str) -> Finding:

@@ -1,4 +1,4 @@
-"""The commands and their arguments; what is printed, and the exit codes."""
+"""The commands, their arguments, their output and the exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ _CODES = """exit codes: 0 done, healthy; 1 doctor has findings, or nothing was f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command. Returns the exit code.
+
+    Args:
+        arguments: the command line; None for that of the process.
+    """
     options = _parser().parse_args(arguments)
     try:
         check_key_prefix(options.key_prefix)
@@ -183,7 +187,7 @@ def _print_findings(
 
 
 def _facts(look: QueueLook) -> dict[str, Any]:
-    """What scripts may rely on."""
+    """The stable fields of the JSON output."""
     names = (
         "queue_id", "waiting", "in_use", "limit", "override", "oldest_wait", "oldest_hold", "mean_hold",
         "expected_wait", "instances",
@@ -192,7 +196,7 @@ def _facts(look: QueueLook) -> dict[str, Any]:
 
 
 def _lines(lines: Sequence[str]) -> None:
-    # An id might hold what a terminal obeys.
+    # An id might contain control characters.
     sys.stdout.write("".join(show.clean(line, most=100_000) + "\n" for line in lines))
 
 
@@ -252,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser, first: bool) -> None:
-    """Options before or after the command; those after it have no default, which would win."""
+    """Add the options. Those after the command must have no default: it would override the first."""
 
     def default(value: Any) -> Any:
         return value if first else argparse.SUPPRESS

@@ -1,4 +1,4 @@
-"""Tables, bars and spans of time, as plain text."""
+"""Tables, bars and durations as plain text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["bar", "clean", "entries_table", "instances_table", "queues_table", "
 
 
 def clean(text: str, most: int = 48) -> str:
-    """An id as it may be shown: no control characters, which a terminal would obey, and not endless."""
+    """An id that is safe to print: without control characters, and of at most `most` characters."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -35,7 +35,7 @@ def span(seconds: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines; the first `left` columns and the last, if it has no number, stand to the left."""
+    """The lines of a table. The first `left` columns are aligned left, all others right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):
@@ -110,7 +110,7 @@ def entries_table(entries: Sequence[QueueEntry]) -> list[str]:
 
 
 def bar(look: QueueLook, width: int) -> str:
-    """Slots in use as `#` of the limit, then waiters as `>`; scaled so that the longer part fits."""
+    """Slots in use as `#`, free slots as `.`, then waiters as `>`, scaled to `width` characters."""
     slots = max(look.limit, look.in_use, 1)
     room = max(4, width * 2 // 3)
     per_cell = max(1.0, slots / room)

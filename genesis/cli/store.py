@@ -1,4 +1,4 @@
-"""What is kept in Redis, read for operators; and the two things that they change."""
+"""`Store`: reads queues, instances and tickets from Redis; sets limits and evicts items."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from genesis.backends.protocol import QueueEntry
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.index import KEEP, KEEP_OVERRIDDEN, index_keys
 from genesis.backends.redis.keys import channel_prefix, queue_keys
-from genesis.backends.redis.members import head_start_of, parse_member
+from genesis.backends.redis.members import age_of, parse_member
 from genesis.backends.redis.scripts import load
 from genesis.cli.connect import Client
 
 __all__ = ["Instance", "Limits", "QueueLook", "Store"]
 
-_PAGE = 500  # members that one command reads
-_BATCH = 100  # queues that one round trip reads
+_PAGE = 500  # members per command
+_BATCH = 100  # queues per round trip
 _DEFAULT_LEASE = 15.0
 
 
 class Instance(NamedTuple):
-    """One instance, as it described itself."""
+    """One instance, as listed in the index."""
 
     instance_id: str
     version: str
@@ -35,7 +35,7 @@ class Instance(NamedTuple):
     age: float
     """Seconds since its first use."""
     seen: float
-    """Seconds since its last sign of life; negative if Redis's clock stepped back."""
+    """Seconds since it last wrote to the index; negative if Redis's clock stepped back."""
 
     @property
     def alive(self) -> bool:
@@ -56,15 +56,15 @@ class QueueLook(NamedTuple):
     expected_wait: float | None
     """Of a newcomer."""
     instances: int
-    """With a lease that runs."""
+    """Instances with a running lease."""
     now: int
     last: int
     until: int
     old_layout: bool
     lapsed: list[tuple[str, int]]
-    """The first few instances whose lease has lapsed and which nobody has reaped, with the deadline."""
+    """The first few instances whose lease has lapsed and which are not reaped, with the deadline."""
     furthest: int
-    """The last of the lease deadlines."""
+    """The latest lease deadline."""
     longest_holder: str
     head: str
     """The item_ids, or ''."""
@@ -85,10 +85,10 @@ class Store:
     """The queues under one key prefix.
 
     Args:
-        client: with RESP2 and without decoding.
-        key_prefix: of the queues.
+        client: a client that uses RESP2 and does not decode replies.
+        key_prefix: the prefix of the queues' keys.
 
-    Every method raises `redis.RedisError`.
+    Every method raises `redis.RedisError` if Redis cannot be reached or rejects a command.
     """
 
     def __init__(self, client: Client, key_prefix: str) -> None:
@@ -100,7 +100,7 @@ class Store:
     # The index
 
     def queues(self) -> list[str]:
-        """All that are listed, by name."""
+        """The listed queues, sorted by name."""
         now = self.now(self._queues)
         return sorted(member.decode() for member, until in self._rows(self._queues) if until > now)
 
@@ -136,7 +136,7 @@ class Store:
     # Queues
 
     def look(self, queue_ids: Sequence[str]) -> list[QueueLook]:
-        """Each in one step, many in a round trip."""
+        """The state of each queue at one instant; one round trip reads many queues."""
         self._load("look")
         found: list[QueueLook] = []
         for some, pipeline in self._batches(queue_ids):
@@ -164,14 +164,16 @@ class Store:
             item_id, owner, _ = parse_member(member)
             age = max(0, now - number) / 1e6
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
+        past: Any = self.client.zrangebyscore(keys[5], "-inf", "(0", withscores=True)
+        resumed = {name.removeprefix(b"e "): -int(score) for name, score in past}
         for position, (member, place) in enumerate(self._rows(keys[1]), 1):
             item_id, owner, _ = parse_member(member)
-            age = max(0.0, (now - place) / 1e6 - head_start_of(member))
+            age = age_of(member, place, now, resumed)
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 
     def set_limit(self, queue_id: str, limit: int | None) -> int:
-        """Override the limit, None ends that; returns how many were granted a slot by it."""
+        """Override the limit; None ends the override. Returns how many waiters were granted a slot."""
         self._load("limit")
         version = b"0"
         while True:
@@ -179,14 +181,14 @@ class Store:
             if reply[0]:
                 break
             version = reply[1]
-        # Listed, so that a pause of a queue that nobody uses is not forgotten.
+        # List the queue, so that the pause of an unused queue stays visible.
         until = self.now(self._queues) + round(KEEP_OVERRIDDEN * 1e6)
         self.client.execute_command("ZADD", self._queues, "GT", until, queue_id.encode())
         self.client.expire(self._queues, round(KEEP_OVERRIDDEN + KEEP))
         return len(reply[2])
 
     def evict(self, queue_id: str, item_id: str) -> int:
-        """Take all tickets of an item out of the queue; returns how many there were."""
+        """Remove all tickets of an item from the queue. Returns their number."""
         self._load("evict")
         keys = self.keys(queue_id)
         evicted = 0
@@ -215,7 +217,7 @@ class Store:
         self.client.script_load(load(script).source.decode())
 
     def _run(self, script: str, queue_id: str, *arguments: bytes) -> Any:
-        """As an instance does that has no session and no tickets."""
+        """Run a script that needs no session, as the instance "cli", which has no tickets."""
         leases = [each.lease for each in self.instances()]
         lease = round(max(leases, default=_DEFAULT_LEASE) * 1e6)
         preface = (b"cli", b"", lease, channel_prefix(self.key_prefix))
@@ -223,7 +225,7 @@ class Store:
         return self.client.evalsha(load(script).sha.decode(), len(keys), *keys, *preface, *arguments)
 
     def _rows(self, key: bytes) -> Iterator[tuple[bytes, int]]:
-        """A sorted set in pages. Scores only grow, so what moves meanwhile is met again, not missed."""
+        """Read a sorted set in pages. Scores only grow, so a member that moves is not missed."""
         after, most = b"-inf", _PAGE
         seen: set[bytes] = set()
         while True:
@@ -237,13 +239,13 @@ class Store:
                     yield member, score
             if len(rows) < most:
                 return
-            if b"%d" % rows[-1][1] == after:  # more members than a page have one score
+            if b"%d" % rows[-1][1] == after:  # more than a page of members share one score
                 most *= 2
             after = b"%d" % rows[-1][1]
 
 
 def _pairs(flat: Any) -> list[tuple[bytes, int]]:
-    if flat and isinstance(flat[0], (tuple, list)):  # redis-py has paired them
+    if flat and isinstance(flat[0], (tuple, list)):  # redis-py has paired members and scores
         return [(member, int(float(score))) for member, score in flat]
     return [(flat[i], int(float(flat[i + 1]))) for i in range(0, len(flat), 2)]
 
@@ -279,5 +281,5 @@ def _look(queue_id: str, reply: Any) -> QueueLook:
 def _item_of(member: bytes) -> str:
     try:
         return parse_member(member).item_id if member else ""
-    except ValueError:  # of another layout
+    except ValueError:  # a member of another layout
         return member.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""`genesis top`: the queues, live, a bar each. The fullest come first."""
+"""`genesis top`: the queues, live, one bar per queue. The longest lines come first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genesis.cli.store import QueueLook
 
 __all__ = ["frame", "run"]
 
-_ENTER = "\x1b[?1049h\x1b[?25l"  # the other screen, no cursor
+_ENTER = "\x1b[?1049h\x1b[?25l"  # alternate screen, hidden cursor
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 
@@ -28,14 +28,14 @@ def frame(
     size: tuple[int, int] = (100, 0),
     color: bool = False,
 ) -> list[str]:
-    """The lines of one picture.
+    """The lines of one frame.
 
     Args:
-        looks: of the queues.
-        alive: instances.
-        where: the server, for the first line.
-        size: columns and lines of the terminal; 0 lines: no bound.
-        color: with ANSI colors.
+        looks: the queues.
+        alive: the number of live instances.
+        where: the key prefix, for the first line.
+        size: columns and lines of the terminal; 0 lines for no maximum.
+        color: whether to use ANSI colors.
     """
     columns, rows = size
     ordered = sorted(looks, key=lambda look: (-look.waiting, -look.in_use, look.queue_id))
@@ -67,7 +67,7 @@ def frame(
 
 
 def run(picture: Callable[[tuple[int, int], bool], list[str]], interval: float) -> None:
-    """Draw `picture` every `interval` seconds until `q` or Ctrl-C; once if this is no terminal."""
+    """Draw `picture` every `interval` seconds until `q` or Ctrl-C; once if stdout is no terminal."""
     if not sys.stdout.isatty():
         sys.stdout.write("\n".join(picture((100, 0), False)) + "\n")
         return
@@ -77,7 +77,7 @@ def run(picture: Callable[[tuple[int, int], bool], list[str]], interval: float) 
             size = shutil.get_terminal_size()
             lines = picture((size.columns, size.lines), color)
             lines.append(f"every {interval:g} s; q quits")
-            # Each line is cleared as it is written, so that the picture does not flicker.
+            # Clear each line while it is written: clearing the whole screen would flicker.
             sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[:-1]))
             sys.stdout.write(lines[-1] + "\x1b[K\x1b[J")
             sys.stdout.flush()
@@ -99,10 +99,10 @@ def _quit_within(seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _screen() -> Iterator[None]:
-    """The terminal as it was before, however this ends."""
+    """Use the alternate screen, and restore the terminal however this ends."""
     restore: Callable[[], Any] = lambda: None  # noqa: E731
     if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # no termios: keys need Enter
+        with contextlib.suppress(ImportError):  # without termios, keys need Enter
             import termios
             import tty
 

@@ -1,4 +1,4 @@
-"""The observing layer: what happens to a call, as metrics, traces and log events."""
+"""The observing layer: metrics, traces and log events of every call."""
 
 from genesis.observability.configure import Observability, configure
 from genesis.observability.http import ObservabilityServer, asgi_app

@@ -1,8 +1,8 @@
-"""`configure`: traces over OTLP and JSON logs, in one call, for an application that has neither.
+"""`configure`: traces over OTLP and JSON logs with one call, for an application that has neither.
 
-What the application has set up itself stays as it is: structlog's global configuration is never
-touched, a logger with handlers keeps them and gets no further one unasked, and a tracer provider that
-is in place is not replaced.
+The application's own configuration is left alone. structlog's global configuration is never changed. A
+logger with handlers keeps them, and gets another one only on request. An existing tracer provider is
+not replaced.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP
 
 
 class Observability:
-    """What `configure` has set up; ends with `shutdown`, or as a context manager.
+    """The result of `configure`. End it with `shutdown`, or use it as a context manager.
 
     Attributes:
         instance_id: the resource's `service.instance.id`.
-        tracer_provider: the one that exports, or None without an endpoint. If the process had one
-            already, give this one to `Telemetry(tracer_provider=...)` to use it.
+        tracer_provider: the exporting provider, or None without an endpoint. If the process already
+            had a global provider, pass this one to `Telemetry(tracer_provider=...)`.
         handler: the JSON log handler, or None if logging was left alone.
     """
 
@@ -62,14 +62,16 @@ class Observability:
         atexit.register(self.shutdown)
 
     def shutdown(self, timeout: float | None = None) -> bool:
-        """Export what has ended, and take down what was set up. Blocks; a second call does nothing.
+        """Export the ended spans, write the log lines, and undo `configure`. Blocks.
+
+        A second call does nothing.
 
         Args:
-            timeout: seconds to take at most, whatever state the collector and the log stream are in;
-                that of `configure` if None.
+            timeout: the maximum in seconds, even if the collector or the log stream hangs; None for
+                the `shutdown_timeout` of `configure`.
 
         Returns:
-            Whether it ended in time. Spans and log lines that did not go out by then are lost.
+            Whether it finished in time. Spans and log lines not sent by then are lost.
         """
         if self._done:
             return True
@@ -77,7 +79,7 @@ class Observability:
         atexit.unregister(self.shutdown)
         timeout = self._shutdown_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        # The logs come last, because the SDK may have something to say; a part of the time is theirs.
+        # The logs come last, because the SDK might log; a fifth of the time is reserved for them.
         in_time = self._shut_traces(0.8 * timeout)
         if self._logger is not None and self.handler is not None:
             self._logger.removeHandler(self.handler)
@@ -94,14 +96,14 @@ class Observability:
     def _shut_traces(self, timeout: float) -> bool:
         if self.tracer_provider is None:
             return True
-        # In a thread that nobody has to wait for: the SDK's own bounds are 30 s, or none, and an
-        # exporter that is connecting to nowhere cannot be interrupted.
+        # In a daemon thread: the SDK's own timeouts are 30 s or none, and an exporter that is trying to
+        # connect cannot be interrupted.
         ending = threading.Thread(
             target=self.tracer_provider.shutdown, name="genesis-trace-shutdown", daemon=True
         )
         try:
             ending.start()
-        except RuntimeError:  # some versions of Python start no thread any more while they end
+        except RuntimeError:  # some versions of Python cannot start a thread during shutdown
             self.tracer_provider.shutdown()
             return True
         ending.join(timeout)
@@ -120,36 +122,36 @@ def configure(
     shutdown_timeout: float = 5.0,
     registry: CollectorRegistry | None = None,
 ) -> Observability:
-    """Export traces and write logs as JSON, one object a line.
+    """Export traces, and write logs as JSON, one object per line.
 
-    Call it once, before the first `Queue` is made; end it with `shutdown` on the handle, which also
-    happens when the process ends.
+    Call it once, before you create the first `Queue`. End it with `shutdown` on the result; that also
+    happens at the exit of the process.
 
         with configure("call-router", otlp_endpoint="http://collector:4318"):
             asyncio.run(main())
 
     Args:
-        service_name: the resource's `service.name`, the same on every instance; OTEL_SERVICE_NAME
-            comes first, if it is set.
+        service_name: the resource's `service.name`, the same on every instance. OTEL_SERVICE_NAME
+            takes precedence.
         instance_id: the resource's `service.instance.id`; a new `host-pid-random` if None.
-        otlp_endpoint: the collector's base URL; `/v1/traces` is added. None takes
-            OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) from the environment; without
-            either no traces are set up, and no SDK is needed.
-        sample_ratio: of the traces that begin here, 0 to 1; a trace that came with a call is
-            sampled as its beginning was. OTEL_TRACES_SAMPLER comes first, if it is set.
+        otlp_endpoint: the collector's base URL; `/v1/traces` is appended. None uses
+            OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) from the environment. Without an
+            endpoint no traces are exported, and the SDK is not needed.
+        sample_ratio: the ratio of new traces to sample, 0 to 1. A trace continued from a caller keeps
+            the caller's decision. OTEL_TRACES_SAMPLER takes precedence.
         json_logs: None writes JSON logs for the whole process if neither the root logger nor
-            `genesis` has a handler, and leaves logging alone if one has. True adds a JSON handler
-            to the logger `genesis` even so. False leaves logging alone.
-        log_level: of the logger that gets the handler.
-        log_stream: where to write, from a thread of its own, so that a stream that blocks delays no
-            call; stderr if None.
-        shutdown_timeout: seconds that `shutdown` takes at most.
-        registry: where an export that fails is counted; prometheus_client's default one if None.
+            `genesis` has a handler, and otherwise leaves logging alone. True adds a JSON handler to
+            the logger `genesis` even then. False leaves logging alone.
+        log_level: the level of the logger that gets the handler.
+        log_stream: the stream to write to; stderr if None. A thread writes to it, so a blocked stream
+            delays no call.
+        shutdown_timeout: the maximum duration of `shutdown` in seconds.
+        registry: counts failed exports; prometheus_client's default registry if None.
 
     Raises:
-        ImportError: there is an endpoint, but not the SDK or the exporter.
-        ValueError: an empty service name, an endpoint that is no http(s) URL, a ratio outside 0 to
-            1, or an unknown level.
+        ImportError: there is an endpoint, but the SDK or the exporter is not installed.
+        ValueError: an empty service name, an endpoint that is not an http(s) URL, a ratio outside 0
+            to 1, a negative or infinite timeout, or an unknown level.
     """
     if not service_name:
         raise ValueError("service_name is empty; name the application as its traces are to show it")
@@ -192,18 +194,18 @@ def _tracer_provider(
             f"exporting traces needs the OpenTelemetry SDK and its OTLP/HTTP exporter ({error}). "
             "Install them with: pip install 'genesis-queue[otel]'"
         ) from error
-    # OpenTelemetry's own variables win over arguments, as everywhere: they are the operator's.
+    # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
     service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     resource = Resource.create({"service.name": service_name, "service.instance.id": instance_id})
-    chosen = os.environ.get("OTEL_TRACES_SAMPLER")  # which the SDK reads if it is given none
+    chosen = os.environ.get("OTEL_TRACES_SAMPLER")  # the SDK reads it if `sampler` is None
     provider = TracerProvider(
         resource=resource,
         sampler=None if chosen else ParentBased(TraceIdRatioBased(sample_ratio)),
-        shutdown_on_exit=False,  # the handle's own, which is bounded
+        shutdown_on_exit=False,  # `Observability.shutdown` has a timeout
     )
 
     class CountedExporter(OTLPSpanExporter):
-        """The SDK drops what a collector does not take, and only logs it."""
+        """Counts spans that the collector did not accept; the SDK only logs them."""
 
         def export(self, spans: Any) -> Any:
             error: Exception | None = None
@@ -231,7 +233,7 @@ def _tracer_provider(
 def _traces_url(endpoint: str) -> str:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        # Not quoted: it may bear a password.
+        # Do not quote the URL: it might hold a password.
         raise ValueError("otlp_endpoint must be an http:// or https:// URL, as http://localhost:4318")
     return endpoint if parts.path.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
 
@@ -244,7 +246,7 @@ def _level_number(level: int | str) -> int:
 
 
 def _logger_to_use(json_logs: bool | None) -> logging.Logger | None:
-    """The root logger for an application without logging, `genesis` if asked beside its own."""
+    """The root logger if logging is not configured, otherwise `genesis` on request."""
     root, own = logging.getLogger(), logging.getLogger("genesis")
     if json_logs is False:
         return None
@@ -257,7 +259,7 @@ def _logger_to_use(json_logs: bool | None) -> logging.Logger | None:
 
 
 def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
-    """One JSON object a record: the `extra` fields as fields, genesis' event name as `event`."""
+    """One JSON object per record, with the `extra` fields, and genesis' event name as `event`."""
 
     def add_facts(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         record: logging.LogRecord = fields["_record"]
@@ -267,7 +269,7 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
         fields["logger"] = record.name
         fields["service.name"] = service_name
         fields["service.instance.id"] = instance_id
-        # The span that the application logs in; genesis' own records name theirs.
+        # The span in which the application logs; genesis' own records already have one.
         context = trace.get_current_span().get_span_context()
         if context.is_valid and "trace_id" not in fields:
             fields["trace_id"] = f"{context.trace_id:032x}"
@@ -277,7 +279,7 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.contextvars.merge_contextvars,
-            # Last, so that `event` is what the record says it is, and not its text.
+            # Last, so that the record's `event` replaces its text.
             structlog.stdlib.ExtraAdder(),
         ],
         processors=[

@@ -1,4 +1,4 @@
-"""Which span is current while a slot is held, and afterwards."""
+"""The current span while a slot is held, and its restoration afterwards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = ["CurrentHold", "without_ended_holds"]
 
 
 class _Hold:
-    """The span of a hold, current from here on; once it has ended, it stands for the one outside.
+    """The span of a hold, made current on creation. After its end it delegates to the outer span.
 
-    A context that is left behind must not name a span that has ended: slots of a task may be left in
-    any order, and an async generator that is broken off is closed in another task, whose context is not
-    the consumer's. So leaving changes the context only where it is this hold's own.
+    A context left behind must not contain an ended span, but not every such context can be restored.
+    The slots of a task can be left in any order. An abandoned async generator is closed in another
+    task, whose context is not the consumer's. `leave` therefore restores the context only if this hold
+    is current in it; elsewhere, the delegation hides the ended span.
     """
 
     def __init__(self, span: Span, outer: Context) -> None:
@@ -30,7 +31,7 @@ class _Hold:
     def leave(self) -> None:
         self._span = None
         current: Any = trace.get_current_span()
-        # Not "is self._context": the body might have attached a value (baggage) and forgotten it.
+        # Not "is self._context": the body might have attached a value (baggage) and not detached it.
         if current is self:
             outer = self._outer and without_ended_holds(self._outer)
             try:
@@ -39,7 +40,7 @@ class _Hold:
                 self._token.var.reset(self._token)  # at a third of the cost of attaching
             except (AttributeError, ValueError):
                 otel_context.attach(outer)
-            self._context = self._token = None  # and with them a cycle of references
+            self._context = self._token = None  # break the reference cycle
 
     def _now(self) -> Span:
         span = self._span
@@ -64,7 +65,7 @@ CurrentHold: Any = type(
 
 
 def without_ended_holds(context: Context) -> Context:
-    """`context`, or the nearest one outside that is not of a hold that has ended."""
+    """`context`, or its nearest outer context that does not belong to an ended hold."""
     while context:
         hold: Any = trace.get_current_span(context)
         if type(hold) is not CurrentHold or hold._span is not None or hold._context is not context:

@@ -1,4 +1,4 @@
-"""The cheap histogram: five of its observations stand in the path of every call."""
+"""A histogram with cheap observations, because every call makes five of them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from prometheus_client.utils import floatToGoString
 
 __all__ = ["MAX_UNSETTLED", "Distribution", "Family", "FastHistogram", "noting"]
 
-_MOST_UNSORTED = 256
+_MAX_UNSORTED = 256
 MAX_UNSETTLED = 512  # steps
 
 
 class Distribution:
     """One child of a `FastHistogram`.
 
-    An observation is only noted. A reader sorts them into the buckets, and so does `observe` once
-    there are `_MOST_UNSORTED`: in order, some hundreds are split at each bound by one search.
+    An observation only appends to a list. `read`, and `observe` when there are `_MAX_UNSORTED` values,
+    sort the list into the buckets: a sorted list of some hundred values needs one search per bucket.
 
     Attributes:
-        note: observes a value without an exemplar, and never sorts. For the path of every call, in
-            which `noting` says who sorts.
-        usual: as `FastHistogram` says.
+        note: observes a value without an exemplar and without sorting, for the path of every call. See
+            `noting` for who sorts.
+        usual: see `FastHistogram`.
     """
 
     __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "note", "usual")
@@ -37,13 +37,13 @@ class Distribution:
     def __init__(self, bounds: tuple[float, ...], *, usual: bool = True) -> None:
         self._bounds = bounds
         self.usual = usual
-        # The one list for good: appending, copying a part and deleting it are atomic, with and without
-        # a global lock, and what is appended meanwhile comes after that part. So several threads' loops
-        # may feed it while another thread reads, and none is lost or counted twice.
+        # Never replaced. Appending, copying a prefix and deleting a prefix are atomic, with and without
+        # the GIL, and new values come after the prefix. Several threads can therefore append while
+        # another sorts: no value is lost or counted twice.
         self._unsorted: list[float] = []
         self.note = self._unsorted.append
-        self._lock = threading.Lock()  # over the sorting, and over the next two
-        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last one is beyond all bounds
+        self._lock = threading.Lock()  # for sorting, `_counts` and `_sum`
+        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last is above all bounds
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
 
@@ -52,12 +52,12 @@ class Distribution:
         if exemplar is not None:
             bucket = bisect_left(self._bounds, value)
             self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
-        if len(self._unsorted) >= _MOST_UNSORTED:
+        if len(self._unsorted) >= _MAX_UNSORTED:
             self.settle()
 
     def settle(self) -> None:
-        """Sort what was noted, unless another is just at it."""
-        # Never waits for the lock: the collector may have closed a call in the middle of `read`.
+        """Sort the noted values, unless another thread is doing so."""
+        # Never wait for the lock: the garbage collector might run this in the middle of `read`.
         if self._unsorted and self._lock.acquire(blocking=False):
             try:
                 self._sort()
@@ -65,13 +65,13 @@ class Distribution:
                 self._lock.release()
 
     def read(self) -> tuple[list[int], float, dict[int, Exemplar]]:
-        """Observations by bucket, their sum, and the latest exemplars by bucket."""
+        """The number of observations per bucket, their sum, and the latest exemplar per bucket."""
         with self._lock:
             self._sort()
             return list(self._counts), self._sum, dict(self._exemplars)
 
     def begin_again(self) -> None:
-        """After a fork: the child has observed nothing, and the lock's owner is not in it."""
+        """Reset in a forked child: it has no observations, and the lock's owner does not exist."""
         self._lock = threading.Lock()
         self._unsorted.clear()
         self._counts = [0] * (len(self._bounds) + 1)
@@ -88,12 +88,12 @@ class Distribution:
             values.sort()
         except (TypeError, OverflowError):
             total = math.nan
-        if total != total:  # something is no number: it is left out, and it alone
+        if total != total:  # drop the values that are not numbers, and keep the others
             values = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
             total = sum(values)
         self._sum += total
         counts, bounds, below, place = self._counts, self._bounds, 0, 0
-        while below < len(values):  # one step a bucket that has any
+        while below < len(values):  # one step per non-empty bucket
             place = bisect_left(bounds, values[below], place)
             reached = len(values)
             if place < len(bounds):
@@ -103,13 +103,16 @@ class Distribution:
 
 
 class Family(Collector):
-    """Children by label values: as prometheus_client's, but cheap, and good again after a fork.
+    """Children by label values, as in prometheus_client, but cheaper, and reset after a fork.
 
-    Neither counters nor histograms have `_created` series.
+    Counters and histograms have no `_created` series.
 
     Args:
-        family: makes one of prometheus_client's metric families, to be filled by `_fill`.
-        child: makes a child.
+        family: creates a prometheus_client metric family, which `_fill` fills.
+        name: the metric's name.
+        text: its help text.
+        labelnames: its labels.
+        child: creates a child.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class Family(Collector):
     def labels(self, *values: str, **options: Any) -> Any:
         child = self._children.get(values)
         if child is None:
-            # The child of whichever thread comes first, for all of them.
+            # `setdefault`: if two threads create a child, both use the first one.
             child = self._children.setdefault(values, self._child(**options))
         return child
 
@@ -151,14 +154,14 @@ class Family(Collector):
 
 
 class FastHistogram(Family):
-    """A histogram that observes at a third of the cost of prometheus_client's.
+    """A histogram whose observations cost a third of prometheus_client's.
 
-    Five of its observations stand in the path of every call; they, not the line, would decide what a
-    call costs. The exposition is left to prometheus_client. In multiprocess mode, which knows no custom
-    collectors, its own Histogram is used instead.
+    Every call makes five observations, which would otherwise dominate the cost of a call.
+    prometheus_client writes the exposition. In multiprocess mode, which supports no custom collectors,
+    prometheus_client's Histogram is used instead.
 
-    A child without observations shows all its buckets only if it is a `usual` one; else its count and
-    sum alone, a seventh of the series: most queues never see most outcomes.
+    A child without observations exposes all its buckets only if it is `usual`, otherwise only its count
+    and sum. That is a seventh of the series: most queues never see most outcomes.
     """
 
     def __init__(
@@ -185,9 +188,9 @@ class FastHistogram(Family):
 
 
 def noting(child: Any) -> Callable[[float], None]:
-    """The cheapest way to observe a value without an exemplar, of either kind of histogram.
+    """The cheapest way to observe a value without an exemplar, for either kind of histogram.
 
-    The caller must call `Instruments.settle` every `MAX_UNSETTLED` times.
+    The caller must call `Instruments.settle` after every `MAX_UNSETTLED` calls.
     """
     note: Callable[[float], None] = getattr(child, "note", None) or child.observe
     return note

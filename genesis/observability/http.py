@@ -1,12 +1,12 @@
-"""`/metrics`, `/health` and `/ready`, as a server of its own or as an ASGI application to mount.
+"""`/metrics`, `/health` and `/ready`, as a separate server or as an ASGI application to mount.
 
-The server is the standard library's `http.server` in threads of its own, and not a coroutine of the
-application's event loop. What it shows is wanted most when that loop is blocked: from a thread the
-metrics still go out, and `/ready` notices, because it asks the loop. Rendering ten thousand series
-takes a good part of a second, which must not delay the calls. It speaks HTTP/1.0, one answer a
-connection. TLS, compression and persistent connections are left to a reverse proxy.
+The server is the standard library's `http.server`. It runs in threads, not in the application's event
+loop, because it matters most when that loop is blocked: a thread still serves the metrics, and `/ready`
+fails because it needs the loop. Rendering ten thousand series takes a good part of a second, which must
+not delay calls. The server speaks HTTP/1.0, one response per connection. TLS, compression and
+persistent connections are left to a reverse proxy.
 
-Under an ASGI server no port of its own is needed: `asgi_app` answers the same three paths.
+Under an ASGI server no extra port is needed: `asgi_app` serves the same three paths.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_MOST_CONNECTIONS = 32  # Prometheus needs one; what comes on top of these is hung up on
-_MARGIN_SECONDS = 0.25  # by which a loop that runs answers before it is called blocked
+_MAX_CONNECTIONS = 32  # Prometheus needs one; further connections are closed at once
+_MARGIN_SECONDS = 0.25  # a running loop can exceed `ready_timeout` by this before it counts as blocked
 _PATHS = ("/metrics", "/health", "/ready")
 
 _log = logging.getLogger("genesis.server")  # below `genesis`, which has a handler
 
 
 class Pingable(Protocol):
-    """What readiness needs of a `Queue`; its `draining` is looked at, too, if it has one."""
+    """The part of a `Queue` that readiness needs; its `draining` is checked too, if it has one."""
 
     async def ping(self) -> None: ...
 
@@ -76,13 +76,13 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
     try:
         done, _ = await asyncio.wait({ping}, timeout=seconds)
     finally:
-        ping.cancel()  # unless it is done; also for a client that has hung up
+        ping.cancel()  # no effect if it is done; needed too if the client has disconnected
     if not done:
         return _not_ready(f"the backend did not answer within {seconds:g} s")
     error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
     if error is None:
         return _READY
-    # Of a foreign error the kind alone: its message may name an address, or a password in it.
+    # Show only the type of other errors: a message might contain an address or a password.
     cause = type(error).__name__
     if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
         cause = error.cause
@@ -92,7 +92,7 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
 
 
 def _known_formats(accept: str) -> str:
-    """Without OpenMetrics 2: prometheus_client writes 1.0 and labels it with the version asked for."""
+    """Remove OpenMetrics 2: prometheus_client writes 1.0, but labels it with the requested version."""
     unknown = re.compile(r"application/openmetrics-text\b.*version=\s*\"?([2-9]|\d\d)")
     return ",".join(kind for kind in accept.split(",") if not unknown.search(kind))
 
@@ -100,7 +100,7 @@ def _known_formats(accept: str) -> str:
 def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
     try:
         if (path := multiprocess.directory()) is not None:
-            # The values of all processes, from their files; a registry would add this one's twice.
+            # A new registry: the given one would add this process' values twice.
             registry = CollectorRegistry()
             multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
         encode, content_type = choose_encoder(_known_formats(accept))
@@ -113,19 +113,19 @@ def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
 class ObservabilityServer:
     """A small HTTP server for `/metrics`, `/health` and `/ready`.
 
-    `/ready` is 200 if the queue is not draining and its backend answers a ping in time, else 503 with a
-    short reason. Start and stop it in the event loop that the queue is used in.
+    `/ready` is 200 if the queue is not draining and its backend replies to a ping in time, otherwise
+    503 with a short reason. Start and stop the server in the event loop that uses the queue.
 
         async with Queue(...) as queue, ObservabilityServer(queue, port=9464): ...
 
     Args:
-        queue: asked by `/ready`; without one the process is ready as soon as it answers.
-        registry: of prometheus_client; the process' default one if None. With
+        queue: checked by `/ready`. Without a queue, the process is ready if its event loop runs.
+        registry: a prometheus_client registry; the process' default registry if None. With
             PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes are served instead.
-        host: where to listen. The metrics name queues and loads: another address than the loopback
-            one must be given on purpose.
-        port: 0 picks a free one; `port` then tells which.
-        ready_timeout: seconds for the event loop and the backend to answer.
+        host: the address to listen on. Metrics reveal queue names and load, so the default is the
+            loopback address.
+        port: 0 picks a free port, which the attribute `port` returns.
+        ready_timeout: seconds within which the event loop and the backend must reply.
 
     Raises:
         ValueError: an empty host, or a timeout that is not positive.
@@ -156,13 +156,18 @@ class ObservabilityServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, once started; until then the one that was asked for."""
+        """The port of the running server; before `start`, the requested port."""
         if self._listener is None:
             return self._address[1]
         return int(self._listener.server_address[1])
 
     async def start(self) -> None:
-        """Listen, and return once connections are accepted."""
+        """Start to listen. Connections are accepted when this returns.
+
+        Raises:
+            RuntimeError: the server is running.
+            OSError: the address cannot be bound.
+        """
         if self._listener is not None:
             raise RuntimeError("the server is running")
         loop = asyncio.get_running_loop()
@@ -180,7 +185,7 @@ class ObservabilityServer:
             raise OSError(error.errno, text) from error
 
     async def stop(self) -> None:
-        """Stop listening. Answers on their way still go out, as long as the process lives."""
+        """Stop listening. Responses in progress still complete unless the process exits."""
         if self._listener is not None:
             self._listener.stop()
             self._listener = None
@@ -214,23 +219,23 @@ class ObservabilityServer:
 
 
 class _Listener(socketserver.ThreadingTCPServer):
-    """Accepts connections in one thread and answers each in another; see `http.server`.
+    """Accepts connections in one thread and handles each in another, see `http.server`.
 
-    `serve_forever` looks twice a second whether it is to stop; here a pair of sockets wakes it, so that
-    an idle process sleeps and a stopping one stops at once.
+    `serve_forever` polls twice a second for a stop. Here a socket pair wakes the thread instead: an
+    idle process sleeps, and a stop takes effect at once.
     """
 
     allow_reuse_address = True
-    daemon_threads = True  # a process that ends must not wait for a scrape
+    daemon_threads = True  # the exit of the process must not wait for a scrape
     request_queue_size = 128
-    timeout = 0  # of `handle_request`, which is called when there is something to accept
+    timeout = 0  # for `handle_request`, which is called only when the socket is readable
 
     def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
         self.answer = answer
         self._open: set[Any] = set()
         super().__init__(address, _Handler)
-        self.socket.setblocking(False)  # a client that is gone again must not hold up the thread
+        self.socket.setblocking(False)  # a client that has disconnected must not block the thread
         self._stop, self._stopped = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for readable in (self.socket, self._stopped):
@@ -249,11 +254,11 @@ class _Listener(socketserver.ThreadingTCPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(0.1)  # out of file descriptors: not again as fast as the processor can
+            time.sleep(0.1)  # out of file descriptors: do not retry in a busy loop
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        if len(self._open) < _MOST_CONNECTIONS:
+        if len(self._open) < _MAX_CONNECTIONS:
             self._open.add(request)
         return request in self._open
 
@@ -271,7 +276,7 @@ class _Listener(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Listener
-    timeout = 10.0  # seconds for which a client might be silent
+    timeout = 10.0  # seconds until a silent client is disconnected
     wbufsize = -1  # head and body in one packet
 
     def do_GET(self) -> None:
@@ -287,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def version_string(self) -> str:
-        return "genesis"  # and not the versions of Python and http.server
+        return "genesis"  # do not reveal the versions of Python and http.server
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
         return
@@ -301,10 +306,11 @@ def asgi_app(
 ) -> ASGIApp:
     """An ASGI application with `/metrics`, `/health` and `/ready`, to mount.
 
-    Mounted under a prefix it answers below it: `app.mount("/ops", asgi_app(queue))` has
-    `/ops/metrics`. Mounted at `/metrics`, it answers there, too.
+    `app.mount("/ops", asgi_app(queue))` serves `/ops/metrics`. Mounted at `/metrics`, the application
+    serves the metrics there too. The arguments are those of `ObservabilityServer`.
 
-    Args: as `ObservabilityServer`.
+    Raises:
+        ValueError: a timeout that is not positive.
     """
     _check_ready_timeout(ready_timeout)
     registry = REGISTRY if registry is None else registry
@@ -338,7 +344,7 @@ def asgi_app(
 
 
 def _path_below_mount(scope: Scope) -> str:
-    """ASGI's `path` begins with the `root_path` of the mount; older frameworks cut it off."""
+    """The path below the mount. ASGI's `path` includes `root_path`; older frameworks remove it."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     below = path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
     own = f"/{root.rpartition('/')[2]}"

@@ -1,8 +1,8 @@
-"""The observing layer: a `QueueBackend` around any other, through which every operation passes.
+"""The observing layer: a `QueueBackend` that wraps any other and observes every operation.
 
-It is complete by construction: mypy refuses it if an operation of the protocol is missing or differs,
-and `_check_complete` refuses to import it if one is inherited instead of wrapped. It changes nothing:
-the caller gets what the inner backend returns or raises, and a sink that fails is counted.
+It is complete by construction. mypy fails if an operation of the protocol is missing or differs, and
+`_check_complete` fails at import if one is inherited instead of wrapped. It is transparent: the caller
+gets what the inner backend returns or raises, and errors of a sink are only counted.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ __all__ = ["ObservedBackend"]
 
 T = TypeVar("T")
 
-_NOT_OPERATIONS = {"listen", "lapsed"}  # nothing is sent, so there is nothing to measure
-_WITHOUT_ANSWER = {"flush", "close"}  # they end well though nothing was ever sent
+_NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure
+_WITHOUT_REPLY = {"flush", "close"}  # they succeed even if nothing was ever sent
 
 
 class ObservedBackend:
-    """Observes `inner`, whatever it is.
+    """Observes any backend.
 
     Args:
-        inner: carries out the operations.
-        telemetry: where to report to.
-        version: of this library, for the build info and the tracer.
+        inner: performs the operations.
+        telemetry: the sinks.
+        version: the version of this library, for the build info and the tracer.
     """
 
     def __init__(self, inner: protocol.QueueBackend, telemetry: Telemetry, version: str) -> None:
@@ -53,12 +53,12 @@ class ObservedBackend:
         self._name = inner.name
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        # How to note that a step went well: the path of every call looks up no child. Only one that a
-        # `leave` soon follows is noted, which sees to the sorting.
+        # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
+        # `leave` follows soon; `_went_well` counts the steps and then sorts the noted values.
         self._well: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._since_settled = 0  # steps that went well
+        self._since_settled = 0  # successful steps since the values were sorted
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
@@ -98,8 +98,8 @@ class ObservedBackend:
     def listen(self, listener: protocol.Listener) -> None:
         self._listener = listener
 
-    # The three steps of a passage do without a coroutine around the inner one, which would cost every
-    # resumption, and ask the clock once between two steps.
+    # These three methods wrap the inner coroutine in no further one, which every resumption would pass
+    # through, and read the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
         recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
@@ -111,7 +111,7 @@ class ObservedBackend:
         except BaseException as error:
             self._count_operation("enter", _operation_outcome(error), self._clock() - began)
             outcome = _wait_outcome(error)
-            # A timeout here is the backend's, not the caller's, who has not begun to wait.
+            # A timeout here is the backend's, not the caller's: the wait has not begun.
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
@@ -153,11 +153,10 @@ class ObservedBackend:
         *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
-        """As the protocol's `leave`; `error` is what the body raised, if it did.
+        """As the protocol's `leave`; `error` is the exception of the body, if any.
 
-        The inner backend comes first, so that the next waiter does not wait for telemetry.
-        What the hold was is settled by then all the same: a loss that is reported from here on finds
-        no recorder any more.
+        The inner backend comes first, so that the next waiter does not wait for telemetry. The outcome
+        of the hold is already decided: the recorder was removed, so a later `SlotLost` has no effect.
         """
         recorder = self._recorders.pop(ticket.id, None)
         began = self._clock()
@@ -183,10 +182,10 @@ class ObservedBackend:
         return result
 
     def _left(self, event: protocol.Left) -> None:
-        """The reply to a `leave` has come, or never will."""
+        """The reply to a `leave` has come, or will never come."""
         recorder, began = self._leaving.pop(event.ticket.id, (None, None))
         if began is None:
-            return  # not one that was sent through here
+            return  # that `leave` was not called through this object
         if event.confirmed:
             self._went_well("leave", self._clock() - began)
         else:
@@ -195,13 +194,13 @@ class ObservedBackend:
             recorder.released(event.result.granted_to, None, confirmed=event.confirmed)
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
-        """A call that was turned away before it reached the backend: the Queue is draining."""
+        """A call was refused before it reached the backend, because the Queue is draining."""
         CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry).refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
         if lapsed and (recorder := self._recorders.get(ticket.id)) is not None:
-            recorder.slot_lost("lapsed")  # a backend that emits no event is not silent either
+            recorder.slot_lost("lapsed")  # report the loss even if the backend emits no event
         return lapsed
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
@@ -245,7 +244,7 @@ class ObservedBackend:
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
     ) -> T:
-        """An operation that is not a step of a passage: one CLIENT span, one log event."""
+        """Observe an operation that is no step of a call: one CLIENT span and one log event."""
         span = self._telemetry.guarded("traces", self._tracing.inspection, operation, queue_id, item_id)
         failure: BaseException | None = None
         began = self._clock()
@@ -282,15 +281,15 @@ class ObservedBackend:
             instruments = self._telemetry.instruments
             child = instruments.operation.labels(self._name, operation, outcome)
             self._operations[key] = child
-            if outcome == "ok" and operation not in _WITHOUT_ANSWER:
+            if outcome == "ok" and operation not in _WITHOUT_REPLY:
                 self._telemetry.guarded("metrics", instruments.up.met, self._name, self)
             if outcome == "ok" and operation in self._well:
                 self._well[operation] = noting(child)
         child.observe(seconds)
 
     def _on_event(self, event: protocol.BackendEvent) -> None:
-        # In no context: the backend tells it from a task or a timer of its own, which runs in that of
-        # the call it was made in, and a log event would bear that call's trace and variables.
+        # An empty context: the backend emits events from tasks and timers that run in the context of
+        # some call, and a log event would contain that call's trace and variables.
         if isinstance(event, Snapshot):
             self._snapshots.take(event)
         else:

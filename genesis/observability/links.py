@@ -1,4 +1,4 @@
-"""What a span says of other calls, of a failure, and of itself."""
+"""Helpers for spans: links to other calls, errors, and trace context in text form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StartSpan", "complete", "context_of", "end", "fail", "ids_of", "trac
 
 StartSpan: TypeAlias = Callable[..., Span]
 
-# Of the spans that are made when they end: their kind, and what the calls are that they name.
+# The spans that are created when they end: their kind, and the relation to the calls they link to.
 _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
     names.SPAN_WAIT: (SpanKind.INTERNAL, "released_by"),
     names.SPAN_RELEASE: (SpanKind.CLIENT, "granted_to"),
@@ -33,7 +33,7 @@ def complete(
     ended: int,
     failure: BaseException | str | None,
 ) -> None:
-    """Make a span after the fact, with all that is known by then."""
+    """Create a finished span with all its attributes; `began` and `ended` in ns."""
     kind, relation = _SHAPES[name]
     attributes |= _related(relation, parties)
     span = start(name, parent, kind, attributes, _links(relation, parties), began)
@@ -47,12 +47,12 @@ def ids_of(context: SpanContext) -> dict[str, str] | None:
 
 
 def traceparent(context: SpanContext) -> str:
-    """W3C `traceparent`. Written and read here, and not with the application's propagator: what travels
-    with the ticket must be understood by every instance, whatever each has configured."""
+    """W3C `traceparent`. It does not use the application's propagator: every instance must understand
+    the context of a ticket, whatever each has configured."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-# What a failure without an exception is called in `error.type`.
+# `error.type` of a failure without an exception.
 _ERROR_TYPES = {
     "timeout": "QueueTimeoutError",
     "evicted": "EvictedError",
@@ -74,7 +74,7 @@ def end(span: Span, cause: BaseException | str | None, now: int | None = None) -
 
 
 def _related(relation: names.Relation, parties: Sequence[CallRef]) -> dict[str, Any]:
-    """Who the other calls are, as attributes; one of them is the rule."""
+    """The ids of the other calls as attributes. Usually there is one."""
     if not parties:
         return {}
     one = parties[0] if len(parties) == 1 else None
@@ -87,7 +87,7 @@ def _related(relation: names.Relation, parties: Sequence[CallRef]) -> dict[str, 
 
 
 def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
-    """Links to the spans whose `traceparent`s came through the backend, as far as there are any."""
+    """Links to the spans of the other calls, for those whose `traceparent` is known."""
     return [
         Link(
             context, {names.LINK: relation, names.ITEM_ID: p.item_id, names.INSTANCE_ID: p.instance_id}
@@ -98,9 +98,9 @@ def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
 
 
 def context_of(text: str) -> SpanContext | None:
-    """The context that a `traceparent` names; None if it names none.
+    """Parse a `traceparent`; None if it is not valid.
 
-    OpenTelemetry's propagator takes three times as long, and a hand-off asks twice.
+    OpenTelemetry's propagator takes three times as long, and a hand-off parses two of them.
     """
     parts = text.split("-")
     if [len(part) for part in parts] != [2, 32, 16, 2]:

@@ -1,8 +1,8 @@
-"""Log events: structlog over the stdlib logger `genesis`, structlog's global set-up untouched.
+"""Log events: structlog over the stdlib logger `genesis`, without structlog's global configuration.
 
-The event and its fields go to the stdlib logger twice: as text, so that any handler shows them, and
-as `extra`, so that a JSON formatter, or structlog's ProcessorFormatter with ExtraAdder, has them as
-fields. Until the application configures logging, nothing is printed.
+The event and its fields go to the stdlib logger twice: as text, so that any handler shows them, and as
+`extra`, so that a JSON formatter (or structlog's ProcessorFormatter with ExtraAdder) gets fields.
+Nothing is printed until the application configures logging.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log", "own_logger"]
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
-# What `logging` refuses to have in `extra`. An application may have bound such a name as its context.
-_TAKEN = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+# Names that `logging` does not accept in `extra`. The application might bind one as a context variable.
+_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 def own_logger() -> logging.Logger:
-    """The logger `genesis`, for the library's own messages, without "last resort" lines on stderr.
+    """The logger `genesis`, for the library's own messages, without "last resort" output on stderr.
 
-    `logging.config.dictConfig` disables every logger that it does not name and that exists by then,
-    which is no application's decision about this one: a level is.
+    `logging.config.dictConfig` disables every existing logger that it does not name. That is rarely
+    intended, so the logger is enabled again; an application that wants silence sets a level.
     """
     logger = logging.getLogger("genesis")
     if not logger.handlers:
@@ -37,14 +37,15 @@ def own_logger() -> logging.Logger:
 
 
 class Log:
-    """Writes events to the `genesis` logger, or to the one given.
+    """Writes events to the given logger, or to the logger `genesis`.
 
     Args:
-        logger: a stdlib logger or LoggerAdapter, or anything with structlog's
-            `log(level, event, **fields)`; of structlog's AsyncBoundLogger, the synchronous one in it.
+        logger: a stdlib logger or LoggerAdapter, or an object with structlog's
+            `log(level, event, **fields)`. For an AsyncBoundLogger, the synchronous logger that it
+            wraps is used.
 
     Raises:
-        TypeError: its `log` is a coroutine function otherwise.
+        TypeError: `logger.log` is a coroutine function, and the logger is not an AsyncBoundLogger.
     """
 
     def __init__(self, logger: Any = None) -> None:
@@ -55,7 +56,7 @@ class Log:
         if isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
             if isinstance(logger, logging.Logger) and not logger.handlers:
                 logger.addHandler(logging.NullHandler())
-            self.enabled = logger.isEnabledFor if own is None else _enabled_whatever_disables_it(own)
+            self.enabled = logger.isEnabledFor if own is None else _re_enabling(own)
             self._logger = structlog.wrap_logger(
                 logger if isinstance(logger, logging.Logger) else _Adapted(logger),
                 processors=[structlog.contextvars.merge_contextvars, _to_stdlib],
@@ -71,7 +72,7 @@ class Log:
 
 
 class _Adapted:
-    """A LoggerAdapter that keeps the `extra` of a call; before 3.13 it replaces it by its own."""
+    """A LoggerAdapter that keeps the `extra` of a call. Before Python 3.13, its own replaces it."""
 
     def __init__(self, adapter: logging.LoggerAdapter[Any]) -> None:
         self._adapter = adapter
@@ -88,7 +89,7 @@ class _Adapted:
 def _synchronous(logger: Any) -> Any:
     bound = logger.bind() if isinstance(logger, structlog.stdlib.BoundLogger) else logger
     if type(logger).__module__.startswith("structlog.") and hasattr(logger, "bind"):
-        bound = logger.bind()  # what a lazy proxy stands for
+        bound = logger.bind()  # resolves a lazy proxy
         if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
             return bound.sync_bl
     if inspect.iscoroutinefunction(getattr(bound, "log", None)):
@@ -99,7 +100,7 @@ def _synchronous(logger: Any) -> Any:
     return logger
 
 
-def _enabled_whatever_disables_it(logger: logging.Logger) -> Callable[[int], bool]:
+def _re_enabling(logger: logging.Logger) -> Callable[[int], bool]:
     def enabled(level: int) -> bool:
         if logger.disabled:
             logger.disabled = False
@@ -118,7 +119,7 @@ def _to_stdlib(
     fields: MutableMapping[str, Any],
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     event = str(fields.pop("event"))
-    # repr: an id with a newline must not begin a line of its own.
+    # repr: an id with a newline must not start a new line.
     text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
-    extra = {f"{name}_" if name in _TAKEN else name: value for name, value in fields.items()}
+    extra = {f"{name}_" if name in _RESERVED else name: value for name, value in fields.items()}
     return ("%s", text), {"extra": {"event": event, **extra}}

@@ -1,10 +1,10 @@
 """Metrics on prometheus_client's registry.
 
-Children are looked up once a queue and kept (`QueueSeries`), because `labels()` costs as much as the
-observation. What may happen to a queue is exposed from its first call on, at 0: Prometheus' `increase`
-does not see the increment with which a series appears, and what is rare (a lost slot, a reclaimed one)
-would never be seen at all. For the same reason the series of an idle queue are kept for a day, unless
-there are too many. They are removed at a scrape, not when the queue becomes idle.
+Children are looked up once per queue and kept (`QueueSeries`), because `labels()` costs as much as the
+observation. Every series of a queue exists from its first call, at 0: Prometheus' `increase` ignores
+the value with which a series appears, so a rare event (a lost or reclaimed slot) would never be
+visible. For the same reason the series of an idle queue are kept for a day, unless there are too many
+queues. They are removed during a scrape, not when the queue becomes idle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WAIT_BUCKETS = (
     0.0, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
 )
-OPERATION_BUCKETS = (  # `wait` lasts as long as a call waits, all others much shorter
+OPERATION_BUCKETS = (  # `wait` lasts as long as a call waits; all others are much shorter
     0.00001, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0,
 )
@@ -40,8 +40,8 @@ POSITION_BUCKETS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500
 # fmt: on
 MAX_QUEUES = 100
 IDLE_SECONDS = 86_400.0
-CROWDED_IDLE_SECONDS = 600.0  # once there are MAX_QUEUES of them
-LOOK_SECONDS = 1.0  # between two looks whether the registry still has the instruments
+CROWDED_IDLE_SECONDS = 600.0  # when there are MAX_QUEUES
+CHECK_SECONDS = 1.0  # between two checks that the registry still has the instruments
 
 
 class Count:
@@ -65,7 +65,7 @@ class Count:
 
 
 class Instruments(Collector):
-    """All metrics of one registry; one collector, unless they are kept in files for all processes."""
+    """All metrics of one registry: one collector, or, in multiprocess mode, metrics kept in files."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Instruments(Collector):
         self.files: multiprocess.SharedFiles | None = None
         self._in_files = multiprocess.directory() is not None
         self._registry = registry
-        self._next_look = 0.0
+        self._next_check = 0.0
         queue, ended = ("queue",), ("queue", "outcome")
         self.wait = self._histogram(
             names.WAIT_SECONDS, "Seconds waited in the line, once an item.", ended, wait_buckets
@@ -125,7 +125,7 @@ class Instruments(Collector):
         publish = None if self.files is None else self.files.publish
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label
-        self._changing = threading.RLock()  # held to add to `known` or remove from it, and the children
+        self._changing = threading.RLock()  # held to change `known` and its children
         if self.files is None:
             registry.register(self)
             _begin_again_after_forks(self)
@@ -142,18 +142,18 @@ class Instruments(Collector):
             yield from each.collect()
 
     def stay_registered(self) -> None:
-        """Come back to a registry from which the application has removed everything."""
+        """Register again if the application has cleared the registry."""
         now = self.clock()
-        if self.files is None and now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
+        if self.files is None and now >= self._next_check:
+            self._next_check = now + CHECK_SECONDS
             try:
                 self._registry.register(self)
             except ValueError:
-                return  # it is there
+                return  # still registered
 
     def begin_again(self) -> None:
-        """After a fork: the child has done nothing yet, and owners of locks are not in it."""
-        # A thread may have been scraping, and have held the registry's.
+        """Reset in a forked child: it has no calls, and the owners of locks do not exist there."""
+        # A scraping thread of the parent might have held the registry's lock.
         self._registry._lock = threading.Lock()
         self._changing = threading.RLock()
         for each in (*self._own(), self.shared, *self.known.values()):
@@ -162,7 +162,7 @@ class Instruments(Collector):
             self.build_info.labels(*labels).set(1)
 
     def series(self, label: str) -> QueueSeries:
-        """The series of a queue, or, once there are `MAX_QUEUES`, those of all others together."""
+        """The series of a queue; beyond `MAX_QUEUES`, the series that all further queues share."""
         with self._changing:
             if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
@@ -172,7 +172,7 @@ class Instruments(Collector):
             return series
 
     def settle(self) -> None:
-        """Sort what was noted, of whichever queue: there may be no scrape for long, or none."""
+        """Sort the noted values of all queues: it might be long until the next scrape."""
         if self.files is not None:
             return
         self.stay_registered()
@@ -181,12 +181,12 @@ class Instruments(Collector):
         self.operation.settle()
 
     def busy(self, label: str) -> bool:
-        """Whether a call of this process is under this label."""
+        """Whether this process has a call under this label."""
         series = self.known.get(label)
         return series is not None and (series.waiting > 0 or series.holding > 0)
 
     def remove_idle(self) -> None:
-        """Forget queues that have had no call of this process for long."""
+        """Remove queues that have had no call of this process for a long time."""
         now = self.clock()
         patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
         for label, series in list(self.known.items()):
@@ -194,17 +194,17 @@ class Instruments(Collector):
                 series.idle_since = None
             elif series.idle_since is None:
                 series.idle_since = now
-                if self.busy(label):  # a call has come meanwhile, in another thread
+                if self.busy(label):  # a call has entered meanwhile, in another thread
                     series.idle_since = None
             elif now - series.idle_since >= patience:
                 self._remove(label, series)
 
     def _remove(self, label: str, series: QueueSeries) -> None:
-        # A scrape has a thread of its own: a call that came back to the queue between two of these
-        # steps would take up children of which the next step removes some from the exposition.
+        # A scrape runs in its own thread. Without the lock, a call that enters between two of these
+        # steps would use children that the next step removes from the exposition.
         with self._changing:
             if self.known.get(label) is not series or self.busy(label):
-                return  # another scrape was faster, or a call
+                return  # another scrape has removed it, or a call has entered
             del self.known[label]
             for metric in (
                 *(self.wait, self.hold, self.position, self.waiting, self.holding),
@@ -254,10 +254,10 @@ def _after_fork() -> None:
 def instruments_of(
     registry: CollectorRegistry, wait_buckets: Sequence[float], clock: Callable[[], float]
 ) -> Instruments:
-    """The instruments of a registry; made once, kept on the registry itself.
+    """The instruments of a registry, created once and stored on the registry itself.
 
-    Kept there, and not in a table of this module, because a registry outlives a reload of the module,
-    and registering a name twice raises.
+    They are not stored in this module, because a registry outlives a reload of the module, and
+    registering a name twice raises.
     """
     kept: Instruments | None = getattr(registry, "_genesis_instruments", None)
     if kept is None:

@@ -1,7 +1,7 @@
-"""prometheus_client's multiprocess mode: several workers behind one port, their values in files.
+"""prometheus_client's multiprocess mode: several workers behind one port keep their values in files.
 
-The mode is chosen by PROMETHEUS_MULTIPROC_DIR when prometheus_client is imported, and by nothing that
-happens later. A scrape of one worker returns the metrics of all.
+prometheus_client reads PROMETHEUS_MULTIPROC_DIR once, when it is imported. A scrape of one worker
+returns the metrics of all workers.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _MODE = "livemax"
 _NEVER = 1.0  # the time until which a value that is not known holds good
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def directory() -> str | None:
-    """Where the processes' files are; None if this process keeps its metrics to itself.
+    """The directory of the processes' files; None if multiprocess mode is off.
 
-    If it must although the variable is set, that is logged, once.
+    If the variable is set but cannot be used, an error is logged once.
     """
     path = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower())
     if not path:
         return None
     if not values.ValueClass._multiprocess:
-        _say(
+        _log_once(
             f"{VARIABLE} was set after prometheus_client had been imported, and is not used then: "
             "/metrics shows this process alone. Set it before the program starts."
         )
         return None
     os.environ.setdefault(VARIABLE, path)  # prometheus_client does so too, with a warning
     if not Path(path).is_dir() or not os.access(path, os.W_OK | os.X_OK):
-        _say(
+        _log_once(
             f"{VARIABLE} is {path!r}, which is no directory that this process can write to: /metrics "
             "shows this process alone. Create the directory before the server starts."
         )
@@ -61,28 +61,28 @@ def directory() -> str | None:
 
 
 def warn_of_other_workers() -> None:
-    """Log that a scrape reads one worker, if this process looks like one of several and it would."""
+    """Log an error if this looks like one of several workers and multiprocess mode is off."""
     is_worker = multiprocessing.parent_process() is not None or os.environ.get(
         "SERVER_SOFTWARE", ""
     ).startswith("gunicorn")
     if is_worker and directory() is None:
-        _say(
+        _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
             "starts, so that each worker answers with the metrics of all.",
         )
 
 
-def _say(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
         own_logger().error(text)
 
 
 class SharedFiles:
-    """Writes gauges to this process's file, with the time until which they hold good.
+    """Writes gauges to this process's file, together with their expiry.
 
-    What a process wrote before it forked is 0 in the child's file, and holds good until 0 there.
+    A value written before a fork is 0 in the child's file, and has expired there.
 
     Args:
         gauges: the shared ones, in the order of `SHARED`.
@@ -112,10 +112,10 @@ def _write(child: Any, value: float | None, until: float) -> None:
 
 
 class AllProcesses(MultiProcessCollector):
-    """The metrics of all processes, without the gauges of those that have ended.
+    """The metrics of all processes, without the gauges of dead processes.
 
-    uvicorn has no hook for a worker that dies, and a process that is killed runs none: so who is alive
-    is looked up at each scrape.
+    uvicorn has no hook for a dead worker, and a killed process runs no hook. Each scrape therefore
+    checks which processes are alive.
     """
 
     def collect(self) -> Iterator[Any]:
@@ -124,7 +124,7 @@ class AllProcesses(MultiProcessCollector):
         for metric in super().collect():  # type: ignore[no-untyped-call]
             if metric.name not in ours:
                 yield metric
-        yield from self._what_holds_good()
+        yield from self._unexpired()
 
     def _remove_dead(self) -> None:
         files = [file.name for file in Path(self._path).iterdir()]
@@ -135,8 +135,8 @@ class AllProcesses(MultiProcessCollector):
                 except FileNotFoundError:
                     continue  # another worker's scrape was faster
 
-    def _what_holds_good(self) -> Iterator[Any]:
-        """Of what the processes said and still holds good: the greatest; of "up", the least."""
+    def _unexpired(self) -> Iterator[Any]:
+        """Over all processes, of each gauge's unexpired values: the maximum; the minimum of `up`."""
         now = time.time()
         greatest: dict[tuple[str, str, str], float] = {}
         least: dict[str, float] = {}
@@ -174,5 +174,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # another user's
+        return True  # a process of another user
     return True

@@ -1,4 +1,4 @@
-"""Every telemetry name, in one place. Code, dashboards, rules, documents and tests are held to it."""
+"""Every telemetry name. Code, dashboards, rules, documentation and tests are checked against it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKEND_UP: Final = "genesis_backend_up"
 TELEMETRY_ERRORS: Final = "genesis_telemetry_errors_total"
 BUILD_INFO: Final = "genesis_build_info"
 
-OTHER_QUEUES: Final = "_other"  # the `queue` label once there are too many
+OTHER_QUEUES: Final = "_other"  # the `queue` label of all queues beyond the maximum
 
 # Outcomes ------------------------------------------------------------------------------------------
 WaitOutcome: TypeAlias = Literal["granted", "timeout", "cancelled", "evicted", "error"]
@@ -37,7 +37,7 @@ OperationOutcome: TypeAlias = Literal[
 ]
 RefusalReason: TypeAlias = Literal["full", "busy", "draining"]
 
-# Why a backend was lost: the `reason` of DISRUPTIONS, as the library's own backends name it -----------
+# The `reason` of DISRUPTIONS in the library's own backends -----------------------------------------
 DisruptionReason: TypeAlias = Literal[
     "connection",
     "timeout",
@@ -52,7 +52,7 @@ DisruptionReason: TypeAlias = Literal[
     "other",
 ]
 
-# Operations: the protocol's, and the backend's own heartbeat --------------------------------------
+# Operations: those of the protocol, and the heartbeat ----------------------------------------------
 Operation: TypeAlias = Literal[
     "enter",
     "wait",
@@ -68,7 +68,7 @@ Operation: TypeAlias = Literal[
 ]
 HEARTBEAT: Final = "heartbeat"
 
-# Spans. The queue is an attribute, so that all queues' calls are one operation to a trace viewer.
+# Spans. The queue is an attribute, not part of the name: a trace viewer groups calls by span name.
 SPAN_SLOT: Final = "queue.slot"
 SPAN_ACQUIRE: Final = "queue.acquire"
 SPAN_ENQUEUE: Final = "queue.enqueue"
@@ -76,7 +76,7 @@ SPAN_WAIT: Final = "queue.wait"
 SPAN_HOLD: Final = "queue.hold"
 SPAN_RELEASE: Final = "queue.release"
 SPAN_RECLAIM: Final = "queue.reclaim"
-SPAN_INSPECTION: Final = "queue."  # and the operation: inside a recording span only
+SPAN_INSPECTION: Final = "queue."  # followed by the operation; only inside a recording span
 
 ITEM_ID: Final = "genesis.item_id"
 QUEUE_ID: Final = "genesis.queue_id"
@@ -93,8 +93,8 @@ FENCING_TOKEN: Final = "genesis.fencing_token"
 HOLDERS: Final = "genesis.holders"
 ERROR_TYPE: Final = "error.type"
 
-# What a link tells of the other call; it and the other call's ids stand in attributes, too, because
-# trace viewers hide those of links, and a link to a trace that was not sampled is not made.
+# The relation of a link to another call. The other call's ids are span attributes too, because trace
+# viewers hide link attributes, and there is no link to a call that was not sampled.
 LINK: Final = "genesis.link"
 Relation: TypeAlias = Literal["released_by", "granted_to", "reclaimed_from"]
 RELATED_ITEM: Final = "genesis.{}.item_id"
@@ -123,5 +123,5 @@ LogEvent: TypeAlias = Literal[
     "backend_recovered",
 ]
 
-# The sinks that may fail: the `sink` label of TELEMETRY_ERRORS ---------------------------------------
+# The `sink` label of TELEMETRY_ERRORS --------------------------------------------------------------
 Sink: TypeAlias = Literal["metrics", "traces", "logs", "label"]

@@ -1,4 +1,4 @@
-"""What is reported of one passage, from entering to the end; the only place that knows the sequence."""
+"""`CallRecorder`: the telemetry of one call, step by step, from entering to leaving."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ _WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
 
 
 class CallRecorder:
-    """One item's metrics, spans and log events.
+    """Records the metrics, spans and log events of one call.
 
-    Every public method is one step of the passage and never raises. The sinks are independent: a tracer
-    that raises does not keep the metrics from being counted. There is exactly one wait observation an
-    item, whatever its end, and none of one that is refused: `waiting` turns false with the first, and
-    none is made after that.
+    Every public method is one step of the call and never raises. The sinks are independent: if a tracer
+    raises, the metrics are still counted. Each ticket gets exactly one wait observation, however it
+    ends, and a refused call gets none: the first one sets `waiting` to False, which prevents another.
     """
 
     __slots__ = (
@@ -58,9 +57,9 @@ class CallRecorder:
         self.waiting = True
         self.holding = False
         self._lost: names.HoldOutcome | None = None
-        self.began = began = telemetry.clock()  # the wait; then the hold
+        self.began = began = telemetry.clock()  # the start of the wait, later of the hold
         self._trail: CallSpans | UnrecordedSpans | None = None
-        self.recorded: CallSpans | None = None  # the trail, if its spans go anywhere
+        self.recorded: CallSpans | None = None  # the spans, if they are recorded
         try:
             if began >= tracing.next_look:
                 self._trail = trail = tracing.trail(entry, began)
@@ -69,7 +68,7 @@ class CallRecorder:
         except Exception:
             telemetry.failed("traces")
         try:
-            self._info = telemetry.log.enabled(INFO)  # asked once a passage
+            self._info = telemetry.log.enabled(INFO)  # checked once per call
         except Exception:
             self._info = False
             telemetry.failed("logs")
@@ -79,23 +78,23 @@ class CallRecorder:
             series.entered()
         except Exception:
             telemetry.failed("metrics")
-        self._series = series  # also if it raised on entering: it counts this call already
+        self._series = series  # kept even if `entered` raised: it might have counted this call
 
     def carried_context(self) -> str:
-        """The context that travels with the ticket; the call that grants to it links to this."""
+        """The `traceparent` stored with the ticket; the call that frees its slot links to it."""
         return "" if self.recorded is None else self._traced(self.recorded.carried) or ""
 
     def held_context(self) -> str:
-        """The context that the next holder of the slot links to."""
+        """The `traceparent` of the hold; the next holder of the slot links to it."""
         return "" if self.recorded is None else self._traced(self.recorded.held) or ""
 
     def enqueued(self, result: EnterResult, well: Callable[[float], None], seconds: float) -> None:
-        """The backend has answered: granted at once, or waiting.
+        """The backend has replied: the call was granted at once, or it waits.
 
         Args:
-            result: its answer.
-            well: notes how long that took, if it was granted at once.
-            seconds: that.
+            result: the reply.
+            well: observes the operation, if the call was granted at once.
+            seconds: the duration of the operation.
         """
         try:
             if result.grant is not None:
@@ -117,7 +116,7 @@ class CallRecorder:
             self._traced(self.recorded.waits, timeout)
 
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
-        """The slot is held from here on; returns the grant with its wait."""
+        """The slot is held from now on. Returns the grant with `waited` set."""
         waited = 0.0 if at_once else now - self.began
         if grant.waited != waited:
             grant = new_tuple(Grant, (grant.fencing_token, grant.released_by, waited))
@@ -140,7 +139,7 @@ class CallRecorder:
         return grant
 
     def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
-        """The call was turned away: it never was in the line, so there is no wait to observe."""
+        """The call was refused. It was never in the line, so no wait is observed."""
         self.waiting = False
         if self._series is not None:
             self._telemetry.guarded("metrics", self._series.refused, reason)
@@ -150,7 +149,7 @@ class CallRecorder:
             self._log(INFO, "refused", reason=reason, depth=depth)
 
     def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
-        """The wait ended without a slot. Only the first ending counts."""
+        """The wait ended without a slot. Later calls have no effect."""
         if not self.waiting:
             return
         waited = self._telemetry.clock() - self.began
@@ -164,7 +163,7 @@ class CallRecorder:
         self._log(level, event, error if outcome == "error" else None, waited=waited)
 
     def slot_lost(self, reason: str) -> None:
-        """The slot is gone while its body runs. Only the first word of it counts."""
+        """The slot was lost while the body runs. Later calls have no effect."""
         if self._lost is not None:
             return
         evicted = reason == "evicted"
@@ -176,14 +175,14 @@ class CallRecorder:
             self._traced(self.recorded.lost, name, reason)
 
     def left(self, error: BaseException | None, now: float) -> None:
-        """The ticket was given back at `now`: the hold has ended, or a wait that never began.
+        """The ticket was given back: the hold has ended, or the call was cancelled before `wait`.
 
         Args:
-            error: what the body raised.
-            now: when, by the clock.
+            error: the exception of the body.
+            now: the time of leaving, by the clock.
         """
         if not self.holding:
-            self.not_granted("cancelled", None)  # it never got as far as `wait`
+            self.not_granted("cancelled", None)  # no effect if the wait has ended already
             return
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
@@ -204,19 +203,19 @@ class CallRecorder:
     def released(
         self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool = True
     ) -> None:
-        """The backend has taken back what the ticket had, or the attempt failed."""
+        """The backend has processed the `leave`, or it failed."""
         if self.recorded is not None:
             self._traced(self.recorded.end_release, granted_to, error, confirmed=confirmed)
 
     def _finish_wait_soon(self) -> None:
-        """The body comes first: recording its wait costs more than the wake-up itself."""
+        """Run the body first: recording its wait costs more than the wake-up itself."""
         trail = self.recorded
         assert trail is not None
         loop = asyncio.get_running_loop()
         loop.call_soon(self._traced, trail.finish_wait, context=Context())
 
     def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
-        try:  # and not `guarded`: most calls pass here several times
+        try:  # inlined instead of `guarded`, because every call runs this several times
             return step(*args, **options)
         except Exception:
             self._telemetry.failed("traces")

@@ -1,4 +1,4 @@
-"""The metrics of one queue, as a call meets them."""
+"""`QueueSeries`: the metrics of one queue label."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueSeries"]
 
-# Those whose quantiles are asked for: their buckets are there before the first observation, which else
-# would raise the last bucket alone, and look like a wait beyond all bounds.
+# Outcomes whose quantiles are queried. Their buckets must exist before the first observation: otherwise
+# it would increase only the last bucket, and look like a wait beyond all bounds.
 _USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
 
 
-# With a global lock, adding to an attribute is one step; to take a lock costs more than all else here.
+# With the GIL, `+=` on an attribute is safe here; a lock would cost more than everything else.
 _FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -37,11 +37,11 @@ class _Outcomes(dict[str, Any]):
 
 
 class QueueSeries:
-    """The children of one `queue` label, and how many calls of this process are in it.
+    """The children of one `queue` label, and the number of this process' calls under it.
 
     Attributes:
-        position: observes the place on entering.
-        note_position: the same, for a call that leaves soon; see `noting`.
+        position: observes the position on entering.
+        note_position: the same without sorting, see `noting`.
     """
 
     __slots__ = (
@@ -69,7 +69,7 @@ class QueueSeries:
         self._gauges: tuple[Any, Any] | None = None
         if instruments.files is not None:
             waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
-            waiting.set(0)  # a process before this one may have had its number, and have been killed
+            waiting.set(0)  # a killed process with the same pid might have left a value
             holding.set(0)
             self._gauges = waiting, holding
         else:
@@ -90,15 +90,15 @@ class QueueSeries:
         instruments.disagreements.labels(label)
 
     def begin_again(self) -> None:
-        # Loops of several threads may share the series. Reentrant, because the collector may close a
-        # call, which is counted, in the middle of counting another.
+        # Event loops of several threads can share this object. The lock is reentrant, because the
+        # garbage collector might close a call, which is counted, while another is being counted.
         self._lock = threading.RLock()
         self.waiting = 0
         self.holding = 0
-        self.idle_since: float | None = None  # as of the first scrape that found nobody here
+        self.idle_since: float | None = None  # the first scrape that found no call here
 
     def entered(self) -> None:
-        """One more waits."""
+        """A call starts to wait."""
         if _FREE_THREADED:
             self._move(1, 0)
         else:
@@ -108,7 +108,7 @@ class QueueSeries:
             self._gauges[0].inc()
 
     def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer waits, and one more holds."""
+        """A waiter becomes a holder."""
         if _FREE_THREADED:
             self._move(-1, 1)
         else:
@@ -123,17 +123,17 @@ class QueueSeries:
             self._wait["granted"].observe(waited, exemplar)
 
     def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer waits."""
+        """A wait ended without a slot."""
         self._waits_no_more()
         self._wait[outcome].observe(waited, exemplar)
 
     def refused(self, reason: str) -> None:
-        """One fewer waits: it was turned away, and is no wait."""
+        """A call was refused: it no longer counts as waiting, and its wait is not observed."""
         self._waits_no_more()
         self._instruments.refused.labels(self.label, reason).inc()
 
     def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
-        """One fewer holds."""
+        """A hold ended."""
         if _FREE_THREADED:
             self._move(0, -1)
         else:
@@ -146,7 +146,7 @@ class QueueSeries:
             self._hold[outcome].observe(held, exemplar)
 
     def settle(self) -> None:
-        """Sort what the passages of this queue have noted."""
+        """Sort the noted values of this queue into their buckets."""
         for child in (self.position, *self._wait.values(), *self._hold.values()):
             child.settle()
 

@@ -1,4 +1,4 @@
-"""Gauges of shared state, as the backends reported it; gone, rather than stale."""
+"""Gauges of shared state, from the backends' snapshots. They disappear instead of going stale."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from genesis.observability import names
 __all__ = ["SHARED", "STALE_HEARTBEATS", "SharedGauges", "Spread"]
 
 STALE_HEARTBEATS = 3
-LIMIT_SECONDS = 60.0  # for which a limit outlasts the other numbers, since it hardly ever changes
-_MOST_EXACT = 64
-_MOST_FORGOTTEN = 500
+LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
+_MAX_EXACT = 64
+_MAX_FORGOTTEN = 500
 _SNAPSHOTS_A_TURN = 500
 
 SHARED = (
@@ -32,22 +32,22 @@ SHARED = (
     (names.OLDEST_HOLD, "Seconds of the longest hold of those who hold."),
     (names.EXPECTED_WAIT, "Seconds that a newcomer would wait, if that can be estimated."),
 )
-_LIMIT = 2  # its place in SHARED
+_LIMIT = 2  # its index in SHARED
 
 Values = tuple[float, float, float, float, float, float | None]
 Publish = Callable[[str, str, Values, float], None]
 
 
 class Spread:
-    """Shows snapshots; of many that come in one turn of the event loop, some in each of the next.
+    """Shows snapshots, at most `_SNAPSHOTS_A_TURN` per iteration of the event loop.
 
-    A process might have 20,000 queues, and their heartbeats come at once.
+    A process might have 20,000 queues, whose heartbeats come at once.
     """
 
     def __init__(self, show: Callable[[Snapshot], None]) -> None:
         self._show = show
         self._later: dict[str, Snapshot] = {}
-        self._shown = 0  # in this turn
+        self._shown = 0  # in this iteration
 
     def take(self, snapshot: Snapshot) -> None:
         if self._later or self._shown >= _SNAPSHOTS_A_TURN:
@@ -73,16 +73,16 @@ class _Report(NamedTuple):
     backend: str
     stats: QueueStats
     ages: tuple[float, float, float]
-    """Oldest wait, oldest hold, expected wait; the last is -1 while it is not known."""
+    """Oldest wait, oldest hold, expected wait (-1 while it is not known)."""
     at: float
     heartbeat: float
 
 
 class _Total:
-    """The reports under one label, added up as they come and go.
+    """The sum of the reports under one label, updated incrementally.
 
-    The greatest of many ages cannot be kept up to date in this way: of more than `_MOST_EXACT` queues
-    it is that of the reports of this heartbeat and of the one before.
+    A maximum of many ages cannot be updated incrementally. For more than `_MAX_EXACT` queues it is the
+    maximum over the reports of this heartbeat and the previous one.
     """
 
     __slots__ = ("_before", "_began", "_greatest", "in_use", "last", "limit", "reports", "waiting")
@@ -115,7 +115,7 @@ class _Total:
         self.limit -= stats.limit
 
     def values(self) -> Values:
-        if len(self.reports) <= _MOST_EXACT:
+        if len(self.reports) <= _MAX_EXACT:
             ages = _greatest([report.ages for report in self.reports.values()])
         else:
             ages = _greatest((self._greatest, self._before))
@@ -132,14 +132,14 @@ def _greatest(ages: Iterable[tuple[float, float, float]]) -> tuple[float, float,
 class SharedGauges(Collector):
     """The shared numbers of the queues, by label.
 
-    Counts of queues that share a label are added up over distinct stores; of ages and expected waits
-    the greatest is shown. Two backends on one store report the same queue, which counts once. Neither
-    a report nor a scrape looks through all queues.
+    Counts of queues that share a label are summed over distinct stores; of ages and expected waits the
+    maximum is shown. If two backends of one store report the same queue, it counts once. Neither a
+    report nor a scrape iterates over all queues.
 
     Args:
-        clock: monotonic seconds.
+        clock: returns monotonic seconds.
         busy: whether this process has calls under a label.
-        publish: is called with each label's new values and the seconds for which they hold good.
+        publish: called with each label's new values and their lifetime in seconds.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class SharedGauges(Collector):
         self.begin_again()
 
     def begin_again(self) -> None:
-        """Forget everything; after a fork, the lock's owner is not in the child."""
-        self._lock = threading.RLock()  # a scrape runs in a thread, and loops may run in several
-        # By store, the report that came first at the front.
+        """Reset. In a forked child, the lock's owner does not exist."""
+        self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
+        # By store, oldest report first.
         self._reports: dict[str, OrderedDict[str, _Report]] = {}
         self._totals: dict[tuple[str, str], _Total] = {}
 
@@ -169,10 +169,10 @@ class SharedGauges(Collector):
         heartbeat: float,
         store: str = "",
     ) -> None:
-        """Show `stats` for `STALE_HEARTBEATS`, unless a newer report comes.
+        """Show `stats` for `STALE_HEARTBEATS` heartbeats, unless a newer report comes.
 
-        For one only when this process has no call left there: no newer report will come, and the
-        last one tells of calls that have gone.
+        If this process has no call left in the queue, show it for one heartbeat only: no newer report
+        will come, and this one counts calls that have left.
         """
         now = self._clock()
         free = not stats.waiting and stats.in_use < stats.limit
@@ -199,8 +199,8 @@ class SharedGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now = self._clock()
         for store in list(self._reports):
-            while self._forget(store, now, _MOST_FORGOTTEN):
-                continue  # with the lock let go in between
+            while self._forget(store, now, _MAX_FORGOTTEN):
+                continue  # release the lock in between
         rows: list[tuple[tuple[str, str], tuple[float | None, ...]]] = []
         for labels, total in list(self._totals.items()):
             with self._lock:
@@ -225,7 +225,7 @@ class SharedGauges(Collector):
         return STALE_HEARTBEATS if self._busy(label) else 1
 
     def _forget(self, store: str, now: float, at_most: int) -> bool:
-        """Remove reports that are too old; returns whether there may be more of them."""
+        """Remove expired reports, `at_most` so many. Returns True if more might have expired."""
         with self._lock:
             reports = self._reports.get(store)
             for _ in range(at_most):

@@ -1,15 +1,14 @@
-"""Spans with the OpenTelemetry API alone.
+"""Spans. Only the OpenTelemetry API is needed, not the SDK.
 
-`CallSpans` holds the spans of one passage, in the trace of the caller; a caller without one gets one,
-which begins with `queue.slot`. If its first span is not recorded, an `UnrecordedSpans` takes its place,
-and none of the others is made: they would not be recorded either, and each would cost as much as the
-line itself.
+`CallSpans` holds the spans of one call, in the caller's trace. Without a caller's trace, a new trace
+starts with `queue.slot`. If the first span is not recorded, `UnrecordedSpans` is used instead, and no
+other span is created: it would not be recorded either, and would cost as much as the queue itself.
 
-Starting a span costs about as much as a pass through the line, and setting an attribute on it later
-costs more than passing it at the start. So only what others need at once is started at once: the
-parents of others, and `queue.enqueue`, which is to be seen while the call still waits. All others are
-made when they end, back-dated, with all that is known by then. Times are explicit: each span ends
-before the next begins, or trace viewers would leave one of two that overlap out of the critical path.
+Starting a span costs about as much as a passage through the queue, and setting an attribute later costs
+more than passing it at the start. Only spans that are needed at once are therefore started at once:
+parents, and `queue.enqueue`, which must be visible while the call waits. All others are created when
+they end, with explicit start times and all attributes. Each span ends before the next one begins;
+otherwise trace viewers would drop one of two overlapping spans from the critical path.
 """
 
 from __future__ import annotations
@@ -31,36 +30,37 @@ from genesis.observability.links import StartSpan, complete, context_of, fail, i
 
 __all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
 
-_GAP = 1_000  # ns between two spans in sequence; what viewers can tell apart
+_GAP = 1_000  # ns between two consecutive spans; trace viewers have this resolution
 
 
 class Tracing:
     """Starts the spans of one backend's queues.
 
     Args:
-        provider: None takes the process' provider, also one that is set later.
-        version: of this library.
+        provider: a tracer provider; None uses the process' global provider, even if it is set later.
+        version: the version of this library.
+        backend: the observed backend.
     """
 
     def __init__(
         self, provider: trace.TracerProvider | None, version: str, backend: QueueBackend
     ) -> None:
         self._provider = provider
-        self.next_look = -math.inf  # seconds of the clock before which `trail` gives none
+        self.next_look = -math.inf  # by the telemetry clock: there is no SDK until then
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self._backend = backend
 
     def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
-        """What every span bears."""
+        """The attributes of every span."""
         return {
             names.ITEM_ID: item_id,
             names.QUEUE_ID: queue_id,
-            names.INSTANCE_ID: self._backend.instance_id,  # another one after a fork
+            names.INSTANCE_ID: self._backend.instance_id,  # changes after a fork
             names.BACKEND: self._backend.name,
         }
 
     def inspection(self, operation: str, queue_id: str, item_id: str) -> Span | None:
-        """The one span of an operation that is not a step of a passage; only as a part of a trace."""
+        """The span of an operation that is no step of a call; None outside a recording span."""
         if operation == "ping" or not trace.get_current_span().is_recording():
             return None
         attributes = self.attributes(queue_id, item_id)
@@ -68,7 +68,7 @@ class Tracing:
         return self.start_span(names.SPAN_INSPECTION + operation, None, SpanKind.CLIENT, attributes)
 
     def reclaimed(self, event: Reclaimed) -> None:
-        """The end of a call whose instance is dead, in the call's own trace."""
+        """Record the end of a call whose instance is dead, in the call's own trace."""
         context = context_of(event.context)
         if context is None:
             return
@@ -81,10 +81,10 @@ class Tracing:
         )
 
     def trail(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
-        """The spans of a passage; None as long as the application has no SDK.
+        """Start the spans of a call. Returns None while the application has no SDK.
 
-        Whether it has one is looked up once a second: an application may set it up after its queues,
-        and the look costs as much as a step of the line.
+        The SDK is looked up once a second: an application might install it after creating its queues,
+        and each lookup costs as much as an operation of the queue.
         """
         if self._provider is None:
             provider = trace.get_tracer_provider()
@@ -94,7 +94,7 @@ class Tracing:
             self._provider = provider
         parent = without_ended_holds(otel_context.get_current())
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        # An empty context, the usual one of a worker, needs no look.
+        # Fast path: workers usually have an empty context.
         has_parent = bool(parent) and trace.get_current_span(parent).get_span_context().is_valid
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
@@ -104,12 +104,12 @@ class Tracing:
 
 
 class UnrecordedSpans:
-    """What is left of a passage's spans if they are not recorded: the ids, and the decision.
+    """The spans of a call that are not recorded. Keeps their ids and the sampling decision.
 
     Args:
-        first: the dropped span.
+        first: the span that is not recorded.
         parent: the context in which it was started.
-        decided_here: whether the caller has no span of its own.
+        decided_here: whether the caller has no span, so the decision was made for `first`.
     """
 
     __slots__ = ("_context", "_decided_here", "_first", "_hold")
@@ -121,29 +121,29 @@ class UnrecordedSpans:
         self._hold: Any = None  # the context of the body
 
     def ids(self) -> dict[str, str] | None:
-        """Of the dropped span, for log events; None if it has none."""
+        """The ids of the span, for log events; None if it has none."""
         return ids_of(self._first.get_span_context())
 
     def begin_hold(self) -> None:
-        """If the decision was made here, the body's own spans are not recorded either."""
+        """Make the span current if the decision was made here: it also applies to the body's spans."""
         if self._decided_here:
             self._hold = CurrentHold(self._first, self._context)
         else:
             self._context = otel_context.get_current()
 
     def leave_context(self) -> None:
-        """Make current again what was before the body."""
+        """Restore the span that was current before the body."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.leave()
             return
         before, now = self._context, otel_context.get_current()
         if now is not before and trace.get_current_span(now) is trace.get_current_span(before):
-            otel_context.attach(before)  # the body forgot to detach something
+            otel_context.attach(before)  # the body attached a value and did not detach it
 
 
 class CallSpans:
-    """The spans of one passage. Its methods may raise what the tracer raises."""
+    """The recorded spans of one call. Errors of the tracer propagate from every method."""
 
     def __init__(
         self,
@@ -156,17 +156,17 @@ class CallSpans:
         has_parent: bool,
     ) -> None:
         self._start = start
-        self._attributes = attributes  # what every span bears
+        self._attributes = attributes  # of every span
         self._slot = None if has_parent else first
-        # For `acquire`, `hold` and `release`.
+        # The parent of `acquire`, `hold` and `release`.
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
         self._hold: Span | None = None
         self._outer: Any = None  # the context of the body
-        self._since = 0  # when `wait` or `release` began, in ns; 0 while neither runs
+        self._since = 0  # the start of `wait` or `release` in ns; 0 while neither runs
         self._ended: tuple[int, float, CallRef | None] | None = (
             None  # a wait whose spans are not ended yet
         )
-        self._known: dict[str, Any] = {}  # what `wait` bears besides
+        self._known: dict[str, Any] = {}  # further attributes of `wait`
         self._acquire = first
         try:
             if not has_parent:
@@ -182,26 +182,26 @@ class CallSpans:
             self._within = trace.set_span_in_context(self._acquire, parent)  # for its children
             self._enqueue = start(names.SPAN_ENQUEUE, self._within, SpanKind.PRODUCER, attributes)
         except Exception:
-            self._acquire.end()  # without a trail nobody else would
+            self._acquire.end()  # the caller has no object on which to end it
             if first is not self._acquire:
                 first.end()
             raise
 
     def ids(self) -> dict[str, str] | None:
-        """Of the innermost span of the passage, for log events; None if it has none."""
+        """The ids of the innermost span of the call, for log events; None if it has none."""
         return ids_of(self._current)
 
     def exemplar(self) -> dict[str, str] | None:
-        """As `ids`, of a span that can be looked up."""
+        """As `ids`, but None if the span is not sampled."""
         return self.ids() if self._current.trace_flags.sampled else None
 
     def carried(self) -> str:
-        """What travels with the ticket: the `enqueue` span, which ends at once and so is visible
-        while the call still waits."""
+        """The `traceparent` stored with the ticket: the `enqueue` span, which ends at once and is
+        therefore visible while the call waits."""
         return traceparent(self._enqueue.get_span_context())
 
     def held(self) -> str:
-        """The context that the next holder of the slot links to: the `hold` span."""
+        """The `traceparent` of the `hold` span; the next holder of the slot links to it."""
         return "" if self._hold is None else traceparent(self._current)
 
     def enqueued(self, result: EnterResult) -> None:
@@ -217,18 +217,18 @@ class CallSpans:
             self._since = now + _GAP
 
     def waits(self, timeout: float | None) -> None:
-        """The caller waits so many seconds at most."""
+        """The wait starts; `timeout` in seconds."""
         if timeout is not None:
             self._known[names.TIMEOUT_SECONDS] = timeout
 
     def refused(self, reason: names.RefusalReason, depth: int) -> None:
-        """End the spans of a call that was turned away, which is not an error."""
+        """End the spans of a refused call. A refusal is not an error."""
         self._enqueue.set_attribute(names.AT_DEPTH, depth)
         self._enqueue.end()
         self._end_acquire(reason, 0.0, None, time.time_ns(), is_end=True)
 
     def granted(self, waited: float, grant: Grant) -> None:
-        """Start `hold` and make it the current span of the caller's body; `finish_wait` follows."""
+        """Start `hold` and make it the current span of the body. Call `finish_wait` afterwards."""
         now = time.time_ns()
         self._ended = (now, waited, grant.released_by)
         attributes = {
@@ -242,17 +242,17 @@ class CallSpans:
         self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
 
     def finish_wait(self) -> None:
-        """End the spans of a wait that ended with a grant, if that has not been done yet."""
+        """End the spans of a wait that ended with a grant, unless that was done already."""
         ended, self._ended = self._ended, None
         if ended is not None:
             now, waited, released_by = ended
             self._end_wait("granted", waited, None, now, released_by)
 
     def end_wait(self, waited: float, outcome: names.WaitOutcome, error: BaseException | None) -> None:
-        """End the spans of a wait that ended otherwise."""
+        """End the spans of a wait that ended without a grant."""
         failure: BaseException | str | None = None
         if outcome == "timeout":
-            failure = outcome  # and not the backend's TimeoutError: the caller gets another
+            failure = outcome  # not the backend's TimeoutError: the caller gets QueueTimeoutError
         elif outcome != "cancelled":
             failure = outcome if error is None else error
         self._end_wait(outcome, waited, failure, time.time_ns(), None)
@@ -266,7 +266,7 @@ class CallSpans:
         released_by: CallRef | None,
     ) -> None:
         if self._enqueue.is_recording():
-            self._enqueue.end(now)  # entering failed before it was answered
+            self._enqueue.end(now)  # `enter` failed before the reply
         since, self._since = self._since, 0
         now = max(now, since)
         try:
@@ -277,7 +277,7 @@ class CallSpans:
                 complete(
                     self._start, names.SPAN_WAIT, self._within, attributes, by, since, now, failure
                 )
-        finally:  # whatever becomes of `wait`: exemplars and log events name this one
+        finally:  # even if `wait` fails: exemplars and log events refer to `acquire`
             self._end_acquire(outcome, waited, failure, now, outcome != "granted")
 
     def _end_acquire(
@@ -297,13 +297,13 @@ class CallSpans:
             self._hold.add_event(event, {"reason": reason})
 
     def leave_context(self) -> None:
-        """Make current again what was before the body."""
+        """Restore the span that was current before the body."""
         outer, self._outer = self._outer, None
         if outer is not None:
             outer.leave()
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
-        """End `hold`; `release` begins."""
+        """End `hold`, and start `release`."""
         self.finish_wait()
         if self._hold is None:
             return

@@ -1,4 +1,4 @@
-"""`Telemetry`: where a `Queue` reports to, and what happens when that fails."""
+"""`Telemetry`: the sinks of a `Queue`, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ MAX_LABEL = 120  # characters
 
 
 class Telemetry:
-    """The sinks of the observing layer. Every argument is optional; one object may serve many queues.
+    """The sinks of the observing layer. One object can serve several `Queue`s.
 
     Args:
-        registry: of prometheus_client; the process' default one if None.
-        tracer_provider: of OpenTelemetry; the process' global one if None.
-        logger: a stdlib logger, or a structlog one; the stdlib logger `genesis` if None.
-        queue_label: gives the `queue` label of a queue_id, for applications with many short-lived
+        registry: a prometheus_client registry; the process' default registry if None.
+        tracer_provider: an OpenTelemetry provider; the process' global provider if None.
+        logger: a stdlib or structlog logger; the stdlib logger `genesis` if None.
+        queue_label: returns the `queue` label for a queue_id, for applications with many short-lived
             queues. Labels are bounded in any case: 100 at a time, then `_other`.
-        wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry on a
-            registry decides.
-        clock: monotonic seconds; injected by tests.
+        wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry of a
+            registry sets them.
+        clock: returns monotonic seconds; replaced in tests.
 
     Raises:
-        ValueError: wait_buckets do not rise, or there is none but infinity.
+        ValueError: wait_buckets do not increase, or contain no finite bound.
+        TypeError: `logger.log` is a coroutine function.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Telemetry:
         self._queue_label = queue_label
         self._wait_buckets = _finite(wait_buckets)
         self._instruments: Instruments | None = None
-        self._told: set[tuple[str, type]] = set()  # the failures that were logged
+        self._logged: set[tuple[str, type]] = set()  # kinds of failures that were logged
 
     @property
     def instruments(self) -> Instruments:
@@ -84,7 +85,7 @@ class Telemetry:
             self.failed("logs")
 
     def guarded(self, sink: names.Sink, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
-        """What `step` returns; None if it raises, which is then counted as a failure of `sink`."""
+        """Call `step` and return its result. If it raises, count a failure of `sink`; return None."""
         try:
             return step(*args, **options)
         except Exception:
@@ -92,26 +93,26 @@ class Telemetry:
             return None
 
     def failed(self, sink: names.Sink, error: BaseException | None = None) -> None:
-        """A sink raised: count it, and let the call go on. If even counting fails, it is let go.
+        """Count an error of a sink. Never raises, even if counting fails.
 
-        The first of each kind is logged with its traceback.
+        The first error of each kind is logged with its traceback.
 
         Args:
-            sink: which.
-            error: what it raised; None takes the exception that is being handled.
+            sink: the sink that raised.
+            error: its exception; None for the exception that is being handled.
         """
         error = error or sys.exc_info()[1]
         try:
             self.instruments.telemetry_errors.labels(sink).inc()
         except Exception:
-            self._tell("metrics", sys.exc_info()[1])
-        self._tell(sink, error)
+            self._log_once("metrics", sys.exc_info()[1])
+        self._log_once(sink, error)
 
-    def _tell(self, sink: names.Sink, error: BaseException | None) -> None:
+    def _log_once(self, sink: names.Sink, error: BaseException | None) -> None:
         kind = (sink, type(error))
-        if kind in self._told:
+        if kind in self._logged:
             return
-        self._told.add(kind)
+        self._logged.add(kind)
         try:
             text = (
                 "telemetry: %s failed with %s; no call is affected. Failures are counted in %s{sink=%r}"
@@ -123,7 +124,7 @@ class Telemetry:
 
 
 def _short(label: str) -> str:
-    """At most `MAX_LABEL` characters, different ones for different labels; of an Enum, its text."""
+    """A label of at most `MAX_LABEL` characters; long labels get a hash. An Enum becomes its text."""
     text = str.__str__(label)
     if len(text) <= MAX_LABEL:
         return text
@@ -132,7 +133,7 @@ def _short(label: str) -> str:
 
 
 def _finite(buckets: Sequence[float]) -> tuple[float, ...]:
-    """`buckets` without the infinite one, which every histogram has by itself."""
+    """`buckets` without infinity, which every histogram adds itself."""
     finite = tuple(bound for bound in buckets if bound != math.inf)
     if not finite or any(not low < high for low, high in pairwise((-math.inf, *finite))):
         raise ValueError(f"wait_buckets must be numbers of seconds that rise, got {buckets!r}")

@@ -1,7 +1,7 @@
-"""A log handler whose stream may block: the writing is left to a thread.
+"""A log handler that writes in a thread, because its stream might block.
 
-A pipe that nobody reads, or a disk that hangs, would otherwise stop the event loop at the next log
-line, and with it every call of the process and the heartbeat that keeps their slots.
+A pipe without a reader, or a disk that hangs, would otherwise block the event loop at the next log
+line. All calls of the process, and the heartbeat that keeps their slots, would stop with it.
 """
 
 from __future__ import annotations
@@ -16,51 +16,50 @@ from typing import TextIO
 
 __all__ = ["ThreadedStreamHandler"]
 
-_MOST_LINES = 10_000  # that wait to be written: some seconds of a busy process, some megabytes
+_MAX_LINES = 10_000  # unwritten lines: a few seconds of a busy process, a few megabytes
 
 
 class ThreadedStreamHandler(logging.Handler):
-    """Writes to `stream` from a thread of its own, in order.
+    """Writes to `stream` from its own thread, in order.
 
-    A line is made where it is logged, because the span and the context variables that belong to it are
-    known only there. Lines are dropped while `most_lines` wait for a stream that is blocked, and when
-    the stream refuses them. For a dropped line of the logger `genesis` an error is raised, which the
-    observing layer counts; of others' lines nothing is said, because no application expects a log call
-    to raise.
+    A line is formatted by the caller, because only there its span and its context variables are
+    current. A line is dropped if `max_lines` lines wait for a blocked stream, and if the stream raises.
+    For a dropped line of the logger `genesis`, `emit` raises, and the observing layer counts it. Other
+    lines are dropped silently, because no application expects a log call to raise.
 
     Args:
         stream: stderr if None.
-        most_lines: that may wait to be written.
+        max_lines: the maximum number of lines waiting to be written.
     """
 
-    def __init__(self, stream: TextIO | None = None, most_lines: int = _MOST_LINES) -> None:
+    def __init__(self, stream: TextIO | None = None, max_lines: int = _MAX_LINES) -> None:
         super().__init__()
         self._stream = sys.stderr if stream is None else stream
-        self._most_lines = most_lines
-        self._begin()
+        self._max_lines = max_lines
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._process = os.getpid()
-        self._lines: queue.Queue[str | None] = queue.Queue(self._most_lines)  # None ends the thread
-        self._refusal: Exception | None = None  # of the stream, for the line before
+        self._lines: queue.Queue[str | None] = queue.Queue(self._max_lines)  # None ends the thread
+        self._error: Exception | None = None  # raised by the stream for an earlier line
         self._thread = threading.Thread(target=self._write, name="genesis-log-writer", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._begin_if_forked()
+            self._start_if_forked()
             self._lines.put_nowait(self.format(record))
         except Exception:
             if record.name == "genesis":
                 raise
-        if record.name == "genesis" and (refusal := self._refusal) is not None:
-            self._refusal = None
-            raise refusal
+        if record.name == "genesis" and (error := self._error) is not None:
+            self._error = None
+            raise error
 
     def stop(self, timeout: float) -> bool:
-        """Write what is there and end the thread; returns whether it did within `timeout` seconds."""
+        """Write the queued lines and end the thread. Returns False if `timeout` seconds pass first."""
         deadline = time.monotonic() + timeout
-        self._begin_if_forked()
+        self._start_if_forked()
         try:
             self._lines.put(None, timeout=timeout)
         except queue.Full:
@@ -68,11 +67,11 @@ class ThreadedStreamHandler(logging.Handler):
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
-    def _begin_if_forked(self) -> None:
-        # A fork takes no thread along. The lines that wait are the parent's to write, and their lock
-        # may have been held by somebody who is not here to let it go.
+    def _start_if_forked(self) -> None:
+        # A forked child has no writer thread. The parent writes the queued lines, and a thread of the
+        # parent might have held the queue's lock during the fork.
         if self._process != os.getpid():
-            self._begin()
+            self._start()
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -80,4 +79,4 @@ class ThreadedStreamHandler(logging.Handler):
                 self._stream.write(f"{line}\n")
                 self._stream.flush()
             except Exception as error:
-                self._refusal = error
+                self._error = error

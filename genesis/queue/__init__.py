@@ -1,4 +1,4 @@
-"""The waiting line: `Queue`, and the backends that may keep it."""
+"""The waiting line: `Queue`, and the backends that store it."""
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import QueueBackend, QueueEntry, QueueStats, WaitStatus

@@ -1,4 +1,4 @@
-"""Bad arguments are refused at once, before anything is enqueued."""
+"""Argument checks. They run before anything is enqueued."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ __all__ = [
 
 MAX_ID_BYTES = 16_384
 MAX_SECONDS = 86_400
-"""Of a head start and of the time for which a place is kept: a day."""
+"""The maximum of `head_start` and of `keep_place`: one day."""
 
 MAX_SLOTS = 2**63 - 1
 
 
 def check_id(name: str, value: object) -> str:
-    """`value` as plain text; raise unless it is a non-empty str of at most `MAX_ID_BYTES` of UTF-8.
+    """Return `value` as plain text.
 
-    A str subclass counts as the text that it holds, whatever its `str()` and `format()` make of it.
+    A str subclass becomes the text it holds; its own `__str__` and `__format__` are not called.
+
+    Raises:
+        TypeError: `value` is not a str.
+        ValueError: `value` is empty, cannot be encoded as UTF-8, or exceeds `MAX_ID_BYTES` in UTF-8.
     """
     if type(value) is not str:
         if not isinstance(value, str):
@@ -52,7 +56,7 @@ def check_id(name: str, value: object) -> str:
 
 
 def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
-    """Raise unless `value` is None or an int of at least `least`."""
+    """Raise TypeError or ValueError unless `value` is None or an int from `least` to 2**63 - 1."""
     if value is None or (type(value) is int and least <= value <= MAX_SLOTS):
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -66,10 +70,11 @@ def check_limit(name: str, queue_id: str, value: object, least: int) -> None:
 
 
 def check_timeout(name: str, value: object) -> float | None:
-    """Raise unless `value` is None or a number of seconds, 0 or more; infinity is None.
+    """Return seconds as a float, or None for None and infinity; raise unless `value` is 0 or more.
 
     Args:
-        name: how messages begin, for example "queue 'sales': timeout".
+        name: the beginning of the error message, for example "queue 'sales': timeout".
+        value: seconds, or None.
     """
     if value is None:
         return None
@@ -80,7 +85,7 @@ def check_timeout(name: str, value: object) -> float | None:
 
 
 def check_seconds(name: str, value: object, most: float = MAX_SECONDS) -> float:
-    """Raise unless `value` is a number of seconds from 0 to `most`."""
+    """Return seconds as a float; raise unless `value` is a number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be seconds, got {type(value).__name__}: {value!r}")
     seconds = _seconds(name, value)
@@ -90,7 +95,7 @@ def check_seconds(name: str, value: object, most: float = MAX_SECONDS) -> float:
 
 
 def check_place_token(queue_id: str, value: object) -> str:
-    """Raise unless `value` is a token of a place in this queue."""
+    """Return the token as plain text; raise unless it is a place token of this queue."""
     if not isinstance(value, str):
         raise TypeError(
             f"queue {queue_id!r}: place_token must be a str or None, "
@@ -109,7 +114,7 @@ def check_place_token(queue_id: str, value: object) -> str:
 
 
 def check_pace(queue_id: str, every: object, at_least: object) -> tuple[float, float]:
-    """Raise unless these are seconds, and `every` is not 0."""
+    """Return `every` and `at_least` as floats; raise unless both are seconds and `every` is not 0."""
     often = check_seconds(f"queue {queue_id!r}: every", every, math.inf)
     seldom = check_seconds(f"queue {queue_id!r}: at_least", at_least, math.inf)
     if often == 0:
@@ -122,6 +127,6 @@ def _seconds(name: str, value: float) -> float:
         seconds = float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large for a clock") from None
-    if not seconds >= 0:  # NaN is not
+    if not seconds >= 0:  # also rejects NaN
         raise ValueError(f"{name} must be 0 or more seconds, got {value}")
     return seconds

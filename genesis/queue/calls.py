@@ -1,4 +1,4 @@
-"""The calls that a `Queue` has in one event loop."""
+"""The calls of one `Queue` in one event loop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from genesis.exceptions import LimitMismatchError
 __all__ = ["Calls", "task_id"]
 
 
-_MAX_PER_TURN = 200  # calls that enter in one turn of the loop, once there are too many
-_MAX_AT_ONCE = 500  # calls by which those in the lines may grow within `_AT_ONCE`, before that
-_AT_ONCE = 0.1  # seconds
+_MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delayed
+_MAX_BURST = 500  # net new calls within `_BURST_SECONDS` before entries are delayed
+_BURST_SECONDS = 0.1
 
 
 class Calls:
-    """Who is in the lines, which limit their call sites agree on, and how a broken-off call ends.
+    """Counts the calls per queue, checks that they name one limit, and ends calls closed midway.
 
-    A `Queue` that is used in another event loop gets another one of these: the calls of a loop that is
-    closed can never leave, and must neither bind the next ones to their limit nor be counted.
+    A `Queue` creates a new `Calls` for each event loop it is used in. Calls of a closed loop can never
+    leave, so they must not be counted and must not bind later calls to their limit.
     """
 
     __slots__ = (
-        "_at_once",
-        "_at_once_until",
-        "_gone",
-        "_held_up",
+        "_burst_left",
+        "_burst_until",
+        "_delayed",
+        "_empty_waiters",
         "_pumping",
         "agreements",
         "holding",
@@ -39,54 +39,53 @@ class Calls:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.agreements: dict[str, tuple[int, int | None]] = {}  # calls in the queue, and their limit
-        # By the id of its task, because a reference to a task that all others have forgotten would keep
-        # it, and its slot, for ever.
+        self.agreements: dict[str, tuple[int, int | None]] = {}  # queue_id: (calls, their limit)
+        # Request: id of its task. A reference to the task itself would keep an abandoned task, and
+        # with it the slot, alive for ever.
         self.holding: dict[object, int] = {}
-        self._gone: list[asyncio.Future[None]] = []
-        self._at_once = 0  # calls that may still come until `_at_once_until`, by `loop.time()`
-        self._at_once_until = 0.0
-        # Calls that enter in later turns, in order.
-        self._held_up: deque[asyncio.Future[None]] = deque()
-        self._pumping = False  # while there are such calls, or the last of them has not run yet
+        self._empty_waiters: list[asyncio.Future[None]] = []
+        self._burst_left = 0  # calls allowed until `_burst_until`, by `loop.time()`
+        self._burst_until = 0.0
+        self._delayed: deque[asyncio.Future[None]] = deque()  # entries, in order
+        self._pumping = False  # entries are delayed, or the last of them has not run yet
 
-    def too_many(self) -> bool:
-        """Count an entry; whether so many come at once that it must await `later_turn` first.
+    def must_delay(self) -> bool:
+        """Count an entry. Returns True if it must await `delay` first.
 
-        Thousands of tasks that start in one turn of the loop would keep everything else waiting until
-        the last of them has entered.
+        Thousands of tasks that start in one iteration of the loop would block everything else until
+        the last of them had entered.
         """
         now = self.loop.time()
-        if now >= self._at_once_until:
-            self._at_once, self._at_once_until = _MAX_AT_ONCE, now + _AT_ONCE
-        self._at_once -= 1
-        return self._at_once < 0 or self._pumping
+        if now >= self._burst_until:
+            self._burst_left, self._burst_until = _MAX_BURST, now + _BURST_SECONDS
+        self._burst_left -= 1
+        return self._burst_left < 0 or self._pumping
 
-    def later_turn(self) -> asyncio.Future[None]:
-        """Done in a later turn of the loop; in the order of the calls. May be cancelled."""
+    def delay(self) -> asyncio.Future[None]:
+        """A future that completes in a later iteration of the loop, in FIFO order. Cancellable."""
         future: asyncio.Future[None] = self.loop.create_future()
-        self._held_up.append(future)
+        self._delayed.append(future)
         if not self._pumping:
             self._pumping = True
             self.loop.call_soon(self._pump, context=Context())
         return future
 
     def _pump(self) -> None:
-        # It runs once more after the last one was released: until that one has run, a newcomer that
-        # was not held up would overtake it.
-        self._pumping = bool(self._held_up)
-        for _ in range(min(_MAX_PER_TURN, len(self._held_up))):
-            future = self._held_up.popleft()
+        # Run once more after releasing the last entry. Until that entry has run, a newcomer that was
+        # not delayed would overtake it.
+        self._pumping = bool(self._delayed)
+        for _ in range(min(_MAX_PER_TURN, len(self._delayed))):
+            future = self._delayed.popleft()
             if not future.done():
                 future.set_result(None)
         if self._pumping:
             self.loop.call_soon(self._pump, context=Context())
 
     def enter(self, request: EnterRequest) -> None:
-        """Count a call in.
+        """Count a call that enters.
 
         Raises:
-            LimitMismatchError: it names another limit than the calls that are there.
+            LimitMismatchError: the calls in the queue named another limit.
         """
         queue_id, limit = request.queue_id, request.limit
         agreement = self.agreements.get(queue_id)
@@ -101,28 +100,28 @@ class Calls:
         self.agreements[queue_id] = (calls + 1, agreed)
 
     def leave(self, queue_id: str) -> None:
-        """Count a call out; with the last one of a queue, its limit is forgotten."""
-        self._at_once += 1
+        """Count a call that leaves. The last one of a queue also removes the agreed limit."""
+        self._burst_left += 1
         calls, agreed = self.agreements[queue_id]
         if calls > 1:
             self.agreements[queue_id] = (calls - 1, agreed)
             return
         del self.agreements[queue_id]
-        if self._gone and not self.agreements:
-            for future in self._gone:
+        if self._empty_waiters and not self.agreements:
+            for future in self._empty_waiters:
                 if not future.done():
                     future.set_result(None)
-            self._gone.clear()
+            self._empty_waiters.clear()
 
     @property
     def count(self) -> int:
         return sum(calls for calls, _ in self.agreements.values())
 
-    def all_gone(self) -> asyncio.Future[None]:
-        """Done as soon as no call is in any line."""
+    def when_empty(self) -> asyncio.Future[None]:
+        """A future that completes when no call waits or holds a slot."""
         future: asyncio.Future[None] = self.loop.create_future()
         if self.agreements:
-            self._gone.append(future)
+            self._empty_waiters.append(future)
         else:
             future.set_result(None)
         return future
@@ -131,21 +130,21 @@ class Calls:
         task = task_id()
         return any(held == task for held in self.holding.values())
 
-    def end_later(self, ending: Callable[..., Any], *args: Any) -> None:
-        """End a call that its generator or its coroutine was closed under, in a turn of the loop.
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Run `callback` in the loop; at once if the loop is closed.
 
-        The garbage collector closes them at any allocation, in any thread: in the middle of another
-        call's step, which counts on being left alone.
+        For calls whose generator or coroutine was closed. The garbage collector closes them at any
+        allocation, in any thread, perhaps in the middle of another call's atomic step.
         """
         try:
-            # In no context: the current one belongs to the interrupted call.
-            self.loop.call_soon_threadsafe(ending, *args, context=Context())
-        except RuntimeError:  # the loop is closed, and nothing else is at work in it
-            ending(*args)
+            # An empty context: the current one belongs to the interrupted call.
+            self.loop.call_soon_threadsafe(callback, *args, context=Context())
+        except RuntimeError:  # the loop is closed, so nothing else runs in it
+            callback(*args)
 
 
 def task_id() -> int:
     try:
         return id(asyncio.current_task())
-    except RuntimeError:  # no loop: the collector closes a task in another thread
+    except RuntimeError:  # no running loop: the garbage collector closes a task in another thread
         return id(None)

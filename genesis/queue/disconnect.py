@@ -1,4 +1,4 @@
-"""`until_disconnected`: for web applications, whose clients go away while they wait."""
+"""`until_disconnected`: end a web request's wait when its client disconnects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Client", "until_disconnected"]
 
 
 class _Request(Protocol):
-    """What is needed of a Starlette or FastAPI request."""
+    """The part of a Starlette or FastAPI request that is used here."""
 
     @property
     def receive(self) -> Callable[[], Awaitable[MutableMapping[str, Any]]]: ...
@@ -20,10 +20,10 @@ class _Request(Protocol):
 
 
 class Client:
-    """The other end of a request.
+    """The client of a request.
 
     Attributes:
-        gone: whether it disconnected before the block was done.
+        gone: whether it disconnected before the block ended.
     """
 
     __slots__ = ("gone",)
@@ -34,7 +34,7 @@ class Client:
 
 @asynccontextmanager
 async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
-    """Cancel the block when the client has gone, and go on behind the block.
+    """Cancel the block when the client disconnects, then continue after the block.
 
     ::
 
@@ -44,18 +44,18 @@ async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
         if client.gone:
             return Response(status_code=499)  # nobody reads it
 
-    The waiter leaves the line at once, or gives its slot back. A cancellation from elsewhere passes
-    through. The request's body is read first, if the application has not done so, and may be read again
-    inside. Needs no Starlette of its own; anything with its `receive` and `body` will do.
+    A waiter leaves the line at once; a holder gives its slot back. Any other cancellation propagates.
+    The request's body is read first, unless the application has read it; it can be read again inside
+    the block. Starlette itself is not imported: any object with its `receive` and `body` works.
 
     Args:
         request: a Starlette or FastAPI `Request`.
 
     Raises:
-        starlette.requests.ClientDisconnect: the client went away while it sent the body.
+        starlette.requests.ClientDisconnect: the client disconnected while it sent the body.
     """
-    with suppress(RuntimeError):  # the application has consumed it as a stream
-        await request.body()  # else `_disconnected` would take its messages
+    with suppress(RuntimeError):  # the application has consumed the body as a stream
+        await request.body()  # before `_disconnected`, which would consume the body's messages
     client = Client()
     host = asyncio.current_task()
     assert host is not None
@@ -83,5 +83,6 @@ async def _disconnected(receive: Callable[[], Awaitable[MutableMapping[str, Any]
 
 
 def _is_cancelled_by_others(host: asyncio.Task[Any]) -> bool:
-    uncancel = getattr(host, "uncancel", None)  # Python 3.11; before, nobody could tell
+    # Before Python 3.11 there is no `uncancel`, so other cancellations cannot be detected.
+    uncancel = getattr(host, "uncancel", None)
     return uncancel is not None and uncancel() > 0

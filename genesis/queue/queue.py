@@ -1,4 +1,4 @@
-"""`Queue`: the library's face."""
+"""`Queue`: the public entry point of the library."""
 
 from __future__ import annotations
 
@@ -35,23 +35,27 @@ from genesis.version import VERSION
 
 __all__ = ["Queue"]
 
-_ZERO = 0.0  # one object: most calls leave it out, and then it needs no check
+_ZERO = 0.0  # compared by identity: a default argument needs no check
 _ONE_REPLY = 1.0
 """Seconds that timeout=0 allows for the backend's reply."""
 
 
 class Queue:
-    """A fair waiting line with a limit on how many hold a slot at once.
+    """A fair waiting line with a limit on how many calls hold a slot at once.
 
-    Slots of a queue are granted in the order of places, which is the order of entering less the head
-    starts, over all instances that share the backend. Cancelling a task at any point, before, during or
-    after its grant, leaks nothing and strands nobody.
+    Slots are granted by place: the time of entering less the head start, over all instances that share
+    the backend. A task can be cancelled at any point, before, during or after its grant: no slot leaks
+    and no waiter is stranded.
 
     Args:
-        backend: where the lines are kept; a new `InMemoryBackend` if None. A backend belongs to one
-            Queue, which closes it; a second one is refused with RuntimeError.
-        telemetry: where to report to; the process' default registry, tracer provider and logger if
-            None. Whatever the backend is, every operation on it is observed.
+        backend: stores the lines; a new `InMemoryBackend` if None. A backend belongs to one Queue,
+            which closes it.
+        telemetry: where to report; the process' default registry, tracer provider and logger if None.
+            Every backend operation is observed, whatever the backend is.
+
+    Raises:
+        TypeError: `backend` is not a backend object.
+        RuntimeError: `backend` already belongs to a Queue.
     """
 
     def __init__(
@@ -64,13 +68,13 @@ class Queue:
                 f"got {type(inner).__name__}"
             )
         self._backend = ObservedBackend(inner, telemetry or Telemetry(), VERSION)
-        self._calls: Calls | None = None  # of the event loop that it was last used in
+        self._calls: Calls | None = None  # of the event loop that was used last
         self._draining = False
         self.watches = Watches(self)
 
     @property
     def instance_id(self) -> str:
-        """Which instance this is, in entries, spans and log events."""
+        """The name of this instance in entries, spans and log events."""
         return self._backend.instance_id
 
     def slot(
@@ -85,38 +89,41 @@ class Queue:
         keep_place: float = _ZERO,
         place_token: str | None = None,
     ) -> SlotRequest:
-        """Wait for a slot on entering the `async with` block, give it back on leaving it.
+        """Wait for a slot on entering the `async with` block; give it back on leaving.
 
-        Leaving waits for nothing and raises nothing of its own: what cannot be given back now is given
-        back when the backend is reached, or when its lease lapses.
+        Leaving waits for nothing and raises no error of its own. A slot that cannot be given back now
+        is given back when the backend is reached again, or when the lease lapses.
 
         Args:
-            queue_id: names the line; any non-empty str.
-            item_id: names the call in metrics' exemplars, traces, logs and introspection; a new UUID
-                if None. Two waiters may have the same.
-            max_concurrent: the queue's limit, at least 1. None takes the limit it has, or 1.
-            timeout: a deadline, in seconds from entering `async with`, whatever the backend does. None
-                waits as long as it takes; 0 takes a slot only if one is free now, and allows one reply
-                of the backend, at most 1 s.
-            max_waiting: refuse the call if no slot is free and so many already wait; 0 or more. A call
-                that was taken into the line is never refused afterwards.
-            head_start: seconds, 0 to 86,400; the call stands where it would had it entered that much
+            queue_id: the queue; any non-empty str.
+            item_id: the call's id in exemplars, traces, logs and introspection; a new UUID if None.
+                Two waiters can share an id.
+            max_concurrent: the queue's limit, at least 1. None uses the limit in force, or 1.
+            timeout: a deadline in seconds from entering `async with`, whatever the backend does. None
+                waits without a deadline. 0 takes a slot only if one is free now, and allows the
+                backend at most 1 s for its reply.
+            max_waiting: refuse the call if no slot is free and this many calls already wait; 0 or
+                more. A call that has been enqueued is never refused afterwards.
+            head_start: seconds, 0 to 86,400; the call is ordered as if it had entered that much
                 earlier.
-            keep_place: seconds, 0 to 86,400, for which a waiter that is cancelled leaves its place. A
-                timeout, a refusal and an eviction keep nothing.
-            place_token: `SlotRequest.place_token` of a call that was cancelled; take its place if it is
-                still kept, else the end of the line.
+            keep_place: seconds, 0 to 86,400, for which the place is kept if the wait is cancelled.
+                Nothing is kept after a timeout, a refusal or an eviction.
+            place_token: `SlotRequest.place_token` of a cancelled call. The new call takes that place
+                if it is still kept, otherwise the end of the line. The token is not used up if the
+                new call raises before it waits or holds.
 
         Raises:
-            TypeError, ValueError: at once, for a bad argument or a token of another queue.
+            TypeError, ValueError: at once; a bad argument, or a token of another queue.
             LimitMismatchError: on entering; this Queue has calls in that queue with another limit.
-            QueueTimeoutError: on entering; it was in the line and got no slot in time, or timeout=0 and
-                no slot was free.
+            QueueTimeoutError: on entering; the call was enqueued and got no slot in time, or timeout=0
+                and no slot was free.
             QueueFullError: on entering; `max_waiting` calls wait.
             QueueDrainingError: on entering; `drain` was called, and this task holds no slot.
-            EvictedError: on entering; somebody evicted the waiter.
-            BackendUnavailableError: on entering; the backend did not take it into the line in time, or
+            EvictedError: on entering; the waiter was evicted.
+            BackendUnavailableError: on entering; the backend did not enqueue the call in time, or it
                 was closed.
+            RuntimeError: on entering; the request was entered before, or this Queue has calls in
+                another event loop.
         """
         queue_id = check_id("queue_id", queue_id)
         item_id = str(uuid.uuid4()) if item_id is None else check_id("item_id", item_id)
@@ -160,8 +167,8 @@ class Queue:
     ) -> QueueSemaphore:
         """A reusable handle on a queue, for any number of tasks at once.
 
-        Args and raises: as `slot`. `item_id` and `place_token` are given to a call of the handle:
-        `async with semaphore(item_id=...) as slot`.
+        Arguments and errors are those of `slot`. Pass `item_id` and `place_token` when you call the
+        handle: `async with semaphore(item_id=...) as slot`.
         """
         queue_id = check_id("queue_id", queue_id)
         options: dict[str, Any] = {
@@ -171,32 +178,37 @@ class Queue:
             "head_start": head_start,
             "keep_place": keep_place,
         }
-        self.slot(queue_id, item_id="any", **options)  # raises now what it would raise later
+        self.slot(queue_id, item_id="any", **options)  # check the arguments now
         return QueueSemaphore(self, queue_id, options)
 
     def watch(
         self, queue_id: str, item_id: str, *, every: float = 30.0, at_least: float = 10.0
     ) -> Watch:
-        """Where an item stands in the line, as an async iterator of `WaitStatus`.
+        """Watch an item's position: an async iterator of `WaitStatus`.
 
-        The first comes at once. If the item does not wait yet, it comes when the item has entered: at
-        once through this Queue, within `at_least` seconds through another. Then one comes when the
-        position has changed, and otherwise after `every` seconds, rounded up to whole ticks. Of several
-        waiters with one id the first is meant. Ends when the item is granted or gone, which is seen
-        within `at_least` seconds, and when the Queue is closed. Quiet while the backend is away.
+        The first status comes at once. If the item does not wait yet, the first status comes when it
+        enters: at once through this Queue, within `at_least` seconds through another. Later statuses
+        come when the position changes, and otherwise after `every` seconds, rounded up to whole ticks.
+        If several waiters share the id, the one that `position` selects is watched. The iterator ends
+        when the item is granted or gone (noticed within `at_least` seconds) and when the Queue is
+        closed. It yields nothing while the backend is unavailable.
 
-        An instance sends one command per queue, tick and 500 items watched; the tick of a queue is the
-        least `at_least` of its watchers. A watch that nobody iterates costs nothing, and needs no
-        closing.
+        An instance sends one command per queue, tick and 500 watched items. The tick of a queue is the
+        smallest `at_least` of its watches. A watch that is not iterated costs nothing, and a watch need
+        not be closed.
 
-        `WaitStatus.expected_wait` is seconds, None while fewer than ten holds are known or the queue is
-        paused. It grows only with new evidence: longer holds, a lower limit, a head start before it.
+        `WaitStatus.expected_wait` is in seconds, None while fewer than ten holds are known or the queue
+        is paused. It grows only with new evidence: longer holds, a lower limit, a newcomer with a head
+        start.
 
         Args:
-            queue_id: the queue's.
-            item_id: the item's, on any instance.
+            queue_id: the queue.
+            item_id: the item, on any instance.
             every: seconds, more than 0.
-            at_least: seconds between two statuses; `every` if that is less.
+            at_least: minimum seconds between two statuses; `every` if that is less.
+
+        Raises:
+            TypeError, ValueError: at once; a bad argument.
         """
         queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
         every, at_least = check_pace(queue_id, every, at_least)
@@ -205,11 +217,16 @@ class Queue:
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         """Override the limit of a queue at every call site, live, on all instances.
 
-        Raising it grants slots to waiters at once; lowering it takes effect as holders leave.
+        A higher limit grants slots to waiters at once; a lower limit takes effect as holders leave.
 
         Args:
-            queue_id: the queue's.
+            queue_id: the queue.
             limit: 0 pauses the queue; None ends the override.
+
+        Raises:
+            TypeError, ValueError: a bad argument.
+            BackendUnavailableError: the backend was closed or did not reply. In the second case the
+                limit might have been set; repeating the call is safe.
         """
         queue_id = check_id("queue_id", queue_id)
         check_limit("limit", queue_id, limit, least=0)
@@ -223,7 +240,8 @@ class Queue:
     async def position(self, queue_id: str, item_id: str) -> int | None:
         """The item's position in the line: 1 is next, None if it does not wait.
 
-        Of several waiters with this id, the first.
+        If several waiters share the id: the first one of this instance, if any, otherwise the first in
+        the line.
         """
         queue_id = check_id("queue_id", queue_id)
         item_id = check_id("item_id", item_id)
@@ -236,43 +254,48 @@ class Queue:
         return await self._backend.entries(queue_id)
 
     async def evict(self, queue_id: str, item_id: str) -> int:
-        """Take every ticket of an item out of the queue, on whichever instance it is.
+        """Remove every ticket of an item from the queue, on any instance.
 
-        A waiter gets `EvictedError`; a holder's slot is taken back and its `slot.lost` turns true.
+        A waiter gets `EvictedError`. A holder loses its slot, and its `slot.lost` becomes true.
 
         Returns:
-            How many tickets there were; 0 if the item was not in the queue.
+            The number of tickets removed; 0 if the item was not in the queue.
+
+        Raises:
+            BackendUnavailableError: the backend was closed or did not reply. In the second case the
+                item might have been evicted; repeating the call is safe.
         """
         queue_id = check_id("queue_id", queue_id)
         item_id = check_id("item_id", item_id)
         return await self._backend.evict(queue_id, item_id)
 
     async def ping(self) -> None:
-        """Return if the backend answers; raise `BackendUnavailableError` if not. For readiness."""
+        """Raise `BackendUnavailableError` unless the backend replies. For readiness probes."""
         await self._backend.ping()
 
     @property
     def draining(self) -> bool:
-        """Whether `drain` was called. A readiness probe should fail from then on."""
+        """Whether `drain` was called. From then on, a readiness probe should fail."""
         return self._draining
 
     async def drain(self, timeout: float | None = None) -> int:
-        """Refuse new entries, for good, and wait until all who wait or hold have left.
+        """Refuse new entries for good, and wait until every waiter and holder has left.
 
-        Cancels nobody. A task that already holds a slot of this Queue may still enter, so that it can
-        come to its end. Entries are refused with `QueueDrainingError`, also after a timeout or if this
-        is cancelled. Returns only when the backend has confirmed what was given back; without a
-        timeout, it waits for a backend that is away. A task that holds a slot must not call it: it
-        would wait for itself.
+        New entries get `QueueDrainingError`, also after `drain` timed out or was cancelled. No call is
+        cancelled. A task that already holds a slot of this Queue can still enter, because it might
+        need a second slot to finish. `drain` returns when the backend has confirmed every release;
+        without a timeout it waits for an unavailable backend.
 
         Args:
-            timeout: seconds to wait at most; None waits as long as it takes.
+            timeout: the maximum wait in seconds; None waits without a deadline.
 
         Returns:
-            How many calls of this Queue still wait or hold; 0 unless the timeout came first.
+            The number of calls of this Queue that still wait or hold; 0 unless the timeout expired.
 
         Raises:
-            RuntimeError: at once; the calls are in another event loop.
+            TypeError, ValueError: a bad timeout.
+            RuntimeError: at once; the calls are in another event loop, or this task itself holds a slot
+                and would wait for itself.
         """
         timeout = check_timeout("drain: timeout", timeout)
         calls = self._calls
@@ -281,11 +304,15 @@ class Queue:
             if calls.agreements and not calls.loop.is_closed():
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
+        if calls is not None and calls.this_task_holds():
+            raise RuntimeError(
+                "drain was called by a task that holds a slot of this Queue; leave it first"
+            )
         self._draining = True
         if calls is None:
             return 0
         deadline = None if timeout is None else loop.time() + timeout
-        await asyncio.wait({calls.all_gone()}, timeout=timeout)
+        await asyncio.wait({calls.when_empty()}, timeout=timeout)
         if calls.count:
             return calls.count
         flushed = asyncio.ensure_future(self._backend.flush())
@@ -297,10 +324,11 @@ class Queue:
         return calls.count
 
     async def close(self) -> None:
-        """Give back all that this Queue has and close the backend; waiters get an error.
+        """Give everything back and close the backend; waiters get `BackendUnavailableError`.
 
-        Waits for the backend's reply at most 1 s, and not at all while it is known to be away; what it
-        has not got then is given back when the lease lapses. Calling it again does nothing.
+        Waits at most 1 s for the backend's reply, and not at all while the backend is known to be
+        unavailable. Whatever is not confirmed by then is given back when the lease lapses. A second
+        call does nothing.
         """
         self.watches.close()
         await self._backend.close()
@@ -317,11 +345,11 @@ class Queue:
         await self.close()
 
     def _calls_here(self, request: EnterRequest) -> Calls:
-        """For `SlotRequest`, if its event loop is another one than before, or `drain` was called.
+        """The slow path of `SlotRequest`: the event loop has changed, or `drain` was called.
 
         Raises:
-            QueueDrainingError: it may not enter.
-            RuntimeError: the calls of another event loop are in the lines.
+            QueueDrainingError: `drain` was called, and this task holds no slot.
+            RuntimeError: this Queue has calls in another event loop.
         """
         calls = self._calls
         loop = get_running_loop()

@@ -1,4 +1,4 @@
-"""`SlotRequest`: one call's way through a queue, from entering to leaving."""
+"""`SlotRequest`: one call in a queue, from entering to leaving."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["SlotRequest"]
 
 
 class SlotRequest:
-    """What `Queue.slot` returns: enter it with `async with`, once.
+    """The result of `Queue.slot`. Enter it once, with `async with`.
 
-    Leaving it waits for nothing. If its generator or coroutine is closed instead of ended, by `aclose`
-    or by the garbage collector, the slot is given back with the next turn of the event loop.
+    Leaving waits for nothing. If `aclose` or the garbage collector closes the generator or coroutine
+    that holds the slot, the slot is given back in the next iteration of the event loop.
 
     Attributes:
-        queue_id: the queue's.
-        item_id: the item's.
-        place_token: an opaque token for its place, once the call waits; None before. `Queue.slot` takes
-            it after this call was cancelled, if `keep_place` was given.
-        resumed: whether it took the place that its own `place_token` argument names.
-        slot: while it is held.
+        queue_id: the queue.
+        item_id: the item.
+        place_token: an opaque token for the call's place; None until the call waits. Pass it to
+            `Queue.slot` after this call was cancelled, if `keep_place` was given.
+        resumed: whether the call took the place named by its own `place_token` argument.
+        slot: the slot while it is held, otherwise None.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class SlotRequest:
         return self._request.item_id
 
     async def __aenter__(self) -> Slot:
-        # One coroutine, and none inside it: a task that is woken passes through each of them again.
+        # Do not split this into nested coroutines: each wake-up of the task would resume all of them.
         if self._entered:
             raise RuntimeError("a slot request is entered once; call queue.slot() for each use")
         self._entered = True
@@ -86,15 +86,15 @@ class SlotRequest:
                 calls = queue._calls_here(request)
             calls.enter(request)
         except BaseException:
-            self._stop_waiting()  # a watch that was begun before must not wait for ever
+            self._stop_waiting()  # a watch that was created before must not wait for ever
             raise
         self._calls = calls
         backend, timeout = queue._backend, self._timeout
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
-            if calls.too_many():
-                await calls.later_turn()
+            if calls.must_delay():
+                await calls.delay()
             result = await backend.enter(request)
             grant = result.grant
             if result.resumed:
@@ -110,7 +110,7 @@ class SlotRequest:
                 grant = await backend.wait(result.ticket, timeout)
         except BaseException as error:
             if isinstance(error, GeneratorExit):
-                calls.end_later(self._give_up, self._keep_place)
+                calls.call_soon(self._give_up, self._keep_place)
                 raise
             cancelled = isinstance(error, asyncio.CancelledError)
             waited = self.ticket is not None
@@ -134,25 +134,26 @@ class SlotRequest:
         if slot is None or calls is None:
             if not self._entered:
                 raise RuntimeError("this slot request was never entered, so there is nothing to leave")
-            return  # its entering had failed
+            return  # entering failed
         if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             if isinstance(error, GeneratorExit):
-                calls.end_later(_run, self.__aexit__)
+                calls.call_soon(_run, self.__aexit__)
                 return
-            error = None  # a call that is cancelled has not failed
+            error = None  # a cancelled call has not failed
         self.slot = self._calls = None
         ticket = slot.ticket
         try:
             slot.mark_left()
-        finally:  # it asks the backend, which may be anybody's; the slot is given back all the same
+        finally:  # `mark_left` calls the backend, which might raise; give the slot back regardless
             del calls.holding[self]
             calls.leave(ticket.queue_id)
             self._queue._backend.leave(ticket, error=error)
 
     def watch(self, *, every: float = 30.0, at_least: float = 10.0) -> Watch:
-        """Where this call stands while it waits; begin before it is entered, or while it waits.
+        """Watch this call's position. Call it before entering or during the wait.
 
-        Args, yields and raises: as `Queue.watch`. Ends at once when the call is granted or gives up.
+        Arguments, results and errors are those of `Queue.watch`. The iterator ends at once when the
+        wait ends.
         """
         every, at_least = check_pace(self.queue_id, every, at_least)
         watch = Watch(self._queue.watches, self.queue_id, self.item_id, every, at_least, self)
@@ -175,7 +176,7 @@ class SlotRequest:
             watch.end()
 
     def _give_up(self, keep_place: float) -> None:
-        """Whatever ended the wait, and whatever the ticket has got by now: it is given back."""
+        """Give back the place, or the slot if one was granted meanwhile, and stop counting the call."""
         calls, self._calls = self._calls, None
         ticket = self.ticket
         self._stop_waiting()
@@ -186,6 +187,6 @@ class SlotRequest:
 
 
 def _run(leave: Callable[[None, None, None], Coroutine[object, None, None]]) -> None:
-    """Call what awaits nothing."""
+    """Run a coroutine that awaits nothing to its end."""
     with suppress(StopIteration):
         leave(None, None, None).send(None)

@@ -24,12 +24,12 @@ class _Use(NamedTuple):
 
 
 class QueueSemaphore:
-    """What `Queue.semaphore` returns: enter it as often as you like, from as many tasks at once.
+    """The result of `Queue.semaphore`. Reusable, by any number of tasks at once.
 
-    Each `async with` block gives back its own slot, also if it is in an async generator that another
-    task closes, and if the garbage collector closes it. What is not written as `async with` (an
-    `AsyncExitStack`, a direct call of `__aexit__`) must be left in the task that entered it, the last
-    one first; anything else is a RuntimeError. `async with sem() as slot` may be left anywhere.
+    Each `async with` block gives back its own slot. That holds too if the block is in an async
+    generator that another task or the garbage collector closes. If you enter it without `async with`
+    (through an `AsyncExitStack`, or by calling `__aexit__`), leave it in the task that entered it, in
+    LIFO order; anything else raises RuntimeError. `async with sem() as slot` has no such restriction.
     """
 
     __slots__ = ("_held", "_options", "_queue", "max_concurrent", "queue_id", "timeout")
@@ -40,12 +40,12 @@ class QueueSemaphore:
         self.queue_id = queue_id
         self.max_concurrent: int | None = options["max_concurrent"]
         self.timeout: float | None = options["timeout"]
-        # What is held through this handle, by the id of the task that entered, the last one last. Not
-        # by the task: a reference to one that all others have forgotten would keep it for ever.
+        # Slots held through this handle, by the id of the task that entered, oldest first. A reference
+        # to the task itself would keep an abandoned task alive for ever.
         self._held: dict[int, list[_Use]] = {}
 
     def __call__(self, item_id: str | None = None, place_token: str | None = None) -> SlotRequest:
-        """A slot for a named item: `async with sem(item_id=...) as slot`."""
+        """A request for a slot, as `Queue.slot` returns: `async with sem(item_id=...) as slot`."""
         return self._queue.slot(
             self.queue_id, item_id=item_id, place_token=place_token, **self._options
         )
@@ -67,19 +67,18 @@ class QueueSemaphore:
         request = self._take(sys._getframe(1), isinstance(error, GeneratorExit))
         await request.__aexit__(kind, error, traceback)
 
-    def _take(self, frame: FrameType, broken_off: bool) -> SlotRequest:
-        """The request of the block that is being left.
+    def _take(self, frame: FrameType, closed: bool) -> SlotRequest:
+        """Remove and return the request of the block that is being left.
 
-        The frame that runs an `async with` statement is the same on entering and on leaving it,
-        whichever task or collector makes it go on. A call from elsewhere has no such frame; then it is
-        the task's last one.
+        The same frame enters and leaves an `async with` statement, whichever task or garbage collector
+        resumes it. A direct call has no such frame; it takes the task's last request.
         """
         block, task = _frame_id(frame), task_id()
         own = self._held.get(task, ())
         for use in reversed(own):
             if use.frame == block != 0:
                 return self._forget(task, use)
-        if broken_off or frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        if closed or frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
             found = [
                 (use.token, other, use)
                 for other, uses in self._held.items()
@@ -87,7 +86,7 @@ class QueueSemaphore:
                 if use.frame == block != 0
             ]
             if found:
-                # Of an ended frame with the same id, only older ones can be left.
+                # A frame that ended might have had the same id; its requests are older.
                 _, other, use = max(found)
                 return self._forget(other, use)
         elif own:
@@ -107,6 +106,6 @@ class QueueSemaphore:
 
 
 def _frame_id(frame: FrameType) -> int:
-    """0 if it cannot contain `async with`, as an event loop's that runs `__aenter__` as a task."""
+    """The id of a coroutine's frame; 0 for others, such as a loop that runs `__aenter__` as a task."""
     flags = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     return id(frame) if frame.f_code.co_flags & flags else 0

@@ -1,4 +1,4 @@
-"""A held slot, as the body of `async with` sees it."""
+"""`Slot`: what `async with queue.slot(...)` yields."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Slot:
     """A slot of a queue, held until the `async with` block is left.
 
     Attributes:
-        queue_id: the queue's.
-        item_id: the item's.
+        queue_id: the queue.
+        item_id: the item.
         waited: seconds from entering to the grant; exactly 0.0 if the slot was free.
-        fencing_token: grows strictly with every grant of the queue. Give it to whatever the body
-            changes, and let that refuse a smaller one than it has seen (Kleppmann, "How to do
-            distributed locking", 2016).
+        fencing_token: strictly increasing with every grant of the queue. Pass it to the resource that
+            the body changes; the resource must reject a smaller token than the largest it has seen
+            (Kleppmann, "How to do distributed locking", 2016).
     """
 
     __slots__ = ("_grant", "_lapsed", "_lost", "ticket")
@@ -27,7 +27,7 @@ class Slot:
     def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
         self.ticket = ticket
         self._grant = grant
-        # None once the block is left: a slot that was given back is not lost.
+        # None after the block is left: a slot that was given back cannot be lost.
         self._lapsed: Callable[[Ticket], bool] | None = lapsed
         self._lost = False
 
@@ -49,33 +49,33 @@ class Slot:
 
     @property
     def lost(self) -> bool:
-        """Whether the slot is not this holder's any more; once true, it stays true.
+        """Whether this holder has lost the slot. Once true, it stays true. Callable from any thread.
 
-        True as soon as the lease has run out by this process' own reckoning, which is never later
-        than Redis', or the holder was evicted, or the queue was closed.
+        True when the lease has run out by this process' clock (never later than by Redis's), when the
+        holder was evicted, and when the Queue was closed.
         """
-        lapsed = self._lapsed  # read once: a thread of the body's may ask while the block is left
+        lapsed = self._lapsed  # read once: another thread might ask while the block is being left
         if not self._lost and lapsed is not None and lapsed(self.ticket):
             self._lost = True
         return self._lost
 
     def ensure_held(self) -> None:
-        """Raise `SlotLostError` if the slot is lost; call it before what must not happen twice."""
+        """Raise `SlotLostError` if the slot is lost. Call it before a step that must not run twice."""
         if self.lost:
             raise SlotLostError(self.queue_id, self.item_id, self.fencing_token)
 
     def mark_left(self) -> None:
-        """For the queue: the block is being left; nothing is lost after that."""
+        """Freeze `lost`, because the block is being left. Internal."""
         lapsed = self._lapsed
         try:
             if lapsed is not None and lapsed(self.ticket):
                 self._lost = True
-        finally:  # last: the handler of this event might read the slot
+        finally:  # last: a handler of `SlotLost` might read the slot
             self._lapsed = None
 
     def __repr__(self) -> str:
         try:
             lost = ", lost" if self.lost else ""
         except Exception:
-            lost = ""  # a backend that cannot be asked; a repr raises nothing
+            lost = ""  # the backend raised; a repr must not
         return f"<Slot {self.fencing_token} of {self.queue_id!r} held by {self.item_id!r}{lost}>"

@@ -1,4 +1,4 @@
-"""`Watch`: where a waiter stands, from time to time; and the tickers that ask for all watchers."""
+"""`Watch`: an iterator of a waiter's status; and the tickers, which poll for all watches of a queue."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "Watches"]
 
-MOST_ITEMS = 500
-"""Asked for with one command."""
+MAX_ITEMS = 500
+"""Per command."""
 
-SHORTEST_TICK = 0.05
+MIN_TICK = 0.05
 """Seconds."""
 
-EARLIEST = 0.002
-"""Seconds by which a timer may come before its time."""
+TIMER_SLACK = 0.002
+"""Seconds by which a timer might fire early."""
 
-GROWTH_SHOWN = 1.1
-"""An expected wait is not shown to grow by less than this factor: each hold moves the mean a little."""
+MIN_GROWTH = 1.1
+"""Smaller growth of the expected wait is hidden, because every hold changes the mean a little."""
 
 
 class Watch:
-    """An async iterator of `WaitStatus`. It may be dropped at any time; nothing has to be closed."""
+    """An async iterator of `WaitStatus`. It can be dropped at any time and need not be closed."""
 
     __slots__ = (
         "_ended",
@@ -61,7 +61,7 @@ class Watch:
         self._request = request
         self._last: WaitStatus | None = None
         self._last_at = 0.0
-        self._future: asyncio.Future[WaitStatus | None] | None = None  # while somebody waits for it
+        self._future: asyncio.Future[WaitStatus | None] | None = None  # during `__anext__`
         self._ended = False
 
     def __aiter__(self) -> Watch:
@@ -85,7 +85,7 @@ class Watch:
 
     @property
     def tick(self) -> float:
-        return max(self._least, SHORTEST_TICK)
+        return max(self._least, MIN_TICK)
 
     @property
     def is_new(self) -> bool:
@@ -93,7 +93,7 @@ class Watch:
 
     @property
     def wanted(self) -> Ticket | str | None:
-        """What to ask for; None if the call has not got its place yet."""
+        """The ticket or item_id to poll; None if the request has no ticket yet."""
         return self.item_id if self._request is None else self._request.ticket
 
     def end(self) -> None:
@@ -104,16 +104,16 @@ class Watch:
         if self._future is not None and not self._future.done():
             self._future.set_exception(error)
 
-    def take_in(self, status: WaitStatus | None, now: float) -> None:
-        """A status that was asked for at `now`."""
+    def update(self, status: WaitStatus | None, now: float) -> None:
+        """Yield a status, requested at `now`, if it is due; None: the item does not wait."""
         last = self._last
         if status is None:
             if last is not None:
                 self.end()
-            return  # not there yet; a request ends its own watches
+            return  # not entered yet; a request ends its own watches
         if last is not None:
             status = status._replace(expected_wait=_steady(last, status))
-            passed = now - self._last_at + EARLIEST
+            passed = now - self._last_at + TIMER_SLACK
             changed = status.position != last.position and passed >= self._least
             if not changed and passed < self._every:
                 return
@@ -129,25 +129,26 @@ class Watch:
 
 
 def _steady(last: WaitStatus, status: WaitStatus) -> float | None:
-    """The expected wait without the small steps up that every hold makes."""
+    """The expected wait without growth of less than `MIN_GROWTH`."""
     before, expected = last.expected_wait, status.expected_wait
-    if before is None or expected is None or not before < expected < before * GROWTH_SHOWN:
+    if before is None or expected is None or not before < expected < before * MIN_GROWTH:
         return expected
     return before if status.position <= last.position else expected
 
 
 class _Ticker:
-    """Asks for the statuses of all that are watched in one queue, at a common time.
+    """Polls the statuses of all watches of one queue at once.
 
-    A look is a task of its own, and the ticks are timers: cancelling all tasks ends one look only.
+    Ticks are timers, and each poll is a task of its own. If the application cancels all tasks, only the
+    current poll is lost.
     """
 
     __slots__ = (
         "_absent",
         "_fresh",
-        "_looks",
+        "_interval",
         "_loop",
-        "_pause",
+        "_polls",
         "_queue",
         "_queue_id",
         "_timer",
@@ -159,11 +160,11 @@ class _Ticker:
         self._queue_id = queue_id
         self._loop = loop
         self._watching: dict[Watch, None] = {}
-        self._fresh: set[Watch] = set()  # to be asked for in the next turn
-        self._absent: dict[str, set[Watch]] = {}  # by item_id: it has not been seen in the line
-        self._looks: set[asyncio.Task[None]] = set()
+        self._fresh: set[Watch] = set()  # to be polled in the next iteration of the loop
+        self._absent: dict[str, set[Watch]] = {}  # by item_id: no status yielded yet
+        self._polls: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._pause = 0.0  # seconds between its ticks
+        self._interval = 0.0  # seconds between ticks
 
     @property
     def serves(self) -> asyncio.AbstractEventLoop | None:
@@ -174,15 +175,15 @@ class _Ticker:
         self._watching[watch] = None
         if watch.is_new:
             self._absent.setdefault(watch.item_id, set()).add(watch)
-            self._look_soon(watch)
+            self._poll_soon(watch)
         if self._timer is None:
             self._arm(watch.tick)
-        elif watch.tick < self._pause:  # it must not wait for the tick of those who are less eager
+        elif watch.tick < self._interval:  # the next tick would be too late for this watch
             self._timer.cancel()
             self._arm(watch.tick)
 
     def discard(self, watch: Watch) -> None:
-        # The timer goes on until its next tick: most watchers are back by then.
+        # Keep the timer: most watches are added again before the next tick.
         self._watching.pop(watch, None)
         absent = self._absent.get(watch.item_id)
         if absent is not None:
@@ -192,56 +193,56 @@ class _Ticker:
 
     def entered(self, item_id: str) -> None:
         for watch in self._absent.get(item_id, ()):
-            self._look_soon(watch)
+            self._poll_soon(watch)
 
     def end(self) -> None:
         for watch in list(self._watching):
             watch.end()
 
-    def _look_soon(self, watch: Watch) -> None:
+    def _poll_soon(self, watch: Watch) -> None:
         if not self._fresh:
-            # From now on, not from the look on: the first tick must find that its time has come.
+            # Pass on the current time: the first tick must find that `at_least` seconds have passed.
             now = self._loop.time()
-            self._loop.call_soon(self._look_at_fresh, now, context=Context())
+            self._loop.call_soon(self._poll_fresh, now, context=Context())
         self._fresh.add(watch)
 
-    def _look_at_fresh(self, now: float) -> None:
+    def _poll_fresh(self, now: float) -> None:
         watches = [watch for watch in self._watching if watch in self._fresh]
         self._fresh.clear()
-        self._look(watches, now)
+        self._start_poll(watches, now)
 
-    def _arm(self, pause: float) -> None:
-        self._pause = pause
-        self._timer = self._loop.call_later(pause, self._tick, context=Context())
+    def _arm(self, interval: float) -> None:
+        self._interval = interval
+        self._timer = self._loop.call_later(interval, self._tick, context=Context())
 
     def _tick(self) -> None:
         self._timer = None
         if self._watching:
-            if not self._looks:  # else the backend has not replied to the one before
-                self._look(list(self._watching), self._loop.time())
+            if not self._polls:  # otherwise the backend has not replied to the previous poll
+                self._start_poll(list(self._watching), self._loop.time())
             self._arm(min(watch.tick for watch in self._watching))
 
-    def _look(self, watches: list[Watch], now: float) -> None:
+    def _start_poll(self, watches: list[Watch], now: float) -> None:
         watches = [watch for watch in watches if watch.wanted is not None]
         if watches:
-            task = self._loop.create_task(self._ask(watches, now))
-            self._looks.add(task)
-            task.add_done_callback(self._looks.discard)
+            task = self._loop.create_task(self._poll(watches, now))
+            self._polls.add(task)
+            task.add_done_callback(self._polls.discard)
 
-    async def _ask(self, watches: list[Watch], now: float) -> None:
-        for start in range(0, len(watches), MOST_ITEMS):
-            pairs = [(watch, watch.wanted) for watch in watches[start : start + MOST_ITEMS]]
+    async def _poll(self, watches: list[Watch], now: float) -> None:
+        for start in range(0, len(watches), MAX_ITEMS):
+            pairs = [(watch, watch.wanted) for watch in watches[start : start + MAX_ITEMS]]
             asked = [(watch, wanted) for watch, wanted in pairs if wanted is not None]
             try:
                 statuses = await self._queue._backend.wait_status(self._queue_id, [w for _, w in asked])
             except BackendUnavailableError:
-                return  # quiet while it is away; the next tick asks again
+                return  # yield nothing during an outage; the next tick retries
             except Exception as error:
                 for watch, _ in asked:
                     watch.fail(error)
                 continue
             for (watch, _), status in zip(asked, statuses, strict=True):
-                watch.take_in(status, now)
+                watch.update(status, now)
 
 
 class Watches:
@@ -255,7 +256,7 @@ class Watches:
         self._closed = False
 
     def add(self, watch: Watch) -> None:
-        """Somebody waits for the next status of `watch`."""
+        """`__anext__` waits for the next status of `watch`."""
         if self._closed:
             watch.end()
             return
@@ -268,19 +269,19 @@ class Watches:
         ticker.add(watch)
 
     def discard(self, watch: Watch) -> None:
-        """Nobody waits for it any more."""
+        """`__anext__` of `watch` has ended."""
         ticker = self._tickers.get(watch.queue_id)
         if ticker is not None:
             ticker.discard(watch)
 
     def entered(self, queue_id: str, item_id: str) -> None:
-        """A call of this `Queue` begins to wait: the watches of its id look at once."""
+        """A call of this `Queue` starts to wait: poll for the watches of its id at once."""
         ticker = self._tickers.get(queue_id)
         if ticker is not None:
             ticker.entered(item_id)
 
     def close(self) -> None:
-        """End all watches, and those that are still to come."""
+        """End all watches, including those created later."""
         self._closed = True
         for ticker in self._tickers.values():
             ticker.end()

@@ -193,7 +193,7 @@ def test_first_contact(line: Line) -> None:
     assert (code, override, version, more, reclaimed, lost, previous) == (1, "", "0", 0, [], 0, "")
     assert (granted, holders) == ([], [member("a1")])
     token = rows[0][1]
-    assert rows == [[1, token, 0], [2, token + 1, 0]]
+    assert rows == [[1, token, 0], [2, token + 1, 0, 1]]
     assert numbers[:3] == [1, 1, "1"]
     assert line.now() >= now
     assert 0 < look <= LEASE
@@ -303,11 +303,34 @@ def test_a_sync_refuses_as_enter_does(line: Line) -> None:
 def test_a_sync_keeps_a_place_that_a_lost_leave_would_have(line: Line) -> None:
     line.enter("b1")
     place = line.enter("a1")[1]
-    assert line.sync("a", ("a1", "k", place, 60_000_000), confirmed=1)[3] == [[7, 2]]  # it waited
+    assert line.sync("a", ("a1", "k", 0, 60_000_000, "", place), confirmed=1)[3] == [
+        [7, 2]
+    ]  # it waited
     assert line.order() == []
     assert line.enter("b2", kept=f"a:0000000001 {place}")[5] == 1
-    line.sync("a", ("a1", "k", place, 60_000_000), confirmed=1)  # its reply was lost
+    line.sync("a", ("a1", "k", 0, 60_000_000, "", place), confirmed=1)  # its reply was lost
     assert line.enter("b3", kept=f"a:0000000001 {place}")[5] == 0
+
+
+@pytest.mark.parametrize("by", ["leave", "sync"])
+def test_a_place_whose_taker_left_unanswered_is_kept_again(line: Line, by: str) -> None:
+    """Only the ticket that took it gives it back, and once; it expires as it would have."""
+    line.enter("b1")
+    kept = f"a:0000000001 {line.enter('a1')[1]}"
+    line.leave("a1", "", 60_000_000, kept.split(" ")[1])
+    assert line.enter("b2", kept=kept)[5] == 1
+    assert line.enter("c3", kept=kept)[5] == 0
+    line.leave("c3", "", "back", kept)
+    assert line.enter("c4", kept=kept)[5] == 0, "c3 had not taken it"
+    if by == "leave":
+        line.leave("b2", "", "back", kept)
+    else:
+        line.sync("b", ("b2", "k", 0, "back", "", kept), confirmed=1)
+    _, expiry = line.client.zrangebyscore(line.past, 1, "+inf", withscores=True)[0]
+    assert expiry < line.now() + 60_000_000
+    assert line.enter("c5", kept=kept)[5] == 1
+    line.leave("b2", "", "back", kept)
+    assert line.enter("c6", kept=kept)[5] == 0
 
 
 def test_the_newest_override_comes_back(line: Line) -> None:

@@ -61,7 +61,8 @@ def test_stats(line: Line) -> None:
 def test_entries_in_pages_by_number(line: Line) -> None:
     for ticket in ("a1", "a2", "a3", "b1"):
         line.enter(ticket)
-    now, rows = line.run("entries", "waiting", "-inf", 2)
+    now, rows, resumed = line.run("entries", "waiting", "-inf", 2)
+    assert resumed == []
     assert [name_of(text) for text in rows[::2]] == ["a2", "a3"]
     assert now <= line.now()
     assert [name_of(text) for text in line.run("entries", "waiting", rows[3], 2)[1][::2]] == ["b1"]
@@ -72,9 +73,26 @@ def test_places(line: Line) -> None:
     line.enter("a1")
     line.enter("a2")
     line.enter("a3")
-    _, depth, named, holds, mean, rows = line.run("places", member("a1"), member("a3"))
+    _, depth, named, holds, mean, rows, resumed = line.run("places", member("a1"), member("a3"))
     assert (depth, named, holds, mean) == (2, "1", 0, 0)
-    assert rows == [0, 0, 2, line.place("a3")]
+    assert (rows, resumed) == ([0, 0, 2, line.place("a3")], [])
+
+
+def test_a_ticket_that_took_a_kept_place_says_when_it_entered(line: Line) -> None:
+    """For a day; the heartbeat removes what is older, and what has expired."""
+    line.enter("b1")
+    place = line.enter("a1")[1]
+    line.leave("a1", "", 60_000_000, place)
+    line.enter("b2", kept=f"a:0000000001 {place}")
+    ticket, entered = line.run("places", member("b2"))[-1]
+    assert ticket == "b:0000000002"
+    assert place < entered <= line.now()
+    assert line.run("entries", "waiting", "-inf", 2)[2] == [ticket, entered]
+    line.mine("beat", "b")
+    assert line.run("places", member("b2"))[-1] == [ticket, entered]
+    line.client.zadd(line.past, {f"e {ticket}": 86_500_000_000 - line.now()})
+    line.mine("beat", "b")
+    assert line.run("places", member("b2"))[-1] == []
 
 
 # Portions

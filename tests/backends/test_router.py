@@ -288,7 +288,7 @@ async def test_a_master_that_is_replaced_while_it_lives_is_left_at_once(trio: Se
     link = next(iter(calls.router.links()))
     await wait_until(lambda: link.up, "the link is up")
     router: Any = calls.router
-    await wait_until(lambda: router._news.up, "the Sentinel is listened to")
+    await wait_until(lambda: router._sentinel_link.up, "the link to a Sentinel is up")
     old = trio.master
     await wait_until(lambda: _fails_over(trio), "the Sentinels fail over", 40.0)
     began = time.monotonic()

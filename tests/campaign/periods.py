@@ -9,7 +9,7 @@ from typing import NamedTuple
 __all__ = ["ALWAYS", "RECONNECT", "Disturbance", "Period", "prolong_reconnects", "subtract"]
 
 RECONNECT = 1.2  # seconds for a connection to be made anew, tried at least every second
-_STEADY = 1.0  # seconds up after which a link connects again at once, see link.py
+_STEADY = 1.0  # seconds up after which a link reconnects at once, see link.py
 _BREAK = {"cut", "client-kill", "script-flush", "requests-lost", "replies-lost", "half-open"}
 
 

@@ -7,6 +7,7 @@ longer found is an error: a plant that plants nothing would be reported as found
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from genesis.backends.redis import core, scripts
 from genesis.backends.redis.ticket import LocalTicket, Stage
@@ -23,16 +24,14 @@ def _drop_leave() -> None:
     """A waiter that gives up is forgotten here, but nothing is sent: its place stays in the line."""
     honest = core.QueueCore.leave
 
-    def leave(
-        self: core.QueueCore, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0
-    ) -> None:
+    def leave(self: core.QueueCore, ticket: LocalTicket, *rest: Any) -> None:
         if ticket.stage is Stage.WAITING and ticket.wanted:
             ticket.wanted = False
             ticket.left = self.session
         else:
-            honest(self, ticket, now, origin, keep)
+            honest(self, ticket, *rest)
 
-    core.QueueCore.leave = leave  # type: ignore[method-assign]
+    core.QueueCore.leave = leave  # type: ignore[method-assign, assignment]
 
 
 def _sync_lists_nothing() -> None:

@@ -66,7 +66,7 @@ async def test_20000_queues_cost_few_commands_to_list(own_redis: RedisServer, ru
         client.config_set("slowlog-log-slower-than", int(MOST * 1000))
         await wait_until(lambda: client.zcard(queues) == 20_001, "all are listed", 60)
         connection = driver.router.link(queues).connection
-        # The last batch is followed by two commands, which Redis might read after it has shown the batch.
+        # Two commands follow the last batch; Redis might read them after it has shown the batch.
         await wait_until(lambda: connection.pending == 0, "all of it is answered")
         client.config_resetstat()
         client.slowlog_reset()

@@ -107,7 +107,7 @@ async def test_a_registry_that_was_emptied_shows_metrics_again(registry: Collect
     for collector in list(registry._collector_to_names):
         registry.unregister(collector)
     async with Queue(telemetry=Telemetry(registry)) as queue:
-        registry._genesis_instruments._next_look = 0.0  # type: ignore[attr-defined]
+        registry._genesis_instruments._next_check = 0.0  # type: ignore[attr-defined]
         Telemetry(registry).instruments  # noqa: B018
         async with queue.slot("sales"):
             pass

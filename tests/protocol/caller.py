@@ -69,7 +69,7 @@ class Caller:
 
     # Thaw, freeze
 
-    def ticket(self, frozen: Ticket) -> LocalTicket:
+    def ticket(self, frozen: Ticket, now: float) -> LocalTicket:
         call = self.calls[frozen.call]
         kept = b"%s %d" % (self.ids[call.takes], frozen.kept) if frozen.kept else b""
         ticket = LocalTicket(
@@ -82,10 +82,11 @@ class Caller:
         )
         ticket.stage, ticket.number, ticket.wanted = STAGES[frozen.stage], frozen.number, frozen.wanted
         ticket.sent, ticket.left, ticket.place = frozen.sent, frozen.left, frozen.place
-        ticket.keep, ticket.resumed = frozen.keep, frozen.resumed
+        ticket.keep_until, ticket.back = now + KEPT_FOR / 1e6 if frozen.keep else 0.0, frozen.back
+        ticket.resumed = frozen.resumed
         return ticket
 
-    def thaw(self, i: int, frozen: Instance) -> tuple[Core, dict[int, LocalTicket]]:
+    def thaw(self, i: int, frozen: Instance, now: float) -> tuple[Core, dict[int, LocalTicket]]:
         sessions = Sessions()
         sessions.last = frozen.last_session
         core = self.core_class(sessions, LEASE, self.page)
@@ -98,7 +99,7 @@ class Caller:
         core._beating, core._beats = frozen.beating, frozen.beats
         tickets = {}
         for row in frozen.tickets:
-            ticket = tickets[row.call] = self.ticket(row)
+            ticket = tickets[row.call] = self.ticket(row, now)
             if row.view != "x":
                 core.tickets[ticket.id] = ticket
         count(core)
@@ -118,7 +119,7 @@ class Caller:
             rows.append(
                 Ticket(
                     ticket.handle, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent,
-                    ticket.left, KEPT_FOR if ticket.keep else 0, ticket.place, ticket.resumed,
+                    ticket.left, ticket.keep_until > 0, ticket.back, ticket.place, ticket.resumed,
                     int(ticket.kept.split(b" ")[1]) if ticket.kept else 0, views[ticket.handle],
                 )
             )  # fmt: skip
@@ -135,9 +136,9 @@ class Caller:
     # One event
 
     def _step(self, i: int, instance: Instance, event: tuple[Any, ...]) -> Step:
-        core, tickets = self.thaw(i, instance)
-        views = {row.call: row.view for row in instance.tickets}
         now = LATE if instance.lapsed else 0.0
+        core, tickets = self.thaw(i, instance, now)
+        views = {row.call: row.view for row in instance.tickets}
         lapsed = instance.lapsed
         name = event[0]
         self.leaving = event[1] if name == "leave" else -1
@@ -195,13 +196,13 @@ class Caller:
         name, *rest = event
         if name == "enter":
             k, place = rest
-            tickets[k], views[k] = self.ticket(Ticket(k, kept=place)), "e"
+            tickets[k], views[k] = self.ticket(Ticket(k, kept=place), now), "e"
             core.enter(tickets[k], now)
         elif name == "leave":
             k, keep = rest
-            core.leave(
-                tickets[k], now, make_origin("abc"[i], "", self.calls[k].name), KEPT_FOR if keep else 0
-            )
+            origin = make_origin("abc"[i], "", self.calls[k].name)
+            # A call that leaves before it was answered has taken no place, as its caller sees it.
+            core.leave(tickets[k], now, origin, KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
         elif name == "connected":
             core.connected(now)
         elif name in ("tick", "forget"):

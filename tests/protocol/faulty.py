@@ -90,7 +90,7 @@ class Faulty:
             run = ("evict", 0, 1, (member,))
             yield ("evict", member), lambda run=run: self.script(less(evictions=1), -1, run)[0]
         for n, entry in enumerate(redis.past if faults.expiries else ()):
-            if entry[0].startswith(b"k") and entry[2]:
+            if entry[0].startswith((b"k", b"r")) and entry[2]:
                 past = put(redis.past, n, (*entry[:2], False))
                 yield (
                     ("expire", n),

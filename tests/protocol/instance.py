@@ -16,7 +16,6 @@ __all__ = [
     "Ticket",
     "core_over",
     "frozen",
-    "thawed",
 ]
 
 
@@ -43,7 +42,8 @@ class Ticket(NamedTuple):
     wanted: bool = True
     sent: bool = False
     left: int = 0
-    keep: int = 0
+    keep: bool = False
+    back: bool = False
     place: int = 0
     resumed: bool = False
     kept: int = 0  # the place that it asks for
@@ -91,15 +91,6 @@ def core_over(base: type[QueueCore]) -> type[Core]:
             self.moves.append((ticket.handle, before.name, stage.name))
 
     return type("Core", (base,), {"_move": move})
-
-
-def thawed(argument: Any) -> bytes:
-    if type(argument) is int:
-        return b"%d" % argument
-    if type(argument) is tuple:
-        return b"%s %d" % argument
-    word: bytes = argument
-    return word
 
 
 def frozen(argument: bytes) -> Any:

@@ -23,7 +23,7 @@ class Plant(NamedTuple):
 
 
 SYNC_ANEW = """\
-            # Even if nothing is left: late commands of the last connection might still be carried out.
+            # Even without tickets: Redis might still run late commands of the last connection.
             self._sync(now)
 """
 ENTER_AGAIN = """\
@@ -176,6 +176,17 @@ PLANTS = {
                 "",
             ),
         ),
+        "keep twice, break",
+        slow=True,
+    ),
+    "taken_unanswered": Plant(
+        "a call that leaves before it was answered uses up the place that it took",
+        (("*", "    redis.call('ZADD', PAST, expiry, 'k ' .. kept)\n", ""),),
+        "a kept place",
+    ),
+    "kept_anew": Plant(
+        "a call that leaves before it was answered gives back a place that another took",
+        (("*", "local expiry = redis.call('ZSCORE', PAST, taken)", "local expiry = NOW + RECORD"),),
         "keep twice, break",
         slow=True,
     ),

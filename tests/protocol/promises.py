@@ -82,7 +82,34 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
         if entry[0].startswith(b"k ") and entry not in new.past:
             owner = world.caller.by_id[entry[0][2:]]
             ghost = used(world, ghost, owner, old, new)
+    for k in kept_again(world, command):
+        ghost = not_used(world, ghost, k, old, new)
     return after._replace(ghost=ghost)
+
+
+def kept_again(world: World, command: Any) -> list[int]:
+    """The calls that left before they were answered: the places that they took are kept again."""
+    name, arguments = command[0], command[3]
+    if name == "leave":
+        return list(command[4]) if arguments[3] == b"back" else []
+    rows = [arguments[n : n + 6] for n in range(9, len(arguments), 6)] if name == "sync" else []
+    return [world.caller.by_member[row[0]] for row in rows if row[1] == b"k" and row[3] == b"back"]
+
+
+def not_used(world: World, ghost: Any, k: int, old: Data, new: Data) -> Any:
+    """A call that took a kept place has left, and never learnt that it took it."""
+    member, place = world.caller.members[k], world.calls[k].takes
+    there = {other for _, other in (*old.waiting, *old.holding)}
+    if (place, k) not in ghost.used or member not in there or member in new.tickets:
+        return ghost  # it took none, or has left before, or this came too late
+    back = any(name == b"r " + world.caller.ids[k] and valid for name, _, valid in old.past)
+    ghost = ghost._replace(used=tuple(pair for pair in ghost.used if pair != (place, k)))
+    if any(name == b"k " + world.caller.ids[place] for name, _, _ in new.past):
+        return ghost
+    after = used(world, ghost, place, old, new)  # another call, listed in the same sync, took it
+    if back and after is ghost:
+        raise BrokenPromiseError(f"the place that {world.calls[k].name} took, unanswered, is lost")
+    return after
 
 
 def used(world: World, ghost: Any, owner: int, old: Data, new: Data) -> Any:
@@ -172,6 +199,9 @@ def broken_promise(world: World, state: State) -> str:
             k = world.caller.by_id[name[2:]]
             if world.calls[k].name in names:
                 return f"{world.calls[k].name} is in the line, and its place is kept"
+            takers = {world.caller.members[who] for kept, who in ghost.used if kept == k}
+            if not lossy and takers & {member for _, member in redis.waiting}:
+                return f"the place of {world.calls[k].name} was taken, and is kept"
             if place and any(
                 p == place and world.calls[world.caller.by_member[m]].takes != k
                 for p, m in redis.waiting

@@ -60,7 +60,7 @@ class Data(NamedTuple):
     until: int = 0
     past: tuple[
         tuple[bytes, int, bool], ...
-    ] = ()  # `t a:0`, 0 | `k a:0`, place | `u a:0`, 0; whether it is still valid
+    ] = ()  # `k a:0`, place | `t a:0`, 0 ...; whether it is valid
 
 
 class Outcome(NamedTuple):
@@ -231,7 +231,10 @@ def written(data: Data, now: int) -> list[tuple[bytes, ...]]:
         )
     for name, place, valid in data.past:
         entry = b"%s %d" % (name, place) if place else name
-        commands.append((b"ZADD", past, b"%d" % (now + 10 * lease if valid else now - lease), entry))
+        score = now + 10 * lease if valid else now - lease
+        if name.startswith(b"e "):
+            score = 1_000_000 - now
+        commands.append((b"ZADD", past, b"%d" % score, entry))
     if data.key is not None:
         commands.append((b"SET", override, b"%d %s" % data.key))
     return commands
@@ -257,7 +260,8 @@ def read(count: int, now: int, m: Any, w: Any, h: Any, t: Any, le: Any, p: Any, 
     past = []
     for entry, score in zip(p[::2], p[1::2], strict=True):
         kind, ticket, *place = entry.split(b" ")
-        past.append((kind + b" " + ticket, int(place[0]) if place else 0, float(score) > now))
+        valid = float(score) > now or kind == b"e"
+        past.append((kind + b" " + ticket, int(place[0]) if place else 0, valid))
     until = float(meta.get(b"until", 0))
     limit = meta.get(b"limit")
     return Data(
@@ -311,7 +315,7 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
         if reply[0] == -1:
             return (-1, reply[1])
         _, _, look, rows, override, version, more, _, _, lost, _, granted, _ = reply
-        short = tuple(tuple(row[:2]) if row[0] in (3, 4) else tuple(row) for row in rows)
+        short = tuple(tuple(row[: 2 if row[0] in (3, 4) else 3]) for row in rows)
         return (1, fresh, sign(look), short, override, int(version), more, lost, pairs(granted))
     if name == "limit":
         return (1, int(reply[1]), pairs(reply[2]), sign(reply[4]))

@@ -258,12 +258,18 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
 ) -> None:
     """It might have been granted a slot meanwhile, or have been removed."""
     waits = line.waiting()
-    line.core.leave(waits, 1, keep=7)
+    line.core.leave(waits, 1, keep=7e-6)
     assert line.command("leave").arguments[3:] == (b"7", b"20")
+    line.core.disconnected()
+    line.core.connected(1 + 4e-6)
+    sync = line.command("sync")
+    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"3", b"", b"20"), (
+        "for the rest of its time"
+    )
     line.core.disconnected()
     line.core.connected(2)
     sync = line.command("sync")
-    assert sync.arguments[9:] == (waits.member, b"k", b"20", b"7", b"", b"")
+    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"0", b"", b"20"), "it has expired"
     line.synced(sync, [7, was])
     [left] = line.verdicts()
     assert left.result.was == expected

@@ -1,7 +1,7 @@
-"""The line shared through Redis, by any number of processes.
+"""The Redis backend: queues shared by any number of processes.
 
-`backend` carries out the protocol, `ledger` is what this instance has, `heartbeat` compares it with
-what Redis has, `link` and `subscriber` are the two connections, `lua/` holds the atomic operations.
+`backend` implements the interface, `core` the protocol without I/O, `driver` runs the cores, `link`
+keeps a connection alive, and `lua/` holds the atomic operations. README.md explains the protocol.
 """
 
 from genesis.backends.redis.backend import RedisBackend

@@ -1,6 +1,6 @@
-"""`RedisBackend`: the protocol over Redis, with the promises of a shared line.
+"""`RedisBackend`: the public class of the Redis backend.
 
-README.md in this folder explains how it works; `driver` runs it, `core` decides.
+README.md in this folder explains the protocol. `core` implements it without I/O, and `driver` runs it.
 """
 
 from __future__ import annotations
@@ -51,26 +51,27 @@ _CLOSE_WITHIN = 1.0  # seconds for which `close` waits for Redis
 class RedisBackend:
     """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
 
-    One connection (in a Cluster one to each master in use) carries commands, replies and wake-ups,
-    however many calls wait. It is made with the first operation, in the event loop that runs then; from
-    there on the object belongs to that loop, until that is closed. A process that forks makes one in
-    each child.
+    One connection (in a Cluster one per master in use) carries commands, replies and wake-ups, however
+    many calls wait. It is opened by the first operation. From then on the object belongs to the event
+    loop that ran that operation, until that loop is closed. A process that forks must create a backend
+    in each child, or fork before the first operation.
 
     Args:
-        url: as redis-py takes it (`redis://`, `rediss://` for TLS, `unix://`; user, password and
-            database in it).
-        key_prefix: put before every key and channel. Instances share queues if they share it.
-        client: instead of a url, a ready `redis.asyncio.Redis`, also one that `Sentinel.master_for`
-            made, or a ready `redis.asyncio.RedisCluster`. It says where and how to connect; its own
-            connections are neither used nor closed.
-        lease: seconds after which a dead instance's waiters and holders are taken back. All
-            instances should name the same. It is renewed every third of it.
-        operation_timeout: seconds after which an operation without an answer raises
-            `BackendUnavailableError`; a third of the lease by default, and at most the lease.
+        url: a redis-py URL: `redis://`, `rediss://` for TLS, or `unix://`, with user, password and
+            database.
+        key_prefix: the prefix of every key and channel. Instances with the same prefix share queues.
+        client: instead of a url, a `redis.asyncio.Redis` (also from `Sentinel.master_for`) or a
+            `redis.asyncio.RedisCluster`. Only its settings are used; its own connections are neither
+            used nor closed.
+        lease: seconds after which a dead instance's waiters and holders are reaped. It is renewed
+            every `lease / 3` seconds. All instances should use the same value.
+        operation_timeout: seconds after which an operation without a reply raises
+            `BackendUnavailableError`; by default a third of the lease, and at most the lease.
 
     Raises:
-        ValueError, TypeError: a malformed url, a client of another kind, both of them, a lease or
-            timeout that is no positive number, a timeout beyond the lease, or a key_prefix with braces.
+        TypeError, ValueError: a malformed url, a client of another type, both a url and a client, a
+            lease or timeout that is not a positive number, a timeout longer than the lease, or a
+            key_prefix with braces.
     """
 
     name = "redis"
@@ -108,7 +109,7 @@ class RedisBackend:
         self._listener: Listener | None = None
         self._driver: Driver | None = None
         self._forgotten: weakref.finalize[..., RedisBackend] | None = None
-        self._unanswered: deque[tuple[float, Call]] = deque()  # calls without a timeout of their own
+        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see _answer_within
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -116,7 +117,7 @@ class RedisBackend:
     @property
     def instance_id(self) -> str:
         if os.getpid() != self._pid and self._driver is None:
-            # Made before the process forked, and not used before: each process is one instance.
+            # The process forked before the first use: the child is an instance of its own.
             self._pid = os.getpid()
             self._instance_id = new_instance_id()
         return self._instance_id
@@ -151,7 +152,7 @@ class RedisBackend:
             result = await call.answer
         except BaseException:
             call.observed = False
-            driver.leave(call)
+            driver.leave(call, unanswered=True)
             raise
         finally:
             if timer is not None:
@@ -164,9 +165,9 @@ class RedisBackend:
     def _answer_within(
         self, driver: Driver, call: Call, timeout: float | None
     ) -> asyncio.TimerHandle | None:
-        """Fail the call if `enter` is not answered in time.
+        """Fail the call if the reply to `enter` does not come in time.
 
-        Calls without a timeout of their own share one timer: they expire in the order of entering.
+        Calls with the default timeout expire in the order of entering, so they share one timer.
         """
         if timeout is not None and timeout < self._timeout:
             return driver.loop.call_later(timeout, self._expire, driver, call, context=Context())
@@ -245,8 +246,7 @@ class RedisBackend:
         await self._requests("ping").ping()
 
     async def close(self) -> None:
-        # In a task that every call of `close` awaits: a close that is cancelled half way must not leave
-        # connections behind that nobody can end any more.
+        # Every call of `close` awaits one task: cancelling `close` halfway must not leak connections.
         self._closed = True
         driver = self._driver
         if driver is None:
@@ -261,11 +261,11 @@ class RedisBackend:
         await asyncio.wait({self._closing})
 
     async def _close_elsewhere(self, driver: Driver) -> None:
-        """From another loop than the one in which it was used."""
+        """Close from a loop other than the driver's."""
         if driver.loop.is_running():
             closing = asyncio.run_coroutine_threadsafe(self.close(), driver.loop)
             await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2 * _CLOSE_WITHIN)
-        else:  # nothing can be sent there any more; the lease takes back what is left
+        else:  # no command can be sent in a stopped loop; what is left is reaped after the lease
             if driver.loop.is_closed():
                 driver.end()
             else:
@@ -293,13 +293,13 @@ class RedisBackend:
             return driver
         if driver is None or driver.loop.is_closed():
             if os.getpid() != self._pid and driver is not None:
-                # Its tickets would be taken for those of the other process, and share their slots.
+                # Both processes would have the same instance id, and so share tickets and slots.
                 raise RuntimeError(
                     "this RedisBackend was used before the process forked; make one in each process"
                 )
             if driver is not None:
                 driver.end()
-            # In no context: its callbacks would keep that of the call which came first.
+            # An empty context: the driver's callbacks would keep that of the first call.
             self._driver = successor = Context().run(self._start)
             if driver is not None and driver.down:
                 successor.down[BEFORE] = min(driver.down.values())
@@ -308,8 +308,8 @@ class RedisBackend:
 
     def _start(self) -> Driver:
         channels = channel_prefix(self._key_prefix)
-        # Weak: the loop refers to the driver as long as there is a connection, and a backend that the
-        # application has forgotten must be collected, and its connection closed.
+        # A weak reference: the loop refers to the driver while a connection is up. An abandoned backend
+        # must still be collected, which closes its connection.
         this = weakref.ref(self)
 
         def emit(event: BackendEvent) -> None:
@@ -333,7 +333,7 @@ class RedisBackend:
             )
         )
         if self._forgotten is not None:
-            self._forgotten.detach()  # it would keep the driver of a loop that is closed
+            self._forgotten.detach()  # it would keep the driver of a closed loop alive
         self._forgotten = weakref.finalize(self, _forget, driver)
         return driver
 
@@ -358,7 +358,7 @@ async def _shut_down(driver: Driver) -> None:
 
 
 def _forget(driver: Driver) -> None:
-    """The backend was collected without `close`, perhaps in another thread."""
+    """Finalizer: the backend was collected without `close`, perhaps in another thread."""
     if not driver.closing and not driver.loop.is_closed():
         driver.loop.call_soon_threadsafe(_abort, driver, context=Context())
 
@@ -370,7 +370,7 @@ def _abort(driver: Driver) -> None:
 
 
 def _kept(token: str) -> bytes:
-    """`<kept id> <place>` of a place token."""
+    """Convert a place token to `<kept id> <place>`."""
     if not token:
         return b""
     place = decode(token)

@@ -1,4 +1,4 @@
-"""The calls of one queue of this instance: futures around `QueueCore`."""
+"""The local state of a queue, and the futures of its calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Call", "LocalQueue"]
 
 
 class LocalQueue:
-    """One queue in which this instance has something, or had within the lease.
+    """One queue in which this instance has tickets, or had some within the last lease.
 
     Invariant: `link` is None exactly while `core.up` is false.
     """
@@ -42,18 +42,18 @@ class LocalQueue:
         self.keys = keys
         self.core = core
         self.link: Any = None
-        self.timer_at = float("inf")  # when the driver looks at it next
-        self.rejected_since: float | None = None  # Redis has rejected its heartbeats and syncs
-        self.redirection = ""  # the last MOVED, ASK, CLUSTERDOWN; "" once a script has run
+        self.timer_at = float("inf")  # the driver's next tick of this queue
+        self.rejected_since: float | None = None  # when Redis began to reject heartbeats and syncs
+        self.redirection = ""  # the last MOVED, ASK or CLUSTERDOWN; "" after a script has run
         self.redirected_at = -float("inf")
 
 
 class Call:
-    """One call: what its task awaits.
+    """One call, and the futures that its task awaits.
 
-    `answer` is resolved by the reply to `enter`; `granted` is made when the reply says that it waits.
-    Both are only wake-ups: whatever becomes of the task, the ticket is the core's, and the task calls
-    `leave`.
+    The reply to `enter` resolves `answer`. If the call must wait, that reply also creates `granted`.
+    Both futures are only wake-ups: the core owns the ticket whatever happens to the task, and the task
+    calls `leave`.
     """
 
     __slots__ = ("answer", "granted", "left", "local", "lost", "observed", "queue", "ticket")
@@ -62,10 +62,10 @@ class Call:
         self.queue = queue
         self.ticket = ticket
         self.answer = answer
-        self.local: LocalTicket  # set by the caller that makes both
+        self.local: LocalTicket  # set by the code that creates both
         self.granted: asyncio.Future[Grant] | None = None
-        self.lost = False  # only ever turns true
-        self.observed = True  # its `Left` is of interest: `enter` has returned it
+        self.lost = False  # never reset
+        self.observed = True  # emit its `Left`: `enter` has returned this ticket
         self.left: LeaveResult | None = None
 
     def is_granted(self, grant: Grant) -> None:
@@ -88,6 +88,6 @@ class Call:
         self.fail(EvictedError(self.ticket.queue_id, self.ticket.item_id))
 
     def fail(self, error: Exception) -> None:
-        """End the wait, in whichever of its two parts it is."""
+        """End the wait with an error, whether it is for `answer` or for `granted`."""
         future: asyncio.Future[Any] = self.answer if self.granted is None else self.granted
         fail(future, error)

@@ -1,9 +1,8 @@
-"""One RESP3 connection, driven by callbacks of the event loop: no task, no stream.
+"""One RESP3 connection as an asyncio protocol: callbacks, no task and no stream.
 
-redis-py opens and authenticates the connection; then `Connection` takes its transport over. Commands
-are written in the order of `send`, and Redis replies in that order, so the replies need no number: the
-first command without a reply gets the next one. Pushes (wake-ups) come on the same connection, in one
-order with the replies.
+redis-py opens and authenticates the connection; then `Connection` takes over its transport. Commands
+are written in the order of `send`, and Redis replies in that order: the next reply belongs to the
+oldest command without one. Pushes (wake-ups) share the connection, in one order with the replies.
 
 | state   | `send`             | bytes arrive      | `close`    | `abort`, the peer ends it |
 |---------|--------------------|-------------------|------------|---------------------------|
@@ -12,9 +11,10 @@ order with the replies.
 | ending  | `ConnectionLost`   | ignored           | nothing    | nothing                   |
 | ended   | `ConnectionLost`   | ignored           | nothing    | nothing                   |
 
-*closing* lasts until nothing is pending: a socket that is closed while replies are under way is reset,
-and Redis drops what it has not read. *ending* lasts until every command without a reply has failed, in
-order and in bounded turns of the loop; then `on_end` is called. Nothing is ever sent again.
+*closing* lasts until no reply is pending. If a socket is closed while replies arrive, the kernel resets
+the connection, and Redis drops commands that it has not read. *ending* lasts until every pending
+command has failed, in order and in bounded iterations of the loop; then `on_end` is called. No command
+is ever sent twice.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ __all__ = ["Connection", "ConnectionLost", "OnReply", "reason_of"]
 
 OnReply = Callable[[Any], None]
 
-_MAX_PER_TURN = 512  # commands written, replies taken in or commands failed in one turn of the loop
+_MAX_PER_TURN = 512  # commands written, replies processed or commands failed per iteration of the loop
 _MAX_BYTES_PER_TURN = 1 << 18
 _QUIET = 1.0  # seconds
 _NO_REPLY_YET = object()
-_SUBSCRIBED = (b"subscribe", b"ssubscribe")  # pushes that stand where the reply to a command would
+_SUBSCRIBED = (b"subscribe", b"ssubscribe")  # pushes that are the reply to a command
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class Connection(asyncio.Protocol):
-    """See the module's text. Belongs to the event loop that runs when it is made.
+    """See the module docstring. Belongs to the event loop that runs when it is created.
 
-    Every callback runs in an empty `contextvars.Context`, never in that of a caller. One that raises
-    is reported to the loop's exception handler, and the connection goes on.
+    Every callback runs in an empty `contextvars.Context`, never in that of a caller. If one raises, the
+    error goes to the loop's exception handler, and the connection continues.
 
     Args:
-        on_push: called with each push, but for the answer to a SUBSCRIBE or SSUBSCRIBE: that one is
-            the reply to its command.
-        on_end: called once, after every command without a reply has been failed.
+        on_push: called with each push, except the confirmation of a SUBSCRIBE or SSUBSCRIBE, which is
+            the reply to that command.
+        on_end: called once, after every pending command has failed.
         on_busy: called by the first `send` after `watched` was set to False.
 
     Attributes:
         last_received: by `loop.time()`, when bytes last arrived.
-        waiting_since: by `loop.time()`, when a command was last sent that had no other to wait for.
+        waiting_since: by `loop.time()`, when the last command was sent while none was pending.
         watched: see `on_busy`.
-        up: commands can be sent.
-        closed: nothing is left of it in the event loop.
+        up: whether commands can be sent.
+        closed: whether the event loop has dropped the transport.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Connection(asyncio.Protocol):
         self._feed = reader.feed
         self._next_reply = reader.gets
         self._pending: deque[OnReply] = deque()  # sent, in the order in which replies will come
-        self._outgoing: deque[bytes] = deque()  # not written
-        self._written = False  # something was, in what counts as this turn
-        self._flushing = False  # a flush is scheduled, or waits for room in the transport
+        self._outgoing: deque[bytes] = deque()  # not written yet
+        self._written = False  # a command was written in this iteration of the loop, see `send`
+        self._flushing = False  # a flush is scheduled, or waits for the transport's buffer to drain
         self._paused = False
-        self._behind = False  # replies that have arrived wait for the next turn
+        self._behind = False  # received replies wait for the next iteration of the loop
         self._why_ended: ConnectionLost | None = None
         self._closing = False
         self.up = True
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         self.last_received = self.waiting_since = self._time()
 
     async def take_over(self, opened: AbstractConnection) -> None:
-        """Continue on the transport that redis-py has opened.
+        """Take over the transport of a connection that redis-py has opened.
 
         Raises:
             redis.exceptions.ConnectionError: it is closed already.
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def queued(self) -> int:
-        """Commands that are not written: they wait for the next turn, or for room in the transport."""
+        """Commands not written yet: they wait for the next flush, or for the transport's buffer."""
         return len(self._outgoing)
 
     @property
@@ -125,20 +125,20 @@ class Connection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it was quiet before the oldest command without a reply, if there is one."""
+        """Whether no command is pending, or none was for a while before the oldest pending one."""
         return not self._pending or self.waiting_since - self.last_received >= _QUIET
 
     def silent_since(self) -> float | None:
-        """By `loop.time()`, since when nothing arrived though a reply is due; None if none is due."""
+        """By `loop.time()`, the start of the silence while a reply is due; None if none is due."""
         if not self._pending or self._behind:
             return None
         return max(self.waiting_since, self.last_received)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
-        """Send a command; its place in the order is taken before this returns.
+        """Send a command. Its position in the order of commands is fixed before this returns.
 
-        It is written at once, with those before it that were not urgent; or, if it is not urgent or
-        not the first of a turn of the loop, by the end of the turn.
+        The first urgent command of an iteration of the loop is written at once, together with a queued
+        command before it. Any other command is queued and written by the end of the iteration.
 
         `on_reply` is called exactly once, never before this returns: with the reply, with a
         `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
@@ -156,9 +156,9 @@ class Connection(asyncio.Protocol):
         self._pending.append(on_reply)
         outgoing = self._outgoing
         if urgent and not (self._written or self._paused) and len(outgoing) < 2:
-            # At once: a lone command would wait for the end of the turn for nothing. `_written` is
-            # taken back when replies arrive, so a quiet connection needs no callback at the end of
-            # the turn; a command that wrongly counts as the second one waits for a turn, no longer.
+            # A lone command gains nothing from waiting. `_written` is reset when replies arrive, which
+            # saves a callback per iteration; a command wrongly taken for a second one waits for one
+            # iteration at most.
             self._written = True
             if outgoing:
                 data = outgoing.popleft() + data
@@ -170,9 +170,9 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush, context=self._context)
 
     def abort(self, reason: str = "connection", detail: str = "the connection was given up") -> None:
-        """End it at once; what the kernel holds is not delivered any more.
+        """End the connection at once. The kernel discards its unsent data.
 
-        The commands without a reply are failed in later turns of the loop, never before this returns.
+        Pending commands fail in later iterations of the loop, never before this returns.
         """
         if not self._closed.done():
             _drop_unsent(self._transport)
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
         self._end(ConnectionLost(reason, detail))
 
     def close(self) -> None:
-        """Take no more commands, and end it once those that were sent have their replies."""
+        """Accept no more commands, and end the connection after the last pending reply."""
         self.up = False
         self._closing = True
         if not self._pending and self._why_ended is None:
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
             self._end(ConnectionLost("closed", "the connection was closed"))
 
     async def wait_closed(self, timeout: float) -> None:
-        """Wait until nothing of it is left in the loop; after `timeout` seconds, abort it."""
+        """Wait until the transport is closed; after `timeout` seconds, abort it."""
         await asyncio.wait({self._closed}, timeout=timeout)
         if not self._closed.done():
             self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         detail = "the server closed the connection" if error is None else f"{error}"
         self._end(ConnectionLost("idle_closed" if self.idle else "connection", detail))
 
-    # In later turns
+    # Scheduled by `call_soon`
 
     def _flush(self) -> None:
         if self._paused or self._why_ended is not None:
@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort("connection", f"what the server sent is no reply: {error!r}")
             return
-        # More has arrived than one turn takes: let others run, and read nothing more meanwhile.
+        # More replies than fit in one iteration: yield to the loop, and pause reading meanwhile.
         self._behind = True
         self._transport.pause_reading()
         self._loop.call_soon(self._catch_up, context=self._context)
@@ -308,15 +308,15 @@ class Connection(asyncio.Protocol):
 async def _take_transport(
     opened: AbstractConnection, protocol: asyncio.Protocol
 ) -> tuple[asyncio.Transport, tuple[object, ...], bytes]:
-    """The transport of an open redis-py connection, and what has arrived on it unread.
+    """Return the transport of an open redis-py connection, its streams, and the unread bytes.
 
-    `_writer` and `_reader` are the only private names of redis-py that this package uses; redis-py has
-    no public one for the transport. Every reply to redis-py's own commands has been read. What can
-    have arrived since is a push, in the stream's buffer; should redis-py's parser ever hold a part of
-    one, the next reply is no RESP, and the connection is made anew.
+    `_writer` and `_reader` are the only private names of redis-py used in this package; redis-py has no
+    public access to the transport. Every reply to redis-py's own commands has been read. Only a push
+    can have arrived since, in the stream's buffer. If redis-py's parser ever held a part of a push, the
+    next bytes would not parse as RESP, and the link would reconnect.
 
-    The streams must outlive the transport: they close it when they are collected. Nothing here waits,
-    so no byte can arrive between the old protocol and the new one.
+    The streams must outlive the transport, because they close it when they are collected. Nothing here
+    suspends, so no byte can arrive between the old protocol and the new one.
     """
     reader, writer = opened._reader, opened._writer
     if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
@@ -325,14 +325,14 @@ async def _take_transport(
     transport = cast(asyncio.Transport, writer.transport)
     transport.set_protocol(protocol)
     reader.feed_eof()  # so that `read` returns what it has, without waiting
-    early = await reader.read()  # resumes reading, if the stream had paused it
+    early = await reader.read()  # also resumes reading if the stream had paused it
     return transport, (reader, writer), early
 
 
 def _drop_unsent(transport: asyncio.Transport) -> None:
-    """SO_LINGER 0: closing drops what the kernel has not delivered, and sends a reset.
+    """Set SO_LINGER to 0: closing discards unsent data and sends a reset.
 
-    Otherwise the kernel might go on trying to deliver it for minutes.
+    Without it, the kernel might retry the delivery for minutes.
     """
     with suppress(OSError, AttributeError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)

@@ -3,13 +3,13 @@
 No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send come
 out in `commands`, verdicts in `verdicts`; the caller drains both after every event. See README.md:
 
-1. No command is ever sent again. An instance that is not sure what Redis knows sends `sync`: the list
-   of what it has.
+1. No command is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the list
+   of its tickets.
 2. Every command carries the session of the last `sync`. Replies and messages of another session are
-   ignored: the reply to the `sync` says all of it.
-3. A grant is believed only while the lease runs. The lease deadline counts from when its renewal was
-   sent, and is checked before anything that was received is looked at.
-4. `leave` is not waited for. If it is lost, the next `sync` does not list the ticket.
+   ignored, because the reply to the `sync` contains the same information.
+3. A grant is valid only while the lease runs. The lease deadline counts from the time at which the
+   renewal was sent, and it is checked before anything received is processed.
+4. No caller waits for the reply to `leave`. If it is lost, the next `sync` does not list the ticket.
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
@@ -50,14 +50,14 @@ _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
 class QueueCore:
-    """Args: the instance's sessions; the lease in seconds; how many tickets one sync command lists.
+    """Args: the instance's sessions; the lease in seconds; the number of tickets per sync command.
 
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
-        `known`, `held` and `token_sum` are the number of tickets WAITING or HOLDING, of those HOLDING,
-        and the sum of their tokens: what a heartbeat's reply is compared with. They follow the replies,
-        not the calls, so they are Redis's state at the reply that was read last;
-        `confirmed <= session`; they differ while a sync is on its way or the connection is down.
+        `known` is the number of tickets WAITING or HOLDING, `held` the number HOLDING, `token_sum` the
+        sum of their tokens. A heartbeat's reply is compared with them. They change with replies, not
+        with calls, so they are Redis's state at the last reply read;
+        `confirmed <= session`; they differ while a sync is in flight or the connection is down.
     """
 
     def __init__(self, sessions: Sessions, lease: float, page: int = 500) -> None:
@@ -68,36 +68,38 @@ class QueueCore:
         self.verdicts: list[Verdict] = []
         self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
         self.up = False
-        self.session = 0  # the one that commands carry; 0 before the first sync
-        self.confirmed = 0  # the last one whose sync was answered
-        self.lease_deadline = math.inf  # seconds of the caller's clock; inf: none to wait for
-        self.renewed = 0  # Redis's time of the last renewal that was answered
+        self.session = 0  # carried by every command; 0 before the first sync
+        self.confirmed = 0  # the last session whose sync got its reply
+        self.lease_deadline = math.inf  # by the caller's clock; inf: no lease to check
+        self.renewed = 0  # Redis's time of the last renewal that got its reply
         self.limit = b""  # of the call sites
         self.override = (0, b"")  # version, limit
-        self.due = math.inf  # when `tick` has something to do, leases apart
+        self.due = math.inf  # when to call `tick`, apart from `lease_deadline`
         self.known = self.held = self.token_sum = 0
-        self.crowded = False  # somebody waits, as far as the last reply shows
+        self.crowded = False  # the last reply showed waiters
         self._beating = False
         self._beats = 0  # since the last sync
 
     # Events
 
     def enter(self, ticket: LocalTicket, now: float) -> None:
-        """A call enters. Its place in the order of commands is taken before this returns."""
+        """A call enters. Its command is queued, or left to the next sync, before this returns."""
         self._check_lease(now)
         self.tickets[ticket.id] = ticket
         if ticket.limit:
             self.limit = ticket.limit
         if not self.up:
-            return  # the next sync lists it
+            return  # the next sync will list it
         if self.session == 0 or self.due == math.inf:
-            self._sync(now)  # first contact, or no heartbeat was due while there was nothing here
+            self._sync(now)  # first contact, or no heartbeats were sent while there was no ticket
             return
         ticket.sent = True
         self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
 
-    def leave(self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: int = 0) -> None:
-        """A call leaves, whatever its stage; `keep`: us for which the place of a waiter is kept."""
+    def leave(
+        self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
+    ) -> None:
+        """A call leaves. Args: keep, seconds for its place; back, keep the place that it took again."""
         self._check_lease(now)
         if self.tickets.get(ticket.id) is not ticket or not ticket.wanted:
             return
@@ -105,29 +107,27 @@ class QueueCore:
         if ticket.stage is Stage.ENDED or not ticket.sent:
             self._gone(ticket, LeaveResult(None), confirmed=True)
             return
-        ticket.keep = keep if ticket.place else 0  # it might have been granted as it was cancelled
+        ticket.leaves(now + keep if keep else 0.0, back)
         if self.up:
             ticket.left = self.session
-            token = b"%d" % ticket.number if ticket.stage is Stage.HOLDING and not keep else b""
-            kept = (b"%d" % keep, b"%d" % ticket.place) if ticket.keep else (b"", b"")
-            arguments = (ticket.member, token, origin, *kept)
-            self.commands.append(Command("leave", self.session, arguments, (ticket,), now))
+            words = ticket.leave_arguments(origin, now)
+            self.commands.append(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
-        """There is a new connection, on which messages to this instance arrive."""
+        """A new connection is up and has subscribed to this instance's channel."""
         self._check_lease(now)
         self.up = True
         if self.session or self.tickets:
-            # Even if nothing is left: late commands of the last connection might still be carried out.
+            # Even without tickets: Redis might still run late commands of the last connection.
             self._sync(now)
 
     def disconnected(self) -> None:
-        """No reply will come any more. What was sent might still be carried out."""
+        """The connection is down: no more replies. Redis might still run commands already sent."""
         self.up = self._beating = False
         self.due = math.inf
 
     def tick(self, now: float) -> None:
-        """Time has passed: `lease_deadline` or `due`, whichever comes first."""
+        """`lease_deadline` or `due` has passed."""
         self._check_lease(now)
         if not self.up or now < self.due:
             return
@@ -140,14 +140,14 @@ class QueueCore:
             self.commands.append(Command("beat", self.session, (), (), now))
 
     def replied(self, command: Command, reply: Any, now: float) -> None:
-        """Redis replied, perhaps with an error (an exception)."""
+        """A reply came, or an error reply as an exception."""
         self._check_lease(now)
         if command.session != self.session or not self.up:
-            return  # the reply to the sync says all of it
+            return  # the reply to the sync contains the same information
         if isinstance(reply, Exception):
             self._rejected(command, reply, now)
         elif reply[0] == 0:
-            if self._beats >= 0:  # otherwise a sync is due already, after a pause
+            if self._beats >= 0:  # otherwise a sync is scheduled already, after a pause
                 self._sync(now)
         elif command.name == "enter":
             self._entered(command.tickets[0], reply, now)
@@ -175,34 +175,34 @@ class QueueCore:
             self._evicted(ticket)
 
     def know_override(self, version: int, limit: bytes) -> None:
-        """The override of the queue; the greatest version counts."""
+        """Learn the override of the queue; the greatest version wins."""
         if version > self.override[0]:
             self.override = (version, limit)
 
     def sync_soon(self, now: float) -> None:
-        """Something is not as it should be: send a sync with the next `tick`."""
+        """Send a sync with the next `tick`, because this instance and Redis might disagree."""
         self._beats, self.due = -1, now
 
     def look_in(self, microseconds: int, now: float) -> None:
-        """Redis has something to do then, if somebody looks; negative for nothing."""
+        """Send a heartbeat in so many us, as a lease lapses or a window ends; negative: not needed."""
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
     def take(self, session: int, granted: Sequence[Any], reclaimed: Sequence[Any], now: float) -> None:
-        """What `limit`, `evict` or `stats` did; `session` is the core's when that was sent."""
-        # They check no session: while a sync was rejected, others might take back what they grant.
+        """Apply what `limit`, `evict` or `stats` did; `session` is the core's when it was sent."""
+        # These scripts check no session. If a sync was rejected, others might reap what they grant.
         self._check_lease(now)
         current = self.up and session == self.session == self.confirmed
         self._take(granted if current else (), reclaimed, None)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
-        """This instance evicted a ticket of its own; Redis pushes nothing to the caller."""
+        """This instance evicted its own ticket; Redis pushes no message to the caller."""
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
         self, granted: Sequence[Any], reclaimed: Sequence[Any], by: CallRef | None
     ) -> tuple[CallRef, ...]:
-        """What a script did to others and to tickets of this instance; returns the calls granted."""
+        """Apply a script's grants and reclaimed tickets of all instances. Returns the granted calls."""
         by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
         for member, token in granted:
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
@@ -214,7 +214,7 @@ class QueueCore:
 
     @property
     def idle(self) -> bool:
-        """Whether all of this can be forgotten: nothing is here, and no late command can matter."""
+        """Whether this object can be dropped: no tickets, and no late command can have an effect."""
         return not self.tickets and (self.session == 0 or (self.up and self.lease_deadline == math.inf))
 
     # Sync
@@ -223,7 +223,7 @@ class QueueCore:
         self.session = self._sessions.next()
         self._beating, self._beats = False, 0
         self.due = now + self._lease / 3
-        # Even before the reply: what it grants must not be believed if it is read after a lease.
+        # Set before the reply: a grant read more than a lease from now must not be trusted.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
         known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
@@ -233,7 +233,7 @@ class QueueCore:
             arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
             for ticket in page:
                 ticket.sent = True
-                arguments += ticket.row()
+                arguments += ticket.row(now)
             self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
@@ -252,7 +252,7 @@ class QueueCore:
         self.confirmed = command.session
         self.renewed = redis_now
         self.lease_deadline = command.sent + self._lease
-        # Their leaves are of an older session, or were never sent. Either way Redis has removed them.
+        # Their `leave` was sent in an older session or never, but Redis removes what no sync lists.
         for ticket in [t for t in self.tickets.values() if not t.wanted and t.left != command.session]:
             self._gone(ticket, LeaveResult(None), confirmed=False)
         self.look_in(0 if more else look, now)
@@ -261,8 +261,8 @@ class QueueCore:
 
     def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Any, holders: Any) -> None:
         """A row of the reply to a sync, see sync.lua."""
-        code, number = row[0], row[1]
-        ticket.note_resumed(row)
+        code, number, resumed, position, *_ = *row, 0, 0
+        ticket.resumed = ticket.resumed or (code in (1, 2) and resumed == 1)
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
@@ -270,7 +270,7 @@ class QueueCore:
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
                 who = holders if ticket.asks_who else ()
-                self.verdicts.append(verdicts.Waiting(ticket, 0, numbers[0], who))
+                self.verdicts.append(verdicts.Waiting(ticket, position, numbers[0], who))
         elif code in _REFUSALS:
             self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
         elif code == 5:
@@ -324,7 +324,7 @@ class QueueCore:
             self._sync(now)
 
     def _rejected(self, command: Command, error: Exception, now: float) -> None:
-        # What an error leaves half done, a sync mends. After a pause: the reason will last for a while.
+        # A sync repairs a half-finished script. Pause first: the cause will probably persist.
         self._beating = False
         self._beats, self.due = -1, now + _RETRY
         if command.name == "beat":
@@ -386,7 +386,7 @@ class QueueCore:
         self.verdicts.append(verdicts.Left(ticket, result, confirmed))
 
     def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
-        """The only place where a stage changes."""
+        """Change the stage. Nothing else does."""
         self._count(ticket, -1)
         ticket.stage, ticket.number = stage, number
         ticket.place = number if stage is Stage.WAITING else ticket.place

@@ -1,6 +1,6 @@
-"""Verdicts of a core, as futures of calls and events of the backend."""
+"""Delivery of a core's verdicts: they resolve the futures of calls and become backend events."""
 
-# ruff: noqa: ARG001 - the functions of the table have one signature
+# ruff: noqa: ARG001 - all functions of the table share one signature
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _waiting(driver: Driver, queue: LocalQueue, verdict: verdicts.Waiting) -> No
     call: Call = verdict.ticket.handle
     number = verdict.ticket.number
     token = encode(queue.queue_id, call.ticket.id, number)
-    position = max(1, verdict.position or verdict.depth)
+    position = max(1, verdict.position)
     depth = max(1, verdict.depth)
     resumed = verdict.ticket.resumed
     call.is_waiting(
@@ -116,9 +116,7 @@ def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> 
         queue.rejected_since = now
     detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.tell(verdict.error)}"
     driver.is_down(f"queue {queue.queue_id}", "refused", detail)
-    if (
-        now - queue.rejected_since >= driver.lease
-    ):  # connected, but nothing was renewed: places are lost
+    if now - queue.rejected_since >= driver.lease:  # connected, but not renewed: places are lost
         for ticket in queue.core.tickets.values():
             if ticket.stage is Stage.WAITING and ticket.wanted:
                 _lost_place(driver, queue, ticket.handle, detail)

@@ -1,8 +1,8 @@
-"""What runs around the cores while a `RedisBackend` is in use: links, timers, futures. One event loop.
+"""`Driver`: runs the cores of a `RedisBackend` in one event loop, with links, timers and futures.
 
-Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core; then the
-core is drained: its commands are sent, its verdicts resolve futures and become events of the backend.
-All of that is synchronous, so there is no await point at which a cancellation could lose anything.
+Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core. Then the
+core is drained: its commands are sent; its verdicts resolve futures and become events of the backend.
+All of this is synchronous: there is no await point at which a cancellation could lose anything.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["BEFORE", "Driver"]
 
-_MAX_PER_TURN = 100  # queues that a timer or a new connection handles in one turn of the loop
+_MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
 BEFORE = "event loop before"  # what was down when another driver's loop ended
-_RETRY = 0.1  # seconds after a redirection until the queue's server is looked for again
-# What an error reply begins with, if another connection or another server might do better.
+_RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
+# Error replies after which a new connection, perhaps to another server, might succeed.
 _ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
 
 
 class Driver:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
-        instance_id: of the backend.
-        key_prefix: of the keys.
-        channels: prefix of the wake-up channels.
+        instance_id: the backend's.
+        key_prefix: the prefix of the keys.
+        channels: the prefix of the wake-up channels.
         lease: seconds.
-        emit: hands an event to the listener.
-        tell: an error in words, without credentials.
+        emit: passes an event to the listener.
+        tell: formats an error without credentials.
 
-    `router` and `clustered` must be set before anything else is called.
+    `router` and `clustered` must be set before any other call.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Driver:
         self._sessions = Sessions()
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
-        self.calls: dict[str, Call] = {}  # by ticket; until they have left and Redis has confirmed it
+        self.calls: dict[str, Call] = {}  # by ticket, until Redis has confirmed that it left
         self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
         self._turns = itertools.count()
-        self.down: dict[str, float] = {}  # what is down, and since when
+        self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
         self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
         self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
         self.closing = False
@@ -97,7 +97,7 @@ class Driver:
     # Calls
 
     def open(self, queue_id: str) -> LocalQueue:
-        """The local state of a queue."""
+        """The local state of a queue, created at first use."""
         queue = self.queues.get(queue_id)
         if queue is None:
             keys = queue_keys(self._key_prefix, queue_id)
@@ -105,7 +105,7 @@ class Driver:
                 keys = (*keys, guard_key(keys))
             queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
             self._attach(queue)
-            # One that nothing is entered into has to be forgotten, too.
+            # Set a timer: a queue into which no call enters must be dropped too.
             later = _RETRY if queue.link is None else self.lease
             self._look_at(queue, self.loop.time() + later)
             self.index.opened(queue_id)
@@ -120,10 +120,12 @@ class Driver:
         queue.core.enter(ticket, self.loop.time())
         self.drain(queue)
 
-    def leave(self, call: Call, context: str = "", keep_place: float = 0.0) -> None:
+    def leave(
+        self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
+    ) -> None:
         ticket, queue = call.ticket, call.queue
         origin = make_origin(self.instance_id, context, ticket.item_id)
-        queue.core.leave(call.local, self.loop.time(), origin, round(keep_place * 1e6))
+        queue.core.leave(call.local, self.loop.time(), origin, keep_place, unanswered)
         self.drain(queue)
 
     def why_down(self, queue: LocalQueue) -> str:
@@ -131,11 +133,11 @@ class Driver:
         return why or queue.redirection
 
     def denied(self, queue: LocalQueue) -> bool:
-        """Whether waiting for a connection is pointless: a wrong password, an unknown host."""
+        """Whether a retry cannot help: a wrong password, an unknown host."""
         return queue.link is None and self.router.denied(queue.keys[0])
 
     def drain(self, queue: LocalQueue) -> None:
-        """Send what the core wants sent, deliver what it found out, and set the timer."""
+        """Send the core's commands, deliver its verdicts, and set the timer."""
         core = queue.core
         while core.commands or core.verdicts:
             commands, core.commands = core.commands, []
@@ -144,7 +146,7 @@ class Driver:
                     session = b"%d" % command.session
                     arguments = (self._head, session, *self._tail, *command.arguments)
                     on_reply = partial(self._replied, queue, command)
-                    # Nobody waits for the slot: its release travels with what comes next.
+                    # Without waiters a release is not urgent: it is written with the next command.
                     urgent = core.crowded or command.name != "leave"
                     queue.link.call(load(command.name), queue.keys, arguments, on_reply, urgent)
             found, core.verdicts = core.verdicts, []
@@ -155,11 +157,11 @@ class Driver:
             self._look_at(queue, when)
 
     def preface(self) -> tuple[bytes, ...]:
-        """The first arguments of a script that belongs to no session."""
+        """The first arguments of a script that carries no session."""
         return (self._head, b"", *self._tail)
 
     def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
-        """What a script that belongs to no session did; `session` is the core's when it was sent."""
+        """Apply what a script without a session did; `session` is the core's when it was sent."""
         queue.core.take(session, granted, reclaimed, self.loop.time())
         queue.core.look_in(look, self.loop.time())
         self.drain(queue)
@@ -177,17 +179,17 @@ class Driver:
         self.drain(queue)
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
-        """Whether an error reply is about the server or the connection, not about the command."""
+        """Whether an error reply concerns the server or the connection, not the command."""
         text = str(error)
         if self.router.redirected(queue.keys[0], error):
-            moved = text.startswith("MOVED ")  # it is served: no alarm, and no pause the first time
+            moved = text.startswith("MOVED ")  # the slot is served: no alarm, the first retry at once
             pause = 0.0 if moved and not queue.redirection else _RETRY
             self._stands_still(queue, "" if moved else reason_of(error), self.tell(error))
             if queue.link is not None:
                 self._detach(queue)
                 self._look_at(queue, self.loop.time() + pause)
         elif any(word in text for word in _ELSEWHERE):
-            # Before 7.0, Redis wraps what a command inside a script was refused with.
+            # Before 7.0, Redis wraps the error of a command inside a script.
             if queue.link is not None:
                 queue.link.leave(reason_of(error), text)
         else:
@@ -200,7 +202,7 @@ class Driver:
             self.is_down(f"slot of {queue.queue_id}", reason, f"queue {queue.queue_id!r}: {why}")
 
     def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
-        """A script of the queue has run; `rejected`: heartbeats and syncs might still not."""
+        """A script of the queue has run; `rejected`: heartbeats and syncs might still be rejected."""
         if queue.redirection:
             queue.redirection = ""
             self.is_up(f"slot of {queue.queue_id}")
@@ -232,7 +234,7 @@ class Driver:
         self._attach_some(waiting)
 
     def on_down(self, link: Link | None, reason: str, detail: str, alarm: bool) -> None:
-        """Of a link, or, if that is None, of the map of a Cluster."""
+        """A link is down; with None, the slot map of a Cluster cannot be read."""
         if alarm:
             self.is_down(f"link {id(link)}", reason, detail)
         for queue in self.queues.values():
@@ -247,11 +249,11 @@ class Driver:
                     )
 
     def on_moved(self) -> None:
-        """The map of the Cluster has changed, or can be read again."""
+        """The slot map of the Cluster has changed, or can be read again."""
         self.is_up(f"link {id(None)}")
         in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
         for part in [part for part in self.down if part.startswith("link ") and part not in in_use]:
-            self.is_up(part)  # its node serves nothing any more: it is not missed
+            self.is_up(part)  # its node serves no slot any more, so its outage is over
         moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
         for queue in moved:
             self._detach(queue)
@@ -284,7 +286,7 @@ class Driver:
         self.drain(queue)
 
     async def until_changed(self, timeout: float) -> None:
-        """Wait until a link comes up or goes down, or a queue changes its link; `timeout` s at most."""
+        """Wait, at most `timeout` s, until a link goes up or down, or a queue changes its link."""
         if self._changed is None or self._changed.done():
             self._changed = self.loop.create_future()
         await asyncio.wait({self._changed}, timeout=timeout)
@@ -299,7 +301,7 @@ class Driver:
             self.emit(Recovered(self.loop.time() - since))
 
     def is_down(self, part: str, reason: str, detail: str) -> None:
-        if part not in self.down:  # one event an outage, however often it is tried meanwhile
+        if part not in self.down:  # one event per outage, however many retries fail
             self.down[part] = self.loop.time()
             self.emit(Disrupted(reason, detail))
 
@@ -327,7 +329,7 @@ class Driver:
                 queue.timer_at = float("inf")
                 self._tick_queue(queue, now)
         if self._due and self._due[0][0] < self._timer_due and not self.closing:
-            if self._timer is not None:  # a queue of this turn has set it, and another is due before
+            if self._timer is not None:  # set in the loop above, but another queue is due earlier
                 self._timer.cancel()
             self._timer_due = self._due[0][0]
             self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
@@ -340,7 +342,7 @@ class Driver:
         self.drain(queue)
         if core.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
-            self.is_served(queue, rejected=False)  # nobody misses it
+            self.is_served(queue, rejected=False)  # an unused queue must not prolong an outage
         elif queue.timer_at == float("inf"):
             self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
 
@@ -352,7 +354,7 @@ class Driver:
     # The end
 
     def forget(self, call: Call) -> None:
-        """The call has left, as far as Redis is concerned."""
+        """Redis has confirmed, or a sync has implied, that the call has left."""
         self.calls.pop(call.ticket.id, None)
         if self._all_left is not None and not self._all_left.done() and not self._leaving():
             self._all_left.set_result(None)
@@ -368,7 +370,7 @@ class Driver:
             await asyncio.wait({self._all_left})
 
     def end_calls(self) -> None:
-        """Give back all that there is; every call gets an error."""
+        """Give everything back. Every call gets an error."""
         for call in list(self.calls.values()):
             if not call.local.wanted:
                 continue
@@ -381,7 +383,7 @@ class Driver:
             self.leave(call)
 
     def end(self) -> None:
-        """The last connection has ended: what has left and was not answered never will be."""
+        """The last connection has ended: a `leave` without a reply will never get one."""
         for call in list(self.calls.values()):
             if call.observed and not call.local.wanted:
                 self.emit(Left(call.ticket, LeaveResult(None), False))

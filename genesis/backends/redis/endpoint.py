@@ -1,12 +1,12 @@
-"""Where connections are made to, and of which kind: from a URL, or like a ready client's own.
+"""`Endpoint`: an address and how to connect to it, from a URL or from an existing client.
 
-A client that is given stays its owner's: nothing is taken from its pool, nothing closed. Only how it
-connects (address, TLS, user, credential provider, `redis_connect_func`, connection class) is taken
-from it. How long to wait is settled here, because only the link can know that: no timeout on reading,
-no retry of redis-py's. RESP3, so that wake-ups and replies share a connection.
+A given client remains its owner's: no connection of its pool is used or closed. Only its connection
+settings are copied (address, TLS, user, credential provider, `redis_connect_func`, connection class).
+Timeouts and retries are replaced, because the link handles both: no read timeout and no retry by
+redis-py. RESP3 is required, so that wake-ups and replies share a connection.
 
-What a connection authenticates itself with never shows: not in an error about a bad URL, nor in what
-is told of a connection that failed, even if the server repeats it.
+Credentials must never appear in an error, whether the URL is malformed or a connection failed, and even
+if the server repeats them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from redis.backoff import NoBackoff
 
 __all__ = ["Endpoint", "endpoint_of_pool", "pool_of_url", "settings"]
 
-# What belongs to the client that was given, or is settled here.
-_THEIRS = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
+# Settings that are not copied: they belong to the given client, or are set here.
+_NOT_COPIED = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
 _SECRETS = ("password", "ssl_password")
-# A Redis that does not know a command repeats its arguments; AUTH may be renamed or not exist.
+# Redis repeats the arguments of an unknown command, and AUTH might be renamed or missing.
 _ECHO = re.compile(r",? with args beginning with:.*", re.DOTALL)
 
 
 class Endpoint:
-    """Makes connections to one place, and tells of their errors without their credentials.
+    """Creates connections to one address, and removes credentials from their errors.
 
     Args:
-        connection_class: redis-py's or a user's.
-        kwargs: what it is made with.
-        secrets: more that no text may show.
+        connection_class: redis-py's or the application's.
+        kwargs: its arguments.
+        secrets: further strings that must not appear in any text.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Endpoint:
         ]
 
     def connection(self) -> AbstractConnection:
-        """A connection that nobody else counts or closes."""
+        """A new connection outside any pool, not yet open."""
         return self._class(**self._kwargs)
 
     @property
     def name(self) -> str:
-        """Which data is there: address and database."""
+        """Address and database: they identify the data that is stored there."""
         kwargs = self._kwargs
         address = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
         return f"{address}/{kwargs.get('db') or 0}"
 
     def check(self) -> None:
-        """Raise unless connections of this kind can be made; none is opened."""
+        """Raise ValueError if a connection cannot be created from these settings. Opens none."""
         try:
             self.connection()
         except Exception as error:
@@ -74,7 +74,7 @@ class Endpoint:
         raise ValueError(f"no connection can be made as the url or the client says: {text}")
 
     def tell(self, error: BaseException) -> str:
-        """An error in words that may be shown to anybody."""
+        """Format an error without credentials."""
         text = _ECHO.sub("", f"{type(error).__name__}: {error}")
         for secret in self._secrets:
             text = text.replace(secret, "***")
@@ -82,24 +82,24 @@ class Endpoint:
 
 
 def pool_of_url(url: str) -> ConnectionPool:
-    """Read a URL as redis-py does.
+    """Parse a URL as redis-py does.
 
     Raises:
-        ValueError: it is malformed. The URL is not in the text, nor in an exception behind it.
+        ValueError: it is malformed. Neither the message nor a chained exception contains the URL.
     """
     try:
         return ConnectionPool.from_url(url)
     except ValueError:
-        pass  # its text, and urllib's, may repeat a part of the password
+        pass  # not chained: this message, and urllib's, might repeat a part of the password
     raise ValueError(
-        "url is not one that redis-py reads (it is not shown: it may bear a password). One looks like "
+        "url is not one that redis-py reads (not shown: it might hold a password). Valid forms are "
         "redis://[[user]:password@]host[:port][/db], rediss://... for TLS, or unix://[user@]/path; "
         "write the characters / ? # @ % of a password in percent encoding"
     )
 
 
 def endpoint_of_pool(pool: ConnectionPool, timeout: float) -> Endpoint:
-    """The place to which the connections of `pool` lead, with settings of our own."""
+    """The endpoint of the pool's connections; `timeout` in seconds, for connecting."""
     kwargs = settings(pool.connection_class, pool.connection_kwargs, timeout)
     return Endpoint(pool.connection_class, kwargs)
 
@@ -107,8 +107,8 @@ def endpoint_of_pool(pool: ConnectionPool, timeout: float) -> Endpoint:
 def settings(
     connection_class: type[AbstractConnection], given: Mapping[str, Any], timeout: float
 ) -> dict[str, Any]:
-    """How to connect, as given; how to wait, as the link needs it."""
-    kwargs = {name: value for name, value in given.items() if not _THEIRS.match(name)}
+    """The given connection settings, with the timeouts and retries that the link needs."""
+    kwargs = {name: value for name, value in given.items() if not _NOT_COPIED.match(name)}
     kwargs.update(
         protocol=3,
         decode_responses=False,

@@ -1,4 +1,4 @@
-"""What went wrong on the way to Redis, in words fit for a label, and whether waiting mends it."""
+"""Classification of connection errors: a reason for a metric label, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 import hiredis
 from redis import exceptions as redis_errors
 
-__all__ = ["ConnectionLost", "is_lasting", "reason_of"]
+__all__ = ["ConnectionLost", "is_permanent", "reason_of"]
 
 
-class ConnectionLost(Exception):  # noqa: N818 - the fact that a command was not answered
-    """The connection ended before the reply came; whether Redis ran the command is unknown.
+class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
+    """The connection ended before the reply came. Redis might have run the command.
 
     Attributes:
-        reason: one of the words of `reason_of`, `closed` (by this process) or `idle_closed` (by the
-            other side, or by the network, while the connection was not in use).
-        detail: in words, without credentials.
+        reason: a value of `reason_of`, or `closed` (by this process), or `idle_closed` (by the server
+            or the network, while the connection was idle).
+        detail: the error text, without credentials.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -28,7 +28,7 @@ class ConnectionLost(Exception):  # noqa: N818 - the fact that a command was not
         self.detail = detail
 
 
-# The first that fits: some of redis-py's errors are kinds of others further down.
+# The first match counts: some of these classes derive from classes further down.
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((redis_errors.AuthenticationError, redis_errors.AuthorizationError), "denied"),
     ((redis_errors.NoPermissionError,), "denied"),
@@ -57,7 +57,7 @@ _REASONS_OF_REPLIES = {
 
 
 def reason_of(error: BaseException) -> str:
-    """An error reply, or why a connection was lost or not made, as one of a few words for a label."""
+    """Map an error reply or a connection error to one of a few reasons, for a metric label."""
     if isinstance(error, ConnectionLost):
         return error.reason
     if isinstance(error, hiredis.ReplyError):
@@ -65,7 +65,7 @@ def reason_of(error: BaseException) -> str:
         known = _REASONS_OF_REPLIES.get(text.partition(" ")[0])
         if known is not None:
             return known
-        # Before 7.0, Redis wraps what a command inside a script was rejected with.
+        # Before 7.0, Redis wraps the error of a command inside a script.
         for word in ("READONLY", "MASTERDOWN", "LOADING"):
             if f"-{word} " in text:
                 return _REASONS_OF_REPLIES[word]
@@ -75,8 +75,8 @@ def reason_of(error: BaseException) -> str:
     return "other"
 
 
-def is_lasting(error: BaseException, was_up: bool) -> bool:
-    """Whether the next attempt will most likely fail for the same cause."""
+def is_permanent(error: BaseException, was_up: bool) -> bool:
+    """Whether a retry will most likely fail too; `was_up`: a connection has succeeded before."""
     for cause in _chain(error):
         if isinstance(cause, socket.gaierror):
             return cause.errno != socket.EAI_AGAIN or not was_up

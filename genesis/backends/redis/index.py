@@ -1,7 +1,7 @@
-"""Which queues and instances there are under a key prefix: for operators, who must not have to SCAN.
+"""The index of queues and instances under a key prefix, so that operators need no SCAN.
 
-Three sorted sets, outside the queues' hash tags; their scores are times of Redis's clock (us) until
-which a member is listed. No key of a queue can have one of these names: those have braces.
+Three sorted sets outside the queues' hash tags. A score is the time (us, Redis's clock) until which the
+member is listed. Keys of queues contain braces, so they cannot clash with these names.
 
 | key                       | member                                                      | listed for |
 |---------------------------|-------------------------------------------------------------|------------|
@@ -9,11 +9,11 @@ which a member is listed. No key of a queue can have one of these names: those h
 | `<prefix>index:instances` | JSON: id, version, lease (s), host, pid, started (us)       | `KEEP`     |
 | `<prefix>index:limits`    | JSON: queue, limits, instance: call sites named both limits | `KEEP`     |
 
-`KEEP` counts from the last use, or the last sign of life. A queue with an override is listed for a day;
-an instance that was closed is not listed any more.
+`KEEP` counts from the last write by an instance. A queue with an override is listed for a day. A closed
+instance removes its member.
 
-An instance writes its part shortly after the first use of a queue and every third of its lease. No call
-waits for it, and an error reply is ignored: the next write repeats everything that is still in use.
+An instance writes its members shortly after the first use of a queue and every third of its lease. No
+call waits for these writes. Error replies are ignored: the next write repeats everything in use.
 """
 
 from __future__ import annotations
@@ -35,40 +35,40 @@ if TYPE_CHECKING:
 __all__ = ["KEEP", "KEEP_OVERRIDDEN", "Index", "index_keys"]
 
 KEEP = 660.0
-"""Seconds: as long as the hash of a queue that nobody uses."""
+"""Seconds; the lifetime of an unused queue's hash."""
 KEEP_OVERRIDDEN = 86_400.0
 
-_BATCH = 500  # members in one command
-_SOON = 0.5  # seconds within which new queues are listed; what is opened meanwhile shares a command
+_BATCH = 500  # members per command
+_SOON = 0.5  # seconds until new queues are listed; all queues opened by then share a command
 
 
 def index_keys(key_prefix: str) -> tuple[bytes, bytes, bytes]:
-    """Of queues, of instances, of limits that differ."""
+    """The keys of the queues, of the instances, and of the limits that differ."""
     base = f"{key_prefix}index:".encode()
     return base + b"queues", base + b"instances", base + b"limits"
 
 
 class Index:
-    """What one instance writes. Belongs to the event loop of its driver."""
+    """Writes the members of one instance. Belongs to the event loop of its driver."""
 
     def __init__(self, driver: Driver, key_prefix: str) -> None:
         self._driver = driver
         self._queues_key, self._instances_key, self._limits_key = index_keys(key_prefix)
-        self._facts = b""  # the member of this instance, once it is known when it started
+        self._facts = b""  # the member of this instance; empty until Redis has told the time
         self._fresh: list[str] = []  # queues opened since the last write
         self._disagreements: dict[bytes, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = float("inf")
-        self._next_full = 0.0  # by loop.time(): when all that is in use is written again
-        self._missed = True  # no connection to a server of the index when it was written last
+        self._next_full = 0.0  # by loop.time(): when everything in use is written again
+        self._missed = True  # the last write found no connection to a server of the index
 
     def opened(self, queue_id: str) -> None:
-        """The first use of a queue."""
+        """A queue is used for the first time."""
         self._fresh.append(queue_id)
         self._write_in(_SOON)
 
     def disagreed(self, queue_id: str, previous: int, current: int) -> None:
-        """Call sites named two limits for a queue."""
+        """Call sites named two different limits for a queue."""
         if len(self._disagreements) < _BATCH:
             facts = {"queue": queue_id, "limits": sorted((previous, current))}
             self._disagreements[_pack({**facts, "instance": self._driver.instance_id})] = None
@@ -113,7 +113,7 @@ class Index:
         self._write_in(self._next_full - now)
 
     def _add(self, key: bytes, members: Sequence[str | bytes]) -> bool:
-        """Ask the server for its time, then add `members`; False if there is no connection to it."""
+        """Get the server's time, then add `members`. Returns False if there is no connection."""
         link = self._driver.router.link(key)
         if link is None:
             return False
@@ -132,9 +132,9 @@ class Index:
         return link.send((b"TIME",), on_time)
 
     def _send(self, link: Link, key: bytes, now: int, members: Sequence[str | bytes]) -> None:
-        """One command a turn of the loop, so that thousands of queues delay no call.
+        """Send one command per iteration of the loop, so that thousands of queues delay no call.
 
-        Each batch has a time of its own, so that readers can go on from a score.
+        Each batch has its own time, so that a reader can continue from a score.
         """
         parts = [b"ZADD", key, b"GT"]
         for member in members[:_BATCH]:
@@ -152,7 +152,7 @@ class Index:
             link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
 
     def _keep(self, member: str | bytes) -> float:
-        """Seconds for which it is listed; a queue_id is a str."""
+        """Seconds for which a member is listed. A str is a queue_id."""
         queue = self._driver.queues.get(member) if isinstance(member, str) else None
         return KEEP_OVERRIDDEN if queue is not None and queue.core.override[1] else KEEP
 

@@ -1,4 +1,4 @@
-"""The names of things in Redis: seven keys a queue under one hash tag, one channel an instance."""
+"""Names in Redis: seven keys per queue under one hash tag, and one channel per instance."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ MAX_PREFIX_BYTES = 1024
 
 
 def queue_keys(key_prefix: str, queue_id: str) -> tuple[bytes, ...]:
-    """KEYS of every script, in the order that `library.lua` names.
+    """The KEYS of every script, in the order given in `library.lua`.
 
-    Redis Cluster hashes what stands between the first `{` and the next `}`. Braces in the id are
-    escaped, so that any id gives one tag, never an empty or a shared one; `%` is, so that no two
-    ids give the same key.
+    Redis Cluster hashes the text between the first `{` and the next `}`. Braces in the id are escaped:
+    each id must give one non-empty tag of its own. `%` is escaped too: two ids must not give one key.
     """
     tag = queue_id.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
     base = f"{key_prefix}{{{tag}}}:"
@@ -22,12 +21,17 @@ def queue_keys(key_prefix: str, queue_id: str) -> tuple[bytes, ...]:
 
 
 def channel_prefix(key_prefix: str) -> bytes:
-    """What stands before an instance's id in the name of its wake-up channel."""
+    """The prefix of the wake-up channels; an instance's id follows it."""
     return f"{key_prefix}wake:".encode()
 
 
 def check_key_prefix(key_prefix: object) -> None:
-    """Raise unless it is text in front of which a hash tag stays one."""
+    """Raise unless `key_prefix` is text that can precede a hash tag.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it has braces, cannot be encoded as UTF-8, or exceeds `MAX_PREFIX_BYTES`.
+    """
     if not isinstance(key_prefix, str):
         raise TypeError(f"key_prefix must be a str, got {type(key_prefix).__name__}")
     if "{" in key_prefix or "}" in key_prefix:

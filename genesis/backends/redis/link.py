@@ -1,23 +1,24 @@
-"""Keeps one `Connection` to one place alive, and makes another when it ends.
+"""`Link`: keeps one `Connection` to one server alive, and reconnects when it ends.
 
-A connection is up once the channel of the wake-ups is subscribed to and the scripts are loaded, so
-whatever is sent on it can be woken and can run. What was not answered when a connection ended has
-failed, and is never sent again by this module: the core of the backend knows what to say instead.
+A connection is up when the wake-up channel is subscribed and the scripts are loaded: every command sent
+on it can run, and its wake-ups arrive. Pending commands fail when a connection ends. This module never
+retries them; the core sends a `sync` instead.
 
-| event                                     | what the link does                                      |
-|-------------------------------------------|---------------------------------------------------------|
-| made                                      | `on_up`                                                 |
-| cannot be made                            | `on_down`, then again after `backoff`                   |
-| ends after it was up for a second or more | `on_down`, then at once again; sooner: after `backoff`  |
-| the server closes it, no reply was due    | the same, but without an alarm                          |
-| idle for `probe_interval`                 | PING                                                    |
-| a reply is due for `_PATIENCE`            | makes a second one: the one that answers first stays    |
-| a reply is due for `timeout`              | ends it                                                 |
-| `leave`                                   | ends it                                                 |
-| its task is cancelled by somebody         | makes it all the same: only `close` ends the link       |
+| event                                          | action                                             |
+|------------------------------------------------|----------------------------------------------------|
+| connected                                      | `on_up`                                            |
+| cannot connect                                 | `on_down`, retry after `backoff`                   |
+| the connection ends after 1 s up or more       | `on_down`, reconnect at once                       |
+| the connection ends sooner                     | `on_down`, reconnect after `backoff`               |
+| the server closes it while no reply is due     | the same, but without an alarm                     |
+| idle for `probe_interval`                      | PING                                               |
+| a reply is overdue by `_SECOND_AFTER`          | open a second connection; the first to reply stays |
+| a reply is overdue by `timeout`                | abort the connection                               |
+| `leave`                                        | abort the connection                               |
+| the application cancels the connecting task    | retry: only `close` ends the link                  |
 
-The second connection is for a network that has forgotten the first one: a server that is only slow
-answers on the first as soon as on the second, and the second is dropped. Two connections never carry
+The second connection is for a network that has silently dropped the first. If the server is only slow,
+it replies on the first as soon as on the second, and the second is closed. Two connections never carry
 commands at the same time.
 """
 
@@ -34,39 +35,38 @@ from redis import exceptions as redis_errors
 
 from genesis.backends.redis.connection import Connection, OnReply
 from genesis.backends.redis.endpoint import Endpoint
-from genesis.backends.redis.errors import ConnectionLost, is_lasting, reason_of
+from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
 from genesis.backends.redis.scripts import Script
 
 __all__ = ["Link", "backoff"]
 
-_PATIENCE = 0.5  # seconds without a reply after which a second connection is tried
-_STEADY = 1.0  # seconds up after which the next failure counts as the first
-_LATE = 0.1  # seconds; a timer that is later than this: this process stood still
-_AGAIN = 0.05  # seconds after which a cancelled attempt is repeated: not in a loop that is ending
+_SECOND_AFTER = 0.5  # seconds without a due reply after which a second connection is opened
+_STEADY = 1.0  # seconds up after which the count of failures restarts
+_LATE = 0.1  # seconds; a timer that fires later than this shows that the process was stopped
+_RETRY_CANCELLED = 0.05  # seconds until a cancelled attempt is retried, unless the loop ends first
 
 
 class Link:
-    """See the module's text. Belongs to the event loop that runs when it is made.
+    """See the module docstring. Belongs to the event loop that runs when it is created.
 
     Args:
-        endpoint: where to.
-        channel: is subscribed to on each connection.
-        scripts: are loaded on each connection.
-        timeout: seconds within which a connection must be up, and a reply must come.
-        probe_interval: seconds without traffic after which the connection is tried with a PING.
+        endpoint: the server.
+        channel: subscribed to on each connection.
+        scripts: loaded on each connection.
+        timeout: seconds within which a connection must be up, and within which a reply must come.
+        probe_interval: seconds without traffic after which a PING is sent.
         on_up: called each time a connection is up.
-        on_down: called with a reason (a word of `reason_of`, or `idle_closed`), a detail and whether
-            it is an alarm, when a connection ended or could not be made; after everything that was
-            pending on it was failed, and before the next `on_up`. No alarm: the server closed an idle
-            connection, or the network had forgotten it; if it does not come back at once, an alarm
-            follows.
+        on_down: called with a reason (of `reason_of`, or `idle_closed`), a detail and an alarm flag
+            when a connection ended or could not be opened, after its pending commands have failed and
+            before the next `on_up`. It is no alarm if an idle connection was closed by the server or
+            dropped by the network; an alarm follows if the link cannot reconnect at once.
         on_push: called with each wake-up of the connection that is up.
-        on_silent: called now and then while a reply is overdue, as long as the connection is up.
+        on_silent: called repeatedly while a reply is overdue and the connection is up.
 
     Attributes:
-        why_down: why no connection is up; "" if one is.
-        denied: the last attempt failed for what waiting does not mend: credentials, permissions, an
-            unknown host, TLS, a server without RESP3.
+        why_down: why no connection is up; "" if one is up.
+        denied: the last attempt failed for a reason that a retry does not fix: credentials,
+            permissions, an unknown host, TLS, or a server without RESP3.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Link:
         self.why_down = "not connected yet"
         self.denied = False
         self._greeting = [
-            (b"HELLO", b"3"),  # also if a redis_connect_func of the application's has not
+            (b"HELLO", b"3"),  # a custom redis_connect_func might not have sent it
             (b"SUBSCRIBE", channel),
             *((b"SCRIPT", b"LOAD", script.source) for script in scripts),
         ]
         self._timeout = timeout
-        self._patience = min(_PATIENCE, timeout / 2)
+        self._second_after = min(_SECOND_AFTER, timeout / 2)
         self._probe_interval = probe_interval
         self._on_up = on_up
         self._on_down = on_down
@@ -98,17 +98,17 @@ class Link:
         self._on_silent = on_silent
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None  # up, or ending
-        self._successor: Connection | None = None  # takes its place once it has ended
+        self._successor: Connection | None = None  # replaces it when it has ended
         self._opening: asyncio.Task[Connection] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._watch_due = 0.0
-        self._awake_since = 0.0  # by loop.time(): this process stood still until then
-        self._second_look = False
+        self._awake_since = 0.0  # by loop.time(): the process was stopped until then
+        self._timed_out = False  # a reply exceeded `timeout`; checked once more before aborting
         self._was_up = False
         self._up_since = 0.0
         self._failures = 0
-        self._not_before = 0.0  # by loop.time(): the next try of a second connection
+        self._not_before = 0.0  # by loop.time(): no second connection earlier
         self._closing = False
         self._open()
 
@@ -120,16 +120,16 @@ class Link:
     def silent(self) -> bool:
         """Whether the link is up, but a reply is overdue."""
         since = self._connection.silent_since() if self._connection is not None else None
-        return since is not None and self._loop.time() - since >= self._patience
+        return since is not None and self._loop.time() - since >= self._second_after
 
     @property
     def ended(self) -> bool:
-        """After `close`: nothing of it is left in the loop."""
+        """Whether `close` has completed: no connection and no task is left."""
         return self._closing and self._connection is None and self._opening is None
 
     @property
     def connection(self) -> Connection | None:
-        """The one that is up."""
+        """The connection that is up, if any."""
         return self._connection if self.up else None
 
     def call(
@@ -145,7 +145,7 @@ class Link:
         return self.send(parts, on_reply, urgent)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> bool:
-        """Send a command, if the link is up: see `Connection.send`. If not, False, and nothing else."""
+        """Send a command, see `Connection.send`. If the link is down, only return False."""
         connection = self._connection
         if connection is None or not connection.up:
             return False
@@ -153,14 +153,14 @@ class Link:
         return True
 
     def leave(self, reason: str, detail: str) -> None:
-        """Give the connection up, if one is up, and make another."""
+        """Abort the connection that is up, if any, and reconnect."""
         if self._connection is not None and self._connection.up:
             self._connection.abort(reason, detail)
 
     def close(self) -> None:
-        """End it, as `Connection.close` does; `on_down` is not called.
+        """Close the link as `Connection.close` does. `on_down` is not called.
 
-        What stands still is aborted by `wait_closed`, or after the timeout.
+        If no reply comes, the connection is aborted by `wait_closed`, or after `timeout`.
         """
         if self._closing:
             return
@@ -183,40 +183,40 @@ class Link:
                 )
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
-        """After `close`: wait until nothing of the link is left in the loop; the rest is aborted."""
+        """After `close`: wait until the connection has ended; after `timeout` seconds, abort it."""
         opening, connection = self._opening, self._connection
         while opening is not None and not opening.done():
-            # Once is not enough: before Python 3.12, `wait_for` swallows a cancellation that comes in
-            # the turn in which what it waits for is done.
+            # In a loop, because before Python 3.12 `wait_for` swallows a cancellation that arrives in
+            # the iteration in which its future completes.
             opening.cancel()
             await asyncio.wait({opening}, timeout=0.05)
         if connection is not None:
             await connection.wait_closed(timeout)
 
-    # Making a connection
+    # Connecting
 
     def _open(self) -> None:
         self._retry = None
-        # In no context: the task, the transport and all callbacks would keep that of a caller.
+        # An empty context: the task, the transport and all callbacks would keep that of a caller.
         self._opening = Context().run(
-            self._loop.create_task, self._make(), name="genesis-redis-connect"
+            self._loop.create_task, self._connect(), name="genesis-redis-connect"
         )
         self._opening.add_done_callback(self._opened, context=Context())
 
-    async def _make(self) -> Connection:
-        made: list[Connection] = []
+    async def _connect(self) -> Connection:
+        connected: list[Connection] = []
         try:
-            await asyncio.wait_for(self._greet(made), self._timeout)
+            await asyncio.wait_for(self._handshake(connected), self._timeout)
         except BaseException as error:
-            for connection in made:
+            for connection in connected:
                 connection.abort("closed", "it was not up in time")
             if isinstance(error, asyncio.TimeoutError):
                 text = f"no connection within {self._timeout:g} s"
                 raise redis_errors.TimeoutError(text) from None
             raise
-        return made[0]
+        return connected[0]
 
-    async def _greet(self, made: list[Connection]) -> None:
+    async def _handshake(self, connected: list[Connection]) -> None:
         opened = self.endpoint.connection()
         connection = Connection(self._pushed, self._ended, self._busy)
         try:
@@ -225,7 +225,7 @@ class Link:
         except BaseException:
             await opened.disconnect(nowait=True)
             raise
-        made.append(connection)
+        connected.append(connection)
         replies = await _replies(connection, self._greeting)
         if type(replies[1]) is not hiredis.PushNotification:
             raise _NoRESP3(f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}")
@@ -234,7 +234,7 @@ class Link:
         self._opening = None
         if task.cancelled():
             if not self._closing:
-                self._retry = self._loop.call_later(_AGAIN, self._open, context=Context())
+                self._retry = self._loop.call_later(_RETRY_CANCELLED, self._open, context=Context())
             return
         error = task.exception()
         if error is not None:
@@ -242,22 +242,22 @@ class Link:
         elif self._closing:
             task.result().close()
         else:
-            self._take(task.result())
+            self._use(task.result())
 
     def _failed(self, error: BaseException) -> None:
         self._failures += 1
         pause = backoff(self._failures - 1)
         if self._closing:
             return
-        if self._connection is not None:  # it was a second one
+        if self._connection is not None:  # it was a second connection
             self._not_before = self._loop.time() + pause
             return
-        self.denied = is_lasting(error, self._was_up)
+        self.denied = is_permanent(error, self._was_up)
         self._retry = self._loop.call_later(pause, self._open, context=Context())
         self._down(reason_of(error), self.endpoint.tell(error), alarm=True)
 
-    def _take(self, connection: Connection) -> None:
-        """A connection is made: use it, unless there is one that answers."""
+    def _use(self, connection: Connection) -> None:
+        """Use a new connection, unless the current one replies again."""
         old = self._connection
         if old is not None:
             if old.up and not self.silent:
@@ -265,17 +265,17 @@ class Link:
                 return
             self._successor = connection
             if old.up:
-                detail = f"no reply for {self._patience:g} s, but a new connection answers"
+                detail = f"no reply for {self._second_after:g} s, but a new connection answers"
                 old.abort("idle_closed" if old.idle else "timeout", detail)
             return
-        if not connection.up:  # ended since it was made
+        if not connection.up:  # it has ended since
             self._failed(redis_errors.ConnectionError("the server closed the connection"))
             return
         self._connection = connection
         self._was_up = True
         self._up_since = self._loop.time()
         self.why_down, self.denied = "", False
-        self._watch_in(self._patience)
+        self._watch_in(self._second_after)
         self._guard(self._on_up, self)
 
     def _ended(self, connection: Connection, why: ConnectionLost) -> None:
@@ -296,7 +296,7 @@ class Link:
         if self._closing:
             return
         if successor is not None:
-            self._take(successor)
+            self._use(successor)
         elif self._opening is None:
             pause = backoff(self._failures) if self._failures else 0.0
             self._failures += 1
@@ -307,14 +307,14 @@ class Link:
         self._guard(self._on_down, self, reason, detail, alarm)
 
     def _pushed(self, push: list[Any]) -> None:
-        if self._connection is not None:  # what comes before it is up is older than any sync
+        if self._connection is not None:  # a push before `on_up` is older than any sync
             self._on_push(self, push)
 
-    # Watching over it
+    # Supervision
 
     def _busy(self) -> None:
-        """The first command after a quiet time."""
-        self._watch_in(self._patience)
+        """The first command after an idle period was sent."""
+        self._watch_in(self._second_after)
 
     def _watch_in(self, seconds: float) -> None:
         if self._watch_timer is not None:
@@ -328,11 +328,11 @@ class Link:
         if connection is None or not connection.up:
             return
         if now - self._watch_due > _LATE:
-            # This process stood still: the reply may lie in the socket, so that time does not count.
+            # The process was stopped: a reply might be in the socket, so that time does not count.
             self._awake_since = now
         since = connection.silent_since()
         if since is None:
-            self._second_look = False
+            self._timed_out = False
             if (idle := now - connection.last_received) < self._probe_interval:
                 connection.watched = False
                 self._watch_in(self._probe_interval - idle)
@@ -341,25 +341,25 @@ class Link:
             since = now
         silent = now - max(since, self._awake_since)
         if silent < self._timeout:
-            self._second_look = False
-        elif self._second_look:
+            self._timed_out = False
+        elif self._timed_out:
             connection.abort("timeout", f"no reply within {self._timeout:g} s")
             return
-        else:  # timers may run before what has arrived is read
-            self._second_look = True
+        else:  # check again shortly: the loop might run timers before it reads the socket
+            self._timed_out = True
             self._watch_in(min(0.02, self._timeout / 10))
             return
-        if silent < self._patience:
-            self._watch_in(self._patience - silent)
+        if silent < self._second_after:
+            self._watch_in(self._second_after - silent)
             return
         if self._on_silent is not None:
             self._guard(self._on_silent, self)
         if self._opening is None and self._retry is None and now >= self._not_before:
             self._open()
-        self._watch_in(min(self._patience, self._timeout - silent))
+        self._watch_in(min(self._second_after, self._timeout - silent))
 
     def _guard(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """An error in a callback must not end the link in silence."""
+        """Run a callback. Its error is reported and must not end the link."""
         try:
             callback(*arguments)
         except Exception as error:
@@ -368,11 +368,11 @@ class Link:
 
 
 class _NoRESP3(redis_errors.ResponseError):
-    """Redis 6 and later speak RESP3, unless something between here and there does not."""
+    """The server, or a proxy before it, does not speak RESP3."""
 
 
 def _replies(connection: Connection, commands: Sequence[Sequence[bytes]]) -> asyncio.Future[list[Any]]:
-    """Send commands together; resolves with their replies, or with the first error among them."""
+    """Send commands together. Resolves with all replies, or with the first error among them."""
     done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
     replies: list[Any] = []
 
@@ -395,6 +395,6 @@ def _ignore(reply: Any) -> None:
 
 
 def backoff(failures: int) -> float:
-    """Seconds until the next try: doubling from 20 ms to 1 s, half of it random."""
+    """Seconds until the next attempt: exponential from 20 ms to 1 s, with up to half of it jitter."""
     most = min(1.0, 0.02 * 2.0 ** min(failures, 10))
     return random.uniform(most / 2, most)

@@ -1,14 +1,14 @@
-"""A ticket as it stands in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
+"""The form of a ticket in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
 
-Only the item_id, which comes last, might contain blanks. Serials have a fixed width, so that the order
-of an instance's members is the order of entering, and its tickets are a range.
+Only the item_id might contain spaces, so it comes last. Serials have a fixed width: an instance's
+members sort in the order of entering, and its tickets form a range.
 """
 
 from __future__ import annotations
 
 from genesis.backends.protocol import CallRef
 
-__all__ = ["head_start_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
+__all__ = ["age_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
 
 
 def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
@@ -17,7 +17,7 @@ def make_member(instance: str, serial: int, head_start: float, context: str, ite
 
 
 def make_origin(instance: str, context: str, item_id: str) -> bytes:
-    """How a call that leaves is known to the one that gets its slot."""
+    """The description of a leaving call for the call that gets its slot."""
     return f"{instance} {context} {item_id}".encode()
 
 
@@ -26,9 +26,18 @@ def ticket_of(member: bytes) -> bytes:
     return member[: member.index(b" ")]
 
 
-def head_start_of(member: bytes) -> float:
-    """Seconds."""
-    return int(member.split(b" ", 2)[1]) / 1e6
+def age_of(member: bytes, place: int, now: int, resumed: dict[bytes, int]) -> float:
+    """Seconds that a waiter has waited.
+
+    Args:
+        member: the waiter.
+        place: its number in the line (us).
+        now: Redis's time (us).
+        resumed: by ticket, when it entered (us): for tickets that took a kept place, because that
+            place is older than their entry.
+    """
+    entered = resumed.get(ticket_of(member)) or place + int(member.split(b" ", 2)[1])
+    return max(0, now - entered) / 1e6
 
 
 def parse_member(member: bytes) -> CallRef:

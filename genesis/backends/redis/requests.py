@@ -1,10 +1,10 @@
-"""What belongs to no ticket of this instance: limits, evictions, introspection.
+"""Commands that concern no ticket of this instance: limits, evictions, introspection.
 
-Only what changes nothing is sent again after its connection was lost, and what changes the same again
-after a connection that was idle.
+When the connection is lost, read-only commands are retried. Commands that write are idempotent, and are
+retried only if the connection was idle before.
 
-A reply is taken in by its callback, before the task that asked runs again: a cancellation must not lose
-what the reply says about tickets of this instance.
+A reply is processed in its callback, before the waiting task resumes: a cancellation of the task must
+not lose what the reply contains about tickets of this instance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import head_start_of, parse_member, ticket_of
+from genesis.backends.redis.members import age_of, parse_member, ticket_of
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.redis.verdicts import stats_of
@@ -32,13 +32,13 @@ _REPEATABLE = "; it may have been applied, and is safe to repeat"
 
 
 class Requests:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
-        driver: that sends them.
-        timeout: seconds within which each must be answered, connecting included.
+        driver: sends the commands.
+        timeout: seconds within which each reply must come, including the time to connect.
 
-    Every method raises `BackendUnavailableError` if it is not.
+    Every method raises `BackendUnavailableError` if no reply comes in time.
     """
 
     def __init__(self, driver: Driver, timeout: float) -> None:
@@ -73,13 +73,13 @@ class Requests:
         return statuses
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
-        """The members of what is wanted: of own tickets at once, of others by a look at the line."""
+        """The members of `wanted`: this instance's from memory, others by a scan of the line."""
         waiting = [
             call
             for call in self._driver.calls.values()
             if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING
         ]
-        waiting.sort(key=lambda call: -call.local.number)  # of several with one item_id the first
+        waiting.sort(key=lambda call: -call.local.number)  # of one item_id, the first in line wins
         own = {call.ticket.item_id: call.local.member for call in waiting}
         members: list[tuple[int, bytes]] = []
         others: dict[str, list[int]] = {}
@@ -107,26 +107,25 @@ class Requests:
     ) -> None:
         arguments = tuple(member for _, member in members)
         reply = await self._ask("wait_status", queue_id, "places", arguments)
-        now, depth, limit, holds, mean, rows = reply
+        now, depth, limit, holds, mean, rows, resumed = reply
+        entered = _pairs(resumed)
         mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
         for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
             if position:
-                waited = max(0.0, (now - place) / 1e6 - head_start_of(member))
+                waited = age_of(member, place, now, entered)
                 expected = expected_wait(position, int(limit), mean_hold)
                 statuses[index] = WaitStatus(position, depth, waited, expected)
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         await self._reap("entries", queue_id)
         found = []
-        async for member, number, now in self._pages("entries", queue_id, b"holding"):
+        async for member, number, age in self._pages("entries", queue_id, b"holding"):
             item_id, owner, _ = parse_member(member)
-            age = max(0, now - number) / 1e6
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
         position = 0
-        async for member, number, now in self._pages("entries", queue_id, b"waiting"):
+        async for member, _, age in self._pages("entries", queue_id, b"waiting"):
             position += 1
             item_id, owner, _ = parse_member(member)
-            age = max(0.0, (now - number) / 1e6 - head_start_of(member))
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 
@@ -154,7 +153,7 @@ class Requests:
         return int(reply[0])
 
     async def ping(self) -> None:
-        """Every server in use must answer."""
+        """Require a reply from every server in use."""
         driver = self._driver
         queue = LocalQueue("ping", (b"ping",), driver.new_core())
         deadline = driver.loop.time() + self._timeout
@@ -174,7 +173,7 @@ class Requests:
                 raise driver.unavailable("ping", driver.tell(errors[0]))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
-        """Take back what dead instances left, before somebody looks; returns the queue's numbers."""
+        """Reap dead instances before the queue is shown. Returns the queue's numbers."""
 
         def take(queue: LocalQueue, session: int, reply: Any) -> None:
             self._driver.absorb(queue, session, *reply[1:])
@@ -183,14 +182,18 @@ class Requests:
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
-    ) -> AsyncIterator[tuple[bytes, int, int]]:
-        """All of one state in order: member, number, Redis's time."""
+    ) -> AsyncIterator[tuple[bytes, int, float]]:
+        """All of one state in order: member, number, seconds for which it has waited or held."""
         after = b"-inf"
         while True:
             arguments = (state, after, b"%d" % _PAGE)
-            now, rows = await self._ask(operation, queue_id, "entries", arguments)
-            for member, number in zip(rows[::2], rows[1::2], strict=True):
-                yield member, int(float(number)), now
+            now, rows, resumed = await self._ask(operation, queue_id, "entries", arguments)
+            entered = _pairs(resumed)
+            for member, score in zip(rows[::2], rows[1::2], strict=True):
+                number = int(float(score))
+                holds = state == b"holding"
+                age = max(0, now - number) / 1e6 if holds else age_of(member, number, now, entered)
+                yield member, number, age
             if len(rows) < 2 * _PAGE:
                 return
             after = rows[-1]
@@ -204,16 +207,20 @@ class Requests:
         take: Callable[[LocalQueue, int, Any], None] | None = None,
         lost: str = "",
     ) -> Any:
-        """Send it once there is a connection, and wait for the reply.
+        """Send a command as soon as a connection is up, and wait for the reply.
 
         Args:
-            take: called with the reply, whether or not anybody still waits for it.
-            lost: added to the error if the command was sent and might have been carried out.
+            operation: the operation named in errors.
+            queue_id: the queue.
+            script: the script's name.
+            arguments: its ARGV.
+            take: called with the reply, even if the caller was cancelled.
+            lost: added to the error if the command was sent and might have run.
         """
         driver = self._driver
         deadline = driver.loop.time() + self._timeout
         while True:
-            queue = driver.open(queue_id)  # each time: an idle one might have been forgotten meanwhile
+            queue = driver.open(queue_id)  # each time: an idle queue might have been dropped meanwhile
             reply = driver.loop.create_future()
             resolve = _resolver(
                 reply, None if take is None else partial(take, queue, queue.core.session)
@@ -228,14 +235,14 @@ class Requests:
                 return answer
             if isinstance(answer, ConnectionLost):
                 if not lost or answer.reason == "idle_closed":
-                    # It changes nothing, or changes the same again: a connection that had been closed
-                    # or forgotten while it was idle costs no caller an error.
+                    # The command is read-only, or idempotent: a connection that was closed or dropped
+                    # while it was idle must not cause an error.
                     continue
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise driver.unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
                 raise driver.unavailable(operation, driver.tell(answer), queue.queue_id)
-            # It was not carried out; another server, or another connection, will do it.
+            # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)
 
@@ -268,3 +275,7 @@ def _resolver(
             reply.set_result(answer)
 
     return resolve
+
+
+def _pairs(rows: Sequence[Any]) -> dict[bytes, int]:
+    return dict(zip(rows[::2], rows[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""The Lua scripts: one atomic operation each, with `library.lua` included where a script says so."""
+"""Loads the Lua scripts, one per atomic operation, and resolves their `@include library` lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Script(NamedTuple):
 
 
 def source_of(name: str) -> str:
-    """The text of one script, as Redis gets it."""
+    """The text of one script as it is sent to Redis."""
     folder = resources.files("genesis.backends.redis") / "lua"
     text = (folder / f"{name}.lua").read_text()
     return text.replace(_INCLUDE, (folder / "library.lua").read_text())
@@ -28,6 +28,6 @@ def source_of(name: str) -> str:
 
 @cache
 def load(name: str) -> Script:
-    """Read one script; its SHA-1 is the name under which Redis keeps it."""
+    """Read one script and compute the SHA-1 by which EVALSHA names it."""
     source = source_of(name).encode()
     return Script(name, source, hashlib.sha1(source).hexdigest().encode())

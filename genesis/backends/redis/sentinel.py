@@ -1,8 +1,9 @@
-"""A master that Sentinel names: found anew at each connect, and left as soon as it is replaced.
+"""A master behind Sentinels: looked up at each connect, and abandoned as soon as it is replaced.
 
-A master that dies closes its connections, and the next connect asks Sentinel. A master that is replaced
-while it lives does not: it accepts writes, which will be thrown away, until Sentinel makes a replica
-of it, about ten seconds later. So one more link, to any Sentinel, waits for the news.
+When a master dies, its connections close, and the next connect asks Sentinel. A master that is replaced
+while it is alive keeps its connections. It accepts writes, which will be discarded, until Sentinel
+makes it a replica about ten seconds later. A second link, to any Sentinel, therefore subscribes to
+`+switch-master`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from genesis.backends.redis.link import Link
 
 __all__ = ["Master", "SentinelRouter"]
 
-_NEWS = b"+switch-master"
+_SWITCH_MASTER = b"+switch-master"
 
 
 class Master(Endpoint):
-    """The place where the master of one service is.
+    """The current master of one service.
 
     Args:
-        pool: of a client that `Sentinel.master_for` made; its Sentinels are asked, each in a share of
-            the timeout, so that one which does not answer keeps nobody from asking the next.
+        pool: the pool of a client made by `Sentinel.master_for`. Its Sentinels are asked in turn. Each
+            gets a share of the timeout, so that a silent Sentinel leaves time to ask the next.
         timeout: seconds within which the master must be found and connected.
+
+    Raises:
+        ValueError: the client leads to a replica.
     """
 
     def __init__(self, pool: SentinelConnectionPool, timeout: float) -> None:
@@ -42,10 +46,10 @@ class Master(Endpoint):
         share = timeout / (len(pools) + 2)
         self.service: str = pool.service_name
         self.sentinels = AnySentinel([endpoint_of_pool(asked, share) for asked in pools])
-        self._clients = [_impatient(asked, share) for asked in pools]
+        self._clients = [_client_of(asked, share) for asked in pools]
         self._manager = copy.copy(given)
         self._manager.sentinels = list(self._clients)
-        # A pool of our own, which is never filled: its connections ask it where the master is.
+        # A pool that stays empty: its connections ask it for the master's address.
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
             self.service,
             self._manager,
@@ -62,11 +66,11 @@ class Master(Endpoint):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the connection that was made last leads to."""
+        """The address of the connection that was created last."""
         return getattr(self._latest, "host", ""), int(getattr(self._latest, "port", 0))
 
     def prefer(self, number: int) -> None:
-        """Ask this Sentinel first: it knows what the others may not know yet."""
+        """Ask this Sentinel first: the others might not know of the new master yet."""
         first = self._clients[number]
         others = (client for client in self._clients if client is not first)
         self._manager.sentinels = [first, *others]
@@ -77,7 +81,7 @@ class Master(Endpoint):
 
 
 class AnySentinel(Endpoint):
-    """One Sentinel after the other."""
+    """Connects to a different Sentinel each time, in rotation."""
 
     def __init__(self, sentinels: list[Endpoint]) -> None:
         self._rotation = itertools.cycle(enumerate(sentinels))
@@ -92,50 +96,50 @@ class AnySentinel(Endpoint):
 
 
 class SentinelRouter(SingleRouter):
-    """A link to the master, which is left when a Sentinel names another one."""
+    """A link to the master. It reconnects when a Sentinel names another master."""
 
     def __init__(self, master: Master, settings: RouterSettings) -> None:
         self._master = master
         self._address = ("", 0)
         self._backend_up = settings.on_up
         super().__init__(master, settings._replace(on_up=self._master_up))
-        self._news = settings._replace(
-            channel=_NEWS,
+        self._sentinel_link = settings._replace(
+            channel=_SWITCH_MASTER,
             scripts=(),
-            on_up=self._ask,
-            on_down=_let_be,
-            on_push=self._told,
+            on_up=self._query,
+            on_down=_ignore_down,
+            on_push=self._on_message,
         ).link(master.sentinels)
 
     def links(self) -> Iterable[Link]:
         return (self._link,)
 
     def abort(self) -> None:
-        self._news.close()
+        self._sentinel_link.close()
         super().abort()
 
     async def close(self, timeout: float) -> None:
-        self._news.close()
+        self._sentinel_link.close()
         await super().close(timeout)
-        await self._news.wait_closed(timeout)
+        await self._sentinel_link.wait_closed(timeout)
         await self._master.close()
 
     def _master_up(self, link: Link) -> None:
         self._address = self._master.address
         self._backend_up(link)
-        if self._news.up:
-            self._ask(self._news)  # it may have been replaced while it was connected to
+        if self._sentinel_link.up:
+            self._query(self._sentinel_link)  # the master might have been replaced meanwhile
 
-    def _ask(self, news: Link) -> None:
-        """What was published while nobody listened is lost."""
+    def _query(self, link: Link) -> None:
+        """Ask for the address: messages published before the subscription are lost."""
         query = b"get-master-addr-by-name"
-        news.send((b"SENTINEL", query, self._master.service.encode()), self._named)
+        link.send((b"SENTINEL", query, self._master.service.encode()), self._on_address)
 
-    def _named(self, reply: Any) -> None:
+    def _on_address(self, reply: Any) -> None:
         if isinstance(reply, list) and len(reply) == 2:
             self._compare(reply[0].decode(), int(reply[1]))
 
-    def _told(self, news: Link, push: list[Any]) -> None:  # noqa: ARG002
+    def _on_message(self, link: Link, push: list[Any]) -> None:  # noqa: ARG002
         """`<service> <old host> <old port> <new host> <new port>`"""
         if push[0] == b"message":
             service, _, _, host, port = push[2].decode().split(" ")
@@ -148,12 +152,12 @@ class SentinelRouter(SingleRouter):
             self._link.leave("read_only", f"Sentinel names another master, {host}:{port}")
 
 
-def _let_be(link: Link | None, reason: str, detail: str, alarm: bool) -> None:
-    """Without a Sentinel, the master that is connected is as good as before."""
+def _ignore_down(link: Link | None, reason: str, detail: str, alarm: bool) -> None:
+    """The loss of a Sentinel does not affect the connection to the master."""
 
 
-def _impatient(pool: ConnectionPool, timeout: float) -> Redis:
-    """A client of our own for the Sentinel that `pool` leads to."""
+def _client_of(pool: ConnectionPool, timeout: float) -> Redis:
+    """A new client for the Sentinel of `pool`, with `timeout` seconds per operation."""
     kwargs = settings(pool.connection_class, pool.connection_kwargs, timeout)
-    kwargs.update(socket_timeout=timeout, protocol=2)  # as redis-py's Sentinel parses best
+    kwargs.update(socket_timeout=timeout, protocol=2)  # redis-py parses Sentinel's RESP2 replies best
     return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **kwargs))

@@ -1,4 +1,4 @@
-"""The server, the master behind Sentinels, or the Cluster that a url or a client leads to."""
+"""From a url or a client to the router of its server, Sentinel-managed master or Cluster."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _CLUSTERED = (
 
 class Servers(NamedTuple):
     name: str
-    """Tells apart what holds different data; without credentials."""
+    """Identifies the data that is stored there; contains no credentials."""
     router: Callable[[RouterSettings], Router]
-    """Begins to connect."""
+    """Creates the router, which starts to connect."""
     tell: Callable[[BaseException], str]
-    """An error in words, without credentials."""
+    """Formats an error without credentials."""
     clustered: bool = False
-    """Scripts must declare `guard_key`, see cluster.py."""
+    """Whether scripts must declare `guard_key`, see cluster.py."""
 
 
 def servers_of_url(url: object, timeout: float) -> Servers:
     if not isinstance(url, str):
-        raise TypeError(f"url must be a str, got {type(url).__name__}")  # not shown: see pool_of_url
+        raise TypeError(f"url must be a str, got {type(url).__name__}")  # it might hold a password
     return _single(pool_of_url(url), timeout)
 
 

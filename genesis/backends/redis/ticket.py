@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from genesis.backends.redis.members import ticket_of
@@ -19,11 +19,11 @@ class Stage(enum.Enum):
 
 
 class LocalTicket:
-    """One ticket of this instance. Made by the caller, changed by the core alone."""
+    """One ticket of this instance. The backend creates it; only the core changes it."""
 
     __slots__ = (
-        "handle", "id", "keep", "kept", "left", "limit", "max_waiting", "member", "number",
-        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+        "back", "handle", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member",
+        "number", "only_if_free", "place", "resumed", "sent", "stage", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -37,51 +37,61 @@ class LocalTicket:
     ) -> None:
         self.id = ticket_of(member)
         self.member = member
-        self.handle = handle  # the caller's own
+        self.handle = handle  # opaque to the core: the `Call`
         self.limit = limit
         self.only_if_free = only_if_free
         self.max_waiting = max_waiting
-        self.kept = kept  # `<kept id> <place>` that it asks for
-        self.resumed = False  # ... and got
+        self.kept = kept  # the requested kept place, `<kept id> <place>`
+        self.resumed = False  # it got that place
         self.stage = Stage.ENTERING
         self.number = 0  # the place while WAITING, the fencing token while HOLDING
-        self.wanted = True
-        self.sent = False  # Redis might know of it
+        self.wanted = True  # its call has not left
+        self.sent = False  # Redis might know it
         self.left = 0  # the session in which its leave was sent
-        self.keep = 0  # us for which its place is kept after it left
-        self.place = 0  # its last one in the line; 0: it never waited
-
-    def note_resumed(self, row: Sequence[int]) -> None:
-        """A row of the reply to a sync, see sync.lua: whether it took the kept place that it asks for.
-
-        The enter that took it might have lost its reply: then only the place says so.
-        """
-        code, number = row[0], row[1]
-        flagged = code in (1, 2) and len(row) > 2 and bool(row[2])
-        if flagged or (code == 2 and self.kept.endswith(b" %d" % number)):
-            self.resumed = True
+        self.keep_until = 0.0  # by the caller's clock: how long its place is kept; 0.0: not at all
+        self.back = False  # it left before the reply: the kept place that it took is given back
+        self.place = 0  # its last place in the line; 0: it never waited
 
     @property
     def listed(self) -> bool:
         """Whether a sync lists it."""
-        return self.stage is not Stage.ENDED and (self.wanted or self.keep > 0)
+        return self.stage is not Stage.ENDED and (self.wanted or self.back or self.keep_until > 0)
 
     @property
     def asks_who(self) -> bool:
-        """Whether its reply should name the holders if it must wait: it has a trace context."""
+        """Whether the reply should name the holders if it must wait, because it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
-    def row(self) -> tuple[bytes, ...]:
-        """The ticket in a sync, see sync.lua."""
+    def leaves(self, keep_until: float, back: bool) -> None:
+        """Set what happens to its place. A slot might be granted while the call is being cancelled."""
+        self.keep_until = keep_until if self.place else 0.0
+        self.back = back and self.kept != b""
+
+    def leave_arguments(self, origin: bytes, now: float) -> tuple[bytes, ...]:
+        """The arguments of leave.lua."""
+        holds = self.stage is Stage.HOLDING and not self.keep_until
+        return self.member, b"%d" % self.number if holds else b"", origin, *self._kept(now)
+
+    def _kept(self, now: float) -> tuple[bytes, bytes]:
+        """The last two arguments of leave.lua."""
+        if self.back:
+            return b"back", self.kept
+        if self.keep_until:
+            return b"%d" % max(0, round((self.keep_until - now) * 1e6)), b"%d" % self.place
+        return b"", b""
+
+    def row(self, now: float) -> tuple[bytes, ...]:
+        """The ticket's arguments in sync.lua."""
         if not self.wanted:
-            return self.member, b"k", b"%d" % self.place, b"%d" % self.keep, b"", b""
+            keep, place = self._kept(now)
+            return self.member, b"k", b"0", keep, b"", place
         stage, number = self.stage.value.encode(), b"%d" % self.number
         free = b"free" if self.only_if_free else b""
         kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""
         return self.member, stage, number, free, self.max_waiting, kept
 
     def enter_arguments(self) -> tuple[bytes, ...]:
-        """See enter.lua."""
+        """The arguments of enter.lua."""
         head_start = self.member.split(b" ", 2)[1]
         free, who = b"free" if self.only_if_free else b"", b"who" if self.asks_who else b""
         return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
@@ -90,8 +100,8 @@ class LocalTicket:
 class Sessions:
     """The session numbers of one instance: one counter for all its queues.
 
-    Counted per queue, an instance that had forgotten an idle queue would start again at 1, and all that
-    it sends would be late.
+    With one counter per queue, an instance that had dropped an idle queue would restart at 1, and Redis
+    would reject its commands as late.
     """
 
     def __init__(self) -> None:
@@ -105,7 +115,7 @@ class Sessions:
 def pages_of(
     tickets: Iterable[LocalTicket], size: int
 ) -> list[tuple[tuple[LocalTicket, ...], bytes, bytes]]:
-    """The pages of a sync: tickets, and the members they lie between; '' is no bound."""
+    """The pages of a sync: the tickets of each, and the members that bound it; '' is no bound."""
     listed = [ticket for ticket in tickets if ticket.listed]
     pages = [tuple(listed[i : i + size]) for i in range(0, len(listed), size)] or [()]
     bounds = [b"", *(page[-1].member for page in pages[:-1]), b""]

@@ -1,4 +1,4 @@
-"""What comes out of the core: commands to send, and verdicts about tickets."""
+"""The output of the core: commands to send, and verdicts about tickets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
 
 
 class Command(NamedTuple):
-    """A script call. The caller puts instance, session, lease and channel prefix before `arguments`."""
+    """A script call. The driver puts instance, session, lease and channel prefix before `arguments`."""
 
     name: Literal["enter", "leave", "beat", "sync"]
     session: int
@@ -24,7 +24,7 @@ class Command(NamedTuple):
     tickets: tuple[LocalTicket, ...]
     sent: float
     last: bool = True
-    """Of several pages of a sync."""
+    """Whether this is the last page of a sync."""
 
 
 class Granted(NamedTuple):
@@ -34,7 +34,7 @@ class Granted(NamedTuple):
 
 class Waiting(NamedTuple):
     ticket: LocalTicket
-    position: int  # 0: not known, the ticket was registered by a sync
+    position: int
     depth: int
     holders: tuple[CallRef, ...]
 
@@ -49,7 +49,7 @@ class Refused(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Redis answered `enter` with an error."""
+    """Redis replied to `enter`, or to the sync that listed the ticket, with an error."""
 
     ticket: LocalTicket
     error: Exception
@@ -60,7 +60,7 @@ class Evicted(NamedTuple):
 
 
 class OutOfReach(NamedTuple):
-    """A waiter whose lease lapsed while there is no connection."""
+    """A waiter whose lease lapsed during an outage of the connection."""
 
     ticket: LocalTicket
 
@@ -87,7 +87,7 @@ class Disagreement(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A heartbeat was answered; `stats` is None after an error reply."""
+    """A heartbeat got its reply; `stats` is None after an error reply."""
 
     seconds: float
     stats: QueueStats | None
@@ -98,7 +98,7 @@ class DataLost(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Redis rejected a command that was not an `enter`; a sync follows."""
+    """Redis rejected a command other than `enter`. A sync follows."""
 
     command: str
     error: Exception
@@ -111,7 +111,7 @@ Verdict: TypeAlias = (
 
 
 def stats_of(numbers: Sequence[Any]) -> QueueStats:
-    """`numbers` of library.lua."""
+    """Convert the reply of `numbers` in library.lua."""
     waiting, in_use, limit, oldest_wait, oldest_hold, holds, mean = numbers
     mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
     return QueueStats(waiting, in_use, int(limit), oldest_wait / 1e6, oldest_hold / 1e6, mean_hold)

@@ -1,14 +1,15 @@
--- The heartbeat: renew the lease, and answer what Redis has of this instance.
+-- The heartbeat: renew the lease, and return what Redis knows of this instance.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
--- Reply  {0}   sync first
---        {1, now, look, tickets of this instance, slots it holds or -1, sum of their tokens modulo 2^32,
---         numbers (see library.lua), override or '', its version, granted, reclaimed}
+-- Reply  {0}   another session is on record: sync first
+--        {1, now, look, tickets of this instance, slots it holds or -1 if there are too many holders to
+--         count, sum of its tokens modulo 2^32, numbers (see library.lua), override or '', its version,
+--         granted, reclaimed}
 --
--- Races  Replies and wake-ups come in one order on one connection, so all that was granted before this
---        script ran has been read when its reply is read, and the two views can be compared then. The
---        lease is renewed before lapsed ones are reaped, so that no instance reaps itself.
+-- Races  Replies and wake-ups come in one order on one connection. When the instance reads this reply, it
+--        has read every grant made before this script ran, and can compare the two views. The lease is
+--        renewed before lapsed leases are reaped, so no instance reaps itself.
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000000 + time[2]
@@ -22,12 +23,12 @@ local window = tonumber(meta[5] or 0)
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 -- @include library
 
--- EXPIRE before ZADD: out of memory, Redis refuses a command that grows only as the first write of a
--- script, and a lease must be renewed even then.
+-- EXPIRE before ZADD: when out of memory, Redis rejects a command that uses memory only if it is the first
+-- write of a script. A lease must be renewed even then.
 keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
-redis.call('ZREMRANGEBYSCORE', PAST, '-inf', NOW)
+redis.call('ZREMRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW)
 for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 5)) do
   redis.call('HDEL', META, owner, owner .. ':r')
   redis.call('ZREM', LEASES, owner)

@@ -2,17 +2,18 @@
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
---        5 member   6 the call site's limit, '' for none   7 'free' to be refused rather than wait, or ''
---        8 refuse if so many wait, '' for never   9 head start (us)   10 `<kept id> <place>`, or ''
---        11 'who' to learn the holders, or ''
--- Reply  {0}                                                    the session is not on record: sync first
+--        5 member   6 the call site's limit, '' for none   7 'free' to be refused instead of waiting, or ''
+--        8 refuse if this many wait, '' for no maximum   9 head start (us)   10 `<kept id> <place>`, or ''
+--        11 'who' to get the holders, or ''
+-- Reply  {0}                                                    another session is on record: sync first
 --        {1, token, in use, depth, limit, resumed, previous, granted, reclaimed}       granted
 --        {2, place, in use, depth, limit, resumed, previous, granted, reclaimed, position, look, holders}
 --        {3 busy | 4 full, 0, in use, depth, limit, 0, previous, granted, reclaimed, holds, mean}
---        granted and reclaimed are missing where nothing was done
+--        granted and reclaimed are missing on the fast path
 --
--- Races  A newcomer never overtakes: free slots go to the line first, in the same step. A late command of
---        a lost connection carries an old session, and a reaped instance has none: both change nothing.
+-- Races  A newcomer never overtakes: free slots are granted to the line first, in the same step. A late
+--        command of a lost connection carries an old session, and the session of a reaped instance is
+--        negative: Redis rejects both.
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000000 + time[2]
@@ -54,7 +55,7 @@ if plain and waiters == 0 and holders < limit and NOW >= window then
   return {1, number, holders + 1, 0, limit_text, 0, ''}
 end
 
--- All slots are taken, nobody has lapsed: the end of the line.
+-- Fast path: all slots are taken and no lease has lapsed, so the call goes to the end of the line.
 if plain and holders >= limit and wanted == named and ARGV[7] == '' and ARGV[8] == '' and ARGV[9] == '0'
   and ARGV[11] == '' and NOW >= window and waiters > 0 then
   local deadline = redis.call('ZRANGEBYSCORE', KEYS[5], '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
@@ -88,7 +89,7 @@ if not free and ARGV[8] ~= '' and waiters >= tonumber(ARGV[8]) then
   local count, mean = tonumber(holds[1] or 0), tonumber(holds[2] or 0)
   return {4, 0, holders, waiters, limit_text, 0, previous, granted, reclaimed, count, mean}
 end
-local kept = take_kept(ARGV[10])
+local kept = take_kept(ARGV[10], ARGV[5])
 local resumed = kept and 1 or 0
 local number = next_number()
 redis.call('ZADD', TICKETS, 0, ARGV[5])

@@ -1,12 +1,12 @@
--- Take one ticket out of the queue, whichever instance it belongs to.
+-- Remove one ticket from the queue, of any instance.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels   5 member
 -- Reply  {1 | 0 if there was no such ticket, granted, reclaimed, look}
 --
--- Races  The tombstone is written first: an owner that misses the message, because its connection has just
---        broken, or this script was denied a command, learns it by its next sync instead of registering
---        the ticket again. The caller's own ticket is not pushed: the caller knows which it evicted.
+-- Races  The tombstone is written first. If the owner misses the message, because its connection was lost
+--        or because this script lacked a permission, its next sync reports the eviction instead of
+--        registering the ticket again. The caller's own ticket is not pushed: the reply reports it.
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
@@ -20,7 +20,7 @@ local member = ARGV[5]
 local there = redis.call('ZSCORE', WAITING, member) or redis.call('ZSCORE', HOLDING, member)
 local found = there and 1 or 0
 if there then
-  keep_meta() -- before what grows, see beat.lua
+  keep_meta() -- EXPIRE before commands that use memory, see beat.lua
   redis.call('ZADD', PAST, NOW + RECORD, 't ' .. ticket_of(member))
   redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
   redis.call('ZREM', WAITING, member)

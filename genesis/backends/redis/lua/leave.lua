@@ -1,17 +1,18 @@
--- Give back whatever a ticket has, and grant the free slots to the heads of the line.
+-- Give back a ticket's place or slot, and grant free slots to the heads of the line.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
---        5 member   6 its fencing token, '' if the instance knows of none
---        7 `<instance> <context> <item_id>` of the ticket, for those who get its slot
---        8 us for which the place of a waiter is kept, '' for not   9 its place
--- Reply  {0}                                   the session is not on record: sync first
---        {1 | 2, in use, depth}                it was holding | waiting, or had nothing {3, ...}
+--        5 member   6 its fencing token, '' if the instance knows none
+--        7 `<instance> <context> <item_id>` of the ticket, for the call that gets its slot
+--        8 us for which the place of a waiter is kept, '' for none   9 its place
+--        or 8 'back' if the call left before it read a reply   9 the `<kept id> <place>` it asked for
+-- Reply  {0}                                   another session is on record: sync first
+--        {1 | 2 | 3, in use, depth}            it was holding | waiting | not in the queue
 --        {1 | 2 | 3, in use, depth, granted, reclaimed, look}
 --
--- Races  A waiter times out or is cancelled while it is granted: it has left either way, and the slot that
---        it might just have got goes to the next head here. Late, from a lost connection: refused by the
---        session; the sync that follows does not list the ticket.
+-- Races  A waiter times out or is cancelled while it is granted: it leaves in either state, and a slot that
+--        it has just got goes to the next head in this step. A late copy from a lost connection is rejected
+--        by its session; the sync that follows does not list the ticket.
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000000 + time[2]
@@ -32,7 +33,8 @@ elseif redis.call('ZREM', KEYS[2], ARGV[5]) == 1 then
   was = 2
 end
 redis.call('ZREM', KEYS[4], ARGV[5])
-if ARGV[8] ~= '' and was ~= 3 then
+local back = ARGV[8] == 'back'
+if ARGV[8] ~= '' and not back and was ~= 3 then
   local kept = string.match(ARGV[5], '^%S+') .. ' ' .. ARGV[9]
   redis.call('ZADD', KEYS[6], NOW + tonumber(ARGV[8]), 'k ' .. kept)
   redis.call('EXPIRE', KEYS[6], 86400 + 660)
@@ -43,8 +45,8 @@ local last = tonumber(meta[2] or 0)
 local limit = tonumber(meta[4] or meta[3] and meta[3] ~= '' and meta[3] or 1)
 local window = tonumber(meta[5] or 0)
 
--- One slot is free, and the head of the line is alive: it gets the slot.
-if waiters > 0 and holders == limit - 1 and NOW >= window then
+-- Fast path: exactly one slot is free, and the instance of the head is alive.
+if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
   local head = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
   local owner = string.match(head, '^[^:]+')
   local deadline = owner == ARGV[1] and NOW + 1 or tonumber(redis.call('ZSCORE', KEYS[5], owner) or 0)
@@ -68,13 +70,16 @@ end
 if was == 1 and ARGV[6] ~= '' then
   redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)
 end
-if waiters == 0 then
+if waiters == 0 and not back then
   return {was, holders, 0}
 end
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 -- @include library
 
+if back and was ~= 3 then
+  give_back(ARGV[9], ARGV[5])
+end
 grant(ARGV[7])
 return {
   was, redis.call('ZCARD', HOLDING), redis.call('ZCARD', WAITING), granted, reclaimed, more and 0 or -1,

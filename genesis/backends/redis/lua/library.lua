@@ -1,42 +1,44 @@
--- What the scripts share. It is included where the line `-- @include library` stands, below the fast path
--- of a script, so that a call on the fast path does not pay for these definitions.
+-- Shared by the scripts. The line `-- @include library` of a script is replaced by this text. It stands
+-- below the script's fast path, so that a call on the fast path does not pay for these definitions.
 --
 -- KEYS, the same for every script, all under the queue's {hash tag}
---   1 meta      hash    last        the greatest number given so far
---                       limit       the call sites' limit; forgotten when the queue is empty
+--   1 meta      hash    last        the greatest number assigned so far
+--                       limit       the call sites' limit; ignored when the queue is empty
 --                       override, version   a copy of key 7
 --                       until       no grants before this time: the recovery window
---                       holds, mean how many holds are in the mean, at most 100; their mean (us)
---                       <instance>  the instance's session; negative once it was reaped
+--                       holds, mean the number of holds in the mean, at most 100; their mean (us)
+--                       <instance>  the instance's session; negative after it was reaped
 --                       <instance>:r  the session in which it was last reaped
 --   2 waiting   zset    place -> member
 --   3 holding   zset    fencing token -> member
---   4 tickets   zset    0 -> member: all of both, so that one instance's are a range (BYLEX)
---   5 leases    zset    lease deadline -> instance; of a reaped one, negative, when its record may go
+--   4 tickets   zset    0 -> member: all waiters and holders; those of one instance form a range (BYLEX)
+--   5 leases    zset    lease deadline -> instance; after reaping, minus the expiry of its record
 --   6 past      zset    expiry -> `t <ticket>` evicted, `k <kept id> <place>` kept, `u <kept id>` used
+--                       for a ticket that took a kept place: the place's expiry -> `r <ticket>`; minus its
+--                       time of entering -> `e <ticket>`, for a day
 --   7 override  string  `<version> <limit>`, without an expiry while there is an override
 --   8           never exists; declared in a Cluster, see cluster.py
 --
--- A member is `<instance>:<serial> <head start (us)> <context> <item_id>`, a ticket is its first word.
--- Serials have a fixed width, so that the order of members is the order of entering.
+-- A member is `<instance>:<serial> <head start (us)> <context> <item_id>`; the part before the first space
+-- is the ticket. Serials have a fixed width, so members sort in the order of entering.
 --
--- All times and numbers are microseconds of Redis's clock, pushed up by one where they would repeat. So
--- fencing tokens grow across an idle queue and across a loss of data, waiters that register again stand
--- before all newcomers, and no instance's clock is read.
+-- All times and numbers are microseconds of Redis's clock, incremented where they would repeat. Therefore
+-- fencing tokens grow even after a queue was idle or its data was lost, waiters that re-register come
+-- before all newcomers, and no instance's clock is needed.
 --
--- Invariants, after every script
+-- Invariants after every script
 --   a ticket is in exactly one of waiting and holding, and in tickets; or in none of the three
---   an instance with tickets has a session and a lease, unless its reaping goes on
---   no free slot and waiter at the same time, but in the recovery window or while `look` is 0
+--   an instance with tickets has a session and a lease, unless its reaping is incomplete
+--   there is no free slot while a call waits, except in the recovery window or if the reply's `look` is 0
 --
--- Needs the locals NOW, last, limit, window, instance, lease and channel of the script.
+-- Uses the script's locals NOW, last, limit, window, instance, lease and channel.
 
 local META, WAITING, HOLDING, TICKETS, LEASES, PAST = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local PORTION = 500 -- tickets that one script call handles at most
-local RECORD = 600 * 1000000 -- us for which the record of a reaped instance, and a tombstone, is kept
+local PORTION = 500 -- the maximum number of tickets that one script call handles
+local RECORD = 600 * 1000000 -- us; the lifetime of a reaped instance's record and of a tombstone
 
 local granted, reclaimed = {}, {}
-local more = false -- something is left to do: look again at once
+local more = false -- work is left: the caller should send the next command at once
 
 local function ttl()
   return math.max(60, math.ceil(lease * 4 / 1000000))
@@ -78,15 +80,16 @@ local function range_of(owner)
   return '[' .. owner .. ':', '(' .. owner .. ';'
 end
 
--- A message to one instance. Last in every step, and by pcall: a user who must not publish gets no half
--- step, and the heartbeat finds what was not delivered. Never to the caller: see connection.py.
+-- Sends a message to one instance. Call it last, and it uses pcall: if the user lacks the permission to
+-- publish, the script still completes, and the heartbeat repairs the lost message. Never call it for the
+-- caller: the reply has the same information.
 local function push(owner, kind, member, rest)
   local text = kind .. ' ' .. math.abs(session_of(owner)) .. ' ' .. ticket_of(member) .. rest
   redis.pcall('PUBLISH', channel .. owner, text)
 end
 
--- Marks an instance as reaped, and takes back what it has, as far as the portion of this call goes. The
--- record stays, so that a late command is refused, and the instance learns that it was reaped.
+-- Marks an instance as reaped and removes its tickets, within the portion of this call. The record stays:
+-- late commands must be rejected, and the instance must learn that it was reaped.
 local function reap(owner)
   local session = session_of(owner)
   if session > 0 then
@@ -113,8 +116,8 @@ local function reap(owner)
   end
 end
 
--- Never the caller: it is alive, or this is a late command of a dead one, and what it enters after it was
--- reaped would never be taken back.
+-- Reaps the instances whose lease has lapsed, except the caller. The caller is alive, or this is a late
+-- command of a dead one: a ticket that it enters after its own reaping would never be removed.
 local function reap_lapsed()
   local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '(0', NOW, 'LIMIT', 0, 10)
   for _, owner in ipairs(lapsed) do
@@ -129,10 +132,10 @@ local function reap_lapsed()
   more = more or #lapsed == 10
 end
 
--- Grants free slots to the heads of the line, at most a portion, and sends each to its instance. A head
--- whose instance is dead is not granted: its instance is reaped. The caller's own lease counts as
--- alive: it just sent a command of its session. `origin` is who made room, or '': then it is the holder
--- that was taken back, if there is one.
+-- Grants free slots to the heads of the line, at most a portion, and notifies their instances. If the
+-- head's instance is dead, that instance is reaped instead. The caller counts as alive, because it just
+-- sent a command of its session. `origin` is the call that freed the slot. If it is '', the first reaped
+-- holder is used, if any.
 local function grant(origin)
   if NOW < window then
     return
@@ -164,7 +167,7 @@ local function grant(origin)
       free = free - 1
     else
       reap(owner)
-      if redis.call('ZREM', WAITING, head) == 1 then -- beyond the portion that was reaped
+      if redis.call('ZREM', WAITING, head) == 1 then -- the portion did not reach this ticket
         redis.call('ZREM', TICKETS, head)
         reclaimed[#reclaimed + 1] = {'waiting', head}
       end
@@ -185,7 +188,7 @@ local function grant(origin)
   end
 end
 
--- Us until the caller should look again: the next lease deadline, or the end of the recovery window.
+-- Us until the caller should send its next command: the next lease deadline, or the end of the window.
 local function look()
   if more then
     return 0
@@ -198,8 +201,9 @@ local function look()
   return math.max(0, due - NOW)
 end
 
--- No grants for half a lease after a loss of data was noticed: by then every living instance has listed
--- what it has. Once: an instance that is late within a lease does not open it again.
+-- Opens the recovery window: no grants for half a lease after a loss of data was detected. By then every
+-- live instance has listed its tickets. An instance that does so later, but within a lease, does not
+-- reopen the window.
 local function open_window()
   if NOW >= window + lease / 2 then
     window = NOW + lease / 2
@@ -207,36 +211,50 @@ local function open_window()
   end
 end
 
--- Takes a kept place: its number, or nil if it is not kept any more.
-local function take_kept(kept)
+-- Takes a kept place for a ticket. Returns its number, or nil if the place is no longer kept. The ticket's
+-- time of entering is recorded separately, because the place is older.
+local function take_kept(kept, member)
   local name = 'k ' .. kept
   local expiry = kept ~= '' and redis.call('ZSCORE', PAST, name)
   if not expiry or tonumber(expiry) <= NOW then
     return nil
   end
-  -- In this order: a key that is empty in between loses its expiry. It is remembered as used for longer than
-  -- it was kept: the instance that kept it might not know that Redis has done so, and list it once more.
+  -- ZADD before ZREM, because a key that becomes empty loses its expiry. The `u` record outlives the place:
+  -- the instance that kept it might not have read Redis's reply, and might list it in a sync again.
   redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))
   redis.call('ZREM', PAST, name)
+  redis.call('ZADD', PAST, expiry, 'r ' .. ticket_of(member), -NOW, 'e ' .. ticket_of(member))
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
--- How the longest waiter stands: all behind the first ticket without a head start entered after it.
+-- Gives a kept place back if the call that took it left before it read the reply. Its token stays valid.
+local function give_back(kept, member)
+  local taken = 'r ' .. ticket_of(member)
+  local expiry = redis.call('ZSCORE', PAST, taken)
+  if expiry then
+    redis.call('ZADD', PAST, expiry, 'k ' .. kept)
+    redis.call('ZREM', PAST, taken, 'u ' .. string.match(kept, '^%S+'))
+  end
+end
+
+-- Us of the longest wait. Tickets behind the first one whose place is its time of entering entered later.
 local function oldest_wait()
   local first = nil
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
+  local any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
   for i = 1, #rows, 2 do
     local head_start = head_start_of(rows[i])
-    local entered = tonumber(rows[i + 1]) + head_start
+    local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(rows[i]))
+    local entered = resumed and -tonumber(resumed) or tonumber(rows[i + 1]) + head_start
     first = math.min(first or entered, entered)
-    if head_start == 0 then
+    if head_start == 0 and not resumed then
       break
     end
   end
   return first and math.max(0, NOW - first) or 0
 end
 
--- {waiting, in use, limit, us of the longest wait, us of the longest hold, holds in the mean, their mean}
+-- {waiting, in use, limit, longest wait (us), longest hold (us), holds in the mean, mean hold (us)}
 local function numbers()
   local oldest = redis.call('ZRANGE', HOLDING, 0, 0, 'WITHSCORES')[2]
   local holds = redis.call('HMGET', META, 'holds', 'mean')

@@ -3,13 +3,13 @@
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 ''   3 lease (us)   4 prefix of the wake-up channels
 --        5 the version of the last override that the caller knows, 0 for none   6 the limit, '' to end it
--- Reply  {0, version}                               another version is on record: send again with this one
+-- Reply  {0, version}                               another version is on record: retry with this one
 --        {1, version, granted, reclaimed, look}
 --
--- Races  A late duplicate must not undo a newer override: it carries an older version, and changes nothing.
---        A raised limit is granted to waiters in the same step, so that no newcomer overtakes. A lowered
---        one takes nothing from holders. The number of an ended override is kept for a while, so that a
---        sync does not bring it back.
+-- Races  A late duplicate must not undo a newer override: it carries an older version and is rejected. A
+--        raised limit is granted to waiters in the same step, so that no newcomer overtakes. A lowered
+--        limit takes no slot from a holder. The version of an ended override is kept for a while, so that
+--        a sync does not restore the override.
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')

@@ -1,13 +1,13 @@
--- A queue as it stands, for the command line. Changes nothing: what a dead instance left is shown, since it
--- is for an instance to take it back and to report that.
+-- The state of a queue, for the command line. Read-only: tickets of a dead instance are shown, because only
+-- an instance reaps and reports them.
 --
 -- KEYS   see library.lua
 -- ARGV   none
 -- Reply  {now, numbers (see library.lua), override or '', its version, last, until, `epoch` or '',
---         instances with a lease that runs, {instance, lease deadline, ...} the first lapsed ones,
---         the furthest lease deadline, member that holds longest or '', member at the head or ''}
+--         number of instances with a running lease, {instance, lease deadline, ...} of the first lapsed,
+--         the latest lease deadline, member of the longest hold or '', member at the head or ''}
 --
--- Races  One step, so that a slot on its way from one call to the next is never shown as free.
+-- Races  One step, so that a slot is never shown as free during a hand-off.
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000000 + time[2]

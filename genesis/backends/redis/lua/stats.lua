@@ -1,10 +1,10 @@
--- A queue at one instant, after what dead instances left was taken back.
+-- The numbers of a queue at one instant, after dead instances were reaped.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels
 -- Reply  {numbers (see library.lua), granted, reclaimed, look}
 --
--- Races  What a dead instance had is passed on in the step that counts, so nobody is shown it.
+-- Races  Reaping and counting are one step, so tickets of a dead instance are never counted.
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')

@@ -1,28 +1,29 @@
--- An instance lists what it has: first contact, reconnect, recovery from a loss of data, repair after a pause.
+-- An instance lists its tickets: at first contact, after a reconnect, a loss of data or a pause.
 --
 -- KEYS   see library.lua
 -- ARGV   1 instance   2 session   3 lease (us)   4 prefix of the wake-up channels
---        5 the last session whose sync was answered, 0 for none   6 Redis's time of the last renewal that
---          the instance knows, 0 for none   7 the override that it knows, ''   8 its version, 0 for none
+--        5 the last session whose sync got a reply, 0 for none   6 Redis's time of the last renewal that
+--          the instance knows, 0 for none   7 the override that it knows, or ''   8 its version, 0 for none
 --        9 the call sites' limit, '' for none   10 '1' on the first page, or ''   11 '1' on the last, or ''
 --        12 the page lists all tickets after this one ('' for the first page)
 --        13 up to this one ('' for the last page)
---        14.. by sixes: member, stage, number, 'free' or '', max waiting or '', `<kept id> <place>` or ''
---          stage h holding (number is the token), w waiting (the place), e entering (0), or k: left, its
---          place (number) to be kept; then the fourth is us for which, instead of 'free'
--- Reply  {-1, session on record}   late: a greater session is on record
---        {0}                       a later page, whose session is not on record: sync first
+--        14.. six per ticket: member, stage, number, 'free' or '', max waiting or '', `<kept id> <place>` or ''
+--          stage h holding (number is the token), w waiting (the place), e entering (0); or k: left, and the
+--          fourth and the sixth are the last two arguments of leave.lua
+-- Reply  {-1, session on record}   late: this session or a greater one is on record
+--        {0}                       not the first page, and another session is on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
 --         the limit that others named, if a call that enters names another one, or '',
 --         granted: what was, but for the tickets of this page, holders: the first few, if a call enters}
 --          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
---          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}, with resumed as the third of 1
---          and 2; more: the instance has more tickets here than it listed, sync again
+--          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}; the third of 1 and 2 is 1 if it
+--          took its kept place, the fourth of 2 the position if it was entering; more: the instance has more
+--          tickets here than it listed, sync again
 --
--- Races  All verdicts are given before anything is granted, and the recovery window opens before that. A
---        ticket that was evicted stays so (tombstone). An instance that was reaped and does not know it
---        (confirmed <= reaped) has lost its slots, however often it asks, until it has confirmed a sync.
---        A holder that a stale replica shows as waiting is moved to the holders.
+-- Races  Every listed ticket is judged before any grant, and the recovery window opens before that. A
+--        tombstone keeps an evicted ticket out. An instance that was reaped and does not know it (confirmed
+--        <= reaped) has lost its slots; each sync repeats that until the instance has confirmed one. After
+--        a fail-over, a holder that the replica still had as waiting is moved to the holders.
 
 local instance, session, lease, channel = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local confirmed, renewed = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -43,7 +44,7 @@ local named, override, version = meta[4] or '', meta[5], tonumber(meta[6] or 0)
 local limit = 1
 -- @include library
 
--- EXPIRE before what grows, see beat.lua.
+-- EXPIRE before commands that use memory, see beat.lua.
 keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
@@ -52,7 +53,7 @@ if first_page then
 end
 keep_meta()
 
--- The override: the one on record, in the key that outlives meta, or what the instance knows if that is newer.
+-- The override is the one on record (in meta, or in key 7, which outlives meta), or the instance's if newer.
 if version == 0 then
   local kept = redis.call('GET', KEYS[7])
   if kept then
@@ -103,9 +104,11 @@ for i = 14, #ARGV, 6 do
     was = was or redis.call('ZREM', WAITING, member) == 1 and 2 or 3
     redis.call('ZREM', TICKETS, member)
     known[member] = nil
-    local kept = string.format('%s %.0f', ticket_of(member), number)
-    if number > 0 and not redis.call('ZSCORE', PAST, 'u ' .. ticket_of(member)) then
-      redis.call('ZADD', PAST, 'NX', NOW + tonumber(ARGV[i + 3]), 'k ' .. kept)
+    local us, ticket = tonumber(ARGV[i + 3]), ticket_of(member)
+    if not us and was ~= 3 then
+      give_back(ARGV[i + 5], member)
+    elseif us and us > 0 and not redis.call('ZSCORE', PAST, 'u ' .. ticket) then
+      redis.call('ZADD', PAST, 'NX', NOW + us, 'k ' .. ticket .. ' ' .. ARGV[i + 5])
       redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
     end
     row = {7, was}
@@ -138,7 +141,7 @@ for i = 14, #ARGV, 6 do
     if confirmed > reaped then
       open_window()
     end
-    if ARGV[i + 5] ~= '' then -- it took a kept place, which must not be taken again
+    if ARGV[i + 5] ~= '' then -- it took a kept place, which must not be taken twice
       local id = string.match(ARGV[i + 5], '^%S+')
       local expiry = redis.call('ZSCORE', PAST, 'k ' .. ARGV[i + 5])
       redis.call('ZREM', PAST, 'k ' .. ARGV[i + 5])
@@ -152,11 +155,14 @@ for i = 14, #ARGV, 6 do
   else
     entering[#entering + 1] = i
   end
+  if row and row[1] <= 2 and ARGV[i + 5] ~= '' then
+    row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
+  end
   rows[(i - 8) / 6] = row or {0, 0}
 end
 
--- The limit of the call site that came last counts, as in enter.lua: most instances enter a queue that
--- others use by their first sync.
+-- The last call site's limit wins, as in enter.lua: the first sync of most instances enters a queue that
+-- others already use.
 local previous = ''
 if #entering > 0 and ARGV[9] ~= '' and ARGV[9] ~= named then
   previous, named = named, ARGV[9]
@@ -164,7 +170,7 @@ if #entering > 0 and ARGV[9] ~= '' and ARGV[9] ~= named then
   limit = tonumber(override or named)
 end
 
--- Removes what the page did not list in its range.
+-- Remove this instance's tickets that are in the page's range but not listed.
 local lowest, highest = range_of(instance)
 if ARGV[12] ~= '' then
   lowest = '(' .. ARGV[12]
@@ -188,7 +194,7 @@ reap_lapsed()
 for _, i in ipairs(entering) do
   local member, waiters = ARGV[i], redis.call('ZCARD', WAITING)
   local row = (i - 8) / 6
-  grant('') -- to those who wait, before a newcomer
+  grant('') -- serve the waiters before the newcomer
   waiters = redis.call('ZCARD', WAITING)
   local free = waiters == 0 and redis.call('ZCARD', HOLDING) < limit and NOW >= window
   if not free and ARGV[i + 3] == 'free' then
@@ -199,7 +205,7 @@ for _, i in ipairs(entering) do
       rows[row] = {4, 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0)}
     else
       local number = next_number()
-      local kept = take_kept(ARGV[i + 5])
+      local kept = take_kept(ARGV[i + 5], member)
       local resumed = kept and 1 or 0
       redis.call('ZADD', TICKETS, 0, member)
       if free then
@@ -228,6 +234,12 @@ for _, pair in ipairs(granted) do
     elsewhere[#elsewhere + 1] = pair
   else
     rows[row] = {1, pair[2], rows[row][3] or 0}
+  end
+end
+for i = 14, #ARGV, 6 do
+  local row = rows[(i - 8) / 6]
+  if ARGV[i + 1] == 'e' and row[1] == 2 then
+    row[3], row[4] = row[3] or 0, redis.call('ZRANK', WAITING, ARGV[i]) + 1
   end
 end
 keep_line()
