@@ -99,8 +99,8 @@ async def deployed(run: Run, fleet: Fleet) -> None:
 # With faults -----------------------------------------------------------------------------------------
 async def lines(run: Run, fleet: Fleet) -> None:
     """The faults of single queues, all at once."""
-    one, _, three = fleet.instances
-    fleet.healthy()
+    one, two, three = fleet.instances
+    fleet.arrivals([one, two], "sales", lambda: 4.0, lambda: 8.0)  # the third names another limit
     await lasts(CALM)
     backend = RedisBackend(fleet.redis.url, lease=LEASE)
     telemetry = Telemetry(CollectorRegistry())  # the operator's own, not scraped
@@ -159,6 +159,7 @@ async def patient(run: Run, fleet: Fleet) -> None:
     one, two, _ = fleet.instances
     async with run.fault("all slots hang, callers are patient", fleet, "patient"):
         calls = [fleet.call(one, "patient", HANGS) for _ in range(LIMIT)]
+        await lasts(5)  # or those who are to wait might come first
         calls += [fleet.call(two, "patient", 5.0) for _ in range(3)]
         await lasts(run.left(CALM))
         await fleet.hang_up(*calls[:LIMIT])

@@ -142,10 +142,12 @@ def test_every_runbook_says_where_a_dashboard_shows_it() -> None:
     """Its meaning names a dashboard, and a panel or a column there by its title."""
     for page in sorted(RUNBOOKS.glob("*.md")):
         meaning = page.read_text().split("## First three looks")[0].replace("\n", " ")
-        (sentence,) = re.findall(r"On \*.*?\.(?:$| )", meaning) or [""]
-        named = set(re.findall(r'"([^"]+)"', sentence))
-        for board in re.findall(r"\*(Overview|Queue)\*", sentence) or ["none"]:
-            assert named & TITLES.get(board, set()), page.name
+        sentences = re.findall(r"On \*.*?\.(?:$| )", meaning)
+        assert sentences, page.name
+        for sentence in sentences:
+            named = set(re.findall(r'"([^"]+)"', sentence))
+            for board in re.findall(r"\*(Overview|Queue)\*", sentence):
+                assert named & TITLES[board], (page.name, sentence)
 
 
 def test_the_index_of_the_alerts_is_complete() -> None:
