@@ -116,7 +116,7 @@ async def test_a_late_enter_of_a_call_that_is_over_takes_nothing(
     relay.hold()
     timeout = {"gave up": 0.1, "refused": 0}.get(ending)
     late = fleet.call(queue, "unhurried", 2, timeout=timeout)
-    await wait_until(lambda: b"unhurried" in relay.heard, "the command is on its way")
+    await wait_until(lambda: b"unhurried" in relay.received, "the command is on its way")
     if ending == "gave up":
         assert isinstance(await late.failure(), BackendUnavailableError)
     relay.cut()
@@ -151,7 +151,7 @@ async def test_a_late_enter_of_a_call_that_has_been_synced_changes_nothing(
     relay = proxy.current
     relay.hold()
     call = fleet.call(queue, "copied")
-    await wait_until(lambda: b"copied" in relay.heard, "the command is on its way")
+    await wait_until(lambda: b"copied" in relay.received, "the command is on its way")
     relay.cut()
     if position == "waiter":
         await fleet.waits(other, "copied")
@@ -232,7 +232,7 @@ async def test_an_operation_whose_reply_is_lost_is_an_error_that_is_safe_to_repe
     proxy.delay = 0.05  # so that its reply is not there as soon as it is sent
     asking = asyncio.create_task(ask())
     if operation == "evict":  # it looks before it evicts
-        await wait_until(lambda: b"victim" in relay.heard, "the command is on its way")
+        await wait_until(lambda: b"victim" in relay.received, "the command is on its way")
     relay.deaf = True
     await wait_until(applied, "it is applied")
     relay.cut()

@@ -1,4 +1,4 @@
-"""What a line must be after each operation, written down a second time."""
+"""A second implementation of the queue, as a model of its state after each operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Line", "Model"]
 
 
 class Line:
-    """What one queue must be."""
+    """The expected state of one queue."""
 
     def __init__(self) -> None:
         self.waiting: list[Ticket] = []
@@ -23,7 +23,7 @@ class Line:
 
 
 class Model:
-    """What all queues must be; told of each operation by the probe."""
+    """The expected state of all queues; the probe reports each operation to it."""
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}

@@ -1,4 +1,4 @@
-"""Plays an ASGI server to an application, in this process."""
+"""A minimal ASGI server in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def request(
     gone: asyncio.Event | None = None,
     **scope: Any,
 ) -> Reply:
-    """One request; its client goes away when `gone` is set. `scope` overrides the rest."""
+    """Send one request; the client disconnects when `gone` is set. `scope` overrides the defaults."""
     sent: list[Any] = []
     leaving = gone or asyncio.Event()
     incoming = [{"type": "http.request", "body": body, "more_body": False}]

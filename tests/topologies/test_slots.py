@@ -145,7 +145,7 @@ async def test_commands_that_arrive_after_their_slot_has_moved_change_nothing(
         calls = [asyncio.create_task(_served(queue, name, served, "first"))]
         await wait_until(lambda: relay.held_chunks, "the first is on its way")
         cancelled = asyncio.create_task(_served(queue, name, served, "cancelled"))
-        await wait_until(lambda: b"cancelled" in relay.heard, "the second, too")
+        await wait_until(lambda: b"cancelled" in relay.received, "the second, too")
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
         calls.append(asyncio.create_task(_served(queue, name, served, "last")))
