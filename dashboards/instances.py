@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dashboards import queries
+from dashboards import fleet, promql, queries
 from dashboards.panels import (
     BY_OUTCOME,
     MILLISECONDS,
-    NOTHING_HAPPENED,
     SECONDS,
     Description,
     Json,
@@ -21,6 +20,7 @@ OPERATION_MILLISECONDS = bad_above(50, 500)
 
 
 NONE_SEEN = "none seen"  # no data says the same; the tile of the instances tells the two apart
+NO_INSTANCE = "no instance has had a call"
 
 
 def of_the_backend() -> list[Json]:
@@ -41,7 +41,7 @@ def _slowest_operations() -> Json:
             then="all operations slow is Redis or the network; heartbeat alone is a busy event loop.",
         ),
         MILLISECONDS,
-        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
+        [Query(fleet.operation_milliseconds(0.99, "operation"), "{{operation}}")],
         thresholds=OPERATION_MILLISECONDS,
         empty="no operations",
     )
@@ -57,13 +57,12 @@ def _disruptions() -> Json:
             then="Redis' log and its memory policy (noeviction), then the network between.",
         ),
         "none",
-        [Query(queries.disruptions(), "{{reason}}")],
-        bars=True,
+        [Query(fleet.disruptions(), "{{reason}}")],
+        bars="counts",
         empty=NONE_SEEN,
         overrides=[
             coloured("^(connection|timeout)$", "orange"),
             coloured("^(data_lost|denied|read_only|refused)$", "red"),
-            NOTHING_HAPPENED,
         ],
     )
 
@@ -72,21 +71,16 @@ def _failed_operations() -> Json:
     return lines(
         "Operations that failed",
         Description(
-            "Operations on the backend a second that ended neither well nor by the caller's own"
-            " doing: Redis out of reach, or an error. Healthy: no bar.",
+            "Operations on the backend that ended neither well nor by the caller's own doing (Redis "
+            "out of reach, or an error), in the minute that begins with the bar. Healthy: no bar.",
             bad="any.",
             then="'Redis: disruptions' for the reason; `backend_unavailable` in the log.",
         ),
-        "ops",
-        [
-            Query(
-                queries.operations("outcome", queries.FAILED),
-                "{{outcome}}",
-            )
-        ],
-        bars=True,
+        "none",
+        [Query(fleet.failed_operations(), "{{outcome}}")],
+        bars="counts",
         empty=NONE_SEEN,
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+        overrides=BY_OUTCOME,
     )
 
 
@@ -103,6 +97,7 @@ def _waiting_at() -> Json:
         ),
         "none",
         [Query(queries.waiting("instance"), "{{instance}}")],
+        empty=NO_INSTANCE,
     )
 
 
@@ -119,6 +114,7 @@ def _holding_at() -> Json:
         ),
         "none",
         [Query(queries.holding("instance"), "{{instance}}")],
+        empty=NO_INSTANCE,
     )
 
 
@@ -133,10 +129,11 @@ def _served_at() -> Json:
         "cpm",
         [
             Query(
-                queries.per_minute(queries.ended("instance", queries.STEP, 'outcome="granted"')),
+                queries.per_minute(queries.ended("instance", promql.STEP, 'outcome="granted"')),
                 "{{instance}}",
             )
         ],
+        empty=NO_INSTANCE,
     )
 
 
@@ -168,7 +165,7 @@ def operations() -> Json:
             ),
         ),
         MILLISECONDS,
-        [Query(queries.operation_milliseconds(0.99, "operation"), "{{operation}}")],
+        [Query(fleet.operation_milliseconds(0.99, "operation"), "{{operation}}")],
         thresholds=OPERATION_MILLISECONDS,
         empty="no operations",
     )
@@ -186,8 +183,8 @@ def operation_rate() -> Json:
             then="Redis' own log; `backend_unavailable` in the log below names the cause.",
         ),
         "ops",
-        [Query(queries.operations("outcome"), "{{outcome}}")],
-        bars=True,
+        [Query(f"{fleet.operations('outcome')} > 0", "{{outcome}}")],
+        bars="rates",
         empty="no operations",
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+        overrides=BY_OUTCOME,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.queries import SHOWN
+from dashboards.promql import SHOWN
 
 LINES = '{service_name=~"$service"}'
 

@@ -84,7 +84,7 @@ def _in_one_look() -> list[Json]:
             ),
             "none",
             log_queries.log_number("position"),
-            empty="no such call",
+            empty="never in the line",
         ),
         log_stat(
             "Instances that logged it",
@@ -143,6 +143,7 @@ def _log() -> Json:
             then="instance_id says where; trace_id leads to the trace.",
         ),
         f'{log_queries.log_of_call()} | line_format "{log_queries.SHORT}"',
+        empty="no line, or no service is chosen",
         oldest_first=True,
     )
 
@@ -157,6 +158,7 @@ def _line() -> Json:
         ),
         "none",
         [Query(queries.shared(names.DEPTH), "{{queue}}")],
+        empty="no call lasted for a heartbeat",
     )
 
 
@@ -173,6 +175,7 @@ def _slots() -> Json:
             Query(queries.in_use_of_all(), "in use"),
             Query(queries.limit_of_all(), "slots"),
         ],
+        empty="no calls",
         overrides=[drawn_as_limit("slots")],
     )
 
@@ -188,4 +191,5 @@ def _oldest() -> Json:
         SECONDS,
         [Query(queries.shared(names.OLDEST_WAIT), "{{queue}}")],
         thresholds=WAIT_SECONDS,
+        empty="no call lasted for a heartbeat",
     )

@@ -7,7 +7,6 @@ from dashboards.board import Row, board
 from dashboards.instances import NONE_SEEN
 from dashboards.panels import (
     BY_OUTCOME,
-    NOTHING_HAPPENED,
     SECONDS,
     Description,
     Json,
@@ -112,6 +111,7 @@ def _answered() -> Json:
         ),
         "s",
         Query(queries.waits_of_the_answered(), "{{le}}"),
+        empty="nobody was answered",
     )
 
 
@@ -128,6 +128,7 @@ def _gave_up() -> Json:
         ),
         "s",
         Query(queries.waits_of_those_who_gave_up(), "{{le}}"),
+        empty="nobody gave up",
     )
 
 
@@ -222,10 +223,10 @@ def _endings() -> Json:
             then="errors, the backend below; the others, the wait quantiles.",
         ),
         "cpm",
-        [Query(queries.per_minute(queries.ended("outcome")), "{{outcome}}")],
-        bars=True,
+        [Query(f"{queries.per_minute(queries.ended('outcome'))} > 0", "{{outcome}}")],
+        bars="rates",
         empty="no calls",
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+        overrides=BY_OUTCOME,
     )
 
 
@@ -242,10 +243,10 @@ def _hold_endings() -> Json:
             then="lost in the log names call and instance.",
         ),
         "cpm",
-        [Query(queries.per_minute(queries.held("outcome")), "{{outcome}}")],
-        bars=True,
+        [Query(f"{queries.per_minute(queries.held('outcome'))} > 0", "{{outcome}}")],
+        bars="rates",
         empty="no calls",
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+        overrides=BY_OUTCOME,
     )
 
 
@@ -253,17 +254,17 @@ def _refused() -> Json:
     return lines(
         "Refused",
         Description(
-            "Calls a minute that were turned away: full (`max_waiting`), busy (`timeout=0`), draining "
-            "(the "
-            "instance is being stopped). They stand in no wait and in no service level.",
+            "Calls that were turned away in the minute that begins with the bar: full "
+            "(`max_waiting`), busy (`timeout=0`), draining (the instance is being stopped). They "
+            "stand in no wait and in no service level.",
             bad="full: the limit of the line is reached.",
             then="demand against capacity on the Overview.",
         ),
         "none",
         [Query(queries.refused("reason"), "{{reason}}")],
-        bars=True,
+        bars="counts",
         empty=NONE_SEEN,
-        overrides=[*BY_OUTCOME, NOTHING_HAPPENED],
+        overrides=BY_OUTCOME,
     )
 
 
@@ -281,13 +282,12 @@ def _taken_back() -> Json:
             Query(queries.reclaimed("state"), "reclaimed, {{state}}"),
             Query(queries.lost(ALL), "lost"),
         ],
-        bars=True,
+        bars="counts",
         empty=NONE_SEEN,
         overrides=[
             *BY_OUTCOME,
             coloured("^reclaimed, holding$", "dark-orange"),
             coloured("^reclaimed, waiting$", "orange"),
-            NOTHING_HAPPENED,
         ],
     )
 
@@ -305,6 +305,7 @@ def _positions() -> Json:
             Query(queries.position_quantile(quantile), f"p{100 * quantile:g}")
             for quantile in (0.5, 0.95)
         ],
+        empty="no calls",
     )
 
 
@@ -327,6 +328,7 @@ def _hold_quantiles() -> Json:
                 for quantile in (0.5, 0.95)
             ),
         ],
+        empty="no call has ended",
     )
 
 
@@ -342,4 +344,5 @@ def _log() -> Json:
             ),
         ),
         log_queries.log_of_queue(),
+        empty="no line, or no service is chosen",
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dashboards import frame, instances, queries, tiles
+from dashboards import fleet, frame, instances, promql, queries, tiles
 from dashboards.board import Row, board
 from dashboards.instances import NONE_SEEN, OPERATION_MILLISECONDS
 from dashboards.panels import (
     CLOCK,
     MILLISECONDS,
-    NOTHING_HAPPENED,
     SECONDS,
     Description,
     Json,
@@ -27,7 +26,7 @@ from genesis.observability import names
 
 LOAD = bad_above(0.9, 1.0)
 
-ALL, RECENT, SHOWN = "", queries.RECENT, queries.SHOWN
+ALL, RECENT, SHOWN = "", promql.RECENT, promql.SHOWN
 
 
 def overview() -> Json:
@@ -109,7 +108,7 @@ def _queues() -> Json:
                 "Shown", queries.service_level_strict(window=SHOWN), "percentunit", SERVICE_LEVEL, 0
             ),
             Column("Gave up", queries.abandon_rate(window=RECENT), "percentunit", ABANDONS, 0),
-            Column("Mean wait", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
+            Column("Served in", queries.speed_of_answer(window=RECENT), SECONDS, WAIT_SECONDS, 1),
             Column("Load", queries.load(), "percentunit", LOAD, 0),
             Column("In use", queries.occupancy_and_waiters(), "percentunit", OCCUPANCY, 0),
             Column("Slots", queries.limit(), "none", None, 0),
@@ -137,7 +136,7 @@ def _alerts() -> Json:
             bad="any.",
             then="its page in dashboards/runbooks, which the alert names.",
         ),
-        Query(queries.alerts()),
+        Query(fleet.alerts()),
         {"alertname": "Alert", "severity": "Severity", "queue": "Queue", "instance": "Instance"},
         value="For",
         unit=CLOCK,
@@ -201,7 +200,7 @@ def _faults() -> Json:
             "their "
             "call went on; callers who met an error; telemetry that failed; call sites that disagree "
             "on a "
-            "limit. Each is counted once, in the minute in which it was seen. Healthy: no bar.",
+            "limit. Each is counted once, in the minute that begins with the bar. Healthy: no bar.",
             bad="any bar.",
             then="Redis first, then the instance that died; the runbook of the alert has the rest.",
         ),
@@ -210,10 +209,10 @@ def _faults() -> Json:
             Query(queries.reclaimed("state"), "reclaimed, {{state}}"),
             Query(queries.lost(ALL), "slots lost"),
             Query(queries.failed(ALL), "callers met an error"),
-            Query(queries.telemetry_errors(), "telemetry: {{sink}}"),
+            Query(fleet.telemetry_errors(), "telemetry: {{sink}}"),
             Query(queries.limit_disagreements(ALL), "limits disagree"),
         ],
-        bars=True,
+        bars="counts",
         empty=NONE_SEEN,
         overrides=[
             coloured("^(slots lost|callers met an error)$", "red"),
@@ -221,7 +220,6 @@ def _faults() -> Json:
             coloured("^reclaimed, waiting$", "orange"),
             coloured("^telemetry", "purple"),
             coloured("^limits", "yellow"),
-            NOTHING_HAPPENED,
         ],
     )
 
@@ -301,8 +299,8 @@ def _instances() -> Json:
         "Instances",
         Description(
             "One line for each instance: whether Prometheus reaches it, the calls it has now, its own "
-            "service level, the slow end of its operations on the backend and its faults over the time "
-            "shown.",
+            "service level, the slow end of its operations on the backend, whether it reaches Redis "
+            "(the words of the tile), and its failures of telemetry over the time shown.",
             bad="an instance that stands out.",
             then=(
                 "if one has slow operations and the others do not, it is that host or its "
@@ -312,7 +310,7 @@ def _instances() -> Json:
         "instance",
         "Instance",
         [
-            Column("Up", queries.up(), "none", bad_below(1, 1), 0, 45),
+            Column("Up", fleet.up(), "none", bad_below(1, 1), 0, 45),
             Column("Waiting", queries.waiting("instance"), "none", None, 0, 70),
             Column("Holding", queries.holding("instance"), "none", None, 0, 70),
             Column(
@@ -325,7 +323,7 @@ def _instances() -> Json:
             ),
             Column(
                 "p99",
-                queries.operation_milliseconds(0.99, "instance", RECENT),
+                fleet.operation_milliseconds(0.99, "instance", RECENT),
                 MILLISECONDS,
                 OPERATION_MILLISECONDS,
                 0,
@@ -333,15 +331,15 @@ def _instances() -> Json:
             ),
             Column(
                 "Redis",
-                queries.disruptions("instance", SHOWN),
+                fleet.backend_state("instance"),
                 "none",
-                any_needs_a_look(0.5),
-                0,
-                60,
+                tiles.BACKEND,
+                width=82,
+                words=tiles.BACKEND_WORDS,
             ),
             Column(
                 "Telemetry",
-                queries.telemetry_errors("instance", SHOWN),
+                fleet.telemetry_errors("instance", SHOWN),
                 "none",
                 any_needs_a_look(0.5),
                 0,

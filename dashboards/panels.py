@@ -8,7 +8,7 @@ changes between milliseconds, seconds and minutes from one moment to the next.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 
@@ -102,10 +102,7 @@ def stat(
     }
     mappings: list[Json] = []
     if words:
-        texts = {
-            f"{value:g}": {"text": text, "index": n} for n, (value, text) in enumerate(words.items())
-        }
-        mappings.append({"type": "value", "options": texts})
+        mappings.append(shown_as(words))
     if empty_is_bad:
         result = {"text": empty, "color": LOOK, "index": len(words or ())}
         mappings.append({"type": "special", "options": {"match": "null+nan", "result": result}})
@@ -128,6 +125,12 @@ def stat(
     return make_panel("stat", title, description, targets, defaults, options, overrides=overrides)
 
 
+def shown_as(words: dict[float, str]) -> Json:
+    """A mapping of numbers to words."""
+    texts = {f"{value:g}": {"text": text, "index": n} for n, (value, text) in enumerate(words.items())}
+    return {"type": "value", "options": texts}
+
+
 def lines(
     title: str,
     description: Description,
@@ -135,12 +138,15 @@ def lines(
     queries: Sequence[Query],
     *,
     thresholds: Json | None = None,
-    bars: bool = False,
+    bars: Literal["", "rates", "counts"] = "",
     most: float | None = None,
-    empty: str = "",
+    empty: str,
     overrides: Sequence[Json] = (),
 ) -> Json:
-    """Lines over time, or stacked bars of what was counted, a minute or more each."""
+    """Lines over time, or stacked bars, a minute or more each; `empty` says what no data means.
+
+    A bar of a rate stands before its time, one of a count (see `promql.happened`) after it.
+    """
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
@@ -155,12 +161,13 @@ def lines(
         "min": 0,
         "color": {"mode": "palette-classic"},
         "thresholds": thresholds or never_bad(),
+        "noValue": empty,
         "custom": custom,
     }
+    if bars:
+        custom["barAlignment"] = 1 if bars == "counts" else -1
     if most is not None:
         defaults["max"] = most
-    if empty:
-        defaults["noValue"] = empty
     options = {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
@@ -217,14 +224,8 @@ BY_OUTCOME = [
 ]
 """One colour for each way to end, in every panel."""
 
-NOTHING_HAPPENED = {
-    "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
-    "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": True}}],
-}
-"""Hides the series that are 0 all along: a healthy panel of faults is an empty one."""
 
-
-def heatmap(title: str, description: Description, unit: str, query: Query) -> Json:
+def heatmap(title: str, description: Description, unit: str, query: Query, *, empty: str) -> Json:
     """Buckets of a histogram over time; the darker, the more."""
     options = {
         "calculate": False,
@@ -248,10 +249,13 @@ def heatmap(title: str, description: Description, unit: str, query: Query) -> Js
         "exemplars": {"color": "orange"},
     }
     targets = [prometheus_target("A", query, "heatmap")]
-    return make_panel("heatmap", title, description, targets, {"unit": unit}, options)
+    defaults = {"unit": unit, "noValue": empty}
+    return make_panel("heatmap", title, description, targets, defaults, options)
 
 
-def log_lines(title: str, description: Description, expr: str, *, oldest_first: bool = False) -> Json:
+def log_lines(
+    title: str, description: Description, expr: str, *, empty: str, oldest_first: bool = False
+) -> Json:
     options = {
         "showLabels": False,
         "showCommonLabels": False,
@@ -270,7 +274,8 @@ def log_lines(title: str, description: Description, expr: str, *, oldest_first: 
         "queryType": "range",
         "maxLines": 1000,
     }
-    return make_panel("logs", title, description, [target], {"unit": "string"}, options, LOKI)
+    defaults = {"unit": "string", "noValue": empty}
+    return make_panel("logs", title, description, [target], defaults, options, LOKI)
 
 
 def log_stat(title: str, description: Description, unit: str, expr: str, *, empty: str) -> Json:
@@ -282,7 +287,8 @@ def log_stat(title: str, description: Description, unit: str, expr: str, *, empt
 
 def one_trace(title: str, description: Description, trace_id: str) -> Json:
     target = {"refId": "A", "datasource": JAEGER, "query": trace_id}
-    return make_panel("traces", title, description, [target], {"unit": "none"}, {}, JAEGER)
+    defaults = {"unit": "none", "noValue": "choose a trace above"}
+    return make_panel("traces", title, description, [target], defaults, {}, JAEGER)
 
 
 def make_panel(

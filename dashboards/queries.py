@@ -6,48 +6,40 @@ every instance that has seen it: the highest report is taken, a sum would count 
 
 In a range query a window is `$__rate_interval`, so that it always spans four scrapes; what is true now
 is an instant query, over the last five minutes (`RECENT`) or over the whole time shown (`$__range`).
-
-A number that is 0 while instances are there and nothing happens, but none without instances, ends with
-`or_zero`: so that an idle fleet and no data at all do not look the same.
 """
 
 from __future__ import annotations
 
+from dashboards.fleet import or_zero
+from dashboards.promql import (
+    EVERY_INSTANCE,
+    KNOWN,
+    QUEUE,
+    RECENT,
+    SHOWN,
+    STEP,
+    happened,
+    series,
+    summed,
+)
 from genesis.observability import names
 
 SERVICE_LEVEL_SECONDS = "20.0"  # as the `le` label spells it
 SERVICE_LEVEL_TARGET = 0.8
 
-STEP = "$__rate_interval"
-SHOWN = "$__range"
-RECENT = "5m"
-KNOWN = "10m"  # for how long a limit is taken for the same when no call shows it
-
-PROCESS = 'job=~"$job", instance=~"$instance"'
-QUEUE = f'{PROCESS}, queue=~"$queue"'
-EVERY_INSTANCE = 'job=~"$job", instance=~".+", queue=~"$queue"'  # on purpose, whatever is chosen
-
 GAVE_UP = 'outcome=~"timeout|cancelled"'
 HASTY_SECONDS = "5.0"  # who gives up within these is nobody's failure, and is left out of the abandons
-
-
-def series(metric: str, *more: str, of: str = QUEUE) -> str:
-    return f"{metric}{{{', '.join([of, *more])}}}"
-
-
-def _sum(by: str, what: str) -> str:
-    return f"sum by ({by}) ({what})" if by else f"sum({what})"
 
 
 # Being served in time ------------------------------------------------------------------------------
 def ended(by: str = "queue", window: str = STEP, *more: str) -> str:
     """Callers a second whose wait ended, however it ended."""
-    return _sum(by, f"rate({series(names.WAIT_SECONDS + '_count', *more)}[{window}])")
+    return summed(by, f"rate({series(names.WAIT_SECONDS + '_count', *more)}[{window}])")
 
 
 def ended_within(by: str, window: str, outcome: str, seconds: str = SERVICE_LEVEL_SECONDS) -> str:
     within = series(names.WAIT_SECONDS + "_bucket", outcome, f'le="{seconds}"')
-    return _sum(by, f"rate({within}[{window}])")
+    return summed(by, f"rate({within}[{window}])")
 
 
 def _or_none(what: str, by: str, window: str) -> str:
@@ -84,7 +76,7 @@ def speed_of_answer(by: str = "queue", window: str = STEP) -> str:
     """Mean wait of those who were answered."""
     seconds = series(names.WAIT_SECONDS + "_sum", 'outcome="granted"')
     answered = ended(by, window, 'outcome="granted"')
-    return f"{_sum(by, f'rate({seconds}[{window}])')} / ({answered} > 0)"
+    return f"{summed(by, f'rate({seconds}[{window}])')} / ({answered} > 0)"
 
 
 def abandon_rate(by: str = "queue", window: str = STEP) -> str:
@@ -96,7 +88,7 @@ def abandon_rate(by: str = "queue", window: str = STEP) -> str:
 
 def held(by: str) -> str:
     """Holds a second that ended."""
-    return _sum(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{STEP}])")
+    return summed(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{STEP}])")
 
 
 def per_minute(what: str) -> str:
@@ -109,17 +101,20 @@ def wait_quantile(quantile: float, by: str = "") -> str:
 
 
 def waits_of_the_answered() -> str:
-    return _heatmap(series(names.WAIT_SECONDS + "_bucket", 'outcome="granted"'))
+    return _heatmap('outcome="granted"')
 
 
 def waits_of_those_who_gave_up() -> str:
     # Without +Inf, the one bucket that is there before the first of them: `increase` sees the first
     # observation in that one alone, and it would be drawn as an endless wait.
-    return _heatmap(series(names.WAIT_SECONDS + "_bucket", GAVE_UP, 'le!="+Inf"'))
+    return _heatmap(GAVE_UP, 'le!="+Inf"')
 
 
-def _heatmap(buckets: str) -> str:
-    return f"sum by (le) (increase({buckets}[{STEP}]))"
+def _heatmap(outcome: str, *more: str) -> str:
+    """All buckets, or none when there was nobody: with none at all the panel says so in words."""
+    buckets = series(names.WAIT_SECONDS + "_bucket", outcome, *more)
+    anybody = f"sum(increase({series(names.WAIT_SECONDS + '_count', outcome)}[{STEP}])) > 0"
+    return f"sum by (le) (increase({buckets}[{STEP}])) and on () {anybody}"
 
 
 def hold_quantile(quantile: float) -> str:
@@ -138,11 +133,11 @@ def _quantile(quantile: float, buckets: str, by: str) -> str:
 
 # The line as it stands -----------------------------------------------------------------------------
 def waiting(by: str = "queue") -> str:
-    return _sum(by, series(names.WAITING))
+    return summed(by, series(names.WAITING))
 
 
 def holding(by: str = "queue") -> str:
-    return _sum(by, series(names.HOLDING))
+    return summed(by, series(names.HOLDING))
 
 
 def shared(metric: str) -> str:
@@ -230,24 +225,6 @@ def stuck() -> str:
     return f"max by (queue) ({one_line} > 0 and {free})"
 
 
-def or_zero(what: str) -> str:
-    """0 while instances are there; nothing without them."""
-    return f"{what} or 0 * {_any_up()}"
-
-
-def or_zero_unless(calls: str, what: str) -> str:
-    """As `or_zero`, but nothing while there are such calls and the backend is away: nobody knows."""
-    return f"{what} or (0 * {_any_up()} unless ({calls} > 0 and {backend_state()} > 0))"
-
-
-NOBODY = -1
-
-
-def or_nobody(what: str) -> str:
-    """-1, which is shown as words, while instances are there and there is nobody to count."""
-    return f"{what} or {NOBODY} + 0 * {_any_up()}"
-
-
 def how_many(what: str) -> str:
     return or_zero(f"count({what})")
 
@@ -265,12 +242,12 @@ def waiting_everywhere() -> str:
 # Demand, slots, faults -----------------------------------------------------------------------------
 def arriving(by: str = "queue", window: str = STEP) -> str:
     """Calls a second that entered the line."""
-    return _sum(by, f"rate({series(names.POSITION + '_count')}[{window}])")
+    return summed(by, f"rate({series(names.POSITION + '_count')}[{window}])")
 
 
 def mean_hold(by: str = "queue", window: str = STEP) -> str:
-    seconds = _sum(by, f"rate({series(names.HOLD_SECONDS + '_sum')}[{window}])")
-    count = _sum(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{window}])")
+    seconds = summed(by, f"rate({series(names.HOLD_SECONDS + '_sum')}[{window}])")
+    count = summed(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{window}])")
     return f"{seconds} / ({count} > 0)"
 
 
@@ -286,19 +263,6 @@ def capacity() -> str:
 def load(window: str = RECENT) -> str:
     """Slots that the arriving calls need, of those there are: arrivals x mean hold / limit."""
     return f"{arriving(window=window)} * {mean_hold(window=window)} / ({limit()} > 0)"
-
-
-def happened(metric: str, by: str, *more: str, of: str = QUEUE, window: str = STEP) -> str:
-    """How often. Every counter begins at 0 with the first call, so that the very first time counts.
-
-    In a panel with bars, whose step is at least a minute: a window is then a step and a scrape, so that
-    each increment is drawn once.
-    """
-    return _sum(by, f"increase({series(metric, *more, of=of)}[{window}])")
-
-
-def disruptions(by: str = "reason", window: str = STEP) -> str:
-    return happened(names.DISRUPTIONS, by, of=PROCESS, window=window)
 
 
 def reclaimed(by: str, window: str = STEP) -> str:
@@ -318,10 +282,6 @@ def failed(by: str, window: str = STEP) -> str:
     return happened(names.WAIT_SECONDS + "_count", by, 'outcome="error"', window=window)
 
 
-def telemetry_errors(by: str = "sink", window: str = STEP) -> str:
-    return happened(names.TELEMETRY_ERRORS, by, of=PROCESS, window=window)
-
-
 def limit_disagreements(by: str, window: str = STEP) -> str:
     return happened(names.LIMIT_DISAGREEMENTS, by, window=window)
 
@@ -335,66 +295,4 @@ def faults_of_queues() -> str:
         series(names.HOLD_SECONDS + "_count", 'outcome="lost"'),
         series(names.WAIT_SECONDS + "_count", 'outcome="error"'),
     )
-    return _sum("queue", " or ".join(f"increase({kind}[{SHOWN}])" for kind in kinds))
-
-
-# Instances and the backend -------------------------------------------------------------------------
-FAILED = 'outcome=~"unavailable|error"'
-WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
-
-
-def _scraped() -> str:
-    # Every job has an `up`, and All is a pattern: so only of jobs that had this library in them.
-    ours = series(names.BUILD_INFO, of='job=~"$job", instance=~".+"')
-    jobs = f"group by (job) (last_over_time({ours}[{SHOWN}]))"
-    return f"{series('up', of=PROCESS)} and on (job) {jobs}"
-
-
-def up() -> str:
-    return f"max by (instance) ({_scraped()})"
-
-
-def up_count() -> str:
-    """How many instances Prometheus reaches; none if there is no instance at all."""
-    return f"sum({_scraped()})"
-
-
-def _any_up() -> str:
-    return f"({up_count()} > 0)"
-
-
-def down_count() -> str:
-    return f"count({_scraped()}) - {up_count()}"
-
-
-BACKEND_FINE, BACKEND_DISRUPTED, BACKEND_AWAY = 0, 1, 2
-
-
-def backend_state() -> str:
-    """2 while operations fail, 1 if the backend was away or lost data within five minutes, else 0."""
-    failing = operations("", FAILED)
-    disrupted = disruptions("", RECENT)
-    away = f"{BACKEND_AWAY} * ({failing} > bool 0) > 0"
-    touched = f"{BACKEND_DISRUPTED} * ({disrupted} > bool 0.5) > 0"
-    return or_zero(f"({away}) or ({touched})")
-
-
-def operation_milliseconds(quantile: float, by: str, window: str = STEP) -> str:
-    buckets = series(names.OPERATION_SECONDS + "_bucket", WAITS_BY_DESIGN, of=PROCESS)
-    labels = f"le, {by}" if by else "le"
-    # Without those of which there was none: their quantile is NaN.
-    quantiles = f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
-    return f"1000 * {quantiles} > 0"
-
-
-def operations(by: str, *more: str) -> str:
-    return _sum(by, f"rate({series(names.OPERATION_SECONDS + '_count', *more, of=PROCESS)}[{STEP}])")
-
-
-def alerts() -> str:
-    """Seconds for which each alert that fires has been true, with the labels that are shown."""
-    shown = "alertname, severity, queue, instance"
-    ours = 'job=~"$job", alertname=~"Genesis.+"'
-    since = f"min by ({shown}) (ALERTS_FOR_STATE{{{ours}}})"
-    firing = f'max by ({shown}) (ALERTS{{{ours}, alertstate="firing"}})'
-    return f"time() - {since} and {firing}"
+    return summed("queue", " or ".join(f"increase({kind}[{SHOWN}])" for kind in kinds))

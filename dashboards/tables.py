@@ -15,6 +15,7 @@ from dashboards.panels import (
     override_of,
     prometheus_target,
     ref_ids,
+    shown_as,
 )
 
 _COLUMNS = {"align": "auto", "filterable": False, "minWidth": 50}  # 150 would leave half of them out
@@ -29,6 +30,8 @@ class Column(NamedTuple):
     thresholds: Json | None = None
     decimals: int | None = None
     width: int | None = None
+    words: dict[float, str] | None = None
+    """Shown instead of those numbers."""
 
 
 def table(
@@ -56,6 +59,8 @@ def table(
             properties["decimals"] = column.decimals
         if column.width is not None:
             properties["custom.width"] = column.width
+        if column.words is not None:
+            properties["mappings"] = [shown_as(column.words)]
         if column.thresholds is not None:
             properties["thresholds"] = column.thresholds
             properties["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards import queries
+from dashboards import fleet, promql, queries
 from dashboards.panels import (
     ACT,
     CLOCK,
@@ -29,10 +29,17 @@ OCCUPANCY = any_needs_a_look(queries.FULL)
 WAIT_SECONDS = bad_above(20, 60)
 HOLD_SECONDS = any_is_bad(queries.OLD_SECONDS)
 UP = steps((PLAIN, None), (ACT, 0), (PLAIN, 1))
-BACKEND = steps((PLAIN, None), (LOOK, queries.BACKEND_DISRUPTED), (ACT, queries.BACKEND_AWAY))
+BACKEND = steps((PLAIN, None), (LOOK, fleet.BACKEND_DISRUPTED), (ACT, fleet.BACKEND_AWAY))
+BACKEND_WORDS: dict[float, str] = {
+    fleet.BACKEND_UNUSED: "unused",
+    fleet.BACKEND_FINE: "ok",
+    fleet.BACKEND_DISRUPTED: "disrupted",
+    fleet.BACKEND_AWAY: "fails",
+}
 
-ALL, RECENT, SHOWN = "", queries.RECENT, queries.SHOWN
-NO_CALLS = {float(queries.NOBODY): "no calls"}
+ALL, RECENT, SHOWN = "", promql.RECENT, promql.SHOWN
+NO_CALLS = {float(fleet.NOBODY): "no calls"}
+NOT_KNOWN = "unknown"  # no instances, or calls that wait while the backend is away
 
 
 def _now(expr: str, legend: str = "") -> Query:
@@ -50,7 +57,7 @@ def in_time() -> Json:
             then="which queue, in the table; and whether the tiles below have the cause.",
         ),
         "percentunit",
-        [_now(queries.or_nobody(queries.service_level_strict(ALL, RECENT)))],
+        [_now(fleet.or_nobody(queries.service_level_strict(ALL, RECENT)))],
         thresholds=SERVICE_LEVEL,
         words=NO_CALLS,
         decimals=0,
@@ -66,7 +73,7 @@ def in_time_shown() -> Json:
             then="'Service level by queue' says when it was bad.",
         ),
         "percentunit",
-        [_now(queries.or_nobody(queries.service_level_strict(ALL, SHOWN)))],
+        [_now(fleet.or_nobody(queries.service_level_strict(ALL, SHOWN)))],
         thresholds=SERVICE_LEVEL,
         words=NO_CALLS,
         decimals=0,
@@ -83,7 +90,7 @@ def gave_up() -> Json:
             then="all of one length is a timeout of yours; see the waits of those who gave up.",
         ),
         "percentunit",
-        [_now(queries.or_nobody(queries.abandon_rate(ALL, RECENT)))],
+        [_now(fleet.or_nobody(queries.abandon_rate(ALL, RECENT)))],
         thresholds=ABANDONS,
         words=NO_CALLS,
         decimals=0,
@@ -101,7 +108,7 @@ def refused() -> Json:
             then="demand against capacity; or a higher `max_waiting`.",
         ),
         "none",
-        [_now(queries.or_zero(queries.refused(ALL, RECENT, 'reason="full"')))],
+        [_now(fleet.or_zero(queries.refused(ALL, RECENT, 'reason="full"')))],
         thresholds=any_needs_a_look(0.5),
         decimals=0,
     )
@@ -117,8 +124,9 @@ def longest_wait() -> Json:
             "Redis.",
         ),
         SECONDS,
-        [_now(queries.or_zero_unless(queries.waiting(ALL), queries.longest_wait()))],
+        [_now(fleet.or_zero_unless(queries.waiting(ALL), queries.longest_wait()))],
         thresholds=WAIT_SECONDS,
+        empty=NOT_KNOWN,
         decimals=0,
     )
 
@@ -133,9 +141,9 @@ def expected_wait() -> Json:
             "ended.",
         ),
         SECONDS,
-        [_now(queries.or_nobody(queries.expected_wait()))],
+        [_now(fleet.or_nobody(queries.expected_wait()))],
         thresholds=WAIT_SECONDS,
-        words={float(queries.NOBODY): "unknown"},
+        words={float(fleet.NOBODY): "unknown"},
         decimals=0,
     )
 
@@ -149,7 +157,7 @@ def fullest() -> Json:
             then="more slots (set_limit) or fewer calls; the table says which queue.",
         ),
         "percentunit",
-        [_now(queries.or_zero(queries.fullest()))],
+        [_now(fleet.or_zero(queries.fullest()))],
         thresholds=OCCUPANCY,
         decimals=0,
     )
@@ -164,7 +172,7 @@ def waiting() -> Json:
             then="Depth, below.",
         ),
         "none",
-        [_now(queries.or_zero(queries.waiting(ALL)))],
+        [_now(fleet.or_zero(queries.waiting(ALL)))],
         decimals=0,
     )
 
@@ -173,19 +181,18 @@ def backend() -> Json:
     return stat(
         "Redis",
         Description(
-            "Whether the instances reach the backend: 'fails' while operations fail; 'disrupted' if it "
-            "went out of reach, refused something or lost its data within the last five minutes.",
+            "Whether the instances reach the backend, also while nobody calls: 'fails' while one of "
+            "them does not, or while more than a twentieth of the operations fail; 'disrupted' if it "
+            "was out of reach, refused something or lost its data within the last five minutes; "
+            "'unused' if nobody has called yet.",
             bad="red: new calls get an error, and after a lease those who wait do, too.",
-            then="'Redis: disruptions' says why; the runbook is GenesisBackendUnavailable.",
+            then="which instances, in their table; 'Redis: disruptions' says why; the runbook is "
+            "GenesisBackendUnavailable.",
         ),
         "none",
-        [_now(queries.backend_state())],
+        [_now(fleet.backend_state())],
         thresholds=BACKEND,
-        words={
-            queries.BACKEND_FINE: "ok",
-            queries.BACKEND_DISRUPTED: "disrupted",
-            queries.BACKEND_AWAY: "fails",
-        },
+        words=BACKEND_WORDS,
     )
 
 
@@ -198,7 +205,7 @@ def instances() -> Json:
             then="the table of instances, and that process' own log. 'no data': nothing is scraped.",
         ),
         "none",
-        [_now(queries.up_count(), "up"), _now(queries.down_count(), "down")],
+        [_now(fleet.up_count(), "up"), _now(fleet.down_count(), "down")],
         thresholds=UP,
         empty_is_bad=True,
         decimals=0,
@@ -217,8 +224,9 @@ def stuck() -> Json:
             then="the queue's log, then Redis.",
         ),
         "none",
-        [_now(queries.or_zero(f"count({queries.stuck()})"))],
+        [_now(fleet.or_zero_unless(queries.waiting(ALL), f"count({queries.stuck()})"))],
         thresholds=any_is_bad(),
+        empty=NOT_KNOWN,
         decimals=0,
     )
 
@@ -236,10 +244,13 @@ def longest_hold() -> Json:
         ),
         CLOCK,
         [
-            _now(queries.or_zero_unless(queries.holding(ALL), queries.longest_hold()), "longest"),
-            _now(queries.or_zero(f"count({queries.too_long()})"), "too long"),
+            _now(fleet.or_zero_unless(queries.holding(ALL), queries.longest_hold()), "longest"),
+            _now(
+                fleet.or_zero_unless(queries.holding(ALL), f"count({queries.too_long()})"), "too long"
+            ),
         ],
         thresholds=HOLD_SECONDS,
+        empty=NOT_KNOWN,
         overrides=[
             for_series("too long", unit="none", decimals=0, thresholds=any_needs_a_look()),
         ],
@@ -257,7 +268,7 @@ def reclaimed() -> Json:
             then="which instance: `reclaimed` in the log has its id.",
         ),
         "none",
-        [_now(queries.or_zero(queries.reclaimed(ALL, RECENT)))],
+        [_now(fleet.or_zero(queries.reclaimed(ALL, RECENT)))],
         thresholds=any_needs_a_look(0.5),
         decimals=0,
     )
@@ -272,7 +283,8 @@ def paused() -> Json:
             then="`genesis limit QUEUE none` ends the pause.",
         ),
         "none",
-        [_now(queries.or_zero(f"count({queries.paused()})"))],
+        [_now(fleet.or_zero_unless(queries.waiting(ALL), f"count({queries.paused()})"))],
         thresholds=any_needs_a_look(),
+        empty=NOT_KNOWN,
         decimals=0,
     )

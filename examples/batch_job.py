@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only
 from genesis import Queue
 from genesis.queue import RedisBackend
 
+LIMIT = 3
 SERVICE_SECONDS = 0.05
 HOUR = 3600.0
 
@@ -37,13 +38,14 @@ async def main(url: str, documents: int) -> None:
     done: list[str] = []
     begun = asyncio.Event()
     async with Queue(RedisBackend(url) if url else None) as queue:
-        nightly = queue.semaphore("converter", max_concurrent=3)
-        users = queue.semaphore("converter", max_concurrent=3, head_start=HOUR)
+        nightly = queue.semaphore("converter", max_concurrent=LIMIT)
+        users = queue.semaphore("converter", max_concurrent=LIMIT, head_start=HOUR)
 
         async def job(document: str) -> None:
             async with nightly(item_id=document):
                 done.append(await convert(document))
-            begun.set()
+            if len(done) >= min(LIMIT, documents):
+                begun.set()
 
         async def user(document: str) -> None:
             await begun.wait()  # enter after the batch has started
@@ -60,4 +62,6 @@ if __name__ == "__main__":
     parser.add_argument("--redis", default="", metavar="URL", help="share the limit over processes")
     parser.add_argument("--documents", type=int, default=30)
     options = parser.parse_args()
+    if options.documents < 1:
+        parser.error("--documents must be at least 1")  # the user waits until the batch has begun
     asyncio.run(main(options.redis, options.documents))

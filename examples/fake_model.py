@@ -1,4 +1,4 @@
-"""A server that imitates a language model: it replies after a delay, and counts its calls.
+"""A server that imitates a language model: it replies after a delay, and counts its calls; and a client.
 
 python examples/fake_model.py 9000
 """
@@ -9,8 +9,9 @@ import asyncio
 import json
 import sys
 from contextlib import suppress
+from urllib.parse import urlsplit
 
-__all__ = ["FakeModel"]
+__all__ = ["FakeModel", "post"]
 
 
 class FakeModel:
@@ -64,6 +65,33 @@ class FakeModel:
         finally:
             self.active -= 1
         return False
+
+
+async def post(url: str, body: bytes, request_id: str = "") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body. In your application this is httpx, or the vendor's client.
+
+    Raises:
+        OSError, EOFError: no connection, no HTTP, or the answer is not whole.
+    """
+    site = urlsplit(url)
+    if site.scheme != "http":
+        raise OSError(f"only http is spoken here, not {url}")
+    reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
+    try:
+        lines = [f"POST {site.path or '/'} HTTP/1.0", f"Host: {site.netloc}"]  # 1.0 knows no chunks
+        lines += [f"Content-Length: {len(body)}", f"X-Request-Id: {request_id}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = (line.partition(":") for line in rest if line)
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        length = headers.get("content-length")
+        answer = await (reader.read() if length is None else reader.readexactly(int(length)))
+        return int(first.split()[1]), headers, answer
+    except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
+        raise OSError(f"not an answer in HTTP: {error}") from None
+    finally:
+        # At once: whoever gives a slot back after this wants the model to have stopped by then.
+        writer.transport.abort()
 
 
 async def main(port: int) -> None:

@@ -21,6 +21,7 @@ Otherwise gunicorn kills a call that takes longer, and its slot is reaped after 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
+from starlette.requests import ClientDisconnect
 
 from genesis import BackendUnavailableError, EvictedError, Queue, QueueTimeoutError, until_disconnected
 from genesis.exceptions import GenesisError, QueueDrainingError, QueueFullError
@@ -73,7 +75,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         item_id: Name,
         seconds: Annotated[float, Query(ge=0, le=3600)] = 0.0,
         queue_id: Annotated[str, Query(alias="queue", min_length=1, max_length=200)] = QUEUE_ID,
-        max_waiting: Annotated[int | None, Query(ge=0)] = None,
+        max_waiting: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
     ) -> Any:
         async with (
             until_disconnected(request) as client,
@@ -103,8 +105,12 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
 
     async def come_back_later(_: Request, error: Exception) -> Response:
         after = getattr(error, "retry_after", None)
-        headers = {} if after is None else {"Retry-After": f"{after:.0f}"}
+        headers = {} if after is None else {"Retry-After": f"{max(1, math.ceil(after))}"}
         return JSONResponse({"error": type(error).__name__}, status_code=503, headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: Exception) -> Response:  # within the body
+        return Response(status_code=499)
 
     unserved: tuple[type[GenesisError], ...] = (
         *(QueueTimeoutError, QueueFullError, QueueDrainingError),

@@ -66,6 +66,13 @@ class Service:
     def __init__(self, queue: Queue, settings: Settings) -> None:
         self._queue = queue
         self._settings = settings
+        # Not used: it makes a bad setting an error now, and not one for each call.
+        queue.semaphore(
+            settings.queue_id,
+            settings.calls_at_once,
+            timeout=settings.timeout,
+            max_waiting=settings.max_waiting,
+        )
         self._agents = Agents(settings.agents)
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls: set[asyncio.Task[None]] = set()

@@ -21,13 +21,15 @@ A counter in Redis with a time to live does the same until something fails. Comm
 - *A cancelled request never counts down.* Here its place or slot is free at once: `until_disconnected`
   cancels the request when the client disconnects.
 - *Without Redis each pod counts for itself.* Here a request without a slot gets 503 and never calls the
-  model. Waiting requests keep their places, and a call whose slot is lost is cancelled.
+  model. Waiting requests keep their places for the lease, and a call whose slot is lost is cancelled.
 
-More than N calls reach the model only after Redis has lost its data; `genesis/backends/redis/README.md`
-explains when, and for how long.
+More than N calls reach the model only after Redis has lost its data (`genesis/backends/redis/README.md`
+explains for how long), and while a pod that was cut off from Redis for the lease has not yet cancelled
+its calls: a tenth of a second, or as long as its process stands still.
 
 On SIGTERM new requests get 503, and so does `/ready`. Waiting and running requests can finish, for at
-most `--drain` seconds; then the server stops. A second signal stops it at once.
+most `--drain` seconds; then the server stops, and what is left gets 503. A second signal stops it at
+once.
 """
 
 from __future__ import annotations
@@ -38,12 +40,11 @@ import logging
 import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -54,7 +55,7 @@ from starlette.routing import Mount, Route
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
-from examples.fake_model import FakeModel
+from examples.fake_model import FakeModel, post
 from genesis import (
     BackendUnavailableError,
     EvictedError,
@@ -68,9 +69,10 @@ from genesis import (
 from genesis.observability import Telemetry, asgi_app, configure
 from genesis.queue import RedisBackend, Slot
 
-__all__ = ["QUEUE_ID", "Settings", "create_app", "main", "post"]
+__all__ = ["QUEUE_ID", "Settings", "create_app", "main"]
 
 QUEUE_ID = "model"
+MAX_ID = 200  # characters of a request's id
 RETRY_SECONDS = 5.0  # used without an estimate
 NOT_NOW = (QueueTimeoutError, QueueDrainingError, EvictedError, BackendUnavailableError, SlotLostError)
 
@@ -88,22 +90,6 @@ class Settings:
     wait: float = 30.0  # in the line
     model_seconds: float = 60.0  # for the model to answer
     lease: float = 15.0
-
-
-async def post(url: str, body: bytes, request_id: str = "") -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body. In your gateway this is httpx, or the vendor's client."""
-    site = urlsplit(url)
-    reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
-    try:
-        lines = [f"POST {site.path or '/'} HTTP/1.1", f"Host: {site.netloc}", "Connection: close"]
-        lines += [f"Content-Length: {len(body)}", f"X-Request-Id: {request_id}"]
-        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        return int(head[0].split()[1]), headers, await reader.read()
-    finally:
-        # Close before the slot is given back, so that the model stops before its next call.
-        writer.transport.abort()
 
 
 async def ask_while_held(slot: Slot, url: str, body: bytes, seconds: float) -> bytes:
@@ -131,6 +117,9 @@ def create_app(
     settings: Settings, queue: Queue, registry: CollectorRegistry | None = None
 ) -> Starlette:
     """Create the application. It closes the queue at its end."""
+    line = queue.semaphore(
+        QUEUE_ID, settings.limit, timeout=settings.wait, max_waiting=settings.max_waiting
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,6 +130,7 @@ def create_app(
                 app.state.model = (await stack.enter_async_context(FakeModel())).url
                 logger.info("a fake model answers at %s", app.state.model)
             yield
+            await queue.drain(1.0)  # requests that the server has broken off give back what they have
 
     async def complete(request: Request) -> Response:
         try:
@@ -148,18 +138,14 @@ def create_app(
                 return await answer_to(request)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError as error:  # the server stops, and breaks off what is left
+            return come_back(503, error, None)
         return Response(status_code=499)  # the client has gone; nobody reads this
 
     async def answer_to(request: Request) -> Response:
         body = await request.body()
         try:
-            async with queue.slot(
-                QUEUE_ID,
-                item_id=request.headers.get("x-request-id") or None,
-                max_concurrent=settings.limit,
-                timeout=settings.wait,
-                max_waiting=settings.max_waiting,
-            ) as slot:
+            async with line(item_id=request.headers.get("x-request-id", "")[:MAX_ID] or None) as slot:
                 url: str = request.app.state.model
                 answer = await ask_while_held(slot, url, body, settings.model_seconds)
         except QueueFullError as error:
@@ -179,7 +165,7 @@ def create_app(
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-def come_back(status: int, error: Exception, seconds: float | None) -> Response:
+def come_back(status: int, error: BaseException, seconds: float | None) -> Response:
     after = max(1, math.ceil(RETRY_SECONDS if seconds is None else seconds))
     return JSONResponse({"error": type(error).__name__}, status, headers={"Retry-After": str(after)})
 
@@ -196,17 +182,19 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
+        """Not uvicorn's, which raises the signal again in the end: `main` would not come to its end."""
         if self._draining is None:
-            self._loop.call_soon_threadsafe(self._begin, sig)
+            self._loop.call_soon_threadsafe(self._begin)
         else:
-            super().handle_exit(sig, frame)
+            self.config.timeout_graceful_shutdown = 0
+            self.should_exit = True
 
-    def _begin(self, sig: int) -> None:
+    def _begin(self) -> None:
         async def drain() -> None:
             logger.info("draining: new requests are refused, the others finish")
             await self._drain()
-            super(Server, self).handle_exit(sig, None)
+            self.should_exit = True
 
         self._draining = asyncio.ensure_future(drain())
 
@@ -237,8 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
         app = create_app(settings, queue)
         # After the drain, so that the last replies are sent.
         config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5)
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again when it has stopped
-            Server(config, lambda: queue.drain(drain)).run()
+        Server(config, lambda: queue.drain(drain)).run()
 
 
 if __name__ == "__main__":

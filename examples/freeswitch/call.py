@@ -300,14 +300,14 @@ class Call:
         esl, settings = self._esl, self._settings
         _log("not served", esl.uuid, reason=str(reason))
         await self._break_music()
+        # If this instance ends now, or waits no longer, the call must not go on to the next `socket`.
+        settled = esl.execute("set", "socket_resume=false")
         if overflow:
-            await esl.replies(
-                esl.execute("set", "socket_resume=false"), esl.execute("transfer", overflow)
-            )
+            await esl.replies(settled, esl.execute("transfer", overflow))
         else:
             # Locked: otherwise the hang-up would run within the announcement and cut it off.
             sorry = esl.execute("playback", settings.sorry, lock=True)
-            await esl.replies(sorry, esl.execute("hangup", cause))
+            await esl.replies(settled, sorry, esl.execute("hangup", cause))
         await happens_within(settings.sorry_seconds, esl.ended)
 
 

@@ -113,10 +113,6 @@ class Execution(NamedTuple):
     started: asyncio.Future[Mapping[str, str]]
     completed: asyncio.Future[Mapping[str, str]]
 
-    @property
-    def running(self) -> bool:
-        return self.started.done() and not self.completed.done()
-
 
 class EslConnection:
     """One call's connection: reads frames, matches replies to commands, and tracks the call's state.
@@ -145,6 +141,7 @@ class EslConnection:
         self._reply_seconds = reply_seconds
         self._unanswered: deque[asyncio.Future[Frame]] = deque()  # in the order of the commands
         self._executions: dict[str, Execution] = {}  # by event-uuid, until they have completed
+        self._extension: tuple[str | None, ...] = ()
         self.ended: asyncio.Future[str] = loop.create_future()
         self.key_pressed: asyncio.Future[None] = loop.create_future()
         self.key = ""
@@ -159,6 +156,7 @@ class EslConnection:
         if not unique_id or not unique_id.isascii() or not unique_id.isprintable() or " " in unique_id:
             raise EslError(f"the channel has no usable Unique-ID: {unique_id[:80]!r}")
         self.uuid = unique_id
+        self._extension = _extension(channel)
         if channel.get("Answer-State") == "hangup":
             raise CallEndedError("the caller hung up before the call was taken over")
         return channel
@@ -262,11 +260,13 @@ class EslConnection:
             if execution := self._executions.get(application_uuid):
                 _resolve(execution.started, event)
         elif name == "CHANNEL_EXECUTE_COMPLETE":
-            if event.get("Application") == "socket":
-                self.end("the call went on to another extension")  # a no-op after a hang-up
-            elif execution := self._executions.pop(application_uuid, None):
+            if execution := self._executions.pop(application_uuid, None):
                 _resolve(execution.started, event)
                 _resolve(execution.completed, event)
+            # A transfer ends what is running, and then `socket`. From the first of these events on the
+            # call is not ours, and gets no more commands.
+            if event.get("Application") == "socket" or _extension(event) != self._extension:
+                self.end("the call went on to another extension")  # a no-op after a hang-up
         elif name == "CHANNEL_BRIDGE":
             self.bridged = True
         elif name == "DTMF":
@@ -296,6 +296,11 @@ async def happens_within(seconds: float, happening: asyncio.Future[Any]) -> bool
     """
     done, _ = await asyncio.wait({happening}, timeout=seconds)
     return bool(done)
+
+
+def _extension(channel: Mapping[str, str]) -> tuple[str | None, ...]:
+    """What a transfer changes."""
+    return channel.get("Caller-Destination-Number"), channel.get("variable_transfer_history")
 
 
 def _resolve(future: asyncio.Future[Mapping[str, str]], event: Mapping[str, str]) -> None:

@@ -157,9 +157,10 @@ class InMemoryBackend:
                 self._keep_place(waiter, keep_place)
             result = _WAS_WAITING  # this freed no slot, so there is nothing to grant
         else:
-            line.holds.add(self._clock() - holder.since)
             if keep_place and isinstance(holder, Waiter):  # granted while it was being cancelled
                 self._keep_place(holder, keep_place)
+            else:
+                line.holds.add(self._clock() - holder.since)
             result = _WAS_HOLDING
             if line.waiting and len(line.holding) < line.effective_limit:
                 leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))

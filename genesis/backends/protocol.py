@@ -227,10 +227,12 @@ class Disrupted(NamedTuple):
 
     reason: str
     detail: str
+    lasts: bool = True
+    """Until `Recovered`. False: it is over already, and nothing follows."""
 
 
 class Recovered(NamedTuple):
-    """The backend can be reached again after `Disrupted`."""
+    """Every part of the backend that was disrupted can be reached again."""
 
     outage: float
     """Seconds."""

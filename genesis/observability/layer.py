@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
@@ -33,6 +34,7 @@ __all__ = ["ObservedBackend"]
 T = TypeVar("T")
 
 _NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure
+_WITHOUT_REPLY = {"flush", "close"}  # they succeed even if nothing was ever sent
 
 
 class ObservedBackend:
@@ -70,6 +72,12 @@ class ObservedBackend:
         instruments.build_info.labels(version, self._name).set(1)
         for reason in get_args(names.DisruptionReason):
             instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
+        instruments.up.show(self._name)  # a process before this one may have had its number
+        if instruments.files is None:
+            instruments.operation.labels(self._name, "enter", "unavailable", usual=False)  # at 0, too
+        else:  # where nothing is looked up at a scrape
+            show = partial(self._telemetry.guarded, "metrics", instruments.up.show, self._name)
+            weakref.finalize(self, show).atexit = False
 
     @property
     def name(self) -> str:
@@ -224,8 +232,14 @@ class ObservedBackend:
         await self._inspect("flush", "", "", self._inner.flush())
 
     async def close(self) -> None:
-        await self._inspect("close", "", "", self._inner.close())
+        try:
+            await self._inspect("close", "", "", self._inner.close())
+        finally:
+            self._telemetry.guarded("metrics", self._closed)
         self._log(DEBUG, "closed")
+
+    def _closed(self) -> None:
+        self._telemetry.instruments.up.closed(self._name, self)
 
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
@@ -264,8 +278,11 @@ class ObservedBackend:
         key = (operation, outcome)
         child = self._operations.get(key)
         if child is None:
-            histogram = self._telemetry.instruments.operation
-            child = self._operations[key] = histogram.labels(self._name, operation, outcome)
+            instruments = self._telemetry.instruments
+            child = instruments.operation.labels(self._name, operation, outcome)
+            self._operations[key] = child
+            if outcome == "ok" and operation not in _WITHOUT_REPLY:
+                self._telemetry.guarded("metrics", instruments.up.met, self._name, self)
             if outcome == "ok" and operation in self._well:
                 self._well[operation] = noting(child)
         child.observe(seconds)
@@ -302,8 +319,11 @@ class ObservedBackend:
         elif isinstance(event, protocol.Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
             telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+            if event.lasts:
+                telemetry.instruments.up.lost(self._name, self)
         elif isinstance(event, protocol.Recovered):
             self._log(INFO, "backend_recovered", outage=event.outage)
+            telemetry.instruments.up.found(self._name, self)
 
     def _show(self, snapshot: Snapshot) -> None:
         queue_id, stats = snapshot

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from genesis.observability import multiprocess, names
 from genesis.observability.histogram import Family, FastHistogram
+from genesis.observability.reach import BackendUp
 from genesis.observability.series import QueueSeries
 from genesis.observability.shared import SHARED, SharedGauges
 
@@ -118,7 +119,9 @@ class Instruments(Collector):
         if self._in_files:
             labels, mode = ("queue", "backend"), multiprocess.SharedFiles.mode
             gauges = [self._gauge(name, text, labels, mode) for name, text in SHARED]
-            self.files = multiprocess.SharedFiles(gauges)
+            up = self._gauge(names.BACKEND_UP, BackendUp.text, ("backend",), mode)
+            self.files = multiprocess.SharedFiles(gauges, up)
+        self.up = BackendUp(None if self.files is None else self.files.publish_up)
         publish = None if self.files is None else self.files.publish
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label
@@ -213,7 +216,7 @@ class Instruments(Collector):
         return (
             *(self.wait, self.hold, self.position, self.operation),
             *(self.waiting, self.holding, self.build_info, self.reclaimed, self.refused),
-            *(self.disagreements, self.disruptions, self.telemetry_errors),
+            *(self.disagreements, self.disruptions, self.up, self.telemetry_errors),
         )
 
     def _histogram(

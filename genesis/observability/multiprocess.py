@@ -7,6 +7,7 @@ returns the metrics of all workers.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -20,13 +21,16 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from genesis.observability import names
 from genesis.observability.logs import own_logger
+from genesis.observability.reach import BackendUp
 from genesis.observability.shared import SHARED, Values
 
 __all__ = ["AllProcesses", "SharedFiles", "directory", "warn_of_other_workers"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _MODE = "livemax"
+_NEVER = 1.0  # the time until which a value that is not known holds good
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
 
 _logged: set[str] = set()
@@ -76,25 +80,35 @@ def _log_once(text: str) -> None:
 
 
 class SharedFiles:
-    """Writes the shared gauges to this process's file, together with their expiry.
+    """Writes gauges to this process's file, together with their expiry.
+
+    A value written before a fork is 0 in the child's file, and has expired there.
 
     Args:
-        gauges: in the order of `SHARED`.
+        gauges: the shared ones, in the order of `SHARED`.
+        up: whether the backends are reached.
     """
 
     mode: Any = _MODE
 
-    def __init__(self, gauges: list[Any]) -> None:
+    def __init__(self, gauges: list[Any], up: Any) -> None:
         self._gauges = gauges
+        self._up = up
 
     def publish(self, label: str, backend: str, shown: Values, seconds: float) -> None:
         until = time.time() + seconds
         for gauge, value in zip(self._gauges, shown, strict=True):
-            child = gauge.labels(label, backend)
-            if value is None:
-                child._value.set(0.0, timestamp=1.0)
-            else:
-                child._value.set(float(value), timestamp=until)
+            _write(gauge.labels(label, backend), value, until)
+
+    def publish_up(self, backend: str, value: float | None) -> None:
+        _write(self._up.labels(backend), value, math.inf)
+
+
+def _write(child: Any, value: float | None, until: float) -> None:
+    if value is None:
+        child._value.set(0.0, timestamp=_NEVER)
+    else:
+        child._value.set(float(value), timestamp=until)
 
 
 class AllProcesses(MultiProcessCollector):
@@ -106,11 +120,11 @@ class AllProcesses(MultiProcessCollector):
 
     def collect(self) -> Iterator[Any]:
         self._remove_dead()
-        shared = {name for name, _ in SHARED}
+        ours = {names.BACKEND_UP, *(name for name, _ in SHARED)}
         for metric in super().collect():  # type: ignore[no-untyped-call]
-            if metric.name not in shared:
+            if metric.name not in ours:
                 yield metric
-        yield from self._shared_gauges()
+        yield from self._unexpired()
 
     def _remove_dead(self) -> None:
         files = [file.name for file in Path(self._path).iterdir()]
@@ -121,10 +135,11 @@ class AllProcesses(MultiProcessCollector):
                 except FileNotFoundError:
                     continue  # another worker's scrape was faster
 
-    def _shared_gauges(self) -> Iterator[Any]:
-        """The maximum over all processes of each gauge's unexpired values."""
+    def _unexpired(self) -> Iterator[Any]:
+        """Over all processes, of each gauge's unexpired values: the maximum; the minimum of `up`."""
         now = time.time()
         greatest: dict[tuple[str, str, str], float] = {}
+        least: dict[str, float] = {}
         for file in Path(self._path).glob(f"gauge_{_MODE}_*.db"):
             try:
                 entries = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
@@ -132,9 +147,17 @@ class AllProcesses(MultiProcessCollector):
                 continue
             for key, value, until, _ in entries:
                 _, name, labels, _ = json.loads(key)
-                if until >= now and "queue" in labels:
+                if until < now:
+                    continue
+                if name == names.BACKEND_UP:
+                    least[labels["backend"]] = min(value, least.get(labels["backend"], value))
+                elif "queue" in labels:
                     place = (name, labels["queue"], labels["backend"])
                     greatest[place] = max(value, greatest.get(place, value))
+        up = GaugeMetricFamily(names.BACKEND_UP, BackendUp.text, labels=("backend",))
+        for backend, value in least.items():
+            up.add_metric((backend,), value)
+        yield up
         for name, text in SHARED:
             family = GaugeMetricFamily(name, text, labels=("queue", "backend"))
             for (of, queue, backend), value in greatest.items():

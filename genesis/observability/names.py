@@ -23,6 +23,7 @@ RECLAIMED: Final = "genesis_queue_reclaimed_total"
 LIMIT_DISAGREEMENTS: Final = "genesis_queue_limit_disagreements_total"
 OPERATION_SECONDS: Final = "genesis_backend_operation_seconds"
 DISRUPTIONS: Final = "genesis_backend_disruptions_total"
+BACKEND_UP: Final = "genesis_backend_up"
 TELEMETRY_ERRORS: Final = "genesis_telemetry_errors_total"
 BUILD_INFO: Final = "genesis_build_info"
 

@@ -284,8 +284,7 @@ class Queue:
         New entries get `QueueDrainingError`, also after `drain` timed out or was cancelled. No call is
         cancelled. A task that already holds a slot of this Queue can still enter, because it might
         need a second slot to finish. `drain` returns when the backend has confirmed every release;
-        without a timeout it waits for an unavailable backend. A task that holds a slot must not call
-        `drain`: it would wait for itself.
+        without a timeout it waits for an unavailable backend.
 
         Args:
             timeout: the maximum wait in seconds; None waits without a deadline.
@@ -295,7 +294,8 @@ class Queue:
 
         Raises:
             TypeError, ValueError: a bad timeout.
-            RuntimeError: at once; the calls are in another event loop.
+            RuntimeError: at once; the calls are in another event loop, or this task itself holds a slot
+                and would wait for itself.
         """
         timeout = check_timeout("drain: timeout", timeout)
         calls = self._calls
@@ -304,6 +304,10 @@ class Queue:
             if calls.agreements and not calls.loop.is_closed():
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
+        if calls is not None and calls.this_task_holds():
+            raise RuntimeError(
+                "drain was called by a task that holds a slot of this Queue; leave it first"
+            )
         self._draining = True
         if calls is None:
             return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
 
 import pytest
 
-from genesis.backends.protocol import BackendEvent, EnterRequest, Left
+from genesis.backends.protocol import BackendEvent, EnterRequest, EnterResult, Left
 from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
@@ -14,73 +16,74 @@ from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_until
 
 
+class Pair(NamedTuple):
+    """Two instances; the commands of `far` pass through a proxy."""
+
+    near: RedisBackend
+    far: RedisBackend
+    proxy: TcpProxy
+
+
+@pytest.fixture
+async def pair(redis_server: RedisServer) -> AsyncIterator[Pair]:
+    async with (
+        TcpProxy(redis_server.port) as proxy,
+        RedisBackend(redis_server.url) as near,
+        RedisBackend(proxy.url) as far,
+    ):
+        near.listen(lambda event: None)
+        far.listen(lambda event: None)
+        yield Pair(near, far, proxy)
+
+
+async def left_behind(pair: Pair) -> tuple[EnterResult, EnterResult, EnterResult]:
+    """A holder, a call whose place is kept, and one behind it. `far` is connected, and deaf."""
+    calls = [await pair.near.enter(EnterRequest("q", name)) for name in ("holder", "dropped", "behind")]
+    pair.near.leave(calls[1].ticket, keep_place=60.0)
+    await pair.near.flush()
+    await pair.far.ping()
+    pair.proxy.relays[-1].deaf = True
+    return calls[0], calls[1], calls[2]
+
+
 @pytest.mark.parametrize("granted", [False, True])
 async def test_a_place_that_was_taken_without_a_reply_is_known_as_resumed(
-    redis_server: RedisServer, granted: bool
+    pair: Pair, granted: bool
 ) -> None:
     """The reply is lost with the connection; the sync finds the ticket, which might hold by then."""
-    async with (
-        TcpProxy(redis_server.port) as proxy,
-        RedisBackend(redis_server.url) as near,
-        RedisBackend(proxy.url) as far,
-    ):
-        near.listen(lambda event: None)
-        far.listen(lambda event: None)
-        holder = await near.enter(EnterRequest("q", "holder"))
-        dropped = await near.enter(EnterRequest("q", "dropped"))
-        near.leave(dropped.ticket, keep_place=60.0)
-        await near.flush()
-        await far.ping()
+    near, far, proxy = pair
+    holder, dropped, behind = await left_behind(pair)
+    request = EnterRequest("q", "again", place_token=dropped.place_token)
+    entering = asyncio.create_task(far.enter(request))
 
-        relay = proxy.relays[-1]
-        relay.deaf = True
-        request = EnterRequest("q", "again", place_token=dropped.place_token)
-        entering = far._join("test").loop.create_task(far.enter(request))
+    async def waits() -> bool:
+        return (await near.stats("q")).waiting == 2
 
-        async def waits() -> bool:
-            return (await near.stats("q")).waiting == 1
-
-        await wait_until(waits, "its enter was carried out")
-        if granted:
-            near.leave(holder.ticket)
-            await near.flush()
-        relay.cut()
-        result = await entering
-        assert (result.grant is not None) == granted
-        assert result.resumed
-        far.leave(result.ticket)
+    await wait_until(waits, "its enter was carried out")
+    if granted:
         near.leave(holder.ticket)
-
-
-async def test_a_call_that_fails_without_a_reply_does_not_use_up_its_place(
-    redis_server: RedisServer,
-) -> None:
-    """Redis has given it the place, and only a later sync can say that nobody wants it."""
-    async with (
-        TcpProxy(redis_server.port) as proxy,
-        RedisBackend(redis_server.url) as near,
-        RedisBackend(proxy.url) as far,
-    ):
-        near.listen(lambda event: None)
-        far.listen(lambda event: None)
-        holder = await near.enter(EnterRequest("q", "holder"))
-        dropped = await near.enter(EnterRequest("q", "dropped"))
-        behind = await near.enter(EnterRequest("q", "behind"))
-        near.leave(dropped.ticket, keep_place=60.0)
         await near.flush()
-        await far.ping()
+    proxy.relays[-1].cut()
+    result = await entering
+    assert (result.grant is not None) == granted
+    assert result.resumed
+    for backend, call in ((far, result), (near, behind), (near, holder)):
+        backend.leave(call.ticket)
 
-        relay = proxy.relays[-1]
-        relay.deaf = True
-        with pytest.raises(BackendUnavailableError):
-            await far.enter(EnterRequest("q", "again", place_token=dropped.place_token, timeout=0.05))
-        relay.cut()
-        await far.flush()
-        last = await near.enter(EnterRequest("q", "last", place_token=dropped.place_token))
-        assert last.resumed
-        assert [entry.item_id for entry in await near.entries("q")] == ["holder", "last", "behind"]
-        for each in (last, behind, holder):
-            near.leave(each.ticket)
+
+async def test_a_call_that_fails_without_a_reply_does_not_use_up_its_place(pair: Pair) -> None:
+    """Redis has given it the place, and only a later sync can say that nobody wants it."""
+    near, far, proxy = pair
+    holder, dropped, behind = await left_behind(pair)
+    with pytest.raises(BackendUnavailableError):
+        await far.enter(EnterRequest("q", "again", place_token=dropped.place_token, timeout=0.05))
+    proxy.relays[-1].cut()
+    await far.flush()
+    last = await near.enter(EnterRequest("q", "last", place_token=dropped.place_token))
+    assert last.resumed
+    assert [entry.item_id for entry in await near.entries("q")] == ["holder", "last", "behind"]
+    for call in (last, behind, holder):
+        near.leave(call.ticket)
 
 
 async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(

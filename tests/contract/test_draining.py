@@ -59,3 +59,13 @@ async def test_drain_of_a_queue_that_was_never_used(queue: Queue) -> None:
     assert await queue.drain() == 0
     with pytest.raises(QueueDrainingError):
         await queue.slot("sales").__aenter__()
+
+
+async def test_a_task_that_holds_a_slot_must_not_drain(queue: Queue) -> None:
+    """It would wait for itself. Nothing is refused by the attempt."""
+    async with queue.slot("sales"):
+        with pytest.raises(RuntimeError, match="holds a slot"):
+            await queue.drain()
+    async with queue.slot("sales"):
+        pass
+    assert await queue.drain() == 0

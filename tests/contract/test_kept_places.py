@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from genesis import QueueFullError, QueueTimeoutError
+from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.exceptions import EvictedError
 from tests.support.line import Call, Line
 from tests.support.waiting import wait_until
@@ -60,7 +61,7 @@ async def test_a_kept_place_expires(line: Line) -> None:
 async def test_only_a_cancelled_waiter_keeps_its_place(line: Line, ending: str) -> None:
     """A timeout or eviction keeps no place, nor does a call without `keep_place`, nor a holder."""
     holder = await line.call("holder")
-    timeout = 0.01 if ending == "timeout" else None
+    timeout = 0.2 if ending == "timeout" else None
     keep = 0.0 if ending == "unasked" else 60.0
     call = await line.call("call", keep_place=keep, timeout=timeout)
     if ending == "timeout":
@@ -139,6 +140,26 @@ async def test_a_call_that_drops_before_it_is_answered_does_not_use_up_its_token
     assert last.request.resumed
     assert await line.waiting() == ["last", "next"]
     assert await line.grants() == ["holder", "last", "next"]
+
+
+async def test_a_waiter_that_is_granted_as_it_is_cancelled_keeps_its_place(line: Line) -> None:
+    """That it never held is also what the mean of the holds says."""
+    for _ in range(FEWEST_HOLDS - 2):
+        async with line.queue.slot("sales"):
+            pass
+    holder = line.queue.slot("sales")
+    await holder.__aenter__()
+    dropped = await line.call("dropped", keep_place=60)
+    await line.call("next")
+    await holder.__aexit__(None, None, None)
+    await dropped.dropped()
+    await wait_until(lambda: line.calls[1].slot, "the next one holds")
+    assert (await line.queue.stats("sales")).mean_hold is None
+    await line.call("last")
+    again = await line.call("again", place_token=dropped.request.place_token)
+    assert again.request.resumed
+    assert await line.waiting() == ["again", "last"]
+    assert await line.grants() == ["next", "again", "last"]
 
 
 async def test_the_wait_of_a_resumed_call_counts_from_its_return(line: Line) -> None:

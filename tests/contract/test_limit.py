@@ -216,9 +216,7 @@ async def test_the_agreement_ends_with_the_last_call(group: CallGroup, ending: s
     (holder,) = await group.line_up("holder", limit=1)
     if ending in ("timeout", "refused"):
         with pytest.raises(QueueTimeoutError):
-            async with queue.slot(
-                "sales", max_concurrent=1, timeout=0 if ending == "refused" else 0.01
-            ):
+            async with queue.slot("sales", max_concurrent=1, timeout=0 if ending == "refused" else 0.2):
                 pytest.fail("two in a queue with limit 1")
     elif ending != "released":
         (waiter,) = await group.line_up("waiter", limit=1)

@@ -53,7 +53,7 @@ async def test_a_semaphore_may_be_nested_in_one_task(queue: Queue) -> None:
 async def test_a_semaphore_makes_slots_for_named_items(queue: Queue) -> None:
     """sem(item_id=...) is a slot of the same queue, limit and timeout."""
     await queue.ping()  # connects, for which the deadline leaves no time
-    sem = queue.semaphore("support", max_concurrent=1, timeout=0.01)
+    sem = queue.semaphore("support", max_concurrent=1, timeout=0.2)
     async with sem(item_id="call-1") as slot:
         assert (slot.queue_id, slot.item_id) == ("support", "call-1")
         assert (await queue.stats("support")).limit == 1

@@ -18,7 +18,7 @@ async def test_a_timeout_is_a_timeout_error_that_names_queue_and_item(group: Cal
     """A call that is not granted in time leaves the line with an error that names queue and item."""
     (holder,) = await group.line_up("holder")
     with pytest.raises(TimeoutError) as caught:
-        async with group.queue.slot("sales", item_id="late", max_concurrent=1, timeout=0.01):
+        async with group.queue.slot("sales", item_id="late", max_concurrent=1, timeout=0.2):
             pytest.fail("granted a slot that is taken")
     assert isinstance(caught.value, QueueTimeoutError)
     assert isinstance(caught.value, GenesisError)
@@ -27,7 +27,7 @@ async def test_a_timeout_is_a_timeout_error_that_names_queue_and_item(group: Cal
     assert (caught.value.queue_id, caught.value.item_id, caught.value.timeout) == (
         "sales",
         "late",
-        0.01,
+        0.2,
     )
     assert await group.counts() == (0, 1)
     await holder.gone()

@@ -39,6 +39,7 @@ RECENT, KNOWN = timedelta(minutes=5), timedelta(minutes=10)
 _FILLING = {
     **{name: f"${name}" for name in GRAFANA_DEFAULTS},  # matchers stay as they are written
     "__rate_interval": "7001s",
+    "__interval": "7003s",
     "__range": "7002s",
 }
 
@@ -138,6 +139,16 @@ def tells_its_reader(dashboard: Dashboard) -> Iterator[str]:
             yield f"{title!r} has no description"
         elif not ("**Bad:** " in text and "**Next:** " in text):
             yield f"{title!r} does not say when it is bad, or what to do then"
+
+
+def says_what_no_data_means(dashboard: Dashboard) -> Iterator[str]:
+    """And has no series that are there and not shown: an empty grid says nothing."""
+    for panel in _drawn(dashboard):
+        config = panel["fieldConfig"]
+        if not config["defaults"].get("noValue"):
+            yield f"{panel['title']!r} does not say what it means if there is no data"
+        if "hideFrom" in str(config):
+            yield f"{panel['title']!r} hides series instead of not asking for them"
 
 
 def asks_a_chosen_datasource(dashboard: Dashboard) -> Iterator[str]:
@@ -284,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     cell_links_keep_what_was_chosen,
     is_laid_out,
     tells_its_reader,
+    says_what_no_data_means,
     asks_a_chosen_datasource,
     windows_fit,
     counters_are_rates,

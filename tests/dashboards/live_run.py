@@ -60,7 +60,7 @@ SHORTER = {
     "> 300": "> 3",  # seconds that the head may wait
     "> 3600": "> 8",  # seconds that a slot may be held
 }
-VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "1s", "__range": "30s"}
+VARIABLES = {**GRAFANA_DEFAULTS, "__rate_interval": "4s", "__interval": "500ms", "__range": "30s"}
 
 
 def shortened(expression: str) -> str:
@@ -280,9 +280,12 @@ class LiveRun(Callers):
         await self.seen('max(genesis_queue_depth{queue="cut off"}) == 2', "two wait")
         with self.fault("redis stopped"):
             self.redis.kill()
-            # Nothing is sent meanwhile, so only calls that enter are operations that fail.
+            await self.firing("GenesisBackendUnavailable", backend="redis")  # though nobody calls
             waiting += [self.every(0.5, i, "cut off", 0.1) for i in (one, two)]
-            await self.firing("GenesisBackendUnavailable", backend="redis")
+            await self.seen(
+                'sum(rate(genesis_backend_operation_seconds_count{outcome="unavailable"}[2s])) > 0',
+                "calls that enter fail",
+            )
             await self.firing("GenesisStaleSnapshot", queue="cut off")
             await self.ask_doctor("redis stopped")
             self.redis.start()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import queries
+from dashboards import fleet, promql, queries
 from genesis.observability import names
 from tests.dashboards.boards import Board
 from tests.support.telemetry_names import filled_in
@@ -77,6 +77,9 @@ SALES = '{queue="sales"}'
 ONE_UP = [counted("up", "1x120"), counted(names.BUILD_INFO, "1x120", version="1", backend="redis")]
 
 
+REACHED = counted(names.BACKEND_UP, "1x120", backend="redis")
+
+
 FAILING = [
     counted(
         f"{names.OPERATION_SECONDS}_count",
@@ -133,21 +136,21 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         SALES,
         0,
     ),
-    "0 while an instance is there": (queries.or_zero(queries.longest_wait()), ONE_UP, "{}", 0),
+    "0 while an instance is there": (fleet.or_zero(queries.longest_wait()), ONE_UP, "{}", 0),
     "nobody while an instance is there": (
-        queries.or_nobody(queries.service_level_strict("", queries.RECENT)),
+        fleet.or_nobody(queries.service_level_strict("", promql.RECENT)),
         ONE_UP,
         "{}",
-        queries.NOBODY,
+        fleet.NOBODY,
     ),
     "neither without one": (
-        f"count({queries.or_zero(queries.longest_wait())}) or vector(-2)",
+        f"count({fleet.or_zero(queries.longest_wait())}) or vector(-2)",
         [counted("up", "1x60 0x60"), *ONE_UP[1:]],
         "{}",
         -2,
     ),
     "nobody knows how long they have waited while Redis is away": (
-        f"count({queries.or_zero_unless(queries.waiting(''), queries.longest_wait())}) or vector(-2)",
+        f"count({fleet.or_zero_unless(queries.waiting(''), queries.longest_wait())}) or vector(-2)",
         [
             *ONE_UP,
             *FAILING,
@@ -156,16 +159,70 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         "{}",
         -2,
     ),
-    "Redis is fine": (queries.backend_state(), ONE_UP, "{}", queries.BACKEND_FINE),
-    "Redis fails": (queries.backend_state(), [*ONE_UP, *FAILING], "{}", queries.BACKEND_AWAY),
-    "Redis was disrupted": (
-        queries.backend_state(),
+    "Redis is fine": (fleet.backend_state(), [*ONE_UP, REACHED], "{}", fleet.BACKEND_FINE),
+    "nobody has needed Redis yet": (fleet.backend_state(), ONE_UP, "{}", fleet.BACKEND_UNUSED),
+    "nobody calls, and one of two instances does not reach Redis": (
+        fleet.backend_state(),
         [
             *ONE_UP,
+            REACHED,
+            counted(names.BACKEND_UP, "0x120", instance="b", backend="redis"),
+        ],
+        "{}",
+        fleet.BACKEND_AWAY,
+    ),
+    "and the other one is fine": (
+        f"({fleet.backend_state('instance')}) < 2",
+        [
+            *ONE_UP,
+            REACHED,
+            counted(names.BACKEND_UP, "0x120", instance="b", backend="redis"),
+        ],
+        '{instance="a"}',
+        fleet.BACKEND_FINE,
+    ),
+    "Redis is reached, and operations fail": (
+        fleet.backend_state(),
+        [*ONE_UP, REACHED, *FAILING],
+        "{}",
+        fleet.BACKEND_AWAY,
+    ),
+    "Redis was disrupted": (
+        fleet.backend_state(),
+        [
+            *ONE_UP,
+            REACHED,
             counted(names.DISRUPTIONS, "0x100 1x20", backend="redis", reason="connection"),
         ],
         "{}",
-        queries.BACKEND_DISRUPTED,
+        fleet.BACKEND_DISRUPTED,
+    ),
+    "a lost slot is counted in the bar of its minute": (
+        f"round({queries.lost('')})",
+        [counted(f"{names.HOLD_SECONDS}_count", "0x109 1x30", queue="sales", outcome="lost")],
+        "{}",
+        1,
+    ),
+    "there is no bar where none was lost": (
+        f"count({queries.lost('')}) or vector(0)",
+        [counted(f"{names.HOLD_SECONDS}_count", "1x140", queue="sales", outcome="lost")],
+        "{}",
+        0,
+    ),
+    "waits of those who gave up: all buckets": (
+        f"count({queries.waits_of_those_who_gave_up()})",
+        TEN_CALLERS,
+        "{}",
+        2,
+    ),
+    "or none": (
+        f"count({queries.waits_of_those_who_gave_up()}) or vector(0)",
+        [
+            counted(f"{names.WAIT_SECONDS}_{sample}", "0x120", queue="sales", outcome="timeout", le=le)
+            for sample, le in (("bucket", "5.0"), ("bucket", "20.0"), ("count", ""))
+        ],
+        "{}",
+        0,
     ),
     "a hold of twenty times the mean, and above a minute, is too long": (
         queries.too_long(),
@@ -199,7 +256,7 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         4,
     ),
     "instances of other jobs are not ours": (
-        queries.down_count(),
+        fleet.down_count(),
         [
             counted("up", "1x120"),
             counted(names.BUILD_INFO, "1x120", version="1", backend="redis"),
@@ -209,7 +266,7 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         0,
     ),
     "one of ours that is down is counted": (
-        queries.down_count(),
+        fleet.down_count(),
         [
             counted("up", "1x60 0x60"),
             counted(names.BUILD_INFO, "1x60 stale", version="1", backend="redis"),
@@ -265,6 +322,7 @@ def test_panels_give_the_right_number(tmp_path: Path) -> None:
         "instance": ".+",
         "queue": ".+",
         "__rate_interval": "1m",
+        "__interval": "15s",
         "__range": "30m",
     }
     cases = [

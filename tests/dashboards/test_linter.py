@@ -111,6 +111,16 @@ PLANTED: dict[str, tuple[str, Callable[[Board], None], str]] = {
         set_to(WAITING, "description", "Callers who wait."),
         "does not say when it is bad",
     ),
+    "an empty grid where there is no data": (
+        OVERVIEW,
+        set_to(WAITING, "fieldConfig.defaults.noValue", ""),
+        "no data",
+    ),
+    "an empty grid where all is 0": (
+        OVERVIEW,
+        set_to(WAITING, "fieldConfig.defaults.custom.hideFrom", {"viz": True}),
+        "hides series",
+    ),
     "a fixed datasource": (
         OVERVIEW,
         set_to(WAITING, "datasource", {"type": "prometheus", "uid": "PBFA97CFB590B2093"}),

@@ -47,6 +47,17 @@ SHOWN_BY = {
     "overview: Queues 13": "clock set back",  # stuck
     "overview: Alerts that fire 1": "slots exhausted",
     "overview: Operations that failed 1": "redis stopped",
+    # No bar where nothing happened.
+    "overview: Faults 1": "instance killed",
+    "overview: Faults 2": "instance stopped",
+    "overview: Faults 3": "redis stopped",
+    "overview: Faults 4": "sink raises",
+    "overview: Faults 5": "limits disagree",
+    "overview: Redis: disruptions 1": "clock set back",
+    "queue: Refused 1": "line full",
+    "queue: Reclaimed and lost 1": "instance killed",
+    "queue: Reclaimed and lost 2": "instance stopped",
+    "queue: Waits of those who gave up 1": "slots exhausted",
 }
 # What another fault might show for a moment before: a stopped instance has calls, and no young
 # heartbeat until its first one after that. The rule's `for` keeps the alert silent then.

@@ -6,7 +6,8 @@ import asyncio
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ from tests.support.waiting import wait_until
 ALERTS = [rule for rule in load_rules() if rule.is_alert]
 PROMTOOL_TESTS = sorted((Path(__file__).parent / "promtool").glob("*.test.yml"))
 LONG = {"quiet_night.test.yml"}
+TITLES = {
+    dashboard["title"].removeprefix("Genesis / "): {
+        title
+        for panel in dashboard["panels"]
+        for title in (
+            panel["title"],
+            *(
+                title
+                for step in panel.get("transformations", [])
+                for title in step["options"].get("renameByName", {}).values()
+            ),
+        )
+    }
+    for dashboard in load_dashboards().values()
+}
+"""By dashboard: its panels, and the columns of its tables."""
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -121,6 +138,16 @@ def test_every_runbook_is_an_alert_s_and_has_its_three_parts() -> None:
         assert promql_blocks(text), page.name
 
 
+def test_every_runbook_says_where_a_dashboard_shows_it() -> None:
+    """Its meaning names a dashboard, and a panel or a column there by its title."""
+    for page in sorted(RUNBOOKS.glob("*.md")):
+        meaning = page.read_text().split("## First three looks")[0].replace("\n", " ")
+        (sentence,) = re.findall(r"On \*.*?\.(?:$| )", meaning) or [""]
+        named = set(re.findall(r'"([^"]+)"', sentence))
+        for board in re.findall(r"\*(Overview|Queue)\*", sentence) or ["none"]:
+            assert named & TITLES.get(board, set()), page.name
+
+
 def test_the_index_of_the_alerts_is_complete() -> None:
     """The table in the README of the rules has each alert, with its severities."""
     text = (DASHBOARDS / "prometheus" / "README.md").read_text()
@@ -184,11 +211,11 @@ async def test_what_the_expressions_ask_for_is_really_exposed(
     own_redis: RedisServer, registry: CollectorRegistry
 ) -> None:
     """A registry that has seen calls of every kind exposes each sample and each label asked for."""
-    await live_a_little(own_redis, registry)
     exposed: dict[str, list[dict[str, str]]] = {}
-    for family in registry.collect():
-        for sample in family.samples:
-            exposed.setdefault(sample.name, []).append(dict(sample.labels))
+    async with live_a_little(own_redis, registry):
+        for family in registry.collect():
+            for sample in family.samples:
+                exposed.setdefault(sample.name, []).append(dict(sample.labels))
     for name, labels in sample_names().items():
         assert name in exposed, f"{name} is not exposed"
         assert {frozenset(found) for found in exposed[name]} == {labels}, name
@@ -209,7 +236,8 @@ def fits(labels: dict[str, str], label: str, operator: str, value: str) -> bool:
     return matches is not operator.startswith("!")
 
 
-async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> None:
+@asynccontextmanager
+async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> AsyncIterator[None]:
     """Calls that are granted, wait, time out, hang up, are evicted, and fail, on one registry."""
     telemetry = Telemetry(registry, logger=sick_logger())
     backend = RedisBackend(server.url, lease=1.0)
@@ -253,6 +281,7 @@ async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> Non
         )
         holder.cancel()
         await asyncio.gather(holder, hung_up, return_exceptions=True)
+        yield
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:

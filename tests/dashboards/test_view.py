@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from dashboards.generate import dashboards
 from tests.dashboards.view.moments import MINUTES, SIGNS, shots
-from tests.dashboards.view.states import SCRAPE_SECONDS, STATES, Moment, Played, play
+from tests.dashboards.view.states import INSTANCES, SCRAPE_SECONDS, STATES, Moment, Played, play
 from tests.dashboards.view.viewer import Picture, draw, install, missing
 from tests.support.observers import Prometheus
 from tests.support.telemetry_names import filled_in
@@ -89,6 +89,30 @@ def test_the_right_tiles_have_a_colour(seen: Seen, state: str, board: str) -> No
     coloured = {panel for panel, _, _ in picture.bad()} & set(TILES[board])
     must, might = (tiles & set(TILES[board]) for tiles in SIGNS[state])
     assert must <= coloured <= must | might, picture.bad()
+
+
+REDIS = {
+    "no data": "no data",
+    "redis down 10 s": "fails",
+    "redis down 150 s": "fails",
+    "redis back": "disrupted",
+    "all stopped": "no data",
+}
+"""What the tile says, if it is not "ok"."""
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_tile_says_how_redis_is(seen: Seen, state: str) -> None:
+    for board in (OVERVIEW, QUEUE):
+        _, picture = seen.pictures[state, board]
+        assert [each.text for each in picture.panels["Redis"]] == [REDIS.get(state, "ok")]
+
+
+def test_the_table_says_which_instances_do_not_reach_redis(seen: Seen) -> None:
+    for state, word in (("healthy", "ok"), ("redis down 10 s", "fails"), ("redis back", "disrupted")):
+        _, picture = seen.pictures[state, OVERVIEW]
+        cells = [each.text for each in picture.panels["Instances"] if each.name == "Redis"]
+        assert cells == [word] * INSTANCES
 
 
 @pytest.mark.parametrize("state", STATES)

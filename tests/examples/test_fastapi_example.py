@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -29,11 +30,9 @@ class Client:
     def __init__(self, app: FastAPI) -> None:
         self.app = app
 
-    async def get(
-        self, path: str, query: str = "", method: str = "GET", gone: asyncio.Event | None = None
-    ) -> Reply:
+    async def get(self, path: str, query: str = "", method: str = "GET", **options: Any) -> Reply:
         """One request; the client goes away when `gone` is set."""
-        return await request(self.app, path, method, query=query, gone=gone)
+        return await request(self.app, path, method, query=query, **options)
 
     async def line(self) -> tuple[int, int]:
         shown = (await self.get(f"/queue/{QUEUE_ID}")).json
@@ -113,6 +112,8 @@ async def test_the_line_is_shown(client: Client) -> None:
         ("/call/x", "seconds=1e9", "GET", 422),
         ("/call/" + "x" * 201, "", "GET", 422),
         ("/call/x", "queue=", "GET", 422),
+        ("/call/x", "max_waiting=-1", "GET", 422),
+        ("/call/x", f"max_waiting={2**63}", "GET", 422),
         ("/call/", "", "GET", 404),
         ("/queue/", "", "GET", 404),
         ("/call/x", "", "POST", 405),
@@ -145,6 +146,28 @@ async def test_a_call_that_is_not_served_is_503_and_says_when_to_come_back(
     assert (full.status, full.json) == (503, {"error": "QueueFullError"})
     gone.set()
     await asyncio.gather(*calls)
+
+
+async def test_a_full_line_of_short_calls_is_not_tried_again_at_once(client: Client) -> None:
+    """The expected wait is less than a second then, and a Retry-After of 0 would be a busy loop."""
+    for _ in range(10):
+        await client.get("/call/short")
+    gone = asyncio.Event()
+    calls = [
+        asyncio.ensure_future(client.get(f"/call/c{number}", "seconds=3600", gone=gone))
+        for number in range(LIMIT)
+    ]
+    await client.stands(0, LIMIT)
+    full = await client.get("/call/full", "max_waiting=0")
+    assert (full.status, full.headers["retry-after"]) == (503, "1")
+    gone.set()
+    await asyncio.gather(*calls)
+
+
+async def test_a_client_that_goes_away_within_its_body_is_no_error(client: Client) -> None:
+    """Its call is never enqueued."""
+    assert (await client.get("/call/gone", cut=True)).status == 499
+    assert b"wait_seconds_count" not in (await client.get("/metrics")).body
 
 
 async def test_the_end_of_the_lifespan_drains_the_queue() -> None:

@@ -27,13 +27,13 @@ def command(name: str) -> list[str]:
     return [sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])]
 
 
-async def start(name: str, log: Path) -> asyncio.subprocess.Process:
+async def start(name: str, log: Path, *options: str) -> asyncio.subprocess.Process:
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "GENESIS_"))
     }
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
-            *command(name), cwd=ROOT, env=clean, stdout=output, stderr=output
+            *command(name), *options, cwd=ROOT, env=clean, stdout=output, stderr=output
         )
 
 
@@ -55,6 +55,18 @@ async def test_what_ends_by_itself_prints_what_is_shown(name: str, tmp_path: Pat
     section = README.read_text().split(f"## {name}")[1].split("\n## ")[0]
     shown = section.split("It prints:\n\n")[1]
     assert without_seconds((tmp_path / "log").read_text()) == without_seconds(shown)
+
+
+@pytest.mark.parametrize("documents", ["0", "-1"])
+async def test_a_batch_of_nothing_is_a_usage_error(documents: str, tmp_path: Path) -> None:
+    """And does not wait for ever for the first document."""
+    process = await start("batch_job.py", tmp_path / "log", f"--documents={documents}")
+    try:
+        assert await asyncio.wait_for(process.wait(), 20) == 2
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,7 @@ class Channel:
         lines = ["Event-Name: CHANNEL_DATA", f"Unique-ID: {self.uuid}"]
         lines += [f"Answer-State: {self.answer_state}", f"Event-Date-Timestamp: {self.clock}"]
         lines += [f"Caller-Channel-Answered-Time: {self.answered}"]
+        lines += [f"Caller-Destination-Number: {self.extension or '5000'}"]
         lines += [f"variable_{key}: {quote(value)}" for key, value in self.variables.items()]
         lines += ["Content-Type: command/reply", "Reply-Text: %2BOK%0A"]
         return "\n".join(lines) + "\n\n"
@@ -269,6 +270,7 @@ class Channel:
                 await self._execute(self._queue.popleft())
             else:
                 await self._sleep(None)
+        await self.settled()  # what the handler says to the last event comes before the next event
         self.event("CHANNEL_UNPARK")
         self._complete("socket", "socket", self._response)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -254,3 +255,10 @@ def test_the_command_line_says_what_a_call_meets() -> None:
     assert (options.redis, options.host, options.port) == ("redis://localhost", "127.0.0.1", 9696)
     assert settings_of(options) == Settings(agents=("a", "b"))
     assert settings_of(parse_arguments([])) == Settings()
+
+
+@pytest.mark.parametrize("bad", [{"limit": 0}, {"max_waiting": -1}, {"timeout": -1}, {"queue_id": ""}])
+async def test_bad_settings_are_an_error_at_the_start(bad: dict[str, Any], world: World) -> None:
+    """And not one for every call."""
+    with pytest.raises(ValueError, match=r"queue|limit"):
+        await world.instance(**bad)

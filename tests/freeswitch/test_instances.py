@@ -9,13 +9,25 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from examples.freeswitch import call
 from examples.freeswitch_outbound import serve
 from genesis import Queue
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
-from tests.conftest import LEASE, assert_nothing_kept
+from tests.conftest import LEASE, Spans, assert_nothing_kept
 from tests.freeswitch.switch import Channel, Phones
-from tests.freeswitch.world import FIRST, LENGTHS, MUSIC, SETTINGS, SORRY, World, stand, talks, waits
+from tests.freeswitch.world import (
+    FIRST,
+    LENGTHS,
+    MUSIC,
+    SETTINGS,
+    SORRY,
+    World,
+    outcomes,
+    stand,
+    talks,
+    waits,
+)
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_until
 
@@ -39,6 +51,36 @@ async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None
     if other is not None:
         other.hang_up()
         await other.over()
+
+
+async def test_a_call_that_is_transferred_while_a_phone_rings_is_left_alone(world: World) -> None:
+    """The bridge has failed then, but no other agent is called for a call that is elsewhere."""
+    world.phones.known = {"user/1": "rings", "user/2": "answers"}
+    service = await world.instance(agents=("user/1", "user/2"), ring_seconds=2000)
+    channel = world.call("caller", service)
+    await wait_until(lambda: world.phones.calls["user/1"] == 1, "the phone rings")
+    sent = len(channel.commands)
+    channel.transfer("6000")
+    await wait_until(lambda: channel.dead, "the handler lets go of it")
+    await stand(world.queue, waiting=0, in_use=0)
+    assert channel.commands[sent:] == []
+
+
+async def test_a_call_that_is_transferred_hears_no_more_of_our_music(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer ends the music; that it ended is no reason to begin it again."""
+    monkeypatch.setattr(call, "LEAST_MUSIC", 0.0)
+    service = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service)
+        await wait_until(lambda: channel.music_plays, "music")
+        await channel.settled()
+        sent = len(channel.commands)
+        channel.transfer("6000")
+        await wait_until(lambda: channel.dead, "the handler lets go of it")
+        await stand(world.queue, waiting=0, in_use=1)
+        assert channel.commands[sent:] == []
 
 
 async def test_sigterm_hands_waiters_over_with_their_places(
@@ -95,6 +137,24 @@ async def test_callers_of_a_dead_instance_keep_their_place(world: World) -> None
         channel.hang_up()
 
 
+@pytest.mark.parametrize("end", ["too long", "stopped", "killed"])
+async def test_who_hears_the_announcement_is_not_in_line_again(end: str, world: World) -> None:
+    """FreeSWITCH plays it to its end and hangs up, whether or not this instance waits for that."""
+    service = await world.instance(timeout=0.05, sorry_seconds=0.05 if end == "too long" else 5.0)
+    other = await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        channel = world.call("caller", service, other, lengths={SORRY: 0.3})
+        await wait_until(lambda: channel.hears[-1:] == [SORRY], "the announcement begins")
+        await channel.settled()
+        if end == "stopped":
+            await service.close()
+        elif end == "killed":
+            channel.lose_handler()
+        assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+        assert channel.connections == 1
+        assert channel.hears == [MUSIC, SORRY]
+
+
 async def test_a_conversation_outlives_its_controller(world: World) -> None:
     """Nobody is torn from an agent, and FreeSWITCH ends the call when the agent hangs up."""
     service, other = await world.instance(), await world.instance()
@@ -145,6 +205,25 @@ async def test_a_call_while_redis_is_away_hears_the_announcement(
     channel = world.call("caller", await world.instance(queue))
     assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
     assert channel.hears == [MUSIC, SORRY]
+
+
+async def test_a_caller_waits_for_redis_as_long_as_the_lease(
+    own_redis: RedisServer, world: World, telemetry: Telemetry, spans: Spans
+) -> None:
+    """Then its place is lost, and it hears the announcement."""
+    backend = RedisBackend(own_redis.url, lease=LEASE)
+    queue = await world.stack.enter_async_context(Queue(backend, telemetry=telemetry))
+    service = await world.instance(queue)
+    talking = world.call("talking", service)
+    await talks(talking)
+    channel = world.call("caller", service)
+    await stand(queue, waiting=1, in_use=1)
+    own_redis.kill()
+    assert await channel.over() == "NORMAL_TEMPORARY_FAILURE"
+    assert channel.hears == [MUSIC, SORRY]
+    assert outcomes(spans, "wait", "caller") == ["error"]
+    assert talking.talks_with
+    talking.hang_up()
 
 
 async def test_a_large_channel_variable_is_no_reason_to_hang_up(world: World) -> None:

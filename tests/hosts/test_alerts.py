@@ -1,7 +1,7 @@
 """The committed rules on two workers behind one port, whose metrics are in files for both.
 
 What a single process shows, these must show, too, and nothing else: of a paused queue only that it is
-paused, a line that is stuck, and a worker that was killed.
+paused, a line that is stuck, a worker that was killed, and Redis out of reach while nobody calls.
 `tests/dashboards/live_run.py` shortens the windows.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, RedisBackend
-from genesis.observability import Telemetry
+from genesis.observability import Telemetry, names
 from tests.dashboards.live_run import SCRAPES, shortened_rules
 from tests.hosts.web import PATIENCE, SHORT_LEASE, WebServer
 from tests.support.observers import Prometheus
@@ -123,6 +123,28 @@ async def test_of_a_paused_queue_only_the_pause_and_a_stuck_line_and_a_killed_wo
         task.cancel()
     await asyncio.gather(paused, stuck, doomed, *held, *waiting, return_exceptions=True)
     await operator.set_limit("paused", None)
+
+
+async def test_workers_that_nobody_calls_tell_that_redis_is_away(
+    server: WebServer, prometheus: Prometheus, own_redis: RedisServer
+) -> None:
+    """A gauge in files, written by what the workers see; and it is over once Redis is back."""
+    firing = 'count(ALERTS{alertname="GenesisBackendUnavailable",alertstate="firing"})'
+
+    async def fires() -> bool:
+        return bool(await asyncio.to_thread(prometheus.query, firing))
+
+    async def is_over() -> bool:
+        return not await fires()
+
+    up = f"min({names.BACKEND_UP})"
+    await wait_until(lambda: prometheus.value(up) == 1, "a worker has reached Redis")
+    own_redis.kill()
+    await wait_until(fires, "GenesisBackendUnavailable fires", 30.0)
+    failed = 'sum(genesis_backend_operation_seconds_count{outcome=~"unavailable|error"}) > 0'
+    assert await asyncio.to_thread(prometheus.query, failed) == []  # nothing was asked of it
+    own_redis.start()
+    await wait_until(is_over, "it is over", 30.0)
 
 
 async def keep_calling(server: WebServer, queue_id: str) -> None:

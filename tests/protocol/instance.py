@@ -16,7 +16,6 @@ __all__ = [
     "Ticket",
     "core_over",
     "frozen",
-    "thawed",
 ]
 
 
@@ -90,15 +89,6 @@ def core_over(base: type[QueueCore]) -> type[Core]:
             self.moves.append((ticket.handle, before.name, stage.name))
 
     return type("Core", (base,), {"_move": move})
-
-
-def thawed(argument: Any) -> bytes:
-    if type(argument) is int:
-        return b"%d" % argument
-    if type(argument) is tuple:
-        return b"%s %d" % argument
-    word: bytes = argument
-    return word
 
 
 def frozen(argument: bytes) -> Any:

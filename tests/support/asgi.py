@@ -29,12 +29,19 @@ async def request(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     gone: asyncio.Event | None = None,
+    cut: bool = False,
     **scope: Any,
 ) -> Reply:
-    """Send one request; the client disconnects when `gone` is set. `scope` overrides the defaults."""
+    """Send one request. The client disconnects when `gone` is set, or, if `cut`, within its body.
+    `scope` overrides the defaults."""
     sent: list[Any] = []
     leaving = gone or asyncio.Event()
     incoming = [{"type": "http.request", "body": body, "more_body": False}]
+    if cut:
+        incoming = [
+            {"type": "http.disconnect"},
+            {"type": "http.request", "body": body, "more_body": True},
+        ]
 
     async def receive() -> Any:
         if incoming:

@@ -108,7 +108,7 @@ def main(port: str, redis_url: str, lease: str, limit: str, patience: str) -> No
     settings.LIMIT = int(limit)
     settings.WAIT_SECONDS = float(patience)
     app = fastapi_app.create_app()
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", loop="uvloop")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis.calls import Call
 from genesis.backends.redis.cluster import RouterSettings
-from genesis.backends.redis.driver import Driver
+from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
 from genesis.backends.redis.members import make_member, ticket_of
 from genesis.backends.redis.requests import Requests
@@ -300,8 +300,10 @@ class RedisBackend:
             if driver is not None:
                 driver.end()
             # An empty context: the driver's callbacks would keep that of the first call.
-            self._driver = driver = Context().run(self._start)
-            return driver
+            self._driver = successor = Context().run(self._start)
+            if driver is not None and driver.down:
+                successor.down[BEFORE] = min(driver.down.values())
+            return successor
         raise RuntimeError("this RedisBackend is in use in another event loop; make one for each loop")
 
     def _start(self) -> Driver:

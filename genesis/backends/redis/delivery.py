@@ -107,7 +107,7 @@ def _beaten(driver: Driver, queue: LocalQueue, verdict: verdicts.Beaten) -> None
 
 def _data_lost(driver: Driver, queue: LocalQueue, verdict: verdicts.DataLost) -> None:
     detail = f"queue {queue.queue_id!r} registers {verdict.tickets} tickets again"
-    driver.emit(Disrupted("data_lost", detail))
+    driver.emit(Disrupted("data_lost", detail, lasts=False))
 
 
 def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> None:

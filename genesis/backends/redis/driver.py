@@ -38,9 +38,10 @@ from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
-__all__ = ["Driver"]
+__all__ = ["BEFORE", "Driver"]
 
 _MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
+BEFORE = "event loop before"  # what was down when another driver's loop ended
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
 # Error replies after which a new connection, perhaps to another server, might succeed.
 _ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
@@ -87,7 +88,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
         self._turns = itertools.count()
-        self._down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
+        self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
         self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
         self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
         self.closing = False
@@ -224,6 +225,7 @@ class Driver:
 
     def on_up(self, link: Link) -> None:
         self.is_up(f"link {id(link)}")
+        self.is_up(BEFORE)
         self.index.up()
         self._notify()
         # Queues with holders first: their lease matters most.
@@ -250,7 +252,7 @@ class Driver:
         """The slot map of the Cluster has changed, or can be read again."""
         self.is_up(f"link {id(None)}")
         in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
-        for part in [part for part in self._down if part.startswith("link ") and part not in in_use]:
+        for part in [part for part in self.down if part.startswith("link ") and part not in in_use]:
             self.is_up(part)  # its node serves no slot any more, so its outage is over
         moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
         for queue in moved:
@@ -294,13 +296,13 @@ class Driver:
             self._changed.set_result(None)
 
     def is_up(self, part: str) -> None:
-        since = self._down.pop(part, None)
-        if since is not None and not self._down:
+        since = self.down.pop(part, None)
+        if since is not None and not self.down:
             self.emit(Recovered(self.loop.time() - since))
 
     def is_down(self, part: str, reason: str, detail: str) -> None:
-        if part not in self._down:  # one event per outage, however many retries fail
-            self._down[part] = self.loop.time()
+        if part not in self.down:  # one event per outage, however many retries fail
+            self.down[part] = self.loop.time()
             self.emit(Disrupted(reason, detail))
 
     # Timers

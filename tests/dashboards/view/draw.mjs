@@ -94,6 +94,7 @@ try {
     const query = new URLSearchParams({ dashboard: shot.dashboard, ...shot.query });
     await tab.goto(`http://127.0.0.1:${server.address().port}/?${query}`);
     await tab.waitForFunction('window.__ready === true', { timeout: 60000 });
+    await tab.waitForFunction('window.__tables()', { timeout: 20000 }); // they draw themselves later than the others
     const { height, ...seen } = await tab.evaluate('window.__seen()');
     if (shot.out) {
       await tab.screenshot({ path: shot.out, clip: { x: 0, y: 0, width: shot.width, height } });

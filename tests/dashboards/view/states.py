@@ -22,7 +22,19 @@ from tests.support.redis_server import RedisServer
 from tests.support.telemetry_names import RULE_FILES
 from tests.support.waiting import wait_until
 
-__all__ = ["INSTANCES", "SCRAPE_SECONDS", "STATES", "Moment", "Played", "play"]
+__all__ = [
+    "INSTANCES",
+    "LEASE",
+    "LIMIT",
+    "SCRAPE_SECONDS",
+    "STATES",
+    "Fleet",
+    "Moment",
+    "Played",
+    "lasts",
+    "play",
+    "production_rules",
+]
 
 INSTANCES = 3
 LEASE = 15.0
@@ -43,14 +55,24 @@ class Moment(NamedTuple):
 
 
 class Fleet(Callers):
-    """Three instances on one Redis, and their callers."""
+    """Three instances under uvloop on one Redis, and their callers.
 
-    def __init__(self, job: str) -> None:
+    Args:
+        job: what Prometheus calls it.
+        options: of redis-server.
+        last_limit: that the third instance names.
+        patience: seconds until a caller is sent away.
+    """
+
+    def __init__(
+        self, job: str, *options: str, last_limit: int = LIMIT, patience: float = PATIENCE
+    ) -> None:
         super().__init__()
         self.job = job
-        self.redis = RedisServer()
+        self.redis = RedisServer(*options)
         self.instances = [
-            ExampleInstance(self.redis.url, LEASE, LIMIT, PATIENCE) for _ in range(INSTANCES)
+            ExampleInstance(self.redis.url, LEASE, limit, patience)
+            for limit in (*[LIMIT] * (INSTANCES - 1), last_limit)
         ]
 
     async def start(self) -> None:
@@ -195,7 +217,7 @@ async def play() -> Played:
             fleets.append(fleet)
             await fleet.start()
         ports = {fleet.job: [instance.port for instance in fleet.instances] for fleet in fleets}
-        prometheus = Prometheus(ports, _rules(), f"{SCRAPE_SECONDS}s")
+        prometheus = Prometheus(ports, production_rules(), f"{SCRAPE_SECONDS}s")
         stack.callback(prometheus.close)
         played = Played(prometheus, fleets, AsyncExitStack())
         await wait_until(
@@ -221,6 +243,7 @@ async def play() -> Played:
     return played
 
 
-def _rules() -> str:
+def production_rules() -> str:
+    """The committed rule files as one."""
     groups = [group for file in RULE_FILES for group in yaml.safe_load(file.read_text())["groups"]]
     return str(yaml.safe_dump({"groups": groups}, sort_keys=False))

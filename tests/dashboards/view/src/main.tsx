@@ -42,8 +42,14 @@ function cut(): string[] {
     if (wide && each.innerText && getComputedStyle(each).textOverflow === 'ellipsis') { found.push(each.innerText); }
     if (wide && each.getAttribute('role') === 'grid' && each.scrollWidth > each.clientWidth + 10) { found.push('columns of ' + each.innerText.split('\n')[0]); }
   }
+  for (const each of document.querySelectorAll<HTMLElement>('#page [role=columnheader]')) {
+    const text = document.createRange(), cell = each.getBoundingClientRect();
+    text.selectNodeContents(each);
+    if (text.getBoundingClientRect().left < cell.left - 1) { found.push(each.innerText); } // aligned to the right
+  }
   return found;
 }
+(window as any).__tables = () => [...seen.values()].filter((each) => each.type === 'table').length <= document.querySelectorAll('#page [role=grid]').length;
 (window as any).__seen = () => ({
   height: Math.ceil(document.getElementById('page')!.getBoundingClientRect().height), panels: [...seen.values()], cut: cut(),
 });
@@ -107,7 +113,7 @@ function Heatmap({ panel, frames, view, width, height }: any) {
     ctx.strokeStyle = theme.colors.border.weak; ctx.fillStyle = theme.colors.text.primary; ctx.textAlign = 'right';
     splits.forEach((s) => { const y = top + plotH - s * row; ctx.fillText(labels[s], left - 8, y); ctx.beginPath(); ctx.moveTo(left, y); ctx.lineTo(left + plotW, y); ctx.stroke(); });
     ctx.textAlign = 'center';
-    const every = plotW > 500 ? 2 : plotW > 250 ? 5 : 10; const unit = Math.max(1, Math.round((view.to - view.from) / 60000 / (plotW / (every === 2 ? 40 : 60)) / 5) * 5) * 60000;
+    const unit = [1, 2, 5, 10, 15, 30, 60].map((minutes) => minutes * 60000).find((each) => (each / (view.to - view.from)) * plotW >= 60) ?? 3600000;
     for (let t = Math.ceil(view.from / unit) * unit; t <= view.to; t += unit) { ctx.fillText(dateTime(t).utc().format('HH:mm'), x(t), h - 10); ctx.beginPath(); ctx.moveTo(x(t), top); ctx.lineTo(x(t), top + plotH); ctx.stroke(); }
     ctx.save(); ctx.beginPath(); ctx.rect(left, top, plotW, plotH); ctx.clip();
     const w = (data.ms / (view.to - view.from)) * plotW;

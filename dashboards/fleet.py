@@ -1,0 +1,111 @@
+"""Questions about the instances, the backend and the alerts, for all queues.
+
+A number that is 0 while instances are there and nothing happens, but none without instances, ends with
+`or_zero`: so that an idle fleet and no data at all do not look the same.
+"""
+
+from __future__ import annotations
+
+from dashboards.promql import PROCESS, RECENT, SHOWN, STEP, happened, series, summed
+from genesis.observability import names
+
+FAILED = 'outcome=~"unavailable|error"'
+WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
+
+
+def _scraped() -> str:
+    # Every job has an `up`, and All is a pattern: so only of jobs that had this library in them.
+    ours = series(names.BUILD_INFO, of='job=~"$job", instance=~".+"')
+    jobs = f"group by (job) (last_over_time({ours}[{SHOWN}]))"
+    return f"{series('up', of=PROCESS)} and on (job) {jobs}"
+
+
+def up() -> str:
+    return f"max by (instance) ({_scraped()})"
+
+
+def up_count() -> str:
+    """How many instances Prometheus reaches; none if there is no instance at all."""
+    return f"sum({_scraped()})"
+
+
+def any_up() -> str:
+    return f"({up_count()} > 0)"
+
+
+def down_count() -> str:
+    return f"count({_scraped()}) - {up_count()}"
+
+
+BACKEND_UNUSED, BACKEND_FINE, BACKEND_DISRUPTED, BACKEND_AWAY = -1, 0, 1, 2
+SHARE_THAT_FAILS = 0.05  # of the operations, on all of the chosen instances; as the alert has it
+
+
+def backend_state(by: str = "") -> str:
+    """How the backend is.
+
+    2 while an instance does not reach it, or many operations fail; 1 if it was away, refused something
+    or lost data within five minutes; else 0, or -1 if no instance has needed it yet.
+    """
+    reached = series(names.BACKEND_UP, of=PROCESS)
+    cut_off = summed(by, f"{reached} == bool 0")
+    failing = f"{operations(by, FAILED)} / {operations(by, WAITS_BY_DESIGN)}"
+    away = f"{BACKEND_AWAY} * ({cut_off} > bool 0) > 0"
+    fails = f"{BACKEND_AWAY} * ({failing} > bool {SHARE_THAT_FAILS:g}) > 0"
+    touched = f"{BACKEND_DISRUPTED} * ({disruptions(by, RECENT)} > bool 0.5) > 0"
+    fine = f"{BACKEND_FINE} * {summed(by, reached)}"
+    there = f"({up()} > 0)" if by else any_up()
+    return f"({away}) or ({fails}) or ({touched}) or {fine} or {BACKEND_UNUSED} + 0 * {there}"
+
+
+def operation_milliseconds(quantile: float, by: str, window: str = STEP) -> str:
+    buckets = series(names.OPERATION_SECONDS + "_bucket", WAITS_BY_DESIGN, of=PROCESS)
+    labels = f"le, {by}" if by else "le"
+    # Without those of which there was none: their quantile is NaN.
+    quantiles = f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
+    return f"1000 * {quantiles} > 0"
+
+
+def operations(by: str, *more: str) -> str:
+    return summed(by, f"rate({series(names.OPERATION_SECONDS + '_count', *more, of=PROCESS)}[{STEP}])")
+
+
+def alerts() -> str:
+    """Seconds for which each alert that fires has been true, with the labels that are shown."""
+    shown = "alertname, severity, queue, instance"
+    ours = 'job=~"$job", alertname=~"Genesis.+"'
+    since = f"min by ({shown}) (ALERTS_FOR_STATE{{{ours}}})"
+    firing = f'max by ({shown}) (ALERTS{{{ours}, alertstate="firing"}})'
+    return f"time() - {since} and {firing}"
+
+
+def disruptions(by: str = "reason", window: str = STEP) -> str:
+    return happened(names.DISRUPTIONS, by, of=PROCESS, window=window)
+
+
+def failed_operations() -> str:
+    """By how they failed."""
+    return happened(names.OPERATION_SECONDS + "_count", "outcome", FAILED, of=PROCESS)
+
+
+def telemetry_errors(by: str = "sink", window: str = STEP) -> str:
+    return happened(names.TELEMETRY_ERRORS, by, of=PROCESS, window=window)
+
+
+# Where there is no number ---------------------------------------------------------------------------
+def or_zero(what: str) -> str:
+    """0 while instances are there; nothing without them."""
+    return f"{what} or 0 * {any_up()}"
+
+
+def or_zero_unless(calls: str, what: str) -> str:
+    """As `or_zero`, but nothing while there are such calls and the backend is away: nobody knows."""
+    return f"{what} or (0 * {any_up()} unless ({calls} > 0 and ({backend_state()}) == {BACKEND_AWAY}))"
+
+
+NOBODY = -1
+
+
+def or_nobody(what: str) -> str:
+    """-1, which is shown as words, while instances are there and there is nobody to count."""
+    return f"{what} or {NOBODY} + 0 * {any_up()}"
