@@ -56,10 +56,10 @@ class _Probe:
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
         self.entered += 1
-        admission = await self.inner.enter(entry)
-        self.model.enter(entry, admission)
+        result = await self.inner.enter(entry)
+        self.model.enter(entry, result)
         self.stirred = True
-        return admission
+        return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         return await self.inner.wait(ticket, timeout)
