@@ -1,4 +1,4 @@
-"""A server that imitates a language model (it replies after a delay, and counts its calls), and a client.
+"""A server that imitates a language model, with a delay and a count of its calls; and a client for it.
 
 python examples/fake_model.py 9000
 """

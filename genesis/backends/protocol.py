@@ -228,7 +228,7 @@ class Disrupted(NamedTuple):
     reason: str
     detail: str
     lasts: bool = True
-    """Until `Recovered`. False: it is over already, and nothing follows."""
+    """Whether the outage lasts until `Recovered`. False: it is over already; no event follows."""
 
 
 class Recovered(NamedTuple):

@@ -14,10 +14,10 @@ from prometheus_client.core import Exemplar, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["MAX_UNSETTLED", "Distribution", "Family", "FastHistogram", "noting"]
+__all__ = ["MAX_UNFLUSHED", "Distribution", "Family", "FastHistogram", "appender"]
 
 _MAX_UNSORTED = 256
-MAX_UNSETTLED = 512  # steps
+MAX_UNFLUSHED = 512  # steps
 
 
 class Distribution:
@@ -28,34 +28,43 @@ class Distribution:
 
     Attributes:
         note: observes a value without an exemplar and without sorting, for the path of every call. See
-            `noting` for who sorts.
-        usual: see `FastHistogram`.
+            `appender` for who sorts.
+        all_buckets: see `FastHistogram`.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "_unsorted", "note", "usual")
+    __slots__ = (
+        "_bounds",
+        "_counts",
+        "_exemplars",
+        "_lock",
+        "_sum",
+        "_unsorted",
+        "all_buckets",
+        "append",
+    )
 
-    def __init__(self, bounds: tuple[float, ...], *, usual: bool = True) -> None:
+    def __init__(self, bounds: tuple[float, ...], *, all_buckets: bool = True) -> None:
         self._bounds = bounds
-        self.usual = usual
+        self.all_buckets = all_buckets
         # Never replaced. Appending, copying a prefix and deleting a prefix are atomic, with and without
         # the GIL, and new values come after the prefix. Several threads can therefore append while
         # another sorts: no value is lost or counted twice.
         self._unsorted: list[float] = []
-        self.note = self._unsorted.append
+        self.append = self._unsorted.append
         self._lock = threading.Lock()  # for sorting, `_counts` and `_sum`
         self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last is above all bounds
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        self.note(value)
+        self.append(value)
         if exemplar is not None:
             bucket = bisect_left(self._bounds, value)
             self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
         if len(self._unsorted) >= _MAX_UNSORTED:
-            self.settle()
+            self.flush()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sort the noted values, unless another thread is doing so."""
         # Never wait for the lock: the garbage collector might run this in the middle of `read`.
         if self._unsorted and self._lock.acquire(blocking=False):
@@ -160,8 +169,8 @@ class FastHistogram(Family):
     prometheus_client writes the exposition. In multiprocess mode, which supports no custom collectors,
     prometheus_client's Histogram is used instead.
 
-    A child without observations exposes all its buckets only if it is `usual`, otherwise only its count
-    and sum. That is a seventh of the series: most queues never see most outcomes.
+    A child without observations exposes all its buckets only if `all_buckets` is set, otherwise only
+    its count and sum. That is a seventh of the series: most queues never see most outcomes.
     """
 
     def __init__(
@@ -171,15 +180,15 @@ class FastHistogram(Family):
         super().__init__(HistogramMetricFamily, name, text, labelnames, child)
         self._titles = [*map(floatToGoString, bounds), "+Inf"]
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         for child in list(self._children.values()):
-            child.settle()
+            child.flush()
 
     def _fill(self, family: Any, labels: tuple[str, ...], child: Distribution) -> None:
         counts, total, exemplars = child.read()
         buckets: list[Any] = []
         cumulative = 0
-        whole = child.usual or any(counts)
+        whole = child.all_buckets or any(counts)
         for place, title in enumerate(self._titles):
             cumulative += counts[place]
             if whole or title == "+Inf":
@@ -187,10 +196,10 @@ class FastHistogram(Family):
         family.add_metric(labels, buckets, total)
 
 
-def noting(child: Any) -> Callable[[float], None]:
+def appender(child: Any) -> Callable[[float], None]:
     """The cheapest way to observe a value without an exemplar, for either kind of histogram.
 
-    The caller must call `Instruments.settle` after every `MAX_UNSETTLED` calls.
+    The caller must call `Instruments.flush` after every `MAX_UNFLUSHED` calls.
     """
-    note: Callable[[float], None] = getattr(child, "note", None) or child.observe
+    note: Callable[[float], None] = getattr(child, "append", None) or child.observe
     return note

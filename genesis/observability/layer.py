@@ -21,7 +21,7 @@ from genesis.backends import protocol
 from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveResult, Snapshot, Ticket
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
-from genesis.observability.histogram import MAX_UNSETTLED, noting
+from genesis.observability.histogram import MAX_UNFLUSHED, appender
 from genesis.observability.links import end
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
@@ -34,7 +34,7 @@ __all__ = ["ObservedBackend"]
 T = TypeVar("T")
 
 _NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure
-_WITHOUT_REPLY = {"flush", "close"}  # they succeed even if nothing was ever sent
+_WITHOUT_REPLY = {"flush", "close"}  # they can succeed without any reply
 
 
 class ObservedBackend:
@@ -54,11 +54,11 @@ class ObservedBackend:
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
-        # `leave` follows soon; `_went_well` counts the steps and then sorts the noted values.
-        self._well: dict[str, Callable[[float], None]] = {
+        # `leave` follows soon; `_succeeded` counts the steps and then sorts the noted values.
+        self._observe_ok: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._since_settled = 0  # successful steps since the values were sorted
+        self._unflushed = 0  # successful steps since the values were sorted
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
@@ -72,10 +72,10 @@ class ObservedBackend:
         instruments.build_info.labels(version, self._name).set(1)
         for reason in get_args(names.DisruptionReason):
             instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
-        instruments.up.show(self._name)  # a process before this one may have had its number
-        if instruments.files is None:
-            instruments.operation.labels(self._name, "enter", "unavailable", usual=False)  # at 0, too
-        else:  # where nothing is looked up at a scrape
+        instruments.up.show(self._name)  # a dead process with the same pid might have left a value
+        if instruments.files is None:  # at 0, too
+            instruments.operation.labels(self._name, "enter", "unavailable", all_buckets=False)
+        else:  # a file is not recomputed at a scrape, so publish the end of this object
             show = partial(self._telemetry.guarded, "metrics", instruments.up.show, self._name)
             weakref.finalize(self, show).atexit = False
 
@@ -107,7 +107,7 @@ class ObservedBackend:
             entry = entry._replace(context=recorder.carried_context())
         began = recorder.began
         try:
-            admission = await self._inner.enter(entry)
+            result = await self._inner.enter(entry)
         except BaseException as error:
             self._count_operation("enter", _operation_outcome(error), self._clock() - began)
             outcome = _wait_outcome(error)
@@ -115,19 +115,19 @@ class ObservedBackend:
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        if (grant := admission.grant) is not None:
-            recorder.enqueued(admission, self._well["enter"], now - began)
+        if (grant := result.grant) is not None:
+            recorder.enqueued(result, self._observe_ok["enter"], now - began)
             granted = recorder.granted(grant, now, at_once=True)
             if granted is not grant:
-                admission = admission._replace(grant=granted)
+                result = result._replace(grant=granted)
         else:
             self._count_operation("enter", "ok", now - began)
-            if not admission.position:
-                recorder.refused(admission.refusal or "busy", admission.depth)
-                return admission
-            recorder.enqueued(admission, self._well["enter"], now - began)
-        self._recorders[admission.ticket.id] = recorder
-        return admission
+            if not result.position:
+                recorder.refused(result.refusal or "busy", result.depth)
+                return result
+            recorder.enqueued(result, self._observe_ok["enter"], now - began)
+        self._recorders[result.ticket.id] = recorder
+        return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         recorder = self._recorders.get(ticket.id)
@@ -142,7 +142,7 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        self._went_well("wait", now - began)
+        self._succeeded("wait", now - began)
         return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
@@ -176,7 +176,7 @@ class ObservedBackend:
         if result is None:
             self._leaving[ticket.id] = (recorder, began)
             return None
-        self._went_well("leave", seconds)
+        self._succeeded("leave", seconds)
         if recorder is not None and recorder.recorded is not None:
             recorder.released(result.granted_to, None)
         return result
@@ -187,7 +187,7 @@ class ObservedBackend:
         if began is None:
             return  # that `leave` was not called through this object
         if event.confirmed:
-            self._went_well("leave", self._clock() - began)
+            self._succeeded("leave", self._clock() - began)
         else:
             self._count_operation("leave", "unconfirmed", self._clock() - began)
         if recorder is not None:
@@ -261,13 +261,13 @@ class ObservedBackend:
                 self._telemetry.guarded("traces", end, span, cause)
             self._log(DEBUG, "inspected", operation=operation, queue_id=queue_id, outcome=outcome)
 
-    def _went_well(self, step: str, seconds: float) -> None:
+    def _succeeded(self, step: str, seconds: float) -> None:
         try:
-            self._well[step](seconds)
-            self._since_settled += 1
-            if self._since_settled >= MAX_UNSETTLED:
-                self._since_settled = 0
-                self._telemetry.instruments.settle()
+            self._observe_ok[step](seconds)
+            self._unflushed += 1
+            if self._unflushed >= MAX_UNFLUSHED:
+                self._unflushed = 0
+                self._telemetry.instruments.flush()
         except Exception:
             self._telemetry.failed("metrics")
 
@@ -283,8 +283,8 @@ class ObservedBackend:
             self._operations[key] = child
             if outcome == "ok" and operation not in _WITHOUT_REPLY:
                 self._telemetry.guarded("metrics", instruments.up.met, self._name, self)
-            if outcome == "ok" and operation in self._well:
-                self._well[operation] = noting(child)
+            if outcome == "ok" and operation in self._observe_ok:
+                self._observe_ok[operation] = appender(child)
         child.observe(seconds)
 
     def _on_event(self, event: protocol.BackendEvent) -> None:
@@ -293,11 +293,11 @@ class ObservedBackend:
         if isinstance(event, Snapshot):
             self._snapshots.take(event)
         else:
-            Context().run(self._telemetry.guarded, "metrics", self._tell, event)
+            Context().run(self._telemetry.guarded, "metrics", self._record, event)
         if self._listener is not None:
             self._listener(event)
 
-    def _tell(self, event: protocol.BackendEvent) -> None:
+    def _record(self, event: protocol.BackendEvent) -> None:
         telemetry = self._telemetry
         if isinstance(event, protocol.Left):
             self._left(event)

@@ -171,14 +171,14 @@ class Instruments(Collector):
                 series = self.known[label] = QueueSeries(self, label)
             return series
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sort the noted values of all queues: it might be long until the next scrape."""
         if self.files is not None:
             return
         self.stay_registered()
         for series in list(self.known.values()):
-            series.settle()
-        self.operation.settle()
+            series.flush()
+        self.operation.flush()
 
     def busy(self, label: str) -> bool:
         """Whether this process has a call under this label."""

@@ -30,7 +30,7 @@ __all__ = ["AllProcesses", "SharedFiles", "directory", "warn_of_other_workers"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _MODE = "livemax"
-_NEVER = 1.0  # the time until which a value that is not known holds good
+_NEVER = 1.0  # the expiry of an unknown value: it has always expired
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
 
 _logged: set[str] = set()

@@ -1,4 +1,4 @@
-"""`genesis_backend_up`: whether the backends of this process are reached."""
+"""`genesis_backend_up`: whether the backends of this process can be reached."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["BackendUp"]
 
 
 class _OfOneKind:
-    """The backends of one kind: those that were heard of, and of these the ones out of reach.
+    """The backends of one kind: all that are known, and those that are unreachable.
 
-    One that the application has forgotten without closing it counts no more.
+    The references are weak: a backend abandoned without `close` no longer counts.
     """
 
     __slots__ = ("away", "met")
@@ -38,13 +38,13 @@ class _OfOneKind:
 
 
 class BackendUp(Family):
-    """1, or 0 while a backend of that kind in this process, or a part of one, is out of reach.
+    """1, or 0 while a backend of a kind in this process, or a part of one, is unreachable.
 
-    There is no series before anything is known of a backend, nor once all are closed. Only what
-    happens rarely changes it, so the path of a call does not know of it.
+    There is no series before the first contact with a backend, or after all backends are closed. Only
+    rare events change the value, so the path of a call never touches it.
 
     Args:
-        publish: is called with a kind and its value whenever that may have changed.
+        publish: called with a kind and its value whenever the value might have changed.
     """
 
     text = "1 if the backend is reached, 0 if it or a part of it is not."
@@ -52,8 +52,8 @@ class BackendUp(Family):
     def __init__(self, publish: Callable[[str, float | None], None] | None = None) -> None:
         super().__init__(GaugeMetricFamily, names.BACKEND_UP, self.text, ("backend",), _OfOneKind)
         self._publish = publish
-        # One thread's loop must not overwrite what another has just published. Reentrant, because the
-        # collector may forget a backend in the middle.
+        # One thread must not overwrite a newer value of another. The lock is reentrant, because the
+        # garbage collector might finalize a backend in between.
         self._lock = threading.RLock()
 
     def begin_again(self) -> None:
@@ -61,28 +61,28 @@ class BackendUp(Family):
         super().begin_again()
 
     def show(self, kind: str) -> None:
-        """Publish the value of a kind, known or not."""
+        """Publish the value of a kind, even if it is not known."""
         if self._publish is not None:
             with self._lock:
                 self._publish(kind, self.labels(kind).value)
 
     def met(self, kind: str, backend: object) -> None:
-        """It has answered. That does not end an outage: another part of it may be away."""
+        """The backend has replied. That ends no outage: another part of it might be unreachable."""
         self.labels(kind).met.add(backend)
         self.show(kind)
 
     def lost(self, kind: str, backend: object) -> None:
-        """It, or a part of it, is out of reach."""
+        """The backend, or a part of it, is unreachable."""
         self.labels(kind).away.add(backend)
         self.met(kind, backend)
 
     def found(self, kind: str, backend: object) -> None:
-        """All of it is reached again."""
+        """Every part of the backend can be reached again."""
         self.labels(kind).away.discard(backend)
         self.met(kind, backend)
 
     def closed(self, kind: str, backend: object) -> None:
-        """It reaches for nothing any more."""
+        """The backend was closed."""
         self.labels(kind).away.discard(backend)
         self.labels(kind).met.discard(backend)
         self.show(kind)

@@ -40,8 +40,8 @@ class CallRecorder:
         "_instance_id",
         "_lost",
         "_series",
+        "_spans",
         "_telemetry",
-        "_trail",
         "began",
         "holding",
         "recorded",
@@ -58,13 +58,13 @@ class CallRecorder:
         self.holding = False
         self._lost: names.HoldOutcome | None = None
         self.began = began = telemetry.clock()  # the start of the wait, later of the hold
-        self._trail: CallSpans | UnrecordedSpans | None = None
+        self._spans: CallSpans | UnrecordedSpans | None = None
         self.recorded: CallSpans | None = None  # the spans, if they are recorded
         try:
             if began >= tracing.next_look:
-                self._trail = trail = tracing.trail(entry, began)
-                if isinstance(trail, CallSpans):
-                    self.recorded = trail
+                self._spans = spans = tracing.call_spans(entry, began)
+                if isinstance(spans, CallSpans):
+                    self.recorded = spans
         except Exception:
             telemetry.failed("traces")
         try:
@@ -88,19 +88,19 @@ class CallRecorder:
         """The `traceparent` of the hold; the next holder of the slot links to it."""
         return "" if self.recorded is None else self._traced(self.recorded.held) or ""
 
-    def enqueued(self, result: EnterResult, well: Callable[[float], None], seconds: float) -> None:
+    def enqueued(self, result: EnterResult, observe: Callable[[float], None], seconds: float) -> None:
         """The backend has replied: the call was granted at once, or it waits.
 
         Args:
             result: the reply.
-            well: observes the operation, if the call was granted at once.
+            observe: observes the operation, if the call was granted at once.
             seconds: the duration of the operation.
         """
         try:
             if result.grant is not None:
-                well(seconds)
+                observe(seconds)
                 if self._series is not None:
-                    self._series.note_position(result.position)
+                    self._series.append_position(result.position)
             elif self._series is not None:
                 self._series.position.observe(result.position)
         except Exception:
@@ -132,8 +132,8 @@ class CallRecorder:
         if self.recorded is not None:
             self._traced(self.recorded.granted, waited, grant)
             self._traced(self.recorded.finish_wait if at_once else self._finish_wait_soon)
-        elif isinstance(self._trail, UnrecordedSpans):
-            self._traced(self._trail.begin_hold)
+        elif isinstance(self._spans, UnrecordedSpans):
+            self._traced(self._spans.begin_hold)
         if self._info:
             self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
@@ -187,8 +187,8 @@ class CallRecorder:
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
         self.holding = False
-        if self._trail is not None:
-            self._traced(self._trail.leave_context)
+        if self._spans is not None:
+            self._traced(self._spans.leave_context)
         try:
             if self._series is not None:
                 exemplar = None if self.recorded is None else self._exemplar()
@@ -209,10 +209,10 @@ class CallRecorder:
 
     def _finish_wait_soon(self) -> None:
         """Run the body first: recording its wait costs more than the wake-up itself."""
-        trail = self.recorded
-        assert trail is not None
+        spans = self.recorded
+        assert spans is not None
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._traced, trail.finish_wait, context=Context())
+        loop.call_soon(self._traced, spans.finish_wait, context=Context())
 
     def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
         try:  # inlined instead of `guarded`, because every call runs this several times
@@ -229,7 +229,7 @@ class CallRecorder:
     ) -> None:
         if error is not None:
             fields["error"] = self._telemetry.guarded("logs", str, error)
-        if self._trail is not None and (ids := self._traced(self._trail.ids)) is not None:
+        if self._spans is not None and (ids := self._traced(self._spans.ids)) is not None:
             fields |= ids
         queue_id, item_id = self._entry[:2]
         about = {"queue_id": queue_id, "item_id": item_id, "instance_id": self._instance_id}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from genesis.backends.protocol import State
 from genesis.observability import names
-from genesis.observability.histogram import noting
+from genesis.observability.histogram import appender
 
 if TYPE_CHECKING:
     from genesis.observability.metrics import Instruments
@@ -17,7 +17,7 @@ __all__ = ["QueueSeries"]
 
 # Outcomes whose quantiles are queried. Their buckets must exist before the first observation: otherwise
 # it would increase only the last bucket, and look like a wait beyond all bounds.
-_USUAL_OUTCOMES = ("granted", "timeout", "cancelled", "released")
+_ALL_BUCKETS = ("granted", "timeout", "cancelled", "released")
 
 
 # With the GIL, `+=` on an attribute is safe here; a lock would cost more than everything else.
@@ -41,21 +41,21 @@ class QueueSeries:
 
     Attributes:
         position: observes the position on entering.
-        note_position: the same without sorting, see `noting`.
+        append_position: the same without sorting, see `appender`.
     """
 
     __slots__ = (
+        "_append_granted",
+        "_append_released",
         "_gauges",
         "_hold",
         "_instruments",
         "_lock",
-        "_note_granted",
-        "_note_released",
         "_wait",
+        "append_position",
         "holding",
         "idle_since",
         "label",
-        "note_position",
         "position",
         "waiting",
     )
@@ -74,15 +74,15 @@ class QueueSeries:
             self._gauges = waiting, holding
         else:
             for outcome in get_args(names.WaitOutcome):
-                usual = outcome in _USUAL_OUTCOMES
-                self._wait[outcome] = instruments.wait.labels(label, outcome, usual=usual)
+                all_buckets = outcome in _ALL_BUCKETS
+                self._wait[outcome] = instruments.wait.labels(label, outcome, all_buckets=all_buckets)
             for outcome in get_args(names.HoldOutcome):
-                usual = outcome in _USUAL_OUTCOMES
-                self._hold[outcome] = instruments.hold.labels(label, outcome, usual=usual)
+                all_buckets = outcome in _ALL_BUCKETS
+                self._hold[outcome] = instruments.hold.labels(label, outcome, all_buckets=all_buckets)
         self.position: Any = instruments.position.labels(label)
-        self.note_position = noting(self.position)
-        self._note_granted = noting(self._wait["granted"])
-        self._note_released = noting(self._hold["released"])
+        self.append_position = appender(self.position)
+        self._append_granted = appender(self._wait["granted"])
+        self._append_released = appender(self._hold["released"])
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
         for reason in get_args(names.RefusalReason):
@@ -118,7 +118,7 @@ class QueueSeries:
             self._gauges[0].dec()
             self._gauges[1].inc()
         if exemplar is None:
-            self._note_granted(waited)
+            self._append_granted(waited)
         else:
             self._wait["granted"].observe(waited, exemplar)
 
@@ -141,14 +141,14 @@ class QueueSeries:
         if self._gauges is not None:
             self._gauges[1].dec()
         if exemplar is None and outcome == "released":
-            self._note_released(held)
+            self._append_released(held)
         else:
             self._hold[outcome].observe(held, exemplar)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sort the noted values of this queue into their buckets."""
         for child in (self.position, *self._wait.values(), *self._hold.values()):
-            child.settle()
+            child.flush()
 
     def _move(self, waiting: int, holding: int) -> None:
         with self._lock:

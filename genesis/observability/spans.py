@@ -80,7 +80,7 @@ class Tracing:
             self.start_span, names.SPAN_RECLAIM, parent, attributes, (dead,), now, now, "reclaimed"
         )
 
-    def trail(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
+    def call_spans(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
         """Start the spans of a call. Returns None while the application has no SDK.
 
         The SDK is looked up once a second: an application might install it after creating its queues,

@@ -65,7 +65,7 @@ async def test_tls(tls_redis: RedisServer, certificates: Certificates) -> None:
         big = b"x" * 3_000_000
         assert await watched.ask(b"ECHO", big) == big
         watched.ask(b"ECHO", big)
-        watched.link.leave("other", "a test")
+        watched.link.reconnect("other", "a test")
         await watched.is_up(2)
         assert await watched.ask(b"PUBLISH", CHANNEL, b"hello") == 1
         assert [b"message", CHANNEL, b"hello"] in watched.events
@@ -84,7 +84,7 @@ async def test_a_unix_socket() -> None:
         async with linked(f"unix://{server.folder}/genesis.sock?db=3") as watched:
             await watched.is_up()
             assert await watched.increment() == 1
-            watched.link.leave("other", "a test")
+            watched.link.reconnect("other", "a test")
             await watched.is_up(2)
             assert await watched.increment() == 2
         assert list(server.client.info("keyspace")) == ["db3"]
@@ -124,7 +124,7 @@ async def test_a_user_with_few_rights(own_redis: RedisServer, how: str) -> None:
         assert await watched.increment() == 1
         own_redis.client.publish(CHANNEL.decode(), "hello")
         await wait_until(lambda: watched.events, "the wake-up came")
-        watched.link.leave("other", "a test")
+        watched.link.reconnect("other", "a test")
         await watched.is_up(2)
     assert len(called) == (0 if how == "url" else 2)
 

@@ -107,7 +107,7 @@ async def test_callbacks_run_in_no_context_of_a_caller(redis_server: RedisServer
         await watched.is_up()
         for _ in range(3):
             watched.link.send((b"PING",), lambda reply: seen.append(variable.get()))
-        watched.link.leave("other", "a test")  # the pending ones fail
+        watched.link.reconnect("other", "a test")  # the pending ones fail
         await watched.is_up(2)
         watched.link.send((b"PING",), lambda reply: seen.append(variable.get()))
         await watched.ask(b"PING")
@@ -160,7 +160,7 @@ async def test_everything_pending_has_failed_before_on_down_and_on_up(own_redis:
         replies = [watched.ask(b"PING") for _ in range(1500)]
         failed_first: list[bool] = []
         watched.link._on_down = lambda *_: failed_first.append(all(r.done() for r in replies))
-        watched.link.leave("read_only", "a test")
+        watched.link.reconnect("read_only", "a test")
         assert not any(reply.done() for reply in replies), "a callback ran inside `leave`"
         assert not watched.link.up
         own_redis.resume()
@@ -176,7 +176,7 @@ async def test_what_the_kernel_holds_is_not_delivered_after_an_abort(own_redis: 
         watched.ask(b"SET", b"late", b"x" * 50_000_000)
         await quiesce()
         assert _sockets_to(own_redis.port, "01")
-        watched.link.leave("other", "a test")
+        watched.link.reconnect("other", "a test")
         await wait_until(
             lambda: len(_sockets_to(own_redis.port, "01")) <= 1, "only a new connection is left"
         )

@@ -95,7 +95,7 @@ async def test_the_link_outlives_a_cancellation_of_all_tasks(own_redis: RedisSer
         cancel_all()  # while it is up: there is no task
         assert await watched.ask(b"PING") == b"PONG"
         own_redis.pause()
-        watched.link.leave("other", "a test")
+        watched.link.reconnect("other", "a test")
         await wait_until(lambda: watched.link._opening is not None, "it connects")
         cancel_all()
         own_redis.resume()
@@ -132,7 +132,7 @@ async def test_the_back_off_starts_anew_once_a_connection_was_up(own_redis: Redi
         now = asyncio.get_running_loop().time
         await wait_until(lambda: now() - watched.link._up_since > 1.0, "it is up for a second")
         began = now()
-        watched.link.leave("other", "a test")
+        watched.link.reconnect("other", "a test")
         await watched.is_up(3)
         assert now() - began < 0.3, "the old back-off was waited for"
 
@@ -141,7 +141,7 @@ async def test_a_server_that_closes_every_new_connection_is_not_flooded(own_redi
     async with linked(own_redis.url) as watched:
         for times in range(1, 6):
             await watched.is_up(times)
-            watched.link.leave("read_only", "a test")
+            watched.link.reconnect("read_only", "a test")
             await quiesce()
         assert watched.link._failures >= 4
 

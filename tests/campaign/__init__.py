@@ -1,8 +1,15 @@
-"""The fault campaign: real processes under random faults, and a checker of what they lived through.
+"""The fault campaign: real processes under random faults, and a checker of their histories.
 
-`history` is what was logged, `story` what follows from it (who waited, who held, who was out of
-touch), `checker` the verdict. `worker` is a process under test, `forks` makes it, `faults` are the ways
-to trouble it, `clustered` those of a Redis Cluster, `scene` is all that they can reach, `periods` are
-stretches of time, `conductor` plays one campaign, `recovery` measures how long each fault is felt, and
-`plants` are bugs put in on purpose, to see that they are found. `python -m tests.campaign --help`.
+| module | contents |
+|---|---|
+| `history` | the log of a campaign |
+| `story`, `passages`, `periods` | what follows from it: who waited, held, was disconnected, and when |
+| `checker`, `endings`, `places`, `verdict` | the rules, and their violations |
+| `worker`, `forks`, `recorder` | a process under test, how it is started, how it logs |
+| `faults`, `clustered`, `scene` | the faults, those of a Redis Cluster, and what they act on |
+| `conductor` | runs one campaign |
+| `recovery` | measures the effect of each fault |
+| `plants` | planted bugs, to check that they are found |
+
+See `python -m tests.campaign --help`.
 """

@@ -1,12 +1,11 @@
-"""`python -m tests.campaign`: fault campaigns, one after the other, and their verdict.
+"""`python -m tests.campaign`: runs fault campaigns and checks their histories.
 
     python -m tests.campaign --seed 1 --seconds 1200 --lease 2             one long campaign
     python -m tests.campaign --seed 1 --seconds 4 --lease 0.6 --campaigns 500
     python -m tests.campaign --seed 1 --seconds 10 --lease 1 --campaigns 20 --cluster
     python -m tests.campaign --seed 1 --seconds 20 --lease 3 --plant skip-renewal
 
-The last looks for a bug that is put in on purpose. A history in which anything is wrong is saved; the
-exit code is 1 then.
+The last looks for a planted bug. A history with a violation is saved, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ def main() -> int:
                 f"{violation.rule} in {violation.queue or '-'} at {violation.at:.3f}: {violation.text}"
             )
         return int(bool(verdict.violations))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must stay behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must be left behind
     tally = asyncio.run(run(options))
     facts = tally.facts()
     text = json.dumps(facts, indent=2)

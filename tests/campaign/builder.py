@@ -1,4 +1,4 @@
-"""Builds a history by hand, for the tests of the checker."""
+"""Builds histories by hand, for the tests of the checker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEASE = 3.0
 
 
 class HistoryBuilder:
-    """Builds a history with a queue "q", whose limit is 1, and a queue "two", whose limit is 2."""
+    """Builds a history with a queue "q" of limit 1 and a queue "two" of limit 2."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -41,12 +41,12 @@ class HistoryBuilder:
         timeout: float | None = None,
         was: str | None = "waiting",
     ) -> None:
-        """Add one call. A step without a time did not happen, but a leave also ends the call."""
+        """Add one call. A step without a time did not happen; a leave also ends the call."""
         where = (who, queue, name)
         self.add(enter, "enter", *where, timeout=timeout)
         if entered is not None:
             self.add(entered, "entered", *where, place=place)
-            self.add(entered, "fence", who, queue, until=entered + LEASE)
+            self.add(entered, "deadline", who, queue, until=entered + LEASE)
         if grant is not None:
             self._tokens += 1
             self.add(grant, "grant", *where, token=self._tokens if token is None else token)
@@ -77,14 +77,14 @@ class HistoryBuilder:
         self.add(answered, "limited", CONDUCTOR, "q", id=self._numbers, ok=ok)
 
     def beat(self, at: float, sent: float, who: str = "a", unknown: int = 0, queue: str = "q") -> None:
-        self.add(at, "fence", who, queue, until=sent + LEASE)
+        self.add(at, "deadline", who, queue, until=sent + LEASE)
         self.add(at, "beat", who, queue, sent=sent, unknown=unknown)
 
     def history(self) -> History:
         return History.of(LEASE, {"q": 1, "two": 2}, self.events)
 
     def rules(self) -> list[str]:
-        """The names of the violated rules, each once."""
+        """The names of the violated rules, without duplicates."""
         found = {violation.rule for violation in check(self.history()).violations}
         assert found <= set(RULES)
         return sorted(found)

@@ -1,32 +1,30 @@
-"""The verdict on a history: what was promised, and was not kept.
+"""Checks a history against the promises.
 
-Rules (the promises of the README's table), each of which decides for any history:
+The rules, each of which is decidable for any history:
 
     ending     every call ends exactly once: granted and given back or lost, or refused, timed out,
-               cancelled, evicted, failed; only a killed process owes an ending; nothing is granted to a
-               call after its eviction, and none is refused that was in the line
-    token      no two grants of a queue bear the same token, and tokens grow in the order of time,
-               which is Redis'
-    limit      at no grant do more hold than the limit that can have been in force, a holder counting
-               until its slot.lost could be true
-    fifo       nobody whose place is before, and who still waits, is overtaken; a place is the time of
-               entering less the head start
+               cancelled, evicted, failed. Only a killed process leaves calls without an end. An evicted
+               call is not granted afterwards; an enqueued call is not refused
+    token      no two grants of a queue have the same token; tokens grow in the order of Redis's time
+    limit      no grant exceeds the greatest limit that might be in force; a holder counts until its
+               slot.lost could be true
+    fifo       no waiter with an earlier place is overtaken; a place is the time of entering less the
+               head start
     place      a kept place is taken once, by a call that asks for it, while it is kept; if it is kept,
                that call gets it
-    full       nobody waits behind as many as its `max_waiting`, and none is refused behind fewer
-    standstill no free slot stays without its head waiter while no fault is felt, and none is refused
-    cause      no slot is lost, no call evicted and none failed without a cause in the history
+    full       no call waits behind `max_waiting` others, and none is refused behind fewer
+    standstill no slot stays free, and no call is refused, while a waiter is there and no fault has an
+               effect
+    cause      no slot is lost, and no call is evicted or failed, without a cause in the history
     timing     a timeout comes neither early nor late
-    stuck      nobody is in the queue when all is over
-    left_over  neither Redis nor an instance keeps anything when all is over
+    stuck      no call is in the queue at the end
+    left_over  neither Redis nor an instance keeps anything at the end
+    window     after a loss of data, a reachable instance registers again in the promised time; from the
+               first that noticed the loss on, nothing is granted for half a lease
 
-Excused, because documented, are grants made over holders, or past waiters, that Redis could not know
-of: those of an instance whose lease had lapsed or whose data was lost, until it had registered again,
-or should have.
-How long that took is measured, and judged by the rule
-
-    window     after a loss of data, an instance within reach has registered again in the promised time;
-               from the first that noticed the loss on, nothing is granted for half a lease
+Excused, because documented: grants in excess of holders, or past waiters, that Redis could not know,
+because the lease of their instance had lapsed or the data was lost, until the instance had registered
+again, or should have. The duration is measured, and judged by the rule `window`.
 """
 
 from __future__ import annotations
@@ -112,8 +110,8 @@ def _check_limit(story: Story, queue: str, passages: list[Passage], verdict: Ver
     holders: list[Passage] = []
     for passage in granted:
         period = passage.taken
-        # All in `holders` have smaller tokens, so they were granted before; who is still in its body at
-        # the end of the period in which this grant took effect held throughout it.
+        # All `holders` have smaller tokens, so they were granted before. A holder still in its body at
+        # the end of the period in which this grant took effect has held throughout the period.
         holders = [holder for holder in holders if holder.hold_end > period.begin]
         surely = [holder for holder in holders if holder.hold_end > period.end]
         most = max(story.limits(queue, period))
@@ -142,7 +140,7 @@ def _note_overshoot(story: Story, passage: Passage, holders: list[Passage], verd
 
 def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
     granted = sorted((p for p in passages if p.granted is not None), key=lambda p: p.token)
-    ends = [passage.taken.end for passage in granted]  # grows with the tokens
+    ends = [passage.taken.end for passage in granted]  # increases with the tokens
     for waiter in passages:
         if waiter.entered is None:
             continue
@@ -152,14 +150,14 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
             if waiter.granted is None and other.taken.end >= waiter.wait_end:
                 break
             if waiter.evicted is not None and other.taken.end >= waiter.evicted:
-                break  # taken out, unless that was lost with the data, and it registered again
+                break  # evicted; but the tombstone might be lost with the data, and it registers again
             if not _behind(other, waiter) or not _granted_after_entering(other, waiter):
                 continue
             if not _surely_waited(story, waiter, other.taken):
                 continue
-            # A grant that it never heard of may have come before, and been taken back when its lease
-            # lapsed, or been lost; a heartbeat that was answered in between would have told of it.
-            told = min(story.heard(waiter, other.taken.end), waiter.waits_end)
+            # It might have been granted before, and the grant reaped or lost before it learned of it. A
+            # heartbeat with a reply in between would have reported the grant.
+            told = min(story.reply_read(waiter, other.taken.end), waiter.waits_end)
             if story.unregistered(waiter, other.taken.begin, max(other.taken.end, told)):
                 verdict.overtaken += 1
                 continue
@@ -168,7 +166,7 @@ def _check_fifo(story: Story, queue: str, passages: list[Passage], verdict: Verd
 
 
 def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
-    """Whether `waiter`, who saw no grant, had none in Redis either: one may have been on its way."""
+    """Whether `waiter`, which saw no grant, had none in Redis either: one might be in flight."""
     if waiter.granted is not None or waiter.was == "waiting":
         return True
     if waiter.was == "holding":
@@ -180,7 +178,7 @@ def _surely_waited(story: Story, waiter: Passage, then: Period) -> bool:
 
 
 def _granted_after_entering(other: Passage, waiter: Passage) -> bool:
-    """A head start puts a place before those who were granted before its call entered at all."""
+    """A head start can put a place before calls that were granted before its call entered."""
     assert waiter.entered is not None
     if waiter.place is None or waiter.resumed:
         return other.taken.begin > waiter.entered
@@ -188,7 +186,7 @@ def _granted_after_entering(other: Passage, waiter: Passage) -> bool:
 
 
 def _behind(other: Passage, waiter: Passage) -> bool:
-    """Whether `other` stands behind `waiter`, by Redis's own order or by all that can be its place."""
+    """Whether `other` is behind `waiter`, by Redis's order or by every place that it might have."""
     if waiter.place is not None and other.place is not None and other.place > waiter.place:
         return True
     mine, theirs = waiter.place_period, other.place_period
@@ -210,7 +208,7 @@ def _check_standstill(story: Story, queue: str, passages: list[Passage], verdict
 
 
 def _check_refusals(story: Story, queue: str, passages: list[Passage], verdict: Verdict) -> None:
-    """Who does not wait is refused only if as many others as the limit are there, or were just now."""
+    """A call with timeout=0 is refused only if as many calls as the limit are there, or just were."""
     for passage in passages:
         if passage.how != "refused" or passage.ended is None:
             continue
@@ -226,7 +224,7 @@ def _check_refusals(story: Story, queue: str, passages: list[Passage], verdict: 
 
 
 def _stills(story: Story, queue: str, passages: list[Passage]) -> Iterator[Period]:
-    """Each stretch of time in which a slot was free although a live waiter was in line."""
+    """The periods in which a slot was free although a live waiter was in line."""
     steps: list[tuple[float, int, int]] = []  # when, waiters more, holders more
     for passage in passages:
         if passage.entered is not None and passage.wait_end > passage.entered:
@@ -242,7 +240,7 @@ def _stills(story: Story, queue: str, passages: list[Passage]) -> Iterator[Perio
         holding += holders
         following = steps[index + 1][0] if index + 1 < len(steps) else at
         if following == at:
-            continue  # what happens at the same moment is one step
+            continue  # simultaneous events are one step
         least = min(story.limits(queue, Period(at, following)))
         still = waiting > 0 and holding < least
         if still and began is None:
@@ -270,7 +268,7 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
                 verdict.add("cause", passage.lost_noticed, queue, text)
             else:
                 since = Period(passage.lost - story.lease, passage.lost_noticed)
-                # Two renewals in a row have to be missed: a machine that is a little late is no reason.
+                # Two renewals in a row must be missed: a slightly late machine is no cause.
                 late = story.lag(since, passage.who) > story.lease / 6
                 if not late and not any(t.meets(since) for t in story.disturbed(passage.who)):
                     text = f"{passage.call} lost its slot ({passage.reason}), and nothing had happened"
@@ -281,7 +279,7 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
             verdict.add("cause", passage.ended, queue, f"{passage.call} was evicted by nobody")
         if passage.how == "failed":
             since = Period(passage.invoked - story.lease, passage.ended)
-            # So short a deadline that a reply might not have come by then, and it passed.
+            # The deadline was so short that a reply might not have come in time.
             soon = passage.timeout is not None and passage.timeout <= AT_ONCE + 3 * story.lag(since)
             soon = soon and passage.ended - passage.invoked >= (passage.timeout or 0.0) - EARLY
             if not (soon and passage.timeout) and not _troubled(story, passage.who, since):
@@ -290,7 +288,7 @@ def _check_causes(story: Story, verdict: Verdict) -> None:
 
 
 def _troubled(story: Story, who: str, period: Period) -> bool:
-    """Whether a fault, or a busy machine, can explain it."""
+    """Whether a fault or a busy machine can explain it."""
     faults = any(trouble.meets(period) for trouble in story.disturbed(who))
     return faults or story.busy(period, who)
 
@@ -332,14 +330,14 @@ def _check_late(story: Story, passage: Passage, due: float, came: float, verdict
 
 
 def _check_windows(story: Story, verdict: Verdict) -> None:
-    """How long it took after each loss until all was known again; judged if it came alone."""
+    """The time from each loss until every instance had registered; judged if no other fault came."""
     for loss in story.losses:
         if loss.end == math.inf:
             continue
         about = Period(loss.begin - story.lease, loss.end + story.lease)
         alone = len([d for d in story.disturbances if d.period.meets(about)]) <= 1
         alone = alone and story.lag(about) < story.lease / 6
-        # An instance that was cut off tries again after about as long as it was cut off, at most 1 s.
+        # A disconnected instance retries after about as long as it was disconnected, at most 1 s.
         outage = loss.end - loss.begin
         allowed = story.lease / 3 + min(1.0, 1.5 * outage) + SLACK
         for passage in story.passages.values():

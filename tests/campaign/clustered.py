@@ -1,7 +1,7 @@
-"""Campaigns against a Redis Cluster: three masters with a replica each, and what can happen to them.
+"""Campaigns against a Redis Cluster of three masters with a replica each, and its faults.
 
-Slots change hands by a fail-over, wanted or not, or because they are moved. A node can be cut off from
-everybody, and the way between one process and one master can be.
+Slots move in a fail-over, planned or not, or because an operator moves them. A node can be isolated
+from everybody, and one process can be disconnected from one master.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAP = 0.25 + RECONNECT  # seconds until a changed map is read, and the new mast
 
 
 class ClusterScene(Scene):
-    """The cluster is the company's: it outlives the scene, which begins with an empty one."""
+    """A scene with the company's cluster, which outlives the scene and is empty at its start."""
 
     clustered = True
 
@@ -46,7 +46,7 @@ class ClusterScene(Scene):
         return RedisBackend(client=RedisCluster(port=self.ports[0], host="127.0.0.1"), lease=self.lease)
 
     async def redis(self, *words: str) -> Any:
-        """A command to all masters, or to the one that has the key which `KEYS` has found."""
+        """Send a command to all masters, or to the one with the key that `KEYS` has found."""
         async with self._asking:
             if words[0] == "TTL":
                 return await self._admins[self._where[words[1]]].execute_command(*words)
@@ -86,7 +86,7 @@ def _restart(cluster: Cluster) -> None:
 
 
 def _until_whole(cluster: Cluster) -> None:
-    """All nodes run, and every master has a replica that is up to date."""
+    """Wait until all nodes run and every master has an up-to-date replica."""
 
     def whole() -> bool:
         masters = [server for server in cluster.masters() if cluster.serves(server)]
@@ -117,12 +117,12 @@ def _replica_of(cluster: Cluster, master: RedisServer) -> RedisServer:
 
 
 def _until_replaced(cluster: Cluster, slot: int, master: RedisServer) -> None:
-    """Every node that runs, but for `master`, knows another one for the slot."""
+    """Wait until every running node except `master` knows another owner of the slot."""
     cluster.until(lambda: cluster.replaced(slot, master), "a replica has taken over")
 
 
 def _promote(cluster: Cluster, slot: int, master: RedisServer, replica: RedisServer) -> None:
-    """Ask again: masters do not vote for the same place twice within two node timeouts."""
+    """Promote the replica, with retries: masters vote only once within two node timeouts."""
     asked = -math.inf
 
     def replaced() -> bool:
@@ -139,7 +139,7 @@ def _promote(cluster: Cluster, slot: int, master: RedisServer, replica: RedisSer
 async def _fail_over(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """A replica replaces its living master, as an operator wants it."""
+    """A replica replaces its live master, by an operator's command."""
     scene = await _whole(scene)
     cluster = scene.cluster
     slot, master = await asyncio.to_thread(scene.owner, rng)
@@ -153,7 +153,7 @@ async def _fail_over(
 async def _master_killed(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """SIGKILL; its replica takes over with what it had, and it comes back as a replica."""
+    """SIGKILL of a master: its replica takes over, and the node comes back as a replica."""
     scene = await _whole(scene)
     slot, master = await asyncio.to_thread(scene.owner, rng)
     scene.up = False
@@ -171,7 +171,7 @@ async def _master_killed(
 async def _node_cut_off(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """SIGSTOP of a master: nobody reaches it, for less or for more than it takes to replace it."""
+    """SIGSTOP of a master, for less or for more than the time until it is replaced."""
     scene = await _whole(scene)
     slot, master = await asyncio.to_thread(scene.owner, rng)
     scene.up = False
@@ -194,7 +194,7 @@ async def _node_cut_off(
 async def _slot_moved(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The slot of a queue migrates to another master, and takes a while for that."""
+    """The slot of a queue migrates slowly to another master."""
     scene = await _whole(scene)
     cluster = scene.cluster
     slot, source = await asyncio.to_thread(scene.owner, rng)
@@ -213,7 +213,7 @@ async def _slot_moved(
 async def _way_cut_off(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """One process does not reach one master, which everybody else does."""
+    """One process cannot reach one master; everybody else can."""
     assert isinstance(scene, ClusterScene)
     _, master = await asyncio.to_thread(scene.owner, rng)
     station = rng.choice(scene.stations)

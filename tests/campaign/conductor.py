@@ -1,8 +1,8 @@
-"""Plays one campaign: a server, four processes that call, faults at random, and a look at what is left.
+"""Runs one campaign: a server, four processes that make calls, random faults, and a final check.
 
-All that is random comes from the seed: which faults, on whom, when and for how long, and what the
-processes do. How they interleave with the machine is not repeatable, so a seed repeats the kind of a
-campaign, not its every step; the history that is saved is what happened.
+The seed determines all random choices: which faults, on which target, when and for how long, and what
+the processes do. The timing on the machine is not repeatable, so a seed does not repeat every step of a
+campaign. The saved history records what happened.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ __all__ = [
 ]
 
 OVERRIDDEN = "team"
-# Seconds until all must have come to an end, once there are no faults any more. How soon it does is
-# judged from the history; this is for what never does, and for a machine that is busy otherwise.
+# Seconds after the last fault until every call must have ended. The checker judges delays from the
+# history; this limit is for calls that never end, and for a busy machine.
 PATIENCE = 60.0
-# What may be left of a queue in which nobody is, and for how many seconds: records of instances and of
-# an override that has ended, so that nothing late is carried out; kept places and tombstones; the index
-# of queues and instances, which is listed for a day.
+# The keys that an empty queue may keep, and for how many seconds: records of instances and of an ended
+# override, which reject late commands; kept places and tombstones; the index of queues and instances.
 MAY_STAY = {
     "meta": 660,
     "leases": 660,
@@ -67,20 +66,20 @@ MAY_STAY = {
 
 
 class Play(NamedTuple):
-    """What one campaign is to be."""
+    """The parameters of one campaign."""
 
     seed: int
     seconds: float
     lease: float
     plant: str = ""
     only: Sequence[str] = ()
-    """Kinds of fault to choose from; all of them if empty, none if it is ("none",)."""
+    """Kinds of fault to choose from; () for all kinds, ("none",) for no fault."""
     pause: float | None = None
-    """Leases between the beginnings of two faults, on average; drawn for the campaign if None."""
+    """Mean number of leases between the starts of two faults; None for a random one."""
 
 
 class Campaign(NamedTuple):
-    """What one campaign was."""
+    """The result of one campaign."""
 
     play: Play
     history: History
@@ -90,7 +89,7 @@ class Campaign(NamedTuple):
 
 
 async def play(company: Company, play: Play) -> Campaign:
-    """Play it, and return with its history."""
+    """Run a campaign. Returns its history."""
     rng = random.Random(play.seed)
     with tempfile.TemporaryDirectory(prefix="genesis-campaign-") as name:
         make = ClusterScene if company.cluster is not None else Scene
@@ -110,7 +109,7 @@ async def play(company: Company, play: Play) -> Campaign:
 
 @asynccontextmanager
 async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
-    """The workers run, and call; an instance of ours, that no fault on a worker touches, is there."""
+    """Run the workers, which make calls. Yields an instance that no fault on a worker affects."""
     try:
         async with AsyncExitStack() as stack:
             control = await asyncio.start_unix_server(scene.accept, scene.socket)
@@ -140,7 +139,7 @@ async def on_stage(scene: Scene) -> AsyncIterator[Queue]:
 
 
 async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
-    """Faults until the time is over; several at once, but never two on one worker or on the server."""
+    """Inject faults until the time is over; at most one at a time per worker and on the server."""
     kinds = _choice(scene, play)
     if not kinds:
         await asyncio.sleep(play.seconds)
@@ -151,7 +150,7 @@ async def _trouble(scene: Scene, play: Play, rng: random.Random) -> None:
     server = asyncio.Lock()
     running: set[asyncio.Task[None]] = set()
     bag: list[Fault] = []
-    await asyncio.sleep(0.3)  # of the campaign: its beginning is always free of faults
+    await asyncio.sleep(0.3)  # the start of a campaign is always free of faults
     while time.monotonic() < ends:
         if not bag:
             bag = rng.sample(kinds, len(kinds))
@@ -196,7 +195,7 @@ async def _one(scene: Scene, fault: Fault, server: asyncio.Lock, rng: random.Ran
 
 
 async def apply(scene: Scene, fault: Fault, station: Station, rng: random.Random, lasts: float) -> None:
-    """Do one fault, stay in it for `lasts` seconds, and end it."""
+    """Inject one fault, keep it for `lasts` seconds, and end it."""
     number = scene.number()
     target = station.name if fault.on == "worker" else ""
     leases, seconds = fault.settle
@@ -209,7 +208,7 @@ async def apply(scene: Scene, fault: Fault, station: Station, rng: random.Random
 
 
 async def _change_limits(scene: Scene, operator: Queue, rng: random.Random) -> None:
-    """An operator who sets the limit of one queue again and again."""
+    """An operator who sets the limit of one queue repeatedly."""
     while True:
         await asyncio.sleep(rng.expovariate(1.5))
         value = rng.choice((None, None, 0, 1, 2, 4, 5))
@@ -231,14 +230,14 @@ async def _set_limit(scene: Scene, operator: Queue, value: int | None) -> bool:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel it until it has ended: redis-py may take a cancellation for a timeout of its own."""
+    """Cancel a task until it has ended: redis-py might treat a cancellation as its own timeout."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)
 
 
 async def _watch(scene: Scene) -> None:
-    """Log when the machine, or the server without a fault of ours, is slow to answer."""
+    """Log when the machine is slow, or when the server is slow without a fault."""
     while True:
         before = time.monotonic()
         await asyncio.sleep(TICK)
@@ -251,7 +250,7 @@ async def _watch(scene: Scene) -> None:
 
 
 async def finish(scene: Scene, operator: Queue) -> None:
-    """Let all calls come to their end, and look at what is left."""
+    """Let all calls end, and check what is left."""
 
     async def unlimited() -> bool:
         return await _set_limit(scene, operator, None)
@@ -281,7 +280,7 @@ async def finish(scene: Scene, operator: Queue) -> None:
 
 
 async def _forgotten(scene: Scene, station: Station) -> None:
-    """An instance keeps nothing of calls that are over."""
+    """Check that an instance keeps nothing of ended calls."""
     state: dict[str, str] = {}
 
     async def empty() -> bool:
@@ -297,7 +296,7 @@ async def _forgotten(scene: Scene, station: Station) -> None:
 
 
 async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
-    """Nobody waits and nobody holds, and no slot is taken by nobody."""
+    """Check that the queue has no waiter and no holder, and that no slot is leaked."""
 
     async def nobody() -> bool:
         stats = await operator.stats(queue)
@@ -315,7 +314,7 @@ async def _empty(scene: Scene, operator: Queue, queue: str) -> None:
 
 
 def count_faults(history: History) -> tuple[Counter[str], Counter[str]]:
-    """How often each kind of fault came, and how often its effect was seen."""
+    """The number of faults of each kind, and of those whose effect was seen."""
     done: Counter[str] = Counter()
     felt: Counter[str] = Counter()
     begun: dict[int, Any] = {}

@@ -23,7 +23,7 @@ _ALLOWED = {
 
 
 def check_endings(story: Story, verdict: Verdict) -> None:
-    for event in story.strays:
+    for event in story.unmatched:
         verdict.add("ending", event.at, event.queue, f"{event.call}: {event.kind} out of nothing")
     for passage in story.passages.values():
         fault = _wrong_ending(passage)
@@ -40,10 +40,10 @@ def check_endings(story: Story, verdict: Verdict) -> None:
 
 
 def _check_eviction(story: Story, passage: Passage, verdict: Verdict) -> None:
-    """Who was surely evicted is granted nothing afterwards, and learns within a lease that it was."""
+    """A call that was certainly evicted is not granted, and learns of the eviction within a lease."""
     evicted, since = passage.surely_evicted, passage.evicted
     if evicted is None or since is None or any(loss.end >= since for loss in story.losses):
-        return  # the memory of it may have been lost
+        return  # the tombstone might have been lost
     if passage.granted is not None and passage.taken.begin > evicted:
         text = f"{passage.call} was granted a slot after it had been evicted"
         verdict.add("ending", passage.granted, passage.queue, text)

@@ -1,9 +1,8 @@
-"""The ways to trouble a campaign: each is done, undone, and shown to have had its effect.
+"""The faults of a campaign. Each is injected, ended, and checked for its effect.
 
-A fault is an async context: entering it does the harm and leaving it ends it, so that a campaign may
-stay in it for as long as it likes. What it found out about its own effect is in `Effect.seen`, a number
-that is 0 if nothing happened. `settle` says how long after its end it may still be felt, by what the
-README promises; the checker judges nothing stricter than that.
+A fault is an async context manager: entering it starts the fault, and leaving it ends the fault, so a
+campaign can choose its duration. `Effect.seen` is a measure of the effect, 0 if there was none.
+`settle` is the time after its end during which the README allows an effect; the checker allows it too.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ __all__ = [
     "kinds_of",
 ]
 
-RECONNECT = 1.0  # seconds between two tries to connect, at most (`link.backoff`)
+RECONNECT = 1.0  # maximum seconds between two attempts to connect (`link.backoff`)
 
 
 class Effect:
-    """What a fault did, as far as could be seen from outside of the workers."""
+    """The effect of a fault, as seen from outside the workers."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -54,9 +53,9 @@ class Fault(NamedTuple):
 
     Attributes:
         on: "worker", "server" (a single one), or "cluster".
-        lasts: for how long a campaign stays in it, in leases.
-        settle: (in leases, in seconds) after its end, see the module's text.
-        evidence: the kind of event by which the workers show its effect, if the fault itself cannot.
+        lasts: its duration, in leases.
+        settle: (in leases, in seconds) after its end, see the module docstring.
+        evidence: the kind of event by which the workers show the effect, if the fault itself cannot.
     """
 
     name: str
@@ -91,7 +90,7 @@ LAPSE, BEAT, RESTORE = 1.0, 1 / 3, 1 / 3 + 1 / 2
 async def _kill(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """SIGKILL; another process takes its place a little later."""
+    """SIGKILL; another process replaces it a little later."""
     await station.kill()
     effect.note(1, "its socket was closed by the kernel")
     yield
@@ -114,7 +113,7 @@ async def _stop(
 async def _block(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Its event loop stands still, for less or for more than the lease."""
+    """Block its event loop, for less or for more than the lease."""
     seconds = scene.lease * rng.uniform(0.3, 1.6)
     station.tell(do="block", seconds=seconds)
     yield
@@ -125,7 +124,7 @@ async def _block(
 async def _clock(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Its wall clock jumps by hours, and back."""
+    """Shift its wall clock by hours, and back."""
     scene.set_clock(rng.choice((-86400, -3600, 3600, 86400)))
     yield
     scene.set_clock(0)
@@ -138,7 +137,7 @@ async def _clock(
 async def _cut(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Its connection breaks; what is under way is lost in either direction."""
+    """Close its connection; bytes in flight are lost in both directions."""
     effect.note(station.cut(), "connections broken")
     yield
 
@@ -147,7 +146,7 @@ async def _cut(
 async def _refuse(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Its connection breaks, and new ones are refused for a while."""
+    """Close its connection, and refuse new ones for a while."""
     station.proxies.refuse(True)
     effect.note(station.cut(), "connections broken")
     try:
@@ -160,7 +159,7 @@ async def _refuse(
 async def _requests_lost(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """What it says is kept from Redis; then the connection breaks, and it arrives late or never."""
+    """Hold its commands, then close the connection; the commands arrive late or never."""
     relays = station.relays()
     for relay in relays:
         relay.hold()
@@ -178,7 +177,7 @@ async def _requests_lost(
 async def _replies_lost(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Redis carries out what it says, and the answers are lost with the connection."""
+    """Redis runs its commands, but the replies are lost with the connection."""
     relays = station.relays()
     before = sum(relay.answers for relay in relays)
     for relay in relays:
@@ -193,7 +192,7 @@ async def _replies_lost(
 async def _half_open(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Nothing arrives any more on either side, and nobody is told. New connections work."""
+    """Drop all bytes silently in both directions. New connections work."""
     before = len(station.proxies.relays)
     for relay in station.relays():
         relay.hold()
@@ -206,7 +205,7 @@ async def _half_open(
 async def _stall(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Nothing passes for a while; then all of it does, late."""
+    """Hold all bytes for a while, then deliver them late."""
     relays = station.relays()
     for relay in relays:
         relay.hold()
@@ -222,7 +221,7 @@ async def _stall(
 async def _slow(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Every chunk takes up to a twentieth of the lease more, each way."""
+    """Delay every chunk by up to a twentieth of the lease, in each direction."""
     station.proxies.delay(scene.lease * rng.uniform(0.01, 0.05))
     before = sum(relay.answers for relay in station.relays())
     try:
@@ -239,7 +238,7 @@ async def _slow(
 async def _client_kill(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """CLIENT KILL of all connections; those with a subscription are of the type pubsub."""
+    """CLIENT KILL of all connections; those with a subscription have the type pubsub."""
     killed = 0
     for kind in ("normal", "pubsub"):
         killed += int(await scene.redis("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"))
@@ -251,7 +250,7 @@ async def _client_kill(
 async def _script_flush(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Redis forgets the scripts."""
+    """SCRIPT FLUSH: Redis forgets the scripts."""
     before = await scene.info("memory", "number_of_cached_scripts")
     await scene.redis("SCRIPT", "FLUSH")
     effect.note(before, "scripts forgotten")
@@ -262,7 +261,7 @@ async def _script_flush(
 async def _flushall(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """All keys are gone."""
+    """FLUSHALL: all keys are deleted."""
     before = int(await scene.redis("DBSIZE"))
     with scene.loss(everything=True):
         await scene.redis("FLUSHALL")
@@ -274,7 +273,7 @@ async def _flushall(
 async def _restart_empty(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The server is killed, stays away for a while, and comes back with nothing."""
+    """Kill the server; it comes back later, without data."""
     before = int(await scene.redis("DBSIZE"))
     with scene.loss(everything=True):
         await scene.server_down()
@@ -284,7 +283,7 @@ async def _restart_empty(
 
 
 async def _loaded(scene: Scene) -> int:
-    """Keys that the server found when it started; before 7.0 it does not say, and has them now."""
+    """The number of keys loaded at the start; before 7.0, the current number."""
     return await scene.info("persistence", "rdb_last_load_keys_loaded") or int(
         await scene.redis("DBSIZE")
     )
@@ -294,7 +293,7 @@ async def _loaded(scene: Scene) -> int:
 async def _restart_with_data(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The server saves, ends, stays away for a while, and comes back with all that it had."""
+    """The server saves and stops; it comes back later with all its data."""
     await scene.server_down(save=True)
     yield
     await scene.server_up(keep=True)
@@ -305,7 +304,7 @@ async def _restart_with_data(
 async def _restart_stale(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The server comes back with what it had a while before, as a replica that lagged behind would."""
+    """The server comes back with older data, like a replica that lagged behind."""
     await scene.redis("SAVE")
     await asyncio.sleep(rng.uniform(0.05, 0.5) * scene.lease)
     with scene.loss():
@@ -332,7 +331,7 @@ async def _server_paused(
 async def _oom(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """No memory: whatever makes a key grow is refused."""
+    """Out of memory: Redis rejects every command that uses memory."""
     async with scene.refusals("OOM", effect):
         await scene.redis("CONFIG", "SET", "maxmemory", "1")
         try:
@@ -345,7 +344,7 @@ async def _oom(
 async def _readonly(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The server is a replica for a while, and refuses writes."""
+    """The server is a replica for a while, and rejects writes."""
     async with scene.refusals("READONLY", effect):
         await scene.redis("REPLICAOF", "127.0.0.1", str(scene.nowhere))
         try:
@@ -358,7 +357,7 @@ async def _readonly(
 async def _no_replicas(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The server wants a replica before it takes writes, and has none."""
+    """The server requires a replica for writes, and has none."""
     async with scene.refusals("NOREPLICAS", effect):
         await scene.redis("CONFIG", "SET", "min-replicas-to-write", "1")
         try:
@@ -371,7 +370,7 @@ async def _no_replicas(
 async def _acl_denial(
     scene: Scene, station: Station, effect: Effect, rng: random.Random
 ) -> AsyncIterator[None]:
-    """The user may not run scripts, or not publish, or not write, for a while."""
+    """The user must not run scripts, or not publish, or not write, for a while."""
     rule = rng.choice(("-evalsha", "-publish", "-zadd"))
     await scene.redis("ACL", "LOG", "RESET")
     await scene.redis("ACL", "SETUSER", "default", rule)
@@ -391,10 +390,10 @@ async def _nothing(
     yield
 
 
-NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.0))  # to see what is there without one
+NONE = Fault("none", "server", _nothing, (0.0, 0.0), (0.0, 0.0))  # a baseline without a fault
 
 
 def kinds_of(cluster: bool) -> dict[str, Fault]:
-    """All faults that there can be with one server, or with a cluster."""
+    """All kinds of fault for a single server, or for a cluster."""
     other = "server" if cluster else "cluster"
     return {name: kind for name, kind in FAULTS.items() if kind.on != other}

@@ -1,7 +1,7 @@
-"""Makes worker processes quickly: a process that has imported everything, and forks when told to.
+"""A fork server for worker processes: it has imported everything, and forks on request.
 
-`python -m tests.campaign.forks` reads one JSON configuration a line from stdin, and forks a process
-that runs `worker.run` with it. Its children are real processes; they do not end with it.
+`python -m tests.campaign.forks` reads one JSON configuration per line from stdin, and forks a process
+that runs `worker.run` with it. Its children are real processes, and do not end with it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ForkServer", "find_libfaketime"]
 
 
 class ForkServer:
-    """The conductor's end of it.
+    """Controls a fork server.
 
     Args:
-        clock: a file for libfaketime, that says by how much the children's wall clock is off; None
-            leaves their clocks alone.
+        clock: a file for libfaketime with the offset of the children's wall clock; None leaves their
+            clocks alone.
     """
 
     def __init__(self, clock: Path | None = None) -> None:
@@ -55,13 +55,13 @@ class ForkServer:
 
 
 def find_libfaketime() -> str | None:
-    """Debian's package libfaketime; None if it is not installed."""
+    """The path of libfaketime (Debian's package libfaketime); None if it is not installed."""
     places = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     return str(places[0]) if places else None
 
 
 def main() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave no zombie
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave no zombies
     while line := sys.stdin.buffer.readline():
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

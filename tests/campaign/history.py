@@ -1,38 +1,39 @@
-"""What the processes of a campaign logged, one JSON line an event, on the clock that they share.
+"""The log of a campaign: one JSON line per event, on the clock that its processes share.
 
 Every line has `at` (time.monotonic_ns, which is one clock for all processes of a machine), `kind` and,
-as they apply, `who` (an instance), `queue`, `call`. The kinds, and what else they bear:
+where they apply, `who` (an instance), `queue`, `call`. The kinds, and their further fields:
 
-    of a call        enter (timeout, ...)    it is about to enter; `head_start`, `max_waiting` if given,
-                                             and of whom it has a place token, `place_of`
+    of a call        enter (timeout, ...)    it is about to enter; `head_start` and `max_waiting` if
+                                             given, and `place_of`, the call whose place token it has
                      entered (place, resumed)  it waits; its number in Redis, null if unknown, and
-                                             whether that is the kept one
+                                             whether it took the kept place
                      resumed                 it was granted at once, and its kept place is used
                      grant (token)           its body runs
-                     giving_up (keep)        it waits no longer, and is about to leave the line; its
-                                             place is to be kept for so many seconds
-                     given_up (was)          the answer: what it had in Redis, null if unknown
-                     leave (lost)            its body is over; the slot is about to be given back
-                     lost (reason, fence)    slot.lost turned true, and could have from `fence` on
+                     giving_up (keep)        it stops waiting, and is about to leave the line; seconds
+                                             for which its place should be kept
+                     given_up (was)          the reply: its state in Redis, null if unknown
+                     leave (lost)            its body has ended; the slot is about to be given back
+                     lost (reason, deadline)  slot.lost became true; it might have been true from
+                                             `deadline` on
                      end (how)               released, timeout, refused, full, cancelled, evicted,
                                              failed
     of an instance   up (worker)             it runs
-                     fence (until)           its lease in a queue holds at least until then
-                     beat (sent, unknown)    the reply to a heartbeat, or to a sync; unknown: it differs
-                                             from what the instance has
-                     restored (redis, data_lost)  the reply to a sync: all that it has is registered;
-                                             Redis's time (us), and whether that had lost its data
-                     lag (seconds)           its event loop (or the machine) stood still for so long
+                     deadline (until)        its lease in a queue runs at least until then
+                     beat (sent, unknown)    the reply to a heartbeat or to a sync; unknown: it differs
+                                             from the tickets of the instance
+                     restored (redis, data_lost)  the reply to a sync: all its tickets are registered;
+                                             Redis's time (us), and whether Redis had lost its data
+                     lag (seconds)           its event loop (or the machine) was stopped for so long
                      wall (shift)            its wall clock jumped
-                     disrupted (reason)      as the backend reports it
+                     disrupted (reason)      as reported by the backend
                      kill, stop, cont        signals; kill and stop just before, cont just after
-    of anybody       evict, evicted (count)  eviction of `call`: said, and answered
-                     limit (id, value)       set_limit is said
-                     limited (id, ok)        and answered
+    of anybody       evict, evicted (count)  eviction of `call`: the request, and the reply
+                     limit (id, value)       the request of set_limit
+                     limited (id, ok)        its reply
     the conductor's  fault (id, name, target, settle), fault_end (id, effect)
-                     loss (id, all), loss_end  Redis forgets something, or all, between these two
-                     clock (offset, error)   Redis' clock minus this one
-                     left_over (what)        found after the end, where nothing should be
+                     loss (id, all), loss_end  Redis loses some or all data between these two
+                     clock (offset, error)   Redis's clock minus this one
+                     left_over (what)        found at the end, where nothing should be
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class History(NamedTuple):
 
     Attributes:
         lease: seconds.
-        limits: what the call sites of each queue name.
+        limits: the limit that the call sites of each queue name.
     """
 
     lease: float
@@ -80,7 +81,7 @@ class History(NamedTuple):
 
     @classmethod
     def load(cls, file: Path) -> History:
-        """What `save` wrote."""
+        """Read a file that `save` wrote."""
         lines = file.read_text().splitlines()
         head = json.loads(lines[0])
         return cls.of(head["lease"], head["limits"], (Event(*json.loads(line)) for line in lines[1:]))
@@ -93,7 +94,7 @@ class History(NamedTuple):
 
 
 class Log:
-    """Appends events to a file, each with one write, so that SIGKILL loses none that was said."""
+    """Appends events to a file, each with one write, so that SIGKILL loses no logged event."""
 
     def __init__(self, file: Path, who: str) -> None:
         self._who = who
@@ -110,7 +111,7 @@ class Log:
 
 def _events(file: Path) -> Iterable[Event]:
     for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):  # a process that is killed may leave half a line
+        if line.endswith(b"\n"):  # a killed process might leave half a line
             fields = json.loads(line)
             at = fields.pop("at") / 1e9
             kind, who, queue, call = (fields.pop(n, "") for n in ("kind", "who", "queue", "call"))

@@ -1,4 +1,4 @@
-"""One call's way through its queue, and what else a history has of an instance or a queue."""
+"""What a history records of one call, of an instance and of a queue."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.campaign.periods import (
 __all__ = ["AT_ONCE", "Contact", "EARLY", "Eviction", "Passage", "Registration", "SLACK", "Setting"]
 
 
-AT_ONCE = 0.12  # seconds for a hand-off between two processes while nothing is wrong
-SLACK = 0.15  # seconds for round trips and timers, where the promise is a share of the lease
-EARLY = 0.02  # seconds by which timers of two clocks' reading may differ
+AT_ONCE = 0.12  # seconds for a hand-off between two processes without a fault
+SLACK = 0.15  # seconds for round trips and timers, where the promise is a fraction of the lease
+EARLY = 0.02  # seconds by which timers of two clocks can differ
 
 
 @dataclass
 class Passage:
-    """One call's way through its queue, as its own process saw it."""
+    """One call's passage through its queue, as seen by its own process."""
 
     call: str
     queue: str
@@ -35,14 +35,14 @@ class Passage:
     granted: float | None = None
     token: int = 0
     giving_up: float | None = None
-    given_up: float | None = None  # when the reply to its leaving the line came
-    was: str | None = None  # what Redis said that it had when it gave up; None if that is unknown
+    given_up: float | None = None  # when the reply to its `leave` came
+    was: str | None = None  # its state in Redis when it gave up; None if unknown
     leaving: float | None = None
     lost: float | None = None  # when its slot.lost could first be true
     lost_noticed: float | None = None
     reason: str = ""
-    evicted: float | None = None  # when somebody first set out to evict it
-    surely_evicted: float | None = None  # when an eviction that found it was answered
+    evicted: float | None = None  # when the first eviction of it was sent
+    surely_evicted: float | None = None  # when the reply to an eviction that found it came
     killed: float | None = None
     ended: float | None = None
     how: str = ""
@@ -56,20 +56,20 @@ class Passage:
 
     @property
     def hold_end(self) -> float:
-        """Until when it held, at the least that can be proven."""
+        """The earliest proven end of its hold."""
         ends = (self.leaving, self.lost, self.evicted, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
     def hold_end_seen(self) -> float:
-        """Until when its body ran."""
+        """The end of its body."""
         ends = (self.leaving, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
     def slot_free(self) -> float:
-        """From when on its slot should be another's. A lease that lapsed by its own reckoning may
-        not have by Redis': what is lost stays lost, but is given back only when the body is over."""
+        """When its slot should pass on. Its lease might have lapsed by its own clock, but not by
+        Redis's: a lost slot stays lost, but is given back only at the end of the body."""
         ends = [self.leaving, self.evicted, self.killed, self.ended]
         if self.reason != "lapsed":
             ends.append(self.lost)
@@ -77,13 +77,13 @@ class Passage:
 
     @property
     def over(self) -> float:
-        """From when on nothing of it is there any more."""
+        """When nothing of it is left."""
         ends = (self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
     @property
     def place_period(self) -> Period | None:
-        """In which its place must lie, as a time of entering; None if it took a kept one."""
+        """The period in which its place must lie; None if it took a kept place."""
         if self.resumed:
             return None
         known = (self.entered, self.granted, self.giving_up, self.ended)
@@ -92,33 +92,33 @@ class Passage:
 
     @property
     def listed(self) -> float:
-        """From when on its instance's heartbeats name it: those before say nothing about it."""
+        """When its instance's heartbeats start to include it."""
         if self.entered is not None:
             return self.entered
         return math.inf if self.granted is None else self.granted
 
     @property
     def wait_end(self) -> float:
-        """Until when it was in line for certain, if nobody took it out: granted, or gave up."""
+        """Until when it certainly waited, unless evicted: its grant, or when it gave up."""
         return min(self.waits_end, math.inf if self.evicted is None else self.evicted)
 
     @property
     def waits_end(self) -> float:
-        """Until when it waited as far as it knew itself."""
+        """Until when it waited as far as its process knew."""
         ends = (self.granted, self.giving_up, self.killed, self.ended)
         return min((end for end in ends if end is not None), default=math.inf)
 
 
 class Contact:
-    """What one instance knew of its lease in one queue."""
+    """What one instance knew about its lease in one queue."""
 
     def __init__(self) -> None:
-        self.fences: list[tuple[float, float]] = []  # known at, holds until
+        self.deadlines: list[tuple[float, float]] = []  # known at, holds until
         self.beats: list[tuple[float, float, int]] = []  # answered at, sent, unknown
         self.restored: list[float] = []
 
     def registered(self, sent_after: float) -> float:
-        """When it first knew that all it has is in Redis, asked after `sent_after`."""
+        """When a reply to a request sent after `sent_after` showed that Redis has all its tickets."""
         for at, sent, unknown in self.beats[bisect_left(self.beats, (sent_after,)) :]:
             if sent >= sent_after:
                 if not unknown:
@@ -128,21 +128,21 @@ class Contact:
         return math.inf
 
     def lapses(self, since: float, until: float) -> Iterator[float]:
-        """When its lease ran out before it heard of a renewal; or had, when it first heard of it."""
-        known = self.fences[max(0, bisect_right(self.fences, (since, math.inf)) - 1) :]
-        heard = [at for at, _ in known[1:]] + [math.inf]
-        for (_, fence), following in zip(known, heard, strict=True):
-            if fence > until:
+        """The times at which its lease lapsed before it learned of a renewal."""
+        known = self.deadlines[max(0, bisect_right(self.deadlines, (since, math.inf)) - 1) :]
+        renewals = [at for at, _ in known[1:]] + [math.inf]
+        for (_, deadline), following in zip(known, renewals, strict=True):
+            if deadline > until:
                 return
-            if following > max(fence, since):
-                yield fence
+            if following > max(deadline, since):
+                yield deadline
 
 
 class Setting(NamedTuple):
     value: int
     begin: float
-    end: float  # of its answer; infinity if there is none
-    sure: bool = False  # it was carried out
+    end: float  # when its reply came; infinity if none came
+    sure: bool = False  # it was certainly applied
 
 
 class Eviction(NamedTuple):
@@ -154,8 +154,8 @@ class Eviction(NamedTuple):
 
 
 class Registration(NamedTuple):
-    """A sync by which an instance noticed that Redis had lost its data."""
+    """A sync whose reply reported that Redis had lost its data."""
 
     queue: str
-    at: float  # when it was answered
+    at: float  # when its reply came
     redis: float  # Redis's time, us

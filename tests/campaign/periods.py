@@ -1,4 +1,4 @@
-"""Stretches of time, and faults as the checker sees them."""
+"""Periods of time, and faults as the checker sees them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["ALWAYS", "RECONNECT", "Disturbance", "Period", "prolong_reconnects", "subtract"]
 
-RECONNECT = 1.2  # seconds for a connection to be made anew, tried at least every second
+RECONNECT = 1.2  # seconds for a reconnect, which is attempted at least every second
 _STEADY = 1.0  # seconds up after which a link reconnects at once, see link.py
 _BREAK = {"cut", "client-kill", "script-flush", "requests-lost", "replies-lost", "half-open"}
 
@@ -25,7 +25,7 @@ ALWAYS = Period(-math.inf, math.inf)
 
 
 class Disturbance(NamedTuple):
-    """A fault, from its begin until all that it may cause is over, by what is documented."""
+    """A fault, from its start until its documented effects are over."""
 
     name: str
     target: str  # a worker; '' for everybody
@@ -33,10 +33,10 @@ class Disturbance(NamedTuple):
 
 
 def prolong_reconnects(disturbances: Iterable[Disturbance]) -> list[Disturbance]:
-    """Faults with the time that a link takes which has failed just before.
+    """Extend faults by the backoff of a link that has failed just before.
 
-    A connection that ends less than a second after it was made is made again only after a pause of up
-    to a second, so of two faults that break it, one after the other, the second is felt for longer.
+    If a connection ends less than a second after it was opened, the link waits for up to a second
+    before it reconnects. Of two consecutive faults that close it, the second therefore lasts longer.
     """
     found: list[Disturbance] = []
     for one in sorted(disturbances, key=lambda disturbance: disturbance.period.begin):
@@ -51,7 +51,7 @@ def prolong_reconnects(disturbances: Iterable[Disturbance]) -> list[Disturbance]
 
 
 def subtract(period: Period, holes: Iterable[Period]) -> list[Period]:
-    """What is left of `period` outside of `holes`."""
+    """The parts of `period` outside `holes`."""
     left = [period]
     for hole in holes:
         left = [

@@ -1,7 +1,7 @@
-"""Rules of the line beyond its order: places and head starts, kept places, full lines, and the window.
+"""Further rules: places and head starts, kept places, full lines, and the recovery window.
 
-Each judges only what a history decides. A fault that might explain what was seen excuses it, as in
-`checker`.
+Each rule judges only what the history proves. A fault that might explain an observation excuses it, as
+in `checker`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Report: TypeAlias = Callable[[str, float, str, str], None]
 
 
 def check_places(story: Story, queue: str, passages: list[Passage], report: Report) -> None:
-    """Places are times of entering less head starts; kept ones are taken once, and as they were."""
+    """Places are times of entering less head starts; a kept place is taken once, unchanged."""
     by_call = {passage.call: passage for passage in passages}
     takers: dict[str, list[Passage]] = defaultdict(list)
     for passage in passages:
@@ -63,7 +63,7 @@ def _check_kept(story: Story, kept: Passage, asking: list[Passage], report: Repo
             report("place", passage.invoked, queue, text)
     if len(used) > 1:
         taken = Period(since, max(passage.invoked for passage in used))
-        # With the data, the memory of its first use is lost, and its own instance might keep it again.
+        # A loss of data includes the record of its first use, and its own instance might keep it again.
         if not any(loss.meets(taken) for loss in story.losses):
             text = f"{' and '.join(p.call for p in used)} took the place of {kept.call}"
             report("place", taken.end, queue, text)
@@ -72,11 +72,11 @@ def _check_kept(story: Story, kept: Passage, asking: list[Passage], report: Repo
 
 
 def _check_kept_in_vain(story: Story, kept: Passage, asking: list[Passage], report: Report) -> None:
-    """Nobody took it, although somebody asked while it was kept."""
+    """No call took it, although one asked for it while it was kept."""
     giving_up, given_up = kept.giving_up, kept.given_up
     assert giving_up is not None
     assert given_up is not None
-    # It might have been taken by one that never learned of it.
+    # A call might have taken it without learning of it.
     silent = [p for p in asking if p.entered is None and p.granted is None and p.how != "full"]
     if silent:
         return
@@ -92,7 +92,7 @@ def _check_kept_in_vain(story: Story, kept: Passage, asking: list[Passage], repo
 
 
 def check_full(story: Story, queue: str, passages: list[Passage], report: Report) -> None:
-    """`max_waiting` is decided where the line is: nobody beyond it, and none refused below it."""
+    """`max_waiting` is enforced exactly: no call waits beyond it, and none is refused below it."""
     for passage in passages:
         most = passage.max_waiting
         if most is None:
@@ -120,7 +120,7 @@ def check_full(story: Story, queue: str, passages: list[Passage], report: Report
 
 
 def _surely_waits(story: Story, other: Passage, period: Period) -> bool:
-    """Whether it waits throughout, as far as Redis is concerned: a grant may be on its way."""
+    """Whether it waits in Redis during the whole period: a grant might be in flight."""
     if other.entered is None or other.entered > period.begin:
         return False
     granted = other.granted is not None or other.was == "holding"
@@ -131,7 +131,7 @@ def _surely_waits(story: Story, other: Passage, period: Period) -> bool:
 
 
 def check_recovery(story: Story, report: Report) -> None:
-    """No token lies in the half lease from the first sync that noticed a loss of all data."""
+    """No token lies in the half lease after the first sync that detected a loss of all data."""
     if story.offset is None:
         return
     offset, error = story.offset
@@ -141,9 +141,9 @@ def check_recovery(story: Story, report: Report) -> None:
         for loss in story.total_losses:
             after = [r.redis for r in noticed if r.redis / 1e6 - offset > loss.end + error]
             first = min(after, default=math.inf)
-            # One whose reply was lost may have noticed before, at any time since the loss.
+            # A sync whose reply was lost might have detected it at any earlier time since the loss.
             end = (loss.begin + offset - error + story.lease / 2) * 1e6
-            # The next loss of data takes the window with it.
+            # The next loss of data also ends the window.
             following = [o.begin for o in story.losses if o.begin > loss.begin]
             gone = (min(following, default=math.inf) + offset - error) * 1e6
             for token, passage in tokens:

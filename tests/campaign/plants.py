@@ -1,7 +1,7 @@
-"""Bugs put in on purpose, in the worker processes alone, to see that the campaign finds them.
+"""Planted bugs, in the worker processes only, to check that the campaign finds them.
 
-Each changes a Lua script on its way from its file to Redis, or a method of the core. A text that is no
-longer found is an error: a plant that plants nothing would be reported as found by nobody.
+Each changes a Lua script before it is loaded into Redis, or a method of the core. A text that is not
+found is an error: otherwise a plant without effect would look like a bug that the campaign misses.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["PLANTS", "plant"]
 
 
 def plant(name: str) -> None:
-    """Put the bug of that name into this process, before it makes a backend."""
+    """Plant this bug in the process, before it creates a backend."""
     PLANTS[name]()
 
 
 def _drop_leave() -> None:
-    """A waiter that gives up is forgotten here, but nothing is sent: its place stays in the line."""
+    """A waiter that gives up is dropped without a command: its place stays in the line."""
     honest = core.QueueCore.leave
 
     def leave(self: core.QueueCore, ticket: LocalTicket, *rest: Any) -> None:
@@ -35,13 +35,13 @@ def _drop_leave() -> None:
 
 
 def _sync_lists_nothing() -> None:
-    """After a break, Redis takes back what the instance still has."""
+    """After a reconnect, Redis removes the tickets that the instance still has."""
     LocalTicket.listed = property(lambda ticket: ticket.stage is Stage.ENTERING)  # type: ignore[assignment]
 
 
 def _change(*changes: tuple[str, str, str]) -> Callable[[], None]:
-    """Each change: a script, or `library` for all that include it; the old text, which must be there
-    once; the new one."""
+    """Each change: a script, or `library` for all that include it; the old text, which must occur
+    once; the new text."""
 
     def change() -> None:
         honest = scripts.source_of
@@ -82,20 +82,20 @@ _STANDS = (
 PLANTS: dict[str, Callable[[], None]] = {
     "drop-leave": _drop_leave,
     "sync-lists-nothing": _sync_lists_nothing,
-    # The heartbeat is answered, but renews no lease.
+    # The heartbeat gets its reply, but renews no lease.
     "skip-renewal": _change(("beat", _RENEW, "")),
-    # The slot is written down, and its call learns of it with its next heartbeat.
+    # The slot is recorded, but its call learns of it only with the next heartbeat.
     "lose-grant": _change(("library", _PUSH, ""), ("leave", _PUSH_AT_ONCE, "")),
-    # The waiter is woken, and its slot is not written down: that comes with its next heartbeat.
+    # The waiter is woken, but its slot is recorded only with the next heartbeat.
     "hold-nothing": _change(("library", _HOLD, ""), ("leave", _HOLD_AT_ONCE, "")),
     "last-comes-first": _change(
         ("library", _HEAD, _HEAD.replace("0, 0", "-1, -1")),
         ("leave", _HEAD_AT_ONCE, _HEAD_AT_ONCE.replace("0, 0", "-1, -1")),
     ),
-    # An evicted ticket is registered again, if its instance has missed the message.
+    # An evicted ticket is registered again if its instance has missed the message.
     "no-tombstone": _change(("evict", _TOMBSTONE, "")),
     "no-window": _change(("library", "  if NOW >= window + lease / 2 then\n", "  if false then\n")),
-    # A late enter of a lost connection makes a holder that nobody is.
+    # A late `enter` of a lost connection creates a holder without a call.
     "no-session-check": _change(("enter", _CHECK, "if false then\n")),
     "keep-used-place": _change(("library", _USED, "")),
     "let-one-in": _change(("enter", _FULL, "waiters > tonumber(ARGV[8])")),

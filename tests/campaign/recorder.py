@@ -1,4 +1,4 @@
-"""A backend that records what its calls live through, for the history."""
+"""A backend that records the events of its calls, for the history."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Passes every operation on to the backend, and logs what the calls cannot see.
+    """Delegates every operation to the backend, and logs what the calls cannot see.
 
-    All but two things come from the backend's seam. Replies to heartbeats and syncs are seen on their
-    way into the cores: a core's `session`, `confirmed` and `lease_deadline` before and after.
+    Most of it comes through the backend's interface. Replies to heartbeats and syncs are observed at
+    the cores: a core's `session`, `confirmed` and `lease_deadline` before and after.
     """
 
     def __init__(self, inner: RedisBackend, log: Log) -> None:
@@ -42,14 +42,14 @@ class Recorder:
         self._log = log
         self._granted: set[str] = set()
         self._giving_up: set[str] = set()  # until their `Left`
-        self._fences: dict[str, float] = {}  # by queue: the lease deadline that was known last
+        self._deadlines: dict[str, float] = {}  # by queue: the lease deadline that was known last
         self.name = inner.name
         self.instance_id = inner.instance_id
         self.heartbeat_interval = inner.heartbeat_interval
         self.store = inner.store
 
     def join(self) -> None:
-        """Watch the cores; the loop must run."""
+        """Observe the cores. The loop must run."""
         driver = self._inner._join("join")
         honest = driver.open
 
@@ -72,8 +72,8 @@ class Recorder:
         synced = command.name == "sync" and command.last and core.confirmed == command.session
         if not synced and command.name != "beat":
             return
-        self._fences[queue_id] = command.sent + self._inner.heartbeat_interval * 3
-        self._log("fence", queue=queue_id, until=self._fences[queue_id])
+        self._deadlines[queue_id] = command.sent + self._inner.heartbeat_interval * 3
+        self._log("deadline", queue=queue_id, until=self._deadlines[queue_id])
         # A heartbeat whose numbers differ is followed by a sync.
         unknown = int(core.session != command.session)
         self._log("beat", queue=queue_id, sent=command.sent, unknown=unknown)
@@ -84,8 +84,8 @@ class Recorder:
         def on_event(event: BackendEvent) -> None:
             if isinstance(event, SlotLost):
                 queue_id, item_id, _ = event.ticket
-                fence = self._fences.get(queue_id) if event.reason == "lapsed" else None
-                self._log("lost", queue=queue_id, call=item_id, reason=event.reason, fence=fence)
+                deadline = self._deadlines.get(queue_id) if event.reason == "lapsed" else None
+                self._log("lost", queue=queue_id, call=item_id, reason=event.reason, deadline=deadline)
             elif isinstance(event, Disrupted):
                 self._log("disrupted", reason=event.reason)
             elif isinstance(event, Left) and event.ticket.id in self._giving_up:
@@ -156,7 +156,7 @@ class Recorder:
         await self._inner.close()
 
     def kept(self) -> dict[str, Any]:
-        """What is kept here and in the backend of calls and queues."""
+        """The calls and queues that this object and the backend still keep."""
         driver = self._inner._driver
         kept: dict[str, Any] = {"granted": self._granted, "giving_up": self._giving_up}
         return kept if driver is None else kept | {"calls": driver.calls, "queues": driver.queues}

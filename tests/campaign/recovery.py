@@ -1,15 +1,14 @@
-"""`python -m tests.campaign.recovery`: how long each kind of fault is felt, over many runs of it alone.
+"""`python -m tests.campaign.recovery`: measures the recovery time of each kind of fault.
 
-Four processes keep a line with one slot busy: each has a call in it at all times, so that every one of
-them is served about twenty times a second. Then comes one fault, and two times are taken from the
-history:
+Four processes keep a queue with one slot busy: each always has a call in it, so each is served about
+twenty times a second. Then one fault is injected, and two times are taken from the history:
 
-    nobody   the longest time without any grant, from the begin of the fault on
-    all      from its end until every process that runs has been served again; from its begin on if it
-             is a matter of a moment
+    nobody   the longest time without any grant, from the start of the fault on
+    all      from its end until every running process has been served again; from its start if the
+             fault is momentary
 
-beside the bound that is promised for the kind. The first line, `none`, is the same without a fault:
-what the method itself adds.
+They are printed next to the promised bound. The first line, `none`, is the same without a fault: the
+error of the method.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MOMENTS = ("cut", "client-kill", "script-flush", "flushall")
 
 
 class Run(NamedTuple):
-    """One fault, as it was felt. In seconds; `everybody` is None if somebody was not served again."""
+    """The effect of one fault, in seconds; `everybody` is None if a process was not served again."""
 
     nobody: float
     everybody: float | None
@@ -44,7 +43,7 @@ class Run(NamedTuple):
 async def measure(
     company: Company, fault: Fault, lease: float, runs: int, seed: int, out: Path
 ) -> dict[str, Any]:
-    """All runs of one kind, one after the other on one scene."""
+    """All runs of one kind, one by one on one scene."""
     rng = random.Random(f"{seed} {fault.name}")
     with tempfile.TemporaryDirectory(prefix="genesis-recovery-") as name:
         scene = await asyncio.to_thread(Scene, company, Path(name), lease, rng, steady=True)
@@ -108,7 +107,7 @@ def _runs(fault: Fault, history: History) -> list[Run]:
 
 
 def _run(fault: Fault, history: History, begin: float, end: float, until: float) -> Run:
-    """What was felt of a fault from `begin` to `end`; the next one comes at `until`."""
+    """The effect of a fault from `begin` to `end`; the next fault starts at `until`."""
     grants = [e for e in history.events if e.kind == "grant" and begin - 1 <= e.at <= until]
     leases, seconds = fault.settle
     last = min(until, end + leases * history.lease + seconds + 0.4)
@@ -169,7 +168,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=Path(".campaign"), help="for histories gone wrong")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must stay behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server must be left behind
     results = asyncio.run(run(options))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""All that a fault can reach: processes under test, what is between them and Redis, and the server."""
+"""The targets of faults: processes under test, their proxies to Redis, and the server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORKERS = ("north", "east", "south", "clocked")  # the last one's wall clock can
 
 
 class Fronts:
-    """The proxies of one worker, one to each server: as if they were one."""
+    """The proxies of one worker, one for each server, handled as one."""
 
     def __init__(self) -> None:
         self.each: list[TcpProxy] = []
@@ -50,14 +50,14 @@ class Fronts:
             proxy.refusing = refusing
 
     def delay(self, seconds: float) -> None:
-        """Every chunk takes so long, each way."""
+        """Delay every chunk, in each direction."""
         for proxy in self.each:
             proxy.delay = seconds
 
 
 class Company:
-    """What outlives a campaign: the two processes that fork workers, the clock of one of them, and, if
-    wanted, a Redis Cluster, which takes seconds to make."""
+    """What outlives a campaign: two fork servers, the clock of one of them, and, on request, a Redis
+    Cluster, which takes seconds to create."""
 
     def __init__(self, *, cluster: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="genesis-campaign-")
@@ -79,7 +79,7 @@ class Company:
         assert self._clock is not None
         new = self._clock.with_suffix(".new")
         new.write_text(f"{seconds:+g}\n")
-        new.replace(self._clock)  # whole at any moment: it is read all the time
+        new.replace(self._clock)  # an atomic rename, because the file is read all the time
 
     def close(self) -> None:
         self.plain.close()
@@ -102,7 +102,7 @@ class Company:
 
 
 class Station:
-    """The place of one worker: its proxies, and the process that is there now."""
+    """One worker: its proxies, and its current process."""
 
     def __init__(self, scene: Scene, name: str) -> None:
         self._scene = scene
@@ -160,7 +160,7 @@ class Station:
         self._scene.log("cont", who=self.who)
 
     def state(self) -> str:
-        """As /proc says it: T is stopped."""
+        """The state in /proc: T is stopped."""
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def tell(self, **command: Any) -> None:
@@ -168,7 +168,7 @@ class Station:
         self._writer.write(json.dumps(command).encode() + b"\n")
 
     async def ask(self, word: str, **command: Any) -> Any:
-        """Tell it something, and wait for the reply that has `word` in it."""
+        """Send it a command, and wait for the reply that contains `word`."""
         self.tell(**command)
         await wait_until(lambda: self.said(word), f"{self.who} answers {command}", 60)
         return next(reply[word] for reply in self.replies if word in reply)
@@ -198,7 +198,7 @@ class Station:
 
 
 class Scene:
-    """With one server; `ClusterScene` is the other kind."""
+    """A scene with one server; see also `ClusterScene`."""
 
     clustered = False
 
@@ -224,9 +224,9 @@ class Scene:
         self.nowhere = free_port()
         self.stations: list[Station] = []
         self.expected: dict[str, Station] = {}
-        self.up = True  # the server answers, as far as is known here
+        self.up = True  # the server replies, as far as is known here
         self._ids = 0
-        self._asking = asyncio.Lock()  # nobody is in the middle of a question when the server goes
+        self._asking = asyncio.Lock()  # no query is in flight when the server stops
         self._prepare()
 
     def _prepare(self) -> None:
@@ -235,7 +235,7 @@ class Scene:
         self._admin = admin_of(self.server.port)
 
     def backend(self) -> RedisBackend:
-        """Of an instance that no fault on a worker touches."""
+        """The backend of an instance that no fault on a worker affects."""
         return RedisBackend(self.server.url, lease=self.lease)
 
     def number(self) -> int:
@@ -243,13 +243,13 @@ class Scene:
         return self._ids
 
     async def redis(self, *words: str) -> Any:
-        """A command from the side, on a connection that no fault touches."""
+        """Send a command on a connection that no fault affects."""
         async with self._asking:
             return await self._admin.execute_command(*words)
 
     @asynccontextmanager
     async def asking(self) -> AsyncIterator[None]:
-        """Nobody asks the server anything in here."""
+        """No query is in flight during the block."""
         async with self._asking:
             yield
 
@@ -259,7 +259,7 @@ class Scene:
 
     @contextmanager
     def loss(self, *, everything: bool = False) -> Iterator[None]:
-        """Redis forgets something in here, or everything."""
+        """Redis loses some or all of its data during the block."""
         number = self.number()
         self.log("loss", id=number, all=everything)
         yield
@@ -289,7 +289,7 @@ class Scene:
 
     @asynccontextmanager
     async def refusals(self, word: str, effect: Effect) -> AsyncIterator[None]:
-        """Counts the errors of one kind that the server gave meanwhile."""
+        """Count the server's errors of one kind during the block."""
         before = await self._errors(word)
         yield
         effect.note(await self._errors(word) - before, f"commands refused with {word}")
@@ -307,7 +307,7 @@ class Scene:
         self.company.set_clock(seconds)
 
     async def measure_clock(self) -> None:
-        """Redis' clock minus ours, by the quickest of a few questions."""
+        """Log Redis's clock minus ours, by the fastest of a few queries."""
         best = (float("inf"), 0.0)
         for _ in range(5):
             before = time.monotonic()
@@ -326,12 +326,12 @@ class Scene:
         self.log.close()
 
     def end(self) -> None:
-        """The last thing: the server is not needed any more."""
+        """Stop the server, at the very end."""
         self.server.close()
 
 
 def admin_of(port: int) -> Any:
-    """A client for questions from the side."""
+    """A client for queries outside of the test."""
     return redis.asyncio.Redis(
         port=port, decode_responses=True, socket_timeout=30, retry=Retry(NoBackoff(), 1)
     )

@@ -1,8 +1,8 @@
-"""What follows from a history: passages, who was out of touch when, which limits could be in force.
+"""What follows from a history: passages, who was disconnected when, which limits might be in force.
 
-Nothing here judges. Where a history leaves something open (when exactly Redis carried out an
-operation), what is derived is the interval in which it must lie, as in the checking of
-linearizability: an operation takes effect between its invocation and its answer.
+This module makes no judgement. Where a history does not determine a time (when exactly Redis ran an
+operation), it derives the interval in which the time must lie. As in linearizability checking, an
+operation takes effect between its invocation and its reply.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OF_CALLS = ("entered", "resumed", "grant", "giving_up", "given_up", "leave", "l
 
 
 class Story:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -48,7 +48,7 @@ class Story:
         self._lags: dict[int, list[tuple[str, Period]]] = defaultdict(list)  # by the second
         self.worker: dict[str, str] = {}  # of an instance
         self.stopped: dict[str, list[Period]] = defaultdict(list)
-        self.strays: list[Event] = []  # of calls that never entered
+        self.unmatched: list[Event] = []  # of calls that never entered
         self._contacts: dict[tuple[str, str], Contact] = defaultdict(Contact)
         self._settings: dict[str, list[Setting]] = defaultdict(list)
         self._in_force: dict[str, list[tuple[int, float, float]]] = {}
@@ -76,9 +76,9 @@ class Story:
         losses_only: bool = False,
         promised: bool = True,
     ) -> list[Period]:
-        """When between `begin` and `end` Redis may not have known of `passage`: its instance's lease
-        had lapsed, or the data was lost, until it had registered again; with `promised`, at the latest
-        until it should have, if nothing kept it from that."""
+        """When between `begin` and `end` Redis might not have known `passage`: its instance's lease had
+        lapsed, or the data was lost, until it had registered again. With `promised`, at most until it
+        should have registered, if nothing prevented that."""
         contact = self._contacts[passage.who, passage.queue]
         listed = passage.listed
         lost = [
@@ -100,7 +100,7 @@ class Story:
         return [period for period in periods if period.meets(Period(begin, end))]
 
     def _stood(self, passage: Passage) -> float:
-        """From when on Redis had it; a process that stood still read the answer much later."""
+        """When Redis had it; a stopped process reads the reply much later."""
         if passage.entered is None:
             return passage.invoked
         if passage.resumed:
@@ -111,7 +111,7 @@ class Story:
         return max(passage.invoked, min(passage.entered, moment))
 
     def _due(self, who: str, since: float) -> float:
-        """When `who` must have registered again: an interval after all that may keep it from that."""
+        """When `who` must have registered again: an interval after everything that might prevent it."""
         if since == math.inf:
             return since
         wait = self.lease / 3 + RECONNECT
@@ -120,15 +120,15 @@ class Story:
                 since = max(since, end)
         return since + wait + 3 * self.lag(Period(since, since + wait), who)
 
-    def heard(self, passage: Passage, sent_after: float) -> float:
-        """When its instance first had an answer to a heartbeat that was sent after that moment."""
+    def reply_read(self, passage: Passage, sent_after: float) -> float:
+        """When its instance first read a reply to a heartbeat sent after `sent_after`."""
         contact = self._contacts[passage.who, passage.queue]
         sent_after = max(sent_after, passage.listed)
         answers = (at for at, sent, _ in contact.beats if sent >= sent_after)
         return next(answers, math.inf)
 
     def disturbed(self, who: str = "") -> list[Period]:
-        """When faults may be felt by an instance; with no name, when any may be felt by anybody."""
+        """When faults might affect an instance; without a name, any instance."""
         worker = self.worker.get(who, who)
         return [
             disturbance.period
@@ -137,9 +137,9 @@ class Story:
         ]
 
     def lag(self, period: Period, who: str = "") -> float:
-        """The longest time in `period` for which an event loop stood still, or an answer took.
+        """The longest stall of an event loop, or delay of a reply, in `period`.
 
-        Those of others than `who` count if no fault explains them: then it was the machine.
+        Stalls of instances other than `who` count if no fault explains them: then the machine stalled.
         """
         last = math.floor(min(period.end, self.history.events[-1].at))
         seconds = range(math.floor(period.begin), last + 1)
@@ -161,7 +161,7 @@ class Story:
         return not any(trouble.meets(lag) for trouble in self.disturbed(who))
 
     def limits(self, queue: str, period: Period) -> set[int]:
-        """Every limit that can have been in force at some moment of `period`."""
+        """Every limit that might have been in force at some moment of `period`."""
         return {
             value
             for value, begin, replaced in self._in_force[queue]
@@ -169,14 +169,14 @@ class Story:
         }
 
     def limit_changes(self, queue: str) -> list[float]:
-        """Moments at which what `limits` says may change."""
+        """The times at which the result of `limits` might change."""
         settings = self._settings[queue]
         marks = [s.begin for s in settings] + [s.end for s in settings if s.end < math.inf]
         marks += [replaced for _, _, replaced in self._in_force[queue] if replaced < math.inf]
         return marks + [mark for loss in self.losses for mark in loss]
 
     def _find_in_force(self) -> None:
-        """From when until when each number can have been in force."""
+        """Compute when each limit might have been in force."""
         felt = [(loss, self._felt(loss)) for loss in self.losses]
         for queue, limit in self.history.limits.items():
             base = Setting(limit, -math.inf, -math.inf, sure=True)
@@ -194,11 +194,11 @@ class Story:
         *,
         forgotten: bool,
     ) -> float:
-        """From when on another setting is surely in force.
+        """When another setting is certainly in force.
 
-        What was in force up to a heartbeat before a loss of data may be what an instance registers
-        again, a stopped one what was in force when it was stopped. If no instance was in the queue, no
-        override is: then the call sites' limit comes back.
+        After a loss of data an instance might register the override that was in force up to a heartbeat
+        before; a stopped instance, the override of the time when it was stopped. If no instance was in
+        the queue, there is no override, and the call sites' limit is in force.
         """
         until = setting.end if setting.sure else self._may_come_until(setting)
         settings = [s for s in settings if s.sure]
@@ -211,14 +211,14 @@ class Story:
         return replaced
 
     def _may_come_until(self, setting: Setting) -> float:
-        """Until when what failed may still be carried out: no proxy holds what the operator says, so it
-        comes as soon as the server is there again, or never."""
+        """Until when a failed command might still be run: no proxy holds the operator's commands, so it
+        is run as soon as the server is back, or never."""
         asked = Period(setting.begin, setting.end)
         troubles = [d.period.end for d in self.disturbances if not d.target and d.period.meets(asked)]
         return max([setting.end + self.lease, *troubles])
 
     def _felt(self, loss: Period) -> float:
-        """For how long before a loss some instance may have been out of touch."""
+        """For how long before a loss some instance might have been disconnected."""
         began = [d.period.begin for d in self.disturbances if d.period.meets(loss)]
         return loss.begin - min([*began, loss.begin])
 
@@ -230,7 +230,7 @@ class Story:
             at, kind, who, queue, call, more = event
             if kind == "enter":
                 if call in self.passages:
-                    self.strays.append(event)
+                    self.unmatched.append(event)
                 else:
                     passage = Passage(call, queue, who, at, more.get("timeout"))
                     passage.head_start = more.get("head_start", 0.0)
@@ -247,8 +247,8 @@ class Story:
                 self._of_call(event)
             elif kind == "up":
                 self.worker[who] = more["worker"]
-            elif kind == "fence":
-                self._contacts[who, queue].fences.append((at, more["until"]))
+            elif kind == "deadline":
+                self._contacts[who, queue].deadlines.append((at, more["until"]))
             elif kind == "beat":
                 self._contacts[who, queue].beats.append((at, more["sent"], more["unknown"]))
                 self._note_lag(who, more["sent"], at)
@@ -290,13 +290,13 @@ class Story:
         self.losses += [Period(begun.at, math.inf) for begun in open_losses.values()]
 
     def busy(self, period: Period, who: str = "") -> bool:
-        """Whether the machine stood still so long that a few turns of several processes take as
-        long as an operation may."""
+        """Whether the machine stalled so long that a few iterations of several processes take as long
+        as an operation is allowed to."""
         return self.lag(period, who) > self.lease / 12
 
     def _note_busy_times(self, events: Iterable[Event]) -> None:
-        """A connection that is given up because the machine was too busy is a fault like any other:
-        what was said on it may arrive late, and be found by a heartbeat or when the lease lapses."""
+        """A connection given up because the machine was too busy is a fault like any other: commands on
+        it might arrive late, and be found by a heartbeat or when the lease lapses."""
         timeout, late = self.lease / 3, 4 / 3 * self.lease + 0.3
         found = [
             Disturbance("busy", self.worker[event.who], Period(event.at - timeout, event.at + late))
@@ -308,7 +308,7 @@ class Story:
         self.disturbances += found
 
     def _note_evictions(self) -> None:
-        """One that found nobody evicted nobody, unless a fault came between it and its answer."""
+        """An eviction that found no ticket evicted none, unless a fault occurred before its reply."""
         for said in reversed(self._evictions):
             asked = Period(said.at, said.answered)
             in_vain = said.found == 0 and not any(d.period.meets(asked) for d in self.disturbances)
@@ -326,9 +326,9 @@ class Story:
         at, kind, _, _, call, more = event
         passage = self.passages.get(call)
         if passage is None:
-            self.strays.append(event)
+            self.unmatched.append(event)
             return
-        if kind not in ("given_up", "resumed"):  # the reply to a leave comes when it likes
+        if kind not in ("given_up", "resumed"):  # the reply to a leave can come at any time
             passage.events.append(kind)
         if kind == "entered":
             passage.entered, passage.place = at, more.get("place")
@@ -344,9 +344,9 @@ class Story:
         elif kind == "leave":
             passage.leaving = at
         elif kind == "lost" and passage.lost is None:
-            fence = more.get("fence")
+            deadline = more.get("deadline")
             passage.lost_noticed = at
-            passage.lost = at if fence is None else min(at, fence)
+            passage.lost = at if deadline is None else min(at, deadline)
             passage.reason = more["reason"]
         elif kind == "end" and passage.ended is None:
             passage.ended, passage.how = at, more["how"]
@@ -357,14 +357,14 @@ class Story:
             if killed is None or (passage.ended is not None and passage.ended <= killed):
                 continue
             if any(period.end == math.inf for period in self.stopped[passage.who]):
-                # It did nothing any more, and had it looked, it had known from its fence on.
-                fences = self._contacts[passage.who, passage.queue].fences
-                killed = min([killed, max((until for _, until in fences), default=killed)])
+                # A stopped process reads no `lost`, but it would have been true from the deadline on.
+                deadlines = self._contacts[passage.who, passage.queue].deadlines
+                killed = min([killed, max((until for _, until in deadlines), default=killed)])
             passage.killed = killed
 
     def _narrow_grants(self) -> None:
-        """Bounds the moment of every grant in Redis. Tokens are given in Redis' order, so a
-        grant comes after the invocation of all with smaller ones, before the answer of all greater."""
+        """Bound the time of every grant in Redis. Tokens are in Redis's order: a grant comes after the
+        invocation of all grants with smaller tokens, and before the reply of all with greater ones."""
         for queue in self.history.limits:
             granted = sorted(
                 (p for p in self.of(queue) if p.granted is not None), key=lambda p: p.token
@@ -378,10 +378,10 @@ class Story:
                 passage.taken = _narrowed(Period(begin, end), passage.token, self.offset)
                 evicted = passage.evicted if passage.surely_evicted is None else None
                 if evicted is not None and evicted < passage.taken.begin and passage.lost is None:
-                    passage.evicted = None  # there was no answer, and it was never carried out
+                    passage.evicted = None  # there was no reply, and it was never run
 
     def _offset(self) -> tuple[float, float] | None:
-        """Redis' clock minus the shared one, if it stayed the same throughout."""
+        """Redis's clock minus the shared clock, if the difference was constant."""
         if not self._clocks:
             return None
         offset = sum(offset for offset, _ in self._clocks) / len(self._clocks)
@@ -390,7 +390,7 @@ class Story:
 
 
 def _narrowed(period: Period, token: int, offset: tuple[float, float] | None) -> Period:
-    """Tokens are Redis' microseconds, unless they were pushed up; the clocks may tell more."""
+    """Narrow the period by the token, which is Redis's time in us unless it was incremented."""
     if offset is None:
         return period
     moment, error = token / 1e6 - offset[0], offset[1]

@@ -53,7 +53,7 @@ def test_nothing_of_a_call_happens_twice_or_after_its_end(run: HistoryBuilder, e
         "end": {"how": "released"},
         "grant": {"token": 9},
         "leave": {},
-        "lost": {"reason": "closed", "fence": None},
+        "lost": {"reason": "closed", "deadline": None},
     }
     run.add(0.6, extra, "a", "q", "1", **more[extra])
     assert "ending" in run.rules()

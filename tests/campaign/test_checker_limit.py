@@ -26,7 +26,7 @@ def test_a_holder_counts_until_its_slot_can_be_lost(run: HistoryBuilder) -> None
     """From its lease deadline on, `slot.lost` is true, even if the call checks it later."""
     run.fault(0.2, 8.0, "a")
     run.call("1", 0.0, grant=0.1, leave=8.0)
-    run.add(7.9, "lost", "a", "q", "1", reason="lapsed", fence=3.0)
+    run.add(7.9, "lost", "a", "q", "1", reason="lapsed", deadline=3.0)
     run.call("2", 2.0, who="b", entered=2.01, grant=3.5, leave=4.0)
     assert run.rules() == []
 
@@ -35,7 +35,7 @@ def test_a_grant_before_the_holder_could_know_is_found(run: HistoryBuilder) -> N
     """The next call is granted the slot while `slot.lost` of the first is still false."""
     run.fault(0.2, 8.0, "a")
     run.call("1", 0.0, grant=0.1, leave=8.0)
-    run.add(7.9, "lost", "a", "q", "1", reason="lapsed", fence=3.0)
+    run.add(7.9, "lost", "a", "q", "1", reason="lapsed", deadline=3.0)
     run.call("2", 2.0, who="b", entered=2.01, grant=2.5, leave=4.0)
     assert run.rules() == ["limit"]
 
@@ -53,7 +53,7 @@ def test_an_evicted_holder_holds_no_longer(run: HistoryBuilder) -> None:
     """Its slot is free from the eviction on, although it learns of that a little later."""
     run.call("1", 0.0, grant=0.1, leave=2.0)
     run.add(0.5, "evict", "b", "q", "1")
-    run.add(0.7, "lost", "a", "q", "1", reason="evicted", fence=None)
+    run.add(0.7, "lost", "a", "q", "1", reason="evicted", deadline=None)
     run.call("2", 0.2, who="b", entered=0.3, grant=0.6, leave=1.0)
     assert run.rules() == []
 

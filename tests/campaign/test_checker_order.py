@@ -94,7 +94,7 @@ def test_a_waiter_whose_entering_was_answered_after_its_lease_may_be_overtaken(
     run.fault(0.1, 5.0, "a", settle=LEASE)
     run.call("0", 0.0, who="b", grant=0.1, leave=5.2)
     run.add(0.0, "enter", "a", "q", "1", timeout=None)
-    run.add(5.0, "fence", "a", "q", until=3.0)
+    run.add(5.0, "deadline", "a", "q", until=3.0)
     run.add(5.0, "entered", "a", "q", "1", place=None)
     run.beat(5.05, 4.95)  # sent before it was known to wait, so it does not name it
     run.call("2", 5.1, who="b", entered=5.15, grant=5.25, token=2, leave=5.5)
@@ -113,10 +113,10 @@ def test_a_waiter_whose_entering_was_answered_after_a_heartbeat_may_be_overtaken
     run.add(0.0, "clock", CONDUCTOR, offset=100.0, error=0.001)
     run.fault(0.1, 5.0, "a", settle=LEASE)
     run.call("0", 0.0, who="b", grant=0.1, token=100_050_000, leave=5.2)
-    run.add(0.0, "fence", "a", "q", until=3.0)
+    run.add(0.0, "deadline", "a", "q", until=3.0)
     run.add(0.05, "enter", "a", "q", "1", timeout=None)
     run.beat(5.05, 4.95, unknown=1)  # sent before it was known to wait, so it does not name it
-    run.add(5.05, "fence", "a", "q", until=7.95)
+    run.add(5.05, "deadline", "a", "q", until=7.95)
     run.add(5.06, "entered", "a", "q", "1", place=100_060_000)
     run.add(5.1, "restored", "a", "q")  # of another
     run.call("2", 5.1, who="b", entered=5.15, grant=5.25, token=105_200_000, leave=5.5)

@@ -20,7 +20,7 @@ def test_a_slot_that_was_lost_for_its_holder_alone_is_not_free(run: HistoryBuild
     """Its lease lapsed by its own clock, but Redis had renewed it: the slot is free after the body."""
     run.fault(0.2, 0.9, "a")
     run.call("1", 0.0, grant=0.1, leave=3.0)
-    run.add(0.9, "lost", "a", "q", "1", reason="lapsed", fence=0.9)
+    run.add(0.9, "lost", "a", "q", "1", reason="lapsed", deadline=0.9)
     run.call("2", 0.8, who="b", entered=0.85, grant=3.05, leave=4.0)
     assert run.rules() == []
 
@@ -116,7 +116,7 @@ def test_a_paused_queue_does_not_stand_still(run: HistoryBuilder) -> None:
 def test_a_slot_lost_without_a_cause_is_found(run: HistoryBuilder) -> None:
     """Its lease lapsed without a fault or a delay."""
     run.call("1", 0.0, grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a", "q", "1", reason="lapsed", fence=3.9)
+    run.add(4.0, "lost", "a", "q", "1", reason="lapsed", deadline=3.9)
     assert run.rules() == ["cause"]
 
 
@@ -126,7 +126,7 @@ def test_a_slot_is_not_lost_because_the_machine_was_a_little_late(
 ) -> None:
     """Three delays of a tenth of the lease leave time to renew it; three of a fifth might not."""
     run.call("1", 0.0, grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a", "q", "1", reason="reaped", fence=None)
+    run.add(4.0, "lost", "a", "q", "1", reason="reaped", deadline=None)
     run.add(3.0, "lag", CONDUCTOR, seconds=seconds)
     assert run.rules() == (["cause"] if seconds < LEASE / 6 else [])
 
@@ -135,7 +135,7 @@ def test_a_slot_lost_because_of_a_fault_elsewhere_is_found(run: HistoryBuilder) 
     """A fault of one worker does not explain that another loses a slot."""
     run.add(0.0, "up", "a", worker="a")
     run.call("1", 0.0, grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a", "q", "1", reason="reaped", fence=None)
+    run.add(4.0, "lost", "a", "q", "1", reason="reaped", deadline=None)
     run.fault(1.0, 4.0, "b")
     assert run.rules() == ["cause"]
 
@@ -144,7 +144,7 @@ def test_a_slot_lost_in_a_fault_is_explained(run: HistoryBuilder) -> None:
     """Its worker was stopped for longer than the lease."""
     run.add(0.0, "up", "a.1", worker="a")
     run.call("1", 0.0, who="a.1", grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a.1", "q", "1", reason="lapsed", fence=3.9)
+    run.add(4.0, "lost", "a.1", "q", "1", reason="lapsed", deadline=3.9)
     run.fault(1.0, 4.0, "a")
     assert run.rules() == []
 
@@ -153,14 +153,14 @@ def test_a_slot_lost_to_a_closing_is_found(run: HistoryBuilder) -> None:
     """No worker closes its queue before all calls have ended."""
     run.fault(0.0, 9.0)
     run.call("1", 0.0, grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a", "q", "1", reason="closed", fence=None)
+    run.add(4.0, "lost", "a", "q", "1", reason="closed", deadline=None)
     assert run.rules() == ["cause"]
 
 
 def test_an_eviction_without_a_request_is_found(run: HistoryBuilder) -> None:
     """A waiter and a holder were evicted without a request."""
     run.call("1", 0.0, grant=0.1, leave=5.0)
-    run.add(4.0, "lost", "a", "q", "1", reason="evicted", fence=None)
+    run.add(4.0, "lost", "a", "q", "1", reason="evicted", deadline=None)
     run.call("2", 0.2, entered=0.3, end=1.0, how="evicted")
     assert len(check(run.history()).of("cause")) == 2
 

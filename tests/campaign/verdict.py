@@ -1,4 +1,4 @@
-"""What the checker found in a history, by rule."""
+"""The results of the checker."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Violation(NamedTuple):
 
 @dataclass
 class Verdict:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         overshoots: seconds for which each grant beyond the limit that was excused overlapped.
         overshot_after: seconds from the loss of data to each such grant.
         overtaken: excused inversions of the order.
         windows: seconds from the end of each loss of data until each instance had registered again.
-        windows_alone: those of losses that nothing else troubled.
+        windows_alone: those of losses without another fault.
         outcomes: endings, counted.
-        calm: seconds in which no fault could be felt; in these a standstill is judged.
+        calm: seconds without any effect of a fault; the rule `standstill` applies to them.
     """
 
     violations: list[Violation] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""One process under test: it makes calls, by itself and at random, and logs what becomes of them.
+"""One process under test: it makes random calls, and logs their events.
 
-The conductor tells it little, over a Unix socket, one JSON line at a time: to stand still, to make no
-more calls, to say what it still keeps, to close.
+The conductor sends it a few commands over a Unix socket, one JSON line each: block the event loop, make
+no more calls, report what it still keeps, close.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from tests.conftest import state_of
 
 __all__ = ["QUEUES", "STEADY", "Kind", "run"]
 
-TICK = 0.05  # seconds between two looks at the clock
-LATE = 0.02  # seconds from which on a late look is logged
+TICK = 0.05  # seconds between two readings of the clock
+LATE = 0.02  # seconds of delay from which a reading is logged
 
 
 class Kind(NamedTuple):
-    """How a queue is used. Times in seconds, those of holding also in leases."""
+    """How a queue is used. Times are in seconds; holds also in leases."""
 
     limit: int
     callers: int  # in each process
@@ -51,18 +51,18 @@ class Kind(NamedTuple):
     steady: bool = False  # without timeouts, cancellations and evictions
 
 
-# Always somebody in line, and every process has its turn several times a second.
+# Always a waiter in line; every process is served several times a second.
 STEADY = {"line": Kind(limit=1, callers=1, think=0.005, hold=(0.01, 0.01), steady=True)}
 QUEUES = {
     "solo": Kind(limit=1, callers=2, think=0.25, hold=(0.0, 0.03)),
     "team": Kind(limit=3, callers=3, think=0.2, hold=(0.01, 0.15)),
-    # A lease is renewed by every entering, too: only here does it hang on the heartbeat alone.
+    # Entering renews a lease too: only here does the lease depend on the heartbeat alone.
     "long": Kind(limit=2, callers=1, think=0.5, hold=(0.1, 0.3), hold_leases=2.5),
 }
 
 
 class KeptPlace(NamedTuple):
-    """A place that a cancelled call left behind, for any process to take, or to take again."""
+    """A place kept by a cancelled call, which any process can take, or try to take again."""
 
     queue_id: str
     call: str
@@ -79,11 +79,11 @@ class KeptPlaces:
         os.write(self._file, json.dumps(place).encode() + b"\n")
 
     def last(self, queue_id: str) -> list[KeptPlace]:
-        """A few that were put last."""
+        """The last few places."""
         size = os.fstat(self._file).st_size
         start = max(0, size - 2000)
         lines = os.pread(self._file, size - start, start).split(b"\n")
-        # The first might be the second half of a line.
+        # The first line might be incomplete.
         whole = [line for line in lines[1 if start else 0 :] if line]
         places = [KeptPlace(*json.loads(line)) for line in whole]
         return [place for place in places if place.queue_id == queue_id][-4:]
@@ -120,7 +120,7 @@ class Caller:
             self._tasks.append(asyncio.create_task(self._evict_some(restless)))
 
     async def finish(self) -> None:
-        """Make no more calls, and wait until those that there are have ended."""
+        """Make no more calls, and wait until the current calls have ended."""
         self._over.set()
         for task in self._tasks:
             await task
@@ -135,10 +135,10 @@ class Caller:
             if not kind.steady and self._rng.random() < 0.2:
                 await asyncio.sleep(self._rng.choice((0.0, self._rng.uniform(0, 0.2))))
                 task.cancel()
-            await asyncio.wait({task})  # cancelled before its first step, it never began
+            await asyncio.wait({task})  # a task cancelled before its first step never started
 
     def _options(self, queue_id: str) -> dict[str, Any]:
-        """Of one call: most are plain, the others use one feature or several."""
+        """The options of one call: most are plain, others use one or more features."""
         rng = self._rng
         options: dict[str, Any] = {}
         options["timeout"] = rng.choice(
@@ -159,7 +159,7 @@ class Caller:
     ) -> None:
         names: dict[str, Any] = {"queue": queue_id, "call": call}
         how = "released"
-        begun = False  # cancelled before its first step, the task never comes here
+        begun = False  # a task cancelled before its first step does not reach this
         place: KeptPlace | None = options.pop("place", None)
         timeout = options.get("timeout")
         request = self._queue.slot(
@@ -199,7 +199,7 @@ class Caller:
                 self._places.put(KeptPlace(queue_id, call, request.place_token))
 
     async def _hold(self, seconds: float) -> None:
-        """At most `seconds`; not long once all is to come to an end."""
+        """Hold for at most `seconds`; shorter when the campaign ends."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._over.wait(), seconds)
 
@@ -220,7 +220,7 @@ class Caller:
 
 
 async def watch_clocks(log: Log) -> None:
-    """Log when the loop came late, and when the wall clock jumped."""
+    """Log when the loop is late, and when the wall clock jumps."""
     before = time.monotonic()
     wall = time.time() - before
     while True:
@@ -236,21 +236,21 @@ async def watch_clocks(log: Log) -> None:
 
 
 def stand_still(seconds: float) -> None:
-    """Not by time.sleep, which libfaketime breaks."""
+    """Block the event loop. libfaketime breaks time.sleep."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         select.select([], [], [], left)
 
 
 def run(config: dict[str, Any]) -> None:
-    """The whole life of a worker process."""
+    """The main function of a worker process."""
     if config.get("plant"):
         plant(config["plant"])
     asyncio.run(_run(config))
 
 
 def make_backend(config: dict[str, Any]) -> RedisBackend:
-    """Reaches every server through the worker's own proxy to it."""
+    """A backend that reaches every server through the worker's proxy."""
     proxies = {int(port): proxy for port, proxy in config["servers"].items()}
     if not config["cluster"]:
         [port] = proxies.values()
@@ -281,7 +281,7 @@ async def _run(config: dict[str, Any]) -> None:
         writer.write(json.dumps(fields).encode() + b"\n")
 
     say(who=who, pid=os.getpid())
-    while True:  # what a campaign judges begins when the instance is connected
+    while True:  # the history starts when the instance is connected
         with contextlib.suppress(BackendUnavailableError):
             await queue.ping()
             break

@@ -22,7 +22,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 @pytest.fixture
 def queue(make_queue: MakeQueue) -> Queue:
-    """The lease is long enough that no heartbeat repairs a fault before a test sees it."""
+    """The lease is so long that no heartbeat repairs a fault before a test detects it."""
     return make_queue(lease=300.0, operation_timeout=10.0)
 
 

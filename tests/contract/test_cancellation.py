@@ -61,7 +61,7 @@ async def test_a_timeout_in_the_turn_of_the_grant_passes_the_slot_on(
 
 
 async def test_a_cancelled_head_in_the_turn_of_the_release_passes_the_slot_on(group: CallGroup) -> None:
-    """The head is cancelled in the turn in which the slot is handed to it: the next one gets it."""
+    """The head is cancelled in the iteration in which it is granted: the next waiter gets the slot."""
     for order in ("cancel first", "release first"):
         group.entered.clear()
         holder, victim, heir = await group.line_up("holder", "victim", "heir")
@@ -89,7 +89,7 @@ async def test_cancel_while_holding_passes_the_slot_on(group: CallGroup) -> None
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_cancel_during_enter_takes_nothing(queue: Queue, turns: int) -> None:
-    """A task cancelled some turns into its enter leaves the slot free for the next enter."""
+    """A task cancelled some iterations into its enter leaves the slot free for the next enter."""
     await queue.ping()  # connects, so that the turns below are those of the enter
 
     async def call() -> None:
@@ -106,7 +106,7 @@ async def test_cancel_during_enter_takes_nothing(queue: Queue, turns: int) -> No
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_cancel_during_release_still_gives_the_slot_back(group: CallGroup, turns: int) -> None:
-    """A task cancelled some turns into its release has released, and the head is granted the slot."""
+    """A task cancelled some iterations into its release has released, and the head is granted."""
     holder, waiter = await group.line_up("holder", "waiter")
     holder.go()
     await quiesce(1 + turns)

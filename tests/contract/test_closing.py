@@ -33,7 +33,7 @@ async def test_close_ends_waits_and_holds(group: CallGroup) -> None:
 
 
 async def test_close_in_the_turn_of_a_grant_ends_the_call(group: CallGroup) -> None:
-    """A call that is closed between its grant and its wake-up gets an error or a lost slot."""
+    """If the queue is closed between a grant and its wake-up, the call gets an error or a lost slot."""
     holder, victim = await group.line_up("holder", "victim")
     await group.queue.set_limit("sales", 2)
     await group.queue.close()

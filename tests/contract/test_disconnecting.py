@@ -1,4 +1,4 @@
-"""`until_disconnected`: a wait ends when its client has gone."""
+"""`until_disconnected`: a wait ends when its client disconnects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import quiesce, wait_until
 
 
 class Request:
-    """The part of Starlette's request that is needed."""
+    """The part of Starlette's request that is used."""
 
     def __init__(self) -> None:
         self._gone = asyncio.Event()
@@ -32,7 +32,7 @@ class Request:
 
 
 async def test_the_wait_ends_when_the_client_has_gone(line: Line) -> None:
-    """The block is cancelled and left without an error, and the handler goes on."""
+    """The block is cancelled and left without an error, and the handler continues."""
     await line.call("holder")
     request = Request()
     ended: list[bool] = []

@@ -31,7 +31,7 @@ async def test_drain_lets_calls_finish_and_refuses_new_ones(line: Line) -> None:
 
 
 async def test_drain_returns_how_many_are_left_at_its_timeout(line: Line) -> None:
-    """It cancels no call, and may be called again."""
+    """It cancels no call, and can be called again."""
     await line.call("holder")
     await line.call("waiter")
     assert await line.queue.drain(0.01) == 2

@@ -1,4 +1,4 @@
-"""`keep_place` and `place_token`: a cancelled waiter comes back to its place."""
+"""`keep_place` and `place_token`: a cancelled waiter returns to its place."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ async def test_never_more_than_the_limit_are_inside(queue: Queue, limit: int) ->
             most = max(most, inside)
             if inside == limit:
                 full.set()
-            await full.wait()  # the first ones stay until all slots are in use
+            await full.wait()  # the first holders stay until all slots are in use
             await quiesce(rng.randrange(4))
             inside -= 1
 
@@ -49,7 +49,7 @@ async def test_a_raised_limit_is_granted_to_waiters_at_once(group: CallGroup) ->
 
 
 async def test_a_newcomer_does_not_overtake_into_a_raised_limit(group: CallGroup) -> None:
-    """The slot that set_limit() adds goes to the waiter, even if a newcomer enters in the same turn."""
+    """The slot that set_limit() adds goes to the waiter, even if a newcomer enters at the same time."""
     holder, waiter = await group.line_up("holder", "waiter")
     raising = asyncio.create_task(group.queue.set_limit("sales", 2))
     newcomer = group.call("newcomer")
@@ -211,7 +211,7 @@ async def test_a_waiter_counts_for_the_agreement_too(group: CallGroup) -> None:
 
 @pytest.mark.parametrize("ending", ["released", "timeout", "refused", "cancelled", "evicted"])
 async def test_the_agreement_ends_with_the_last_call(group: CallGroup, ending: str) -> None:
-    """Once all calls of a queue have ended, however they did, a call may have another limit."""
+    """After all calls of a queue have ended, in any way, a call can name another limit."""
     queue = group.queue
     (holder,) = await group.line_up("holder", limit=1)
     if ending in ("timeout", "refused"):

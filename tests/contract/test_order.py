@@ -65,7 +65,7 @@ async def test_mixed_arrivals_keep_their_order(group: CallGroup) -> None:
 async def test_a_newcomer_does_not_overtake_into_a_slot_freed_in_the_same_turn(
     group: CallGroup,
 ) -> None:
-    """A call that enters in the turn in which a slot becomes free is behind those that already wait."""
+    """A call that enters in the iteration in which a slot becomes free is behind the waiters."""
     first, waiter = await group.line_up("first", "waiter")
     first.go()
     newcomer = group.call("newcomer")
@@ -133,7 +133,7 @@ async def test_a_waiter_that_ends_early_keeps_the_others_in_order(
 
 
 async def test_queues_do_not_wait_for_each_other(queue: Queue) -> None:
-    """A full queue does not delay a call of another one."""
+    """A full queue does not delay a call of another queue."""
     async with (
         queue.slot("sales", max_concurrent=1),
         queue.slot("support", max_concurrent=1, timeout=0),

@@ -77,7 +77,7 @@ async def test_a_watch_yields_changes_but_not_too_often(line: Line) -> None:
     await wait_until(lambda: len(seen) >= 2, "the second")
     await wait_until(lambda: len(seen) >= 3, "the third, without a change")
     assert [status.position for status in seen[:3]] == [4, 2, 2]
-    # By the time of the answer: on a busy machine one may be delivered late.
+    # Measured at the reply: on a busy machine a status might be delivered late.
     assert seen[1].waited - seen[0].waited >= 0.09
     assert 0.29 <= seen[2].waited - seen[1].waited < 5
     line.calls = calls[1:]
@@ -177,7 +177,7 @@ async def _read(watch: Any) -> list[WaitStatus]:
 
 
 async def test_watches_survive_that_all_other_tasks_are_cancelled(line: Line) -> None:
-    """The ticker has no lasting task; after a command that was cancelled comes the next one."""
+    """Each poll has its own task; after a cancelled poll the next one follows."""
     await line.call("holder")
     call = await line.call("call")
     watch = call.request.watch(every=0.1, at_least=0.1)
@@ -194,7 +194,7 @@ async def test_watches_survive_that_all_other_tasks_are_cancelled(line: Line) ->
 
 
 async def _told_while_moving_up(line: Line) -> list[float]:
-    """What the last of four waiters is told: three times at each position, down to the first."""
+    """The expected waits of the last of four waiters: three at each position, down to the first."""
     await line.call("holder")
     before = [await line.call(f"before-{number}") for number in range(3)]
     last = await line.call("last")

@@ -1,4 +1,4 @@
-"""The fleet that the tests of this folder break."""
+"""The fleet that the tests of this folder use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that are cancelled one by one, in thousands, or all there are: nothing leaks."""
+"""Cancellation of single tasks, of thousands, or of all tasks: nothing leaks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def cancel_all_tasks() -> list[asyncio.Task[Any]]:
 
 
 async def test_a_shutdown_that_cancels_all_tasks_gives_everything_back(fleet: Fleet) -> None:
-    """Cancelled and gathered; then close() is quick, and nothing is held in Redis any more."""
+    """Cancelled and gathered; then close() is fast, and Redis has no holder left."""
     queue = fleet.queue(lease=60.0)
     await fleet.call(queue, "holder").held()
     waiter = fleet.call(queue, "waiter")
@@ -86,7 +86,7 @@ async def test_a_shutdown_that_cancels_all_tasks_gives_everything_back(fleet: Fl
 
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 30])
 async def test_a_queue_goes_on_after_all_tasks_were_cancelled(fleet: Fleet, turns: int) -> None:
-    """Also those of the library, even while it connects: the next call works."""
+    """Including the library's own, even while it connects: the next call works."""
     queue = fleet.queue()
     first = fleet.call(queue, "first")
     await quiesce(turns)
@@ -101,7 +101,7 @@ async def test_a_queue_goes_on_after_all_tasks_were_cancelled(fleet: Fleet, turn
 
 @pytest.mark.slow
 async def test_a_holder_that_survives_the_cancelling_of_all_tasks_keeps_its_slot(fleet: Fleet) -> None:
-    """Heartbeats are nobody's task, so they go on for longer than a lease."""
+    """Heartbeats run in no task, so they continue for longer than a lease."""
     queue = fleet.queue()
     async with queue.slot(SALES) as slot:
         await asyncio.gather(*cancel_all_tasks(), return_exceptions=True)
@@ -111,7 +111,7 @@ async def test_a_holder_that_survives_the_cancelling_of_all_tasks_keeps_its_slot
 
 
 async def test_all_tasks_may_be_cancelled_while_redis_is_away(fleet: Fleet) -> None:
-    """The attempts to connect go on."""
+    """The attempts to connect continue."""
     queue = fleet.queue()
     await queue.ping()
     fleet.server.kill()

@@ -1,4 +1,4 @@
-"""Connections that break, fall silent, or are forgotten by the network or closed by the server."""
+"""Connections that are lost, go silent, or are dropped by the network or closed by the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 
 async def _busy(fleet: Fleet, break_it: Callable[[], object], times: int) -> None:
-    """Many short calls on two instances while something is broken again and again."""
+    """Many short calls on two instances during repeated faults."""
     queues = [fleet.queue(), fleet.queue()]
     inside = most = done = 0
     tokens: list[int] = []
@@ -55,7 +55,7 @@ async def test_killing_the_connections_under_load_loses_and_doubles_nothing(flee
 
 
 async def test_script_flush_under_load_loses_and_doubles_nothing(fleet: Fleet) -> None:
-    """A server that forgets its scripts is connected to again, which loads them."""
+    """If a server has lost its scripts, the link reconnects, which loads them."""
     await _busy(fleet, lambda: fleet.server.client.script_flush(), 5)
 
 
@@ -75,7 +75,7 @@ async def test_a_grant_whose_message_was_lost_with_the_connection_is_found_at_on
 
 
 async def test_without_wake_ups_a_waiter_is_granted_within_one_heartbeat(fleet: Fleet) -> None:
-    """A user who may not publish wakes nobody: the heartbeat finds the grant."""
+    """Without the right to publish there is no wake-up: the heartbeat finds the grant."""
     url = fleet.add_user()
     fleet.allow("-publish")
     a, b = fleet.queue(url), fleet.queue()
@@ -89,7 +89,7 @@ async def test_without_wake_ups_a_waiter_is_granted_within_one_heartbeat(fleet: 
 
 
 async def test_a_server_that_became_a_replica_is_left_and_not_stormed(fleet: Fleet) -> None:
-    """After a failover the old master refuses writes: try elsewhere, but with patience."""
+    """After a failover the old master rejects writes: reconnect, but with backoff."""
     queue = fleet.queue()
     call = fleet.call(queue, "call")
     await call.held()
@@ -110,7 +110,7 @@ async def test_a_server_that_became_a_replica_is_left_and_not_stormed(fleet: Fle
 
 
 async def test_a_connection_that_falls_silent_is_replaced(fleet: Fleet) -> None:
-    """Replies stop coming without a word: another connection is made within a second."""
+    """Replies stop silently: another connection is up within a second."""
     proxy = await fleet.proxy()
     queue = fleet.queue(proxy.url)
     holder = fleet.call(queue, "holder")
@@ -134,7 +134,7 @@ async def test_a_connection_that_falls_silent_is_replaced(fleet: Fleet) -> None:
 async def test_a_connection_that_the_network_forgot_costs_the_first_calls_a_second_at_most(
     fleet: Fleet, waiters: int
 ) -> None:
-    """A NAT or a load balancer drops what comes after an idle minute, without a word."""
+    """A NAT or a load balancer silently drops all bytes after an idle minute."""
     proxy = await fleet.proxy()
     queue = fleet.queue(proxy.url, lease=60.0, operation_timeout=5.0)
     first = fleet.call(queue, "first", 9)
@@ -153,7 +153,7 @@ async def test_a_connection_that_the_network_forgot_costs_the_first_calls_a_seco
 
 @pytest.mark.slow
 async def test_an_idle_connection_is_tried_before_a_call_needs_it(fleet: Fleet) -> None:
-    """Every third of a lease: the network forgets it, and no call ever finds that out."""
+    """A probe every third of a lease: the network drops the connection, and no call is affected."""
     proxy = await fleet.proxy()
     queue = fleet.queue(proxy.url)
     await fleet.call(queue, "first").ended()
@@ -204,7 +204,7 @@ async def test_a_connection_that_the_server_closed_is_made_again_at_once(fleet: 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.25, 0.75], ids=["shortly", "for most of the lease"])
 async def test_a_paused_redis_costs_nobody_a_slot_or_a_place(fleet: Fleet, share: float) -> None:
-    """SIGSTOP of the server for less than the lease: all go on where they were."""
+    """SIGSTOP of the server for less than the lease: all calls continue."""
     queue = fleet.queue()
     holder = fleet.call(queue, "holder")
     await holder.held()

@@ -1,4 +1,4 @@
-"""The host's loops, processes and threads: loops in turn, endings without close, forks, forgetting."""
+"""The host's loops, processes and threads: several loops, exit without close, forks, abandonment."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_queue_is_closed_from_the_main_thread_while_its_loop_runs_in_another(
 def test_two_loops_at_once_are_refused(
     own_redis: RedisServer, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """In words, at once, whether the backend or the Queue notices it."""
+    """An immediate, clear error, whether the backend or the Queue detects it."""
     queue = queue_on(own_redis)
     errors: list[BaseException] = []
 
@@ -198,7 +198,7 @@ def test_two_loops_at_once_are_refused(
 
 
 async def test_forgotten_queues_leave_no_connection_and_no_task(own_redis: RedisServer) -> None:
-    """A notebook cell that makes a Queue, run again and again."""
+    """A notebook cell that creates a Queue, run repeatedly."""
     before = asyncio.all_tasks()
     for _ in range(10):
         queue = queue_on(own_redis)
@@ -210,7 +210,7 @@ async def test_forgotten_queues_leave_no_connection_and_no_task(own_redis: Redis
 
 
 async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: RedisServer) -> None:
-    """The call inside keeps it: heartbeats go on, and its slot stays."""
+    """A call in it keeps it alive: heartbeats continue, and its slot stays."""
     task = asyncio.create_task(_hold_a_queue_of_its_own(own_redis))
     await wait_until(lambda: own_redis.client.exists(HOLDING), "it holds")
     gc.collect()
@@ -301,7 +301,7 @@ def test_a_backend_used_before_a_fork_is_refused_in_the_child(
 
 
 async def test_a_thread_may_ask_whether_the_slot_is_lost(own_redis: RedisServer) -> None:
-    """While calls come and go: no error, no wrong answer, and nothing is changed."""
+    """During other calls: no error, no wrong answer, and no change."""
     queue = queue_on(own_redis)
     answers: list[bool] = []
     errors: list[BaseException] = []
@@ -417,7 +417,7 @@ async def test_a_generator_that_is_broken_off_gives_its_slot_back_and_says_nothi
 async def test_a_semaphore_in_a_generator_that_another_task_closes_gives_back_its_own_slot(
     own_redis: RedisServer,
 ) -> None:
-    """And never that of a task which holds another slot of the same semaphore."""
+    """Never that of a task which holds another slot of the same semaphore."""
     queue = queue_on(own_redis)
     semaphore = queue.semaphore("line", 2)
     async with semaphore as mine:

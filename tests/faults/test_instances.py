@@ -1,4 +1,4 @@
-"""Several instances that share a queue: what one does, the others see."""
+"""Several instances that share a queue: each sees the effects of the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.waiting import wait_until
 
 
 async def test_in_a_rolling_deployment_the_last_limit_wins_and_is_counted(fleet: Fleet) -> None:
-    """Two instances with two numbers: no call is dropped, the disagreement is counted."""
+    """Two instances name two limits: no call is dropped, the disagreement is counted."""
     old, new = fleet.queue(), fleet.queue()
     calls = [fleet.call(old, "old", 1)]
     await calls[0].held()

@@ -1,4 +1,4 @@
-"""Replies that are lost, and commands of a lost connection that Redis carries out afterwards."""
+"""Lost replies, and late commands that Redis runs after their connection was lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_an_enter_whose_reply_is_lost_is_carried_out_once(fleet: Fleet) ->
 
 
 async def test_a_waiters_enter_whose_reply_is_lost_keeps_its_place(fleet: Fleet) -> None:
-    """Those who come before the new connection stand behind it."""
+    """Calls that enter before the new connection is up are behind it."""
     proxy = await fleet.proxy()
     queue, other = fleet.queue(proxy.url), fleet.queue()
     await fleet.call(queue, "before").ended()
@@ -56,7 +56,7 @@ async def test_a_waiters_enter_whose_reply_is_lost_keeps_its_place(fleet: Fleet)
 
 
 async def test_a_leave_whose_reply_is_lost_passes_the_slot_on_once(fleet: Fleet) -> None:
-    """The sync that follows does not list the ticket, and removes nothing of anybody else."""
+    """The following sync does not list the ticket, and removes no other ticket."""
     proxy = await fleet.proxy()
     queue, other = fleet.queue(proxy.url), fleet.queue()
     holder = fleet.call(queue, "holder")
@@ -98,7 +98,7 @@ async def test_a_leave_that_never_arrives_is_made_up_for_by_the_next_connection(
 async def test_a_late_enter_of_a_call_that_is_over_takes_nothing(
     fleet: Fleet, ending: str, kept: bool
 ) -> None:
-    """Its bytes arrive when all is over: no slot is taken, whether or not its instance has others."""
+    """Its bytes arrive at the end: no slot is taken, whether or not its instance has other calls."""
     proxy = await fleet.proxy()
     queue, other = fleet.queue(proxy.url), fleet.queue()
     await fleet.call(queue, "before", 2).ended()
@@ -116,7 +116,7 @@ async def test_a_late_enter_of_a_call_that_is_over_takes_nothing(
     relay.hold()
     timeout = {"gave up": 0.1, "refused": 0}.get(ending)
     late = fleet.call(queue, "unhurried", 2, timeout=timeout)
-    await wait_until(lambda: b"unhurried" in relay.heard, "the command is on its way")
+    await wait_until(lambda: b"unhurried" in relay.received, "the command is on its way")
     if ending == "gave up":
         assert isinstance(await late.failure(), BackendUnavailableError)
     relay.cut()
@@ -151,7 +151,7 @@ async def test_a_late_enter_of_a_call_that_has_been_synced_changes_nothing(
     relay = proxy.current
     relay.hold()
     call = fleet.call(queue, "copied")
-    await wait_until(lambda: b"copied" in relay.heard, "the command is on its way")
+    await wait_until(lambda: b"copied" in relay.received, "the command is on its way")
     relay.cut()
     if position == "waiter":
         await fleet.waits(other, "copied")
@@ -211,7 +211,7 @@ async def test_a_waiter_that_is_evicted_while_its_connection_breaks_is_evicted(f
 async def test_an_operation_whose_reply_is_lost_is_an_error_that_is_safe_to_repeat(
     fleet: Fleet, operation: str
 ) -> None:
-    """The error says that it may have been applied; it was, and repeating it changes nothing more."""
+    """The error says that it may have been applied; it was, and repeating it changes nothing."""
     proxy = await fleet.proxy()
     queue, other = fleet.queue(proxy.url), fleet.queue()
     holder = fleet.call(other, "victim")
@@ -232,7 +232,7 @@ async def test_an_operation_whose_reply_is_lost_is_an_error_that_is_safe_to_repe
     proxy.delay = 0.05  # so that its reply is not there as soon as it is sent
     asking = asyncio.create_task(ask())
     if operation == "evict":  # it looks before it evicts
-        await wait_until(lambda: b"victim" in relay.heard, "the command is on its way")
+        await wait_until(lambda: b"victim" in relay.received, "the command is on its way")
     relay.deaf = True
     await wait_until(applied, "it is applied")
     relay.cut()
@@ -315,7 +315,7 @@ async def test_cancelling_set_limit_or_evict_loses_nothing_of_its_reply(
 
 
 async def test_a_limit_that_is_set_again_and_again_leaves_one_key(fleet: Fleet) -> None:
-    """However often: nothing grows with the number of overrides, and ending them leaves nothing."""
+    """Memory does not grow with the number of overrides, and ending them leaves nothing."""
     queue = fleet.queue()
     await queue.set_limit(SALES, 0)
     before = fleet.server.client.keys("*{*")  # the queue's; the index is written when it is

@@ -1,4 +1,4 @@
-"""Redis loses its data, or two servers claim to have it: nobody is stranded, and the order is kept."""
+"""Redis loses its data, or two servers have it: no call is stranded, and the order is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 
 async def test_flushall_strands_nobody_and_keeps_the_order(fleet: Fleet) -> None:
-    """One holds and five wait on two instances: grants go on, in order, one at a time."""
+    """One holds and five wait on two instances: grants continue, in order, one at a time."""
     a, b = fleet.queue(), fleet.queue()
     holder = fleet.call(a, "holder")
     await holder.held()
@@ -42,7 +42,7 @@ async def test_flushall_strands_nobody_and_keeps_the_order(fleet: Fleet) -> None
 
 
 async def test_a_newcomer_after_flushall_does_not_overtake(fleet: Fleet) -> None:
-    """An instance that knew the queue holds all grants back until everybody has registered."""
+    """An instance that knew the queue prevents all grants until every instance has registered."""
     a, b = fleet.queue(), fleet.queue()
     holder = fleet.call(a, "holder")
     await holder.held()
@@ -156,7 +156,7 @@ async def test_an_override_survives_the_loss_of_data(fleet: Fleet) -> None:
 
 @pytest.mark.slow
 async def test_an_override_that_was_ended_after_a_loss_of_data_stays_ended(fleet: Fleet) -> None:
-    """An instance that still knows it registers again later, and does not bring it back."""
+    """An instance that still knows the override registers later, and does not restore it."""
     queue, other = fleet.queue(), fleet.queue()
     call = fleet.call(queue, "call")
     await call.held()

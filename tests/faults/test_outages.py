@@ -1,4 +1,4 @@
-"""Redis is down, or does not answer: a deadline holds, and every call ends knowingly."""
+"""Redis is down or does not reply: deadlines hold, and every call ends with its reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import quiesce, wait_until
 
 @contextmanager
 def paused(server: RedisServer) -> Iterator[None]:
-    """Redis keeps its connections, and answers nothing."""
+    """Redis keeps its connections, but does not reply."""
     server.pause()
     try:
         yield
@@ -34,7 +34,7 @@ def paused(server: RedisServer) -> Iterator[None]:
 async def test_a_timeout_is_a_deadline_while_redis_does_not_answer(
     fleet: Fleet, timeout: float, least: float, most: float, connected: bool
 ) -> None:
-    """Redis stands still: the error comes after the timeout; after 1 s at most if that is 0."""
+    """Redis is stopped: the error comes after the timeout, or after at most 1 s if that is 0."""
     queue = fleet.queue(lease=30.0)
     if connected:
         await queue.ping()
@@ -102,7 +102,7 @@ async def test_closing_waits_a_second_at_most_while_redis_does_not_answer(fleet:
 
 
 async def test_closing_does_not_wait_for_a_redis_that_is_known_to_be_away(fleet: Fleet) -> None:
-    """Not even for a second."""
+    """Not even for one second."""
     queue = fleet.queue()
     holder = fleet.call(queue, "holder")
     await holder.held()
@@ -168,7 +168,7 @@ async def test_without_a_server_a_call_fails_in_bounded_time_and_works_once_it_i
 
 @pytest.mark.parametrize("url", ["redis://:wrong@{}", "redis://no-such-host.invalid:6379"])
 async def test_a_wrong_password_or_an_unknown_host_is_an_error_at_once(fleet: Fleet, url: str) -> None:
-    """Waiting does not help, so nobody waits; the next calls do not either."""
+    """A retry does not help, so no call waits, and neither do later calls."""
     fleet.server.client.config_set("requirepass", "right")
     fleet.server.client.auth("right")
     queue = fleet.queue(url.format(f"127.0.0.1:{fleet.server.port}"), lease=15.0)
@@ -183,7 +183,7 @@ async def test_a_wrong_password_or_an_unknown_host_is_an_error_at_once(fleet: Fl
 
 
 async def test_a_password_that_is_put_right_is_found_out(fleet: Fleet) -> None:
-    """A denied connection is tried again all the same."""
+    """A denied connection is still retried."""
     fleet.server.client.config_set("requirepass", "right")
     fleet.server.client.auth("right")
     queue = fleet.queue(f"redis://:other@127.0.0.1:{fleet.server.port}")

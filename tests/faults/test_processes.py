@@ -104,7 +104,7 @@ async def test_after_sigkill_of_the_head_a_release_grants_to_the_next_alive(flee
 
 @pytest.mark.slow
 async def test_a_newcomer_takes_the_slot_of_a_dead_instance(fleet: Fleet) -> None:
-    """Nobody waits when the holder dies; a newcomer holds within the lease all the same."""
+    """Nobody waits when the holder dies; a newcomer still holds within the lease."""
     (worker,) = await _line_of_workers(fleet, 1)
     at = worker.kill()
     call = fleet.call(fleet.queue(), "newcomer")
@@ -130,7 +130,7 @@ async def test_inspection_shows_nobody_a_lease_after_the_only_instance_died(flee
 
 @pytest.mark.slow
 async def test_a_stopped_holder_loses_its_slot_and_its_waiters_keep_their_places(fleet: Fleet) -> None:
-    """SIGSTOP for longer than the lease: the slot passes on; afterwards it knows, and waits on."""
+    """SIGSTOP for longer than the lease: the slot passes on; afterwards the loss is detected."""
     here = fleet.queue()
     worker = await fleet.worker()
     worker.enter("there-1", limit=1)
@@ -163,7 +163,7 @@ async def test_a_stopped_holder_loses_its_slot_and_its_waiters_keep_their_places
 
 @pytest.mark.slow
 async def test_a_stopped_waiter_does_not_believe_a_grant_that_was_taken_back(fleet: Fleet) -> None:
-    """Granted while stopped, reaped while stopped: it must not hold; it waits on in its old place."""
+    """Granted while stopped, reaped while stopped: it must not hold; it keeps waiting in its place."""
     here = fleet.queue()
     first = fleet.call(here, "here-1")
     await first.held()
@@ -197,7 +197,7 @@ async def test_a_stopped_waiter_does_not_believe_a_grant_that_was_taken_back(fle
 
 @pytest.mark.slow
 async def test_a_pause_shorter_than_the_lease_costs_nothing(fleet: Fleet) -> None:
-    """SIGSTOP for half the lease: nothing is lost, and a grant that came meanwhile is believed."""
+    """SIGSTOP for half the lease: nothing is lost, and a grant during the stop is valid."""
     here = fleet.queue()
     first = fleet.call(here, "here-1")
     await first.held()

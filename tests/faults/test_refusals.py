@@ -59,7 +59,7 @@ async def test_without_memory_for_longer_than_the_lease_nobody_loses_a_slot(flee
 
 
 async def test_places_and_slots_are_registered_again_without_memory(fleet: Fleet) -> None:
-    """The line is lost and there is no memory: a sync is carried out all the same."""
+    """The data is lost and Redis is out of memory: a sync still runs."""
     queue, other = fleet.queue(), fleet.queue()
     holder = fleet.call(other, "holder")
     await holder.held()
@@ -106,7 +106,7 @@ async def test_a_leave_that_was_rejected_is_made_up_for_by_a_sync(fleet: Fleet) 
 async def test_waiters_get_an_error_when_all_is_rejected_for_longer_than_the_lease(
     fleet: Fleet,
 ) -> None:
-    """The connection stands, but every heartbeat is rejected: the place is lost, and they learn it."""
+    """The connection is up, but every heartbeat is rejected: waiters lose their places, and know it."""
     queue = fleet.queue(fleet.add_user())
     holder = fleet.call(queue, "holder")
     await holder.held()
@@ -129,7 +129,7 @@ async def test_waiters_get_an_error_when_all_is_rejected_for_longer_than_the_lea
 async def test_an_eviction_that_is_rejected_half_way_is_carried_out_or_is_not(
     fleet: Fleet, rule: str
 ) -> None:
-    """The call has its place, or learns that it was evicted: it is not out of the line unawares."""
+    """The call keeps its place, or learns that it was evicted: it never leaves the line silently."""
     queue, operator = fleet.queue(), fleet.queue(fleet.add_user())
     holder = fleet.call(queue, "holder")
     await holder.held()
@@ -147,7 +147,7 @@ async def test_an_eviction_that_is_rejected_half_way_is_carried_out_or_is_not(
 
 
 async def test_a_permission_that_is_missing_is_named_at_once(fleet: Fleet) -> None:
-    """An enter that Redis rejects is an error that repeats what Redis objects to."""
+    """If Redis rejects an enter, the error repeats Redis's message."""
     queue = fleet.queue(fleet.add_user())
     await fleet.call(queue, "before").ended()
     fleet.allow("-evalsha")
@@ -162,7 +162,7 @@ async def test_a_permission_that_is_missing_is_named_at_once(fleet: Fleet) -> No
 
 @pytest.mark.parametrize("wrong", ["password", "permission"])
 async def test_a_denied_login_is_named_without_the_password(fleet: Fleet, wrong: str) -> None:
-    """BackendUnavailableError has the server's objection, and never the credentials."""
+    """BackendUnavailableError has the server's message, and never the credentials."""
     fleet.server.client.acl_setuser("guest", enabled=True, passwords=["+right"], commands=["+ping"])
     password = "hunter2-wrong" if wrong == "password" else "right"
     queue = fleet.queue(fleet.server.url.replace("//", f"//guest:{password}@"))
@@ -183,7 +183,7 @@ async def test_a_denied_login_is_named_without_the_password(fleet: Fleet, wrong:
 async def test_a_master_that_became_a_read_only_replica_is_an_error_and_then_works(
     fleet: Fleet,
 ) -> None:
-    """READONLY, also if it comes from inside of a script."""
+    """READONLY, even from inside a script."""
     queue = fleet.queue()
     await fleet.call(queue, "before").ended()
     fleet.server.client.replicaof("127.0.0.1", 1)

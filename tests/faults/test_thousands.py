@@ -1,4 +1,4 @@
-"""Thousands of calls that come or go in one turn of the event loop."""
+"""Thousands of calls that enter or leave in one iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.waiting import quiesce, wait_until
 
 @pytest.mark.slow
 async def test_fifty_thousand_calls_that_enter_in_one_turn(fleet: Fleet) -> None:
-    """What a turn does beyond the first steps of their tasks is bounded; so are their endings."""
+    """The work per iteration, beyond the first steps of the tasks, is bounded; so are the endings."""
     queue = fleet.queue(lease=60.0, operation_timeout=60.0)
     count = 50_000
     inside: list[asyncio.Future[None]] = []
@@ -54,7 +54,7 @@ async def test_fifty_thousand_calls_that_enter_in_one_turn(fleet: Fleet) -> None
 
 @pytest.mark.slow
 async def test_ten_thousand_waiters_that_are_cancelled_in_one_turn(fleet: Fleet) -> None:
-    """They leave in bounded turns, and the next call is granted at once."""
+    """They leave in bounded iterations, and the next call is granted at once."""
     queue = fleet.queue(lease=60.0, operation_timeout=60.0)
     holder = fleet.call(queue, "holder")
     await holder.held()

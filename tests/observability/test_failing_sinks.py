@@ -95,7 +95,7 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
     ticket = (await backend.enter(EnterRequest("sales", "call"))).ticket
     backend.leave(ticket)
     for operation in ("enter", "leave"):
-        backend._well[operation] = fickle
+        backend._observe_ok[operation] = fickle
     for _ in range(10):
         backend.leave((await backend.enter(EnterRequest("sales", "call"))).ticket)
     assert (asked, errors(registry, "metrics")) == (20, 10)

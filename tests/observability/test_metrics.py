@@ -23,7 +23,7 @@ from genesis import EvictedError, Queue
 from genesis.backends.protocol import EnterRequest, EnterResult, QueueStats, State
 from genesis.backends.redis import errors
 from genesis.observability import Telemetry, names
-from genesis.observability.histogram import MAX_UNSETTLED, Distribution, FastHistogram
+from genesis.observability.histogram import MAX_UNFLUSHED, Distribution, FastHistogram
 from genesis.observability.metrics import (
     CROWDED_IDLE_SECONDS,
     IDLE_SECONDS,
@@ -130,7 +130,7 @@ def test_observations_fall_where_prometheus_client_puts_them(observed: list[floa
 @pytest.mark.parametrize("wrong", [None, math.nan, "3"])
 def test_an_observation_that_is_no_number_is_lost_alone(wrong: Any) -> None:
     """A backend of somebody else's may answer anything; 300 are more than are noted unsorted."""
-    child = Distribution((1.0, 2.0), usual=True)
+    child = Distribution((1.0, 2.0), all_buckets=True)
     for number in range(300):
         child.observe(wrong if number == 100 else 1.5)
     counts, total, _ = child.read()
@@ -147,7 +147,7 @@ async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: Coll
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNFLUSHED
         assert sum(sum(child.read()[0]) for child in children) == 5 * 2_000
 
 
@@ -169,11 +169,11 @@ async def test_observations_do_not_pile_up_while_a_long_line_drains(
         instruments = telemetry.instruments
         histograms = (instruments.wait, instruments.hold, instruments.position, instruments.operation)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNFLUSHED
         await first.__aexit__(None, None, None)
         await asyncio.gather(*calls)
         children = [child for histogram in histograms for child in histogram._children.values()]
-        assert max(len(child._unsorted) for child in children) <= MAX_UNSETTLED
+        assert max(len(child._unsorted) for child in children) <= MAX_UNFLUSHED
 
 
 class Decimals(InMemoryBackend):
@@ -197,7 +197,7 @@ async def test_a_number_of_another_kind_costs_no_observation(registry: Collector
 
 def test_observing_within_a_reading_waits_for_nothing() -> None:
     """The collector may close a call, which is observed, while the same thread reads."""
-    child = Distribution((1.0,), usual=True)
+    child = Distribution((1.0,), all_buckets=True)
     with child._lock:
         for number in range(600):
             child.observe(0.5, {"trace_id": str(number)})
@@ -208,7 +208,7 @@ def test_observing_within_a_reading_waits_for_nothing() -> None:
 
 def test_threads_that_observe_and_read_at_once_lose_nothing() -> None:
     """Four event loops feed one child, while scrapes read it."""
-    child = Distribution(WAIT_BUCKETS, usual=True)
+    child = Distribution(WAIT_BUCKETS, all_buckets=True)
     done = threading.Event()
 
     def observe() -> None:

@@ -1,4 +1,4 @@
-"""The bounds: which calls, which faults. The fast ones fit into the fast test suite."""
+"""The bounds: which calls, which faults. The fast bounds are part of the fast test suite."""
 
 from __future__ import annotations
 

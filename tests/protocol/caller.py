@@ -1,7 +1,7 @@
-"""One instance, frozen: the shipped core is thawed, gets one event, and is frozen again.
+"""Runs one event of an instance: the shipped core is thawed, gets the event, and is frozen again.
 
-The caller here does what the backend does around the core, and no more: it passes commands on, and
-after a verdict that ends a ticket its call leaves at once. It checks the verdicts: each call must get
+`Caller` does what the backend does around the core, and no more: it passes commands on, and after a
+verdict that ends a ticket its call leaves at once. It checks the verdicts: each call must get only
 those that its stage allows, in order, and end exactly once.
 """
 
@@ -29,12 +29,12 @@ from tests.protocol.server import KEPT_FOR, LEASE
 
 __all__ = ["Caller"]
 
-LATE = 1000.0  # the time at which a lapsed instance has its next event; all others are at 0.0
+LATE = 1000.0  # the time of a lapsed instance's next event; all other events are at 0.0
 STAGES = {stage.value: stage for stage in Stage}
 
 
 class Caller:
-    """All instances of one exploration; equal (instance, event) pairs are answered from memory."""
+    """All instances of one exploration; results for equal (instance, event) pairs are cached."""
 
     def __init__(
         self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None
@@ -201,7 +201,7 @@ class Caller:
         elif name == "leave":
             k, keep = rest
             origin = make_origin("abc"[i], "", self.calls[k].name)
-            # A call that leaves before it was answered has taken no place, as its caller sees it.
+            # A call that leaves before the reply has taken no place, from its caller's view.
             core.leave(tickets[k], now, origin, KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
         elif name == "connected":
             core.connected(now)
@@ -239,7 +239,7 @@ class Caller:
         core.replied(thawed, self._wordy(name, reply), now)
 
     def _wordy(self, name: str, reply: Any) -> Any:
-        """The reply with all that `plain` left out."""
+        """The reply with everything that `plain` omitted."""
         look = {0: 0, 1: 1_000_000, -1: -1}
         numbers = [0, 0, b"1", 0, 0, 0, 0]
         if reply == ("error",):
@@ -303,7 +303,7 @@ class Caller:
         ]
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
-        """Hand out the verdicts; calls that were ended leave at once."""
+        """Check and deliver the verdicts; calls that were ended leave at once."""
         allowed = {
             "Granted": "ew",
             "Waiting": "e",
@@ -355,7 +355,7 @@ class Caller:
 
 
 def event_name(event: tuple[Any, ...]) -> str:
-    """As the table at the top of core.py names it."""
+    """The event's name in the table at the top of core.py."""
     if event[0] != "reply":
         return {"push": "pushed"}.get(event[0], str(event[0]))
     name = event[1][0]
@@ -363,7 +363,7 @@ def event_name(event: tuple[Any, ...]) -> str:
 
 
 def count(core: QueueCore) -> None:
-    """Count anew, to be compared with what the core has counted."""
+    """Recount the tickets, and compare with the core's own counts."""
     held = [ticket for ticket in core.tickets.values() if ticket.stage is Stage.HOLDING]
     waiting = [ticket for ticket in core.tickets.values() if ticket.stage is Stage.WAITING]
     core.known, core.held = len(held) + len(waiting), len(held)

@@ -1,4 +1,4 @@
-"""A core, and the replies that Redis would give."""
+"""A core with simulated replies of Redis, for the tests of the core."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Line:
         self.core.replied(command, reply, now)
 
     def connected(self, now: float = 0) -> Line:
-        """Connected and synced, with nothing in it."""
+        """Connected and synced, without tickets."""
         self.core.connected(now)
         first = self.enter("first", now)
         sync = self.command("sync")

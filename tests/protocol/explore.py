@@ -1,4 +1,4 @@
-"""Breadth first through all states of a bound. Of those seen, a hash and its predecessor are kept."""
+"""Breadth-first search through all states of a bound. Stores a hash and the predecessor of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Result(NamedTuple):
 
 
 def explore(world: World, seconds: float = float("inf"), most: int = 10_000_000) -> Result:
-    """All states, or the shortest sequence of steps that breaks a promise."""
+    """Explore all states; stops at the shortest sequence of steps that breaks a promise."""
     began = time.perf_counter()
     first = world.finish(world.start())
     seen: dict[int, int] = {hash(first): 0}

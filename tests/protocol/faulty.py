@@ -1,4 +1,4 @@
-"""The faults, each as a step."""
+"""The faults; each is one step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Faulty"]
 
 
 class Faulty:
-    """The part of `World` that breaks things."""
+    """The part of `World` that injects faults."""
 
     caller: Caller
     empty: Data
@@ -119,7 +119,7 @@ class Faulty:
                     )
 
     def lapsed(self, state: State, i: int, age: int = OLD) -> State:
-        """Its lease has passed, and with it those that commands on their way asked for."""
+        """Its lease has lapsed, and so have the renewals by commands in flight."""
         state = self.aged(state, i, age)
         me = state.instances[i]
         wires = tuple(
@@ -158,7 +158,7 @@ class Faulty:
         return self.answered(state, n, wire.commands[0], ("error",))
 
     def all_cut(self, state: State) -> State:
-        """The server is another one: what was on its way to the old one is gone."""
+        """The server was replaced: commands in flight to the old one are lost."""
         for i, me in enumerate(state.instances):
             if me.alive and me.up:
                 state = self.cut(state, i)

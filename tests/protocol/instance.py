@@ -1,4 +1,4 @@
-"""The values of `caller`: a call, its frozen ticket, the frozen instance."""
+"""The values of `caller`: calls, frozen tickets, frozen instances."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class BrokenPromiseError(Exception):
 
 
 class Call(NamedTuple):
-    """What is fixed about a ticket."""
+    """The constant properties of a ticket."""
 
     name: str
     owner: int
     only_if_free: bool = False
     max_waiting: bytes = b""
-    keeps: bool = False  # if it gives up while it waits, its place might be kept
-    takes: int = -1  # whose kept place it asks for
+    keeps: bool = False  # if it gives up while waiting, its place might be kept
+    takes: int = -1  # the call whose kept place it asks for
     limit: bytes = b"1"
 
 
@@ -47,15 +47,13 @@ class Ticket(NamedTuple):
     place: int = 0
     resumed: bool = False
     kept: int = 0  # the place that it asks for
-    view: str = (
-        "e"  # what its call has been told: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
-    )
+    view: str = "e"  # its call's view: e(ntering), w(aiting), h(olding), l(eft), x (Left came)
 
 
 class Instance(NamedTuple):
     last_session: int
     alive: bool = True
-    lapsed: bool = False  # its clock shows that its lease has passed, and it had no event since
+    lapsed: bool = False  # by its clock its lease has lapsed, and it had no event since
     up: bool = True
     session: int = 0
     confirmed: int = 0
@@ -71,14 +69,14 @@ class Instance(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an event did: the instance afterwards, the commands that it sent."""
+    """The result of an event: the instance afterwards, and the commands that it sent."""
 
     instance: Instance
     commands: tuple[Any, ...]
 
 
 class Core(QueueCore):
-    """The shipped core, with a note of the transitions that it makes."""
+    """The shipped core, recording its transitions."""
 
     moves: list[tuple[int, str, str]]
 

@@ -1,15 +1,15 @@
-"""Which number in a state is of which kind, and how a state is made canonical.
+"""The kinds of numbers in a state, and how a state is made canonical.
 
-| numbers               | what they are                                                            |
+| numbers               | meaning                                                                  |
 |-----------------------|--------------------------------------------------------------------------|
 | below 10              | counts, codes, flags, indexes                                            |
 | 10 i + 11, + 12, + 13 | the last renewal of instance i: fresh, older than a lease, than a record |
 | 100 (i + 1) and above | sessions of instance i                                                   |
 | 1,000 and above       | places, fencing tokens, versions of overrides: Redis's clock             |
 
-Of sessions and of Redis's numbers only the order matters. So their ranks take their place after every
-step: otherwise Redis's clock would make every state a new one. The ranks are written to Redis when a
-script is run: they lie far in the past, and all that the script adds is greater.
+Only the order of sessions and of Redis's numbers matters. After every step they are therefore replaced
+by their ranks; otherwise Redis's clock would make every state new. When a script is run, the ranks are
+written to Redis: they lie far in the past, so every number that the script adds is greater.
 """
 
 from __future__ import annotations

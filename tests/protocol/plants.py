@@ -1,4 +1,4 @@
-"""Rules of the shipped code, each left out by a change of its text. Exploring must miss each."""
+"""Planted bugs: each removes a rule of the shipped code. Exploring must find every one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ __all__ = ["PLANTS", "Plant", "planted_core", "planted_script"]
 
 class Plant(NamedTuple):
     text: str
-    changes: tuple[
-        tuple[str, str, str], ...
-    ]  # "core" or a script, the shipped text, what takes its place
-    bound: str  # where it is found
+    changes: tuple[tuple[str, str, str], ...]  # "core" or a script, the shipped text, its replacement
+    bound: str  # the bound that finds it
     slow: bool = False
 
 
@@ -278,7 +276,7 @@ PLANTS = {
 
 
 def planted_script(plant: Plant | None) -> Any:
-    """How `Server` changes the text of a script; the change must apply to some script."""
+    """A function that changes a script's text for `Server`; the change must apply to some script."""
 
     def changed(name: str, text: str) -> str:
         for where, old, new in plant.changes if plant else ():

@@ -1,4 +1,4 @@
-"""What must hold in every state, at every script run, and where nothing is left to do."""
+"""What must hold in every state, after every script run, and in final states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["after_run", "broken_promise", "stuck"]
 
 
 def inside(world: World, state: State) -> list[int]:
-    """The calls that believe that they hold."""
+    """The calls that consider themselves holders."""
     return [
         ticket.call
         for me in state.instances
@@ -26,7 +26,7 @@ def inside(world: World, state: State) -> list[int]:
 
 
 def after_run(world: World, before: State, after: State, i: int, command: Any, reply: Any) -> State:
-    """Check one script run, and note what only the promises need."""
+    """Check one script run, and record what only the promises need."""
     name, session, _, arguments, *_ = command
     old, new, ghost = before.redis, after.redis, before.ghost
     if name == "sync" and len(reply) > 2:
@@ -40,7 +40,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
         ghost = ghost._replace(
             evicted=tuple(sorted({*ghost.evicted, world.caller.by_member[arguments[0]]}))
         )
-    # Only what a sync listed as holding comes back without a grant.
+    # Only a ticket that a sync listed as holding returns without a grant.
     listed = (
         {arguments[n]: arguments[n + 1] for n in range(9, len(arguments), 6)} if name == "sync" else {}
     )
@@ -88,7 +88,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
 
 
 def kept_again(world: World, command: Any) -> list[int]:
-    """The calls that left before they were answered: the places that they took are kept again."""
+    """The calls that left before the reply: the kept places that they took are given back."""
     name, arguments = command[0], command[3]
     if name == "leave":
         return list(command[4]) if arguments[3] == b"back" else []
@@ -97,7 +97,7 @@ def kept_again(world: World, command: Any) -> list[int]:
 
 
 def not_used(world: World, ghost: Any, k: int, old: Data, new: Data) -> Any:
-    """A call that took a kept place has left, and never learnt that it took it."""
+    """A call that took a kept place has left without learning that it took it."""
     member, place = world.caller.members[k], world.calls[k].takes
     there = {other for _, other in (*old.waiting, *old.holding)}
     if (place, k) not in ghost.used or member not in there or member in new.tickets:
@@ -127,7 +127,7 @@ def used(world: World, ghost: Any, owner: int, old: Data, new: Data) -> Any:
 def check_order(
     world: World, before: State, after: State, granted: list[bytes], listed: dict[bytes, bytes]
 ) -> None:
-    """FIFO: nobody with a smaller place, whose instance is alive and connected, is passed over."""
+    """FIFO: no call with a smaller place, whose instance is alive and connected, is overtaken."""
     places = {member: place for place, member in before.redis.waiting}
     line = {member: place for place, member in after.redis.waiting}
     held = {member for _, member in after.redis.holding}
@@ -230,7 +230,7 @@ def broken_promise(world: World, state: State) -> str:
 
 
 def stuck(world: World, state: State) -> str:
-    """Nothing is left to do but the calls' own steps: what is wrong now stays wrong."""
+    """Only the calls' own steps are left: an error in this state is permanent."""
     redis, instances = state.redis, state.instances
     if redis.until == OPEN or any(w.commands or w.replies for w in state.wires):
         return ""

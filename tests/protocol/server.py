@@ -1,8 +1,8 @@
 """Runs the shipped scripts in a real Redis: writes a state, runs one script, reads the state.
 
-Equal (state, command) pairs are answered from memory. What belongs to delivery or time is replaced:
-`PUBLISH` by a list, so that the explorer learns what was published; the 500 of a portion by a few;
-deadlines by one of a few classes (see `Data`), written as a time that is far enough from now.
+Results for equal (state, command) pairs are cached. Delivery and time are replaced: `PUBLISH` by a
+list, so that the explorer learns what was published; the portion of 500 by a few; deadlines by one of a
+few classes (see `Data`), written as a time that is far enough from now.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PORTION = "local PORTION = 500 "
 
 
 class Data(NamedTuple):
-    """What is in Redis, but `last`, `holds` and `mean`: they affect no promise while the clock runs."""
+    """The data in Redis except `last`, `holds` and `mean`, which affect no promise."""
 
     records: tuple[
         tuple[int, bool, int, int], ...
@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
 
 
 class Server:
-    """One connection to a Redis of our own."""
+    """One connection to a private Redis."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Server:
     def run(
         self, data: Data, instance: int, name: str, session: int, arguments: tuple[Any, ...]
     ) -> Outcome:
-        """Run one script of `instance` (-1: somebody without tickets)."""
+        """Run one script of `instance` (-1: an instance without tickets)."""
         key = (data, instance, name, session, arguments)
         outcome = self.known.get(key)
         if outcome is None:
@@ -188,7 +188,7 @@ def word_of(argument: Any) -> bytes:
 
 
 def written(data: Data, now: int) -> list[tuple[bytes, ...]]:
-    """The commands that make this the state of Redis."""
+    """The commands that put Redis into this state."""
     meta, waiting, holding, tickets, leases, past, override = KEYS
     commands: list[tuple[bytes, ...]] = [(b"DEL", *KEYS, b"published")]
     fields: list[bytes] = []
@@ -293,7 +293,7 @@ def pairs(rows: Any) -> tuple[Any, ...]:
 
 
 def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
-    """A reply without what only the clock or an observer affects."""
+    """A reply without the parts that only the clock or an observer affects."""
     if reply[0] == 0 and name != "evict":
         return (0,)
     fresh = renewal(instance, FRESH) if instance >= 0 else 0

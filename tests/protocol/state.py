@@ -1,4 +1,4 @@
-"""A state of the small line, and what bounds it."""
+"""A state of the model, and its bounds."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ Label = tuple[Any, ...]
 
 
 class Faults(NamedTuple):
-    """How many may still come."""
+    """The number of faults of each kind that can still occur."""
 
     breaks: int = 0
     kills: int = 0
     lapses: int = 0  # an instance is stopped for longer than its lease
     clock_steps: int = 0  # of Redis: a lease ends early
-    early: int = 0  # an instance's own clock says that its lease has passed
-    evictions: int = 0  # by somebody else
+    early: int = 0  # an instance's lease lapses by its own clock
+    evictions: int = 0  # by an outsider
     own_evictions: int = 0  # by an instance
     losses: int = 0  # Redis restarts empty
     flushes: int = 0  # it loses its data, connections stay
-    stale: int = 0  # fail-over to a replica that is behind
+    stale: int = 0  # fail-over to a replica that lags behind
     moves: int = 0  # of the slot to the other server
     syncs: int = 0  # without a reason: the full heartbeat
     forgets: int = 0  # an idle instance's lease ends, and it forgets the queue
     prunes: int = 0  # the record of a reaped instance expires
-    rejects: int = 0  # Redis answers with an error, and does nothing
+    rejects: int = 0  # Redis replies with an error, and does nothing
     deaf: int = 0  # a message is lost, the connection is not
     expiries: int = 0  # a kept place expires
     replica: Data | None = None
 
 
 class Ghost(NamedTuple):
-    """What no party knows; for the promises."""
+    """Facts that no party knows; for the promises."""
 
-    allowed: int = 1  # so many may hold: the limit, or those who held before it was lowered
+    allowed: int = 1  # the maximum of holders: the limit, or those who held before it was lowered
     lost: int = 0  # 1: data was lost; 2: and an instance that knew it has synced
-    exempt: bool = False  # the limit is exceeded as README.md says that it may be
+    exempt: bool = False  # the limit is exceeded in a documented case, see README.md
     synced: tuple[bool, ...] = ()  # since the loss
     evicted: tuple[int, ...] = ()
     kept: tuple[tuple[int, int], ...] = ()  # call that left its place, which
@@ -74,10 +74,10 @@ class Bound(NamedTuple):
     ops: tuple[tuple[int, int | None], ...] = ()  # set_limits: instance or -1, limit
     page: int = 500
     portion: int = 500
-    calm: bool = False  # nobody gives up
-    patience: bool = False  # nobody leaves at all but holders, and these only once
+    calm: bool = False  # no call gives up
+    patience: bool = False  # only holders leave, each once
     limit: int = 1
-    seconds: float = 0  # about what it takes
+    seconds: float = 0  # approximate duration
 
 
 def put(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""A step in plain words."""
+"""Descriptions of steps."""
 
 from __future__ import annotations
 

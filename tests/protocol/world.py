@@ -1,7 +1,7 @@
-"""The steps of a small line: Redis, instances, and what is on its way between them.
+"""The steps of the model: Redis, instances, and the messages in flight between them.
 
 Commands travel on wires, in order; replies and messages come back on the current wire of an instance. A
-wire that broke might still deliver its commands, later, to Redis; nobody reads its replies.
+closed wire might still deliver its commands to Redis later; nobody reads its replies.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class World(Faulty):
         self.count = max(call.owner for call in bound.calls) + 1
         self.empty = Data(((0, False, 0, 0),) * self.count)
         self.whole = bound.faults
-        # What an instance's own set_limit or evict grants to it comes in the reply: a break loses that,
-        # and the next heartbeat finds it.
+        # The reply to an instance's own set_limit or evict reports grants to that instance. If the
+        # connection is lost, so is the reply, and the next heartbeat finds the grants.
         own = bound.faults.own_evictions or any(i >= 0 for i, _ in bound.ops)
         self.unheard = bool(self.whole.deaf or self.whole.flushes or own)
 
@@ -62,7 +62,7 @@ class World(Faulty):
         """Redis runs one script."""
         name, session, _, arguments, *_ = command
         if name in ("limit", "evict"):
-            session = 0  # what the core needs when it reads the reply; the script gets none
+            session = 0  # for the core when it reads the reply; the script gets none
         data, reply, published = self.server.run(state.redis, i, name, session, arguments)
         wires = state.wires
         for owner, message in published:
@@ -134,7 +134,7 @@ class World(Faulty):
         return state._replace(wires=tuple(sorted(state.wires, key=order)))
 
     def aged(self, state: State, i: int, age: int) -> State:
-        """All that instance `i` knows of its last renewal is older than that now."""
+        """Instance `i`'s last known renewal becomes older than `age`."""
         new = {renewal(i, younger): renewal(i, age) for younger in range(FRESH, age)}
         instances = put(state.instances, i, replaced(state.instances[i], new))
         return state._replace(
@@ -146,7 +146,7 @@ class World(Faulty):
         record = (*state.redis.records[i][:3], deadline)
         return state._replace(redis=state.redis._replace(records=put(state.redis.records, i, record)))
 
-    # Every step that is possible
+    # Every possible step
 
     def steps(self, state: State) -> Iterator[tuple[Label, State]]:
         for label, after in self._steps(state):
@@ -218,7 +218,7 @@ class World(Faulty):
         return not any(w.owner == i and w.current and (w.commands or w.replies) for w in state.wires)
 
     def agrees(self, state: State, i: int, me: Instance) -> bool:
-        """Whether Redis has of this instance what its core thinks that it has."""
+        """Whether Redis has the tickets of this instance that its core expects."""
         mine = [ticket for ticket in me.tickets if ticket.stage in "wh"]
         prefix = b"%c:" % (97 + i)
         redis = state.redis
@@ -227,7 +227,7 @@ class World(Faulty):
         ) == sorted(ticket.number for ticket in mine if ticket.stage == "h")
 
     def due(self, state: State, i: int, me: Instance) -> bool:
-        """A timer runs where something comes of it; a heartbeat only when nothing is on its way."""
+        """Whether a timer would have an effect; a heartbeat runs only if nothing is in flight."""
         if not me.up or not me.due or me.lapsed:
             return False
         here = any(ticket.view != "x" for ticket in me.tickets)
@@ -248,7 +248,7 @@ class World(Faulty):
         return int(redis.override or redis.limit or b"1")
 
     def operators(self, state: State) -> Iterator[tuple[Label, Any]]:
-        """set_limit: by an outsider in two steps, so that it might come late; or by an instance."""
+        """set_limit by an outsider, in two steps, so that it might be late; or by an instance."""
         for k, (i, limit) in enumerate(self.bound.ops):
             version = state.redis.key[0] if state.redis.key else 0
             word = b"" if limit is None else b"%d" % limit

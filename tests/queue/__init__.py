@@ -1,1 +1,1 @@
-"""What is promised of `Queue` beyond the contract."""
+"""Tests of `Queue` beyond the contract."""

@@ -1,4 +1,4 @@
-"""Bad arguments are refused at once, with an error that says which, and nothing is enqueued."""
+"""Bad arguments raise at once, with an error that names the argument, and nothing is enqueued."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def named(value: object) -> str:
 
 
 class Enqueues(InMemoryBackend):
-    """A backend on which a bad argument must never arrive."""
+    """A backend that a bad argument must never reach."""
 
     def __getattribute__(self, name: str) -> Any:
         member = super().__getattribute__(name)
@@ -71,7 +71,7 @@ class Enqueues(InMemoryBackend):
 
 @pytest.fixture
 async def queue() -> AsyncIterator[Queue]:
-    """A queue that insists at its end that nothing has arrived."""
+    """A queue whose backend must not have been called at the end."""
     registry = CollectorRegistry()
     async with Queue(Enqueues(), telemetry=Telemetry(registry)) as queue:
         yield queue
@@ -103,7 +103,7 @@ async def test_a_bad_queue_id_is_refused(queue: Queue, value: Any, error: type[E
 
 @pytest.mark.parametrize(("value", "error"), BAD_ITEM_IDS, ids=named)
 async def test_a_bad_item_id_is_refused(queue: Queue, value: Any, error: type[Exception]) -> None:
-    """The item's name is checked in slots, in slots of a semaphore, and in questions."""
+    """item_id is checked in slots, in slots of a semaphore, and in queries."""
     with pytest.raises(error, match="item_id"):
         queue.slot("sales", item_id=value)
     semaphore = queue.semaphore("sales")
@@ -115,7 +115,7 @@ async def test_a_bad_item_id_is_refused(queue: Queue, value: Any, error: type[Ex
 
 
 async def test_questions_about_no_item_are_refused(queue: Queue) -> None:
-    """Only a new slot may go without an item_id."""
+    """item_id is optional only for a new slot."""
     nobody: Any = None
     for ask in (queue.position("sales", nobody), queue.evict("sales", nobody)):
         with pytest.raises(TypeError, match="item_id"):
@@ -231,7 +231,7 @@ async def test_the_borders_are_accepted() -> None:
 
 @pytest.mark.parametrize("lease", [0, 0.0, -1, NAN, float("inf"), "15", None, True, [1]], ids=named)
 def test_a_bad_lease_is_refused(lease: Any) -> None:
-    """A lease is a positive, finite number of seconds; RedisBackend says so when it is made."""
+    """A lease is a positive, finite number of seconds; RedisBackend checks it on creation."""
     with pytest.raises((ValueError, TypeError), match="lease"):
         RedisBackend(lease=lease)
 
@@ -247,14 +247,14 @@ def test_a_bad_operation_timeout_is_refused(timeout: Any) -> None:
     "url", ["", "localhost", "localhost:6379", "http://localhost", "redis://h:port", None, 6379, b"x"]
 )
 def test_a_bad_url_is_refused(url: Any) -> None:
-    """A url that redis-py cannot take is refused when the backend is made, not when it is used."""
+    """A url that redis-py cannot parse raises when the backend is created, not at its first use."""
     with pytest.raises((ValueError, TypeError)):
         RedisBackend(url)
 
 
 @pytest.mark.parametrize("prefix", [None, 7, b"genesis:", "\ud800"], ids=named)
 def test_a_bad_key_prefix_is_refused(prefix: Any) -> None:
-    """A key_prefix is a str that Redis can be told."""
+    """A key_prefix is a str that can be encoded for Redis."""
     with pytest.raises((ValueError, TypeError)):
         RedisBackend(key_prefix=prefix)
 
@@ -268,13 +268,13 @@ def test_options_of_the_redis_backend_are_keyword_only() -> None:
 
 @pytest.mark.parametrize("backend", ["redis://localhost", 7, InMemoryBackend])
 def test_what_is_not_a_backend_is_refused(backend: Any) -> None:
-    """Queue("redis://...") is a likely mistake; the error says what a Queue takes."""
+    """Queue("redis://...") is a likely mistake; the error names the valid types."""
     with pytest.raises(TypeError, match="backend"):
         Queue(backend, telemetry=Telemetry(CollectorRegistry()))
 
 
 def test_argument_errors_are_not_genesis_errors(queue: Queue) -> None:
-    """`except GenesisError` handles what happens to calls, and does not hide a programming mistake."""
+    """`except GenesisError` handles the outcomes of calls, and does not hide a programming error."""
     with pytest.raises(ValueError) as caught:
         queue.slot("")
     assert not isinstance(caught.value, GenesisError)

@@ -1,4 +1,4 @@
-"""Errors: what they say, and how they travel."""
+"""Errors: their messages, and pickling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genesis.exceptions import (
 
 
 async def test_every_message_names_the_queue_the_item_the_cause_and_the_way_out() -> None:
-    """What an operator sees is enough to act on."""
+    """A message has everything that an operator needs."""
     errors: list[tuple[Exception, tuple[str, ...]]] = [
         (QueueTimeoutError("sales", "call-1", 30.0), ("30 s", "Raise the timeout")),
         (QueueTimeoutError("sales", "call-1", 0), ("timeout=0", "Raise the")),
@@ -61,14 +61,14 @@ ERRORS: list[GenesisError] = [
 def test_errors_survive_pickle_and_copy(
     error: GenesisError, through: Callable[[GenesisError], GenesisError]
 ) -> None:
-    """A process pool, a task queue, a logger may take them apart: message and attributes stay."""
+    """Message and attributes survive pickle and copy, as in a process pool or a task queue."""
     again = through(error)
     assert type(again) is type(error)
     assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
 
 
 def test_an_error_crosses_the_border_of_a_process() -> None:
-    """The parent of a pool gets the error that its worker raised, and the pool goes on."""
+    """The parent of a pool gets the error that its worker raised, and the pool continues."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.raises(QueueTimeoutError, match="'call-1'"):
             pool.submit(_raise_a_timeout).result(30)

@@ -1,4 +1,4 @@
-"""Calls that nobody refers to any more: the collector closes them, wherever it happens to run.
+"""Abandoned calls: the garbage collector closes them, wherever it runs.
 
 asyncio holds its tasks weakly, and `gc.set_threshold` decides at which allocation the collector runs:
 in the middle of another call's step, at each of its allocations in turn.
@@ -26,7 +26,7 @@ from tests.support.waiting import quiesce, wait_until
 # "coroutine ignored GeneratorExit" and the like, which python only prints
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
-ALLOCATIONS = 60  # more than a step has
+ALLOCATIONS = 60  # more than in one step
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _usual_collector() -> Iterator[None]:
 
 
 async def forget(queue: Queue, enter: Callable[[], Any]) -> None:
-    """A task holds a slot, waits for what nobody can give it, and is referred to by nobody."""
+    """A task holds a slot and waits for a future; nothing refers to either."""
     in_use = (await queue.stats("sales")).in_use
 
     async def hold() -> None:
@@ -53,7 +53,7 @@ async def forget(queue: Queue, enter: Callable[[], Any]) -> None:
 
 
 async def collect_in(step: Awaitable[Any], allocations: int) -> None:
-    """Take a step, in which the collector runs once, after so many allocations."""
+    """Take a step in which the garbage collector runs once, after this many allocations."""
     gc.set_threshold(gc.get_count()[0] + allocations, 1000, 1000)
     gc.enable()
     try:
@@ -66,7 +66,7 @@ async def collect_in(step: Awaitable[Any], allocations: int) -> None:
 async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
     step: str, limit: int
 ) -> None:
-    """No slot stays free beside a waiter, none is given twice, and nobody is told of an eviction."""
+    """No slot stays free while a call waits, none is granted twice, and no call is evicted."""
     for allocations in range(ALLOCATIONS):
         gc.collect()
         gc.disable()
@@ -110,7 +110,7 @@ async def test_a_forgotten_call_is_closed_in_the_middle_of_another_s_step(
 async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
     queue: Queue, how: str, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when a scrape sets the collector off: its slot goes to the next all the same, and soon."""
+    """As in a scrape that triggers the garbage collector: the slot soon goes to the next waiter."""
     gc.collect()
     gc.disable()
     semaphore = queue.semaphore("sales", 1)
@@ -137,7 +137,7 @@ async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
 
 @pytest.mark.parametrize("how", ["slot", "semaphore"])
 async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, how: str) -> None:
-    """With the next turn of the loop, whether it holds or waits, closed or dropped; no warning."""
+    """In the next iteration of the loop, whether it holds or waits, closed or dropped; no warning."""
     semaphore = queue.semaphore("sales", 1)
 
     def enter() -> Any:
@@ -186,7 +186,7 @@ _caller: ContextVar[Any] = ContextVar("_caller")
 async def test_a_backend_s_timers_and_tasks_keep_no_call_s_context(
     request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest], QueueBackend]
 ) -> None:
-    """An application may keep a call's own task in its context: that context must not outlive it."""
+    """An application might keep a call's task in its context: the context must not outlive the call."""
     async with Queue(make(request), telemetry=Telemetry(CollectorRegistry())) as queue:
 
         def enter() -> Any:  # in the task that holds: the first that the backend sees

@@ -1,4 +1,4 @@
-"""Queues in several event loops and threads, and thousands of calls in one turn of a loop."""
+"""Queues in several event loops and threads, and thousands of calls in one iteration of a loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def use_in_a_thread(use: Callable[[], Coroutine[Any, Any, Any]]) -> Coroutine[An
 
 
 async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> None:
-    """While it has calls, another thread's loop gets an error; `lost` may be asked anywhere."""
+    """While it has calls, another thread's loop gets an error; `lost` can be read in any thread."""
 
     async def enter() -> None:
         async with queue.slot("sales", max_concurrent=2):
@@ -56,7 +56,7 @@ async def test_a_memory_queue_in_two_loops_at_once_is_refused(queue: Queue) -> N
 
 
 def test_a_memory_queue_serves_several_loops_in_turn() -> None:
-    """Also if a loop was closed with calls inside: these are gone, with the limit they agreed on."""
+    """If a loop was closed while it had calls, they are dropped, together with their limit."""
     queue = Queue(telemetry=Telemetry(CollectorRegistry()))
 
     async def enter(limit: int) -> SlotRequest:
@@ -74,7 +74,7 @@ def test_a_memory_queue_serves_several_loops_in_turn() -> None:
     left = loop.run_until_complete(enter(3))
     loop.close()
     asyncio.run(call(4))
-    asyncio.run(left.__aexit__(None, None, None))  # too late, and without harm
+    asyncio.run(left.__aexit__(None, None, None))  # too late, but harmless
     assert left.slot is None
     assert not state_of(queue)
 
@@ -94,7 +94,7 @@ async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:
 
 
 async def test_thousands_that_enter_in_one_turn_let_others_run_and_keep_their_order() -> None:
-    """Some of them cancelled meanwhile; one that comes later overtakes nobody."""
+    """Some of them are cancelled meanwhile; a later call overtakes none."""
     most = 0
 
     class Counting(InMemoryBackend):

@@ -1,4 +1,4 @@
-"""A slot that is lost is never silent, and a started span ends, in whatever order slots are left."""
+"""A lost slot is always reported, and a started span ends, in whatever order slots are left."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Forgetful(InMemoryBackend):
 
 
 async def test_a_loss_that_only_the_slot_notices_is_counted(registry: CollectorRegistry) -> None:
-    """slot.lost and the hold's outcome agree, also for a backend that reports nothing."""
+    """slot.lost and the hold's outcome agree, even for a backend that emits no event."""
     async with Queue(Forgetful(), telemetry=Telemetry(registry)) as queue:
         async with queue.slot("sales") as slot:
             pass
@@ -44,7 +44,7 @@ async def test_a_loss_that_only_the_slot_notices_is_counted(registry: CollectorR
 async def test_a_body_left_in_another_task_tells_no_error_of_its_context(
     telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The context of the span belongs to the task that entered; another leaves it alone."""
+    """The context of the span belongs to the task that entered; another task does not change it."""
     async with Queue(telemetry=telemetry) as queue:
         request = queue.slot("sales")
         await request.__aenter__()
@@ -53,7 +53,7 @@ async def test_a_body_left_in_another_task_tells_no_error_of_its_context(
 
 
 async def test_the_handler_of_the_lost_event_finds_the_slot_lost(registry: CollectorRegistry) -> None:
-    """Also a log handler that is told of it as the block is left."""
+    """Even a log handler that reads the slot while the block is being left."""
     asked: list[bool] = []
 
     class Asking(logging.Handler):
@@ -70,7 +70,7 @@ async def test_the_handler_of_the_lost_event_finds_the_slot_lost(registry: Colle
 
 
 class OfItsOwn(_RuntimeContext):
-    """A runtime context whose tokens are its own, as OTEL_PYTHON_CONTEXT may name one."""
+    """A runtime context with its own kind of token, as OTEL_PYTHON_CONTEXT can select one."""
 
     def __init__(self) -> None:
         self._current = ContextVar("OfItsOwn", default=Context())  # noqa: B039 - it is immutable
@@ -103,7 +103,7 @@ async def test_spans_end_in_a_runtime_context_of_another_kind(
 async def test_what_a_body_attaches_and_forgets_ends_with_it(
     registry: CollectorRegistry, sampler: Sampler, has_parent: bool
 ) -> None:
-    """Whether the call is sampled or not, and in a trace of its caller's or not."""
+    """Sampled or not, with or without a caller's trace."""
     provider = TracerProvider(sampler=ParentBased(sampler), shutdown_on_exit=False)
     queue = Queue(telemetry=Telemetry(registry, provider))
     caller = nullcontext() if not has_parent else provider.get_tracer("a").start_as_current_span("call")

@@ -1,4 +1,4 @@
-"""Backends that a user wrote, and whose a backend is."""
+"""Backends written by a user, and the ownership of a backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def queue(telemetry: Telemetry) -> AsyncIterator[Queue]:
 
 
 async def test_instances_have_different_names() -> None:
-    """instance_id tells two Queues of one process apart, and the entries bear it."""
+    """instance_id distinguishes two Queues of one process, and is in their entries."""
     first, second = (Queue(telemetry=Telemetry(CollectorRegistry())) for _ in range(2))
     assert first.instance_id != second.instance_id
     async with first.slot("sales"):
@@ -61,7 +61,7 @@ class Own(InMemoryBackend):
 async def test_a_users_own_backend_is_used_and_observed(
     telemetry: Telemetry, registry: CollectorRegistry
 ) -> None:
-    """Any QueueBackend will do, and its operations bear its name in the metrics."""
+    """Any QueueBackend works, and its name labels its operations in the metrics."""
     backend = Own()
     async with Queue(backend, telemetry=telemetry) as queue, queue.slot("sales"):
         waiter = asyncio.create_task(queue.slot("sales").__aenter__())
@@ -76,7 +76,7 @@ async def test_a_users_own_backend_is_used_and_observed(
 async def test_an_error_of_a_users_backend_reaches_the_call_as_it_is(
     telemetry: Telemetry, registry: CollectorRegistry
 ) -> None:
-    """It is counted, and nothing of the failed call is left."""
+    """It is counted, and the failed call leaves nothing behind."""
     backend = Own()
     backend.failure = ZeroDivisionError("its own")
     async with Queue(backend, telemetry=telemetry) as queue:
@@ -93,7 +93,7 @@ async def test_an_error_of_a_users_backend_reaches_the_call_as_it_is(
 
 
 async def test_a_backend_belongs_to_one_queue(telemetry: Telemetry) -> None:
-    """A second Queue on the same object is refused when it is made; the first goes on."""
+    """A second Queue on the same object raises on creation; the first one continues to work."""
     backend = InMemoryBackend()
     async with Queue(backend, telemetry=telemetry) as queue:
         with pytest.raises(RuntimeError, match="belongs to a Queue"):

@@ -69,15 +69,15 @@ class Call:
 
 
 class Model:
-    """What the line must be."""
+    """The expected state of the queue."""
 
     def __init__(self) -> None:
         self.waiting: list[Call] = []
         self.holding: list[Call] = []
         self.override: int | None = None
-        self.named: int | None = None  # the call sites' number that came last
+        self.named: int | None = None  # the limit that a call site named last
         self.grants: list[Call] = []
-        self.kept: list[Call] = []  # who left a place, and may take it again
+        self.kept: list[Call] = []  # calls that left a place, which can be taken again
 
     @property
     def limit(self) -> int:
@@ -92,12 +92,12 @@ class Model:
         self._grant()
 
     def would_refuse(self, limit: int | None) -> bool:
-        """Whether timeout=0 finds no slot, after the newcomer's number has come into force."""
+        """Whether timeout=0 finds no slot, after the newcomer's limit has taken effect."""
         number = self.override if self.override is not None else limit or self.named or 1
         return len(self.holding) + len(self.waiting) >= number
 
     def would_be_full(self, limit: int | None, most: int) -> bool:
-        """Whether max_waiting refuses a newcomer, after its number has come into force."""
+        """Whether max_waiting refuses a newcomer, after its limit has taken effect."""
         number = self.override if self.override is not None else limit or self.named or 1
         waiting = max(0, len(self.waiting) - max(0, number - len(self.holding)))
         return self.would_refuse(limit) and waiting >= most
@@ -134,7 +134,7 @@ class Model:
 
 
 class Line(RuleBasedStateMachine):
-    """Drives one or more Queues that share a line, and the model beside them."""
+    """Drives one or more Queues that share a line, and the model."""
 
     def __init__(self, make: Callable[[], list[Queue]], in_wait: Tasks) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Line(RuleBasedStateMachine):
             self.loop.close()
 
     async def finish(self) -> None:
-        """Everybody leaves; nothing may be left in any process, and the full limit is there."""
+        """Every call leaves; no process must keep anything, and the full limit is available."""
         await self.queues[0].set_limit(QUEUE_ID, None)
         self.model.set_limit(None)
         while self.model.holding:
@@ -213,7 +213,7 @@ class Line(RuleBasedStateMachine):
         await self.ended(call, "release")
 
     async def ended(self, call: Call, how: str) -> None:
-        """Wait until the call has ended, and insist on how: as a rule is called, or an error."""
+        """Wait until the call has ended, and check how: by a rule's name, or with an error."""
         task = call.task
         assert task is not None
         await wait_until(task.done, f"{call} has ended", PATIENCE)
@@ -222,19 +222,19 @@ class Line(RuleBasedStateMachine):
         assert ended == {"expire": "QueueTimeoutError"}.get(how, how)
 
     def agreed(self, instance: int) -> int | None:
-        """The number that the calls of one Queue agree on."""
+        """The limit that the calls of one Queue agree on."""
         calls = self.queues[instance]._calls
         return None if calls is None else calls.agreements.get(QUEUE_ID, (0, None))[1]
 
     async def agree(self) -> None:
-        """The queue is, or at once becomes, what the model is."""
+        """The queue has, or soon reaches, the state of the model."""
         model = self.model
         await wait_until(
             lambda: len(self.entered) >= len(model.grants) and all(c.slot for c in model.holding),
             f"{model.grants} are granted, not {self.entered}",
             PATIENCE,
         )
-        # Bodies of grants that were made in one turn may begin in any order; the tokens tell the order.
+        # Bodies of grants made in one iteration can start in any order; the tokens have the order.
         tokens = [c.slot.fencing_token for c in model.grants if c.slot]
         assert tokens == sorted(set(tokens))
         assert sorted(self.entered, key=lambda c: c.number) == sorted(
@@ -280,7 +280,7 @@ class Line(RuleBasedStateMachine):
         self.run(work())
 
     async def in_line(self, *calls: Call) -> None:
-        """Wait until all of these wait or hold, without a look at the queue, which might mend it."""
+        """Wait until all of these wait or hold, without a query, which might repair the queue."""
 
         def there(call: Call) -> bool:
             return call.slot is not None or call.task in self.in_wait
@@ -307,7 +307,7 @@ class Line(RuleBasedStateMachine):
 
     @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS, most=st.integers(0, 3))
     def enter_if_not_full(self, item_id: str, limit: int | None, pick: int, most: int) -> None:
-        """max_waiting refuses exactly if no slot is free and so many wait."""
+        """max_waiting refuses exactly if no slot is free and this many wait."""
 
         async def work() -> None:
             instance = pick % len(self.queues)
@@ -344,7 +344,7 @@ class Line(RuleBasedStateMachine):
     @precondition(lambda self: self.model.kept)
     @rule(pick=PICKS, instance=PICKS)
     def resume(self, pick: int, instance: int) -> None:
-        """With a token, a call stands where the first one stood, once; else at the end of the line."""
+        """With a token, a call takes the first one's place, once; otherwise the end of the line."""
 
         async def work() -> None:
             first = self.model.kept[pick % len(self.model.kept)]
@@ -400,7 +400,7 @@ class Line(RuleBasedStateMachine):
 
     @rule(item_id=ITEMS, pick=PICKS)
     def evict(self, item_id: str, pick: int) -> None:
-        """Every ticket of an item goes: waiters get an error, holders are told and leave."""
+        """Every ticket of an item is removed: waiters get an error; holders lose the slot and leave."""
 
         async def work() -> None:
             waiters = [c for c in self.model.waiting if c.item_id == item_id]
@@ -427,7 +427,7 @@ class Line(RuleBasedStateMachine):
     @precondition(lambda self: len(self.queues) == 1 and self.model.holding)
     @rule(choices=st.lists(st.tuples(ACTIONS, PICKS)))
     def burst(self, choices: list[tuple[str, int]]) -> None:
-        """Many things in one turn of the loop have the effect that they have one after the other."""
+        """Many operations in one iteration of the loop have the same effect as one by one."""
 
         async def work() -> None:
             present = self.model.waiting + self.model.holding
@@ -452,7 +452,7 @@ class Line(RuleBasedStateMachine):
                 self.model.remove(call)
             for call, what in endings.items():
                 await self.ended(call, what)
-            # Who was granted a slot in this turn, and was abandoned in it, has not begun its body.
+            # A call granted and abandoned in this iteration has not started its body.
             self.model.grants = [c for c in self.model.grants if endings.get(c, "release") == "release"]
             await self.in_line(*started)
 
@@ -496,7 +496,7 @@ def telemetry() -> Telemetry:
 
 
 def test_any_sequence_of_operations_in_memory_is_as_the_model_says(in_wait: Tasks) -> None:
-    """One process: enter, abandon, release, evict, set_limit, alone and many in one turn."""
+    """One process: enter, abandon, release, evict, set_limit, alone and many in one iteration."""
     check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], in_wait, examples=120)
 
 
@@ -516,7 +516,7 @@ def test_any_sequence_of_operations_over_redis_is_as_the_model_says(
 def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
     redis_server: RedisServer, in_wait: Tasks
 ) -> None:
-    """Two instances share a line, and may disagree on its limit: the number that came last wins."""
+    """Two instances share a line, and can disagree on its limit: the last one named wins."""
     prefixes = itertools.count()
 
     def make() -> list[Queue]:

@@ -1,4 +1,4 @@
-"""Slots, requests and semaphores: entered, left, and used as they should not be."""
+"""Slots, requests and semaphores: entering, leaving and misuse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def queue(telemetry: Telemetry) -> AsyncIterator[Queue]:
 
 
 async def test_a_slot_without_item_id_has_a_uuid(queue: Queue) -> None:
-    """Each slot, and each use of a semaphore, gets an item_id of its own."""
+    """Each slot, and each use of a semaphore, gets its own item_id."""
     seen = set()
     semaphore = queue.semaphore("sales", 9)
     for request in (queue.slot("sales"), queue.slot("sales"), semaphore, semaphore, semaphore()):
@@ -55,7 +55,7 @@ async def test_a_slot_tells_what_it_is(queue: Queue) -> None:
 
 
 async def test_a_slot_that_was_given_back_in_time_was_not_lost(queue: Queue) -> None:
-    """After the block, slot.lost tells what was true inside it."""
+    """After the block, slot.lost keeps its last value."""
     async with queue.slot("sales", item_id="kept") as kept:
         pass
     async with queue.slot("sales", item_id="taken") as taken:
@@ -66,7 +66,7 @@ async def test_a_slot_that_was_given_back_in_time_was_not_lost(queue: Queue) -> 
 
 
 async def test_a_slot_request_does_nothing_until_it_is_entered(queue: Queue) -> None:
-    """queue.slot() only describes; a request that is thrown away leaves no place in line."""
+    """queue.slot() sends nothing; a discarded request leaves no place in the line."""
     queue.slot("sales", max_concurrent=4)
     queue.semaphore("sales", 4)
     assert await queue.stats("sales") == (0, 0, 1, 0.0, 0.0, None)
@@ -75,7 +75,7 @@ async def test_a_slot_request_does_nothing_until_it_is_entered(queue: Queue) -> 
 
 @pytest.mark.parametrize("when", ["while held", "while it waits", "after it was left"])
 async def test_a_slot_request_is_entered_once(queue: Queue, when: str) -> None:
-    """A request entered again raises, whatever became of it first, and no slot leaks."""
+    """A request raises if it is entered again, however it ended first, and no slot leaks."""
     request = queue.slot("sales", max_concurrent=2)
     if when == "after it was left":
         async with request:
@@ -99,7 +99,7 @@ async def test_a_slot_request_is_entered_once(queue: Queue, when: str) -> None:
 
 
 async def test_a_request_whose_wait_failed_can_be_left_without_harm(queue: Queue) -> None:
-    """__aexit__ after a failed __aenter__ gives back nothing that is another's."""
+    """__aexit__ after a failed __aenter__ does not give back another call's slot."""
     async with queue.slot("sales"):
         request = queue.slot("sales", timeout=0)
         with pytest.raises(QueueTimeoutError):
@@ -109,7 +109,7 @@ async def test_a_request_whose_wait_failed_can_be_left_without_harm(queue: Queue
 
 
 async def test_a_semaphore_called_from_another_task_is_refused(queue: Queue) -> None:
-    """`async with` aside, only the task that entered may leave; nobody else's slot is given back."""
+    """Without `async with`, only the task that entered can leave; no other slot is given back."""
     semaphore = queue.semaphore("sales", 2)
     with pytest.raises(RuntimeError, match=r"'sales'.*holds no slot"):
         await semaphore.__aexit__(None, None, None)
@@ -129,7 +129,7 @@ async def leave_in(semaphore: QueueSemaphore) -> None:
 
 
 async def test_a_semaphore_in_a_generator_gives_back_its_own_slot(queue: Queue) -> None:
-    """Generators that are broken off, or left in any order by any task, have slots of their own."""
+    """Generators that are closed, or left in any order by any task, have their own slots."""
     semaphore = queue.semaphore("sales", 5)
     tokens: list[int] = []
 
@@ -183,7 +183,7 @@ async def test_a_semaphore_in_an_exit_stack(queue: Queue) -> None:
 
 
 async def test_a_request_that_was_never_entered_cannot_be_left(queue: Queue) -> None:
-    """`__aexit__` without `__aenter__` says so in words."""
+    """`__aexit__` without `__aenter__` raises a clear error."""
     with pytest.raises(RuntimeError, match="never entered"):
         await queue.slot("sales").__aexit__(None, None, None)
 
@@ -191,7 +191,7 @@ async def test_a_request_that_was_never_entered_cannot_be_left(queue: Queue) -> 
 async def test_a_slot_may_be_left_in_another_task_than_entered(
     queue: Queue, registry: CollectorRegistry
 ) -> None:
-    """The same for slot(); nothing that the layer keeps in the first task's context gets in the way."""
+    """The same for slot(), in spite of what the layer keeps in the first task's context."""
     request = queue.slot("sales")
     await asyncio.create_task(request.__aenter__())
     await asyncio.create_task(request.__aexit__(None, None, None))
@@ -200,7 +200,7 @@ async def test_a_slot_may_be_left_in_another_task_than_entered(
 
 
 async def test_wait_for_around_a_slot_leaks_nothing(queue: Queue) -> None:
-    """asyncio.wait_for, which cancels from outside, is as good as timeout=."""
+    """asyncio.wait_for, which cancels from outside, works as well as timeout=."""
 
     async def call() -> None:
         async with queue.slot("sales"):
@@ -214,7 +214,7 @@ async def test_wait_for_around_a_slot_leaks_nothing(queue: Queue) -> None:
 
 
 async def test_a_timeout_error_of_the_body_stays_the_bodys(queue: Queue) -> None:
-    """A TimeoutError raised inside the block is not taken for the queue's."""
+    """A TimeoutError raised inside the block is not mistaken for the queue's."""
     with pytest.raises(TimeoutError) as caught:
         async with queue.slot("sales", timeout=5):
             raise TimeoutError("the body's own")

@@ -1,4 +1,4 @@
-"""The public surface: what programs outside rely on by name and default."""
+"""The public surface: names and defaults on which programs depend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def run_python(program: str) -> None:
-    """Run `program` in a process of its own, which must end well and print nothing."""
+    """Run `program` in a new process, which must succeed and print nothing."""
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -94,7 +94,7 @@ def test_the_signatures_are_the_promised_ones() -> None:
 
 
 def test_the_errors_are_what_programs_catch() -> None:
-    """All under GenesisError, and each also of the built-in kind that a handler may name."""
+    """All derive from GenesisError, and some from a matching built-in error."""
     kinds: dict[type[Exception], type[Exception]] = {
         QueueTimeoutError: TimeoutError,
         LimitMismatchError: ValueError,
@@ -111,7 +111,7 @@ def test_the_errors_are_what_programs_catch() -> None:
 
 
 def test_import_creates_and_prints_nothing() -> None:
-    """Importing registers no metric, configures no logging, starts no thread and says nothing."""
+    """Importing registers no metric, configures no logging, starts no thread and prints nothing."""
     run_python(
         """
         import logging, threading, genesis, genesis.queue
@@ -124,7 +124,7 @@ def test_import_creates_and_prints_nothing() -> None:
 
 
 async def test_both_backends_are_backends() -> None:
-    """The protocol can be asked for at run time, and both satisfy it."""
+    """isinstance works with the protocol, and both backends satisfy it."""
     assert isinstance(InMemoryBackend(), QueueBackend)
     assert isinstance(RedisBackend(), QueueBackend)
     assert not isinstance(object(), QueueBackend)

@@ -1,4 +1,4 @@
-"""The application's side of one call: what it does, and how it ended, exactly once."""
+"""The application's side of one call: its steps, and its end, exactly once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.schedules.scenario import CallPlan
 __all__ = ["BodyFailed", "Call", "Violation"]
 
 
-class Violation(AssertionError):  # noqa: N818 - what it is, not how it is told
-    """A promise was broken; the text says which."""
+class Violation(AssertionError):  # noqa: N818
+    """A promise was broken; the message says which."""
 
 
 class BodyFailed(Exception):  # noqa: N818
-    """What a body raises that is to fail."""
+    """The error of a body that should fail."""
 
 
 class Call:
-    """One task, from before it starts until after it has ended.
+    """One task, from before its start to after its end.
 
     `ending` is one of released, failed, cancelled, timeout, evicted, unavailable, mismatch. `inside` is
     true while the body runs.
@@ -57,13 +57,13 @@ class Call:
         self.task.cancel()
 
     def release(self) -> None:
-        """The body comes to its end, or to its error, when it next runs."""
+        """Let the body end, or raise, when it next runs."""
         self.let_go = True
-        if not self.go.done():  # its task may have been cancelled while it waited for this
+        if not self.go.done():  # its task might have been cancelled while it waited for this
             self.go.set_result(None)
 
     def settle(self) -> None:
-        """After its task has ended: one that was cancelled before it began has ended by that."""
+        """Call this after the task has ended: a task cancelled before its start sets no ending."""
         assert self.task is not None
         if not self.ending:
             if not self.task.cancelled():

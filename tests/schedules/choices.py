@@ -1,4 +1,4 @@
-"""Where a schedule's decisions come from: a seed, or an enumeration of all of them."""
+"""The source of a schedule's decisions: a seed, or an enumeration of all of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Choices(Protocol):
     """Decides each step of a schedule; nothing else in a schedule is random."""
 
     def pick(self, count: int) -> int:
-        """One of `count` possibilities, from 0."""
+        """A number from 0 to `count` - 1."""
 
     def weighted(self, weights: Sequence[int]) -> int:
-        """One of as many possibilities as there are weights; the weights steer a search by seed."""
+        """The index of one weight; the weights only bias a search by seed."""
 
     def chance(self, probability: float) -> bool:
-        """Yes or no; the probability steers a search by seed, an enumeration tries both."""
+        """True or False; the probability only biases a search by seed; an enumeration tries both."""
 
 
 class Seeded:
@@ -44,7 +44,7 @@ class Seeded:
 
 
 class Path:
-    """Decisions that follow `prefix`, and then take the first possibility each time."""
+    """Decisions that follow `prefix`, and then always take the first possibility."""
 
     def __init__(self, prefix: Sequence[int] = ()) -> None:
         self._prefix = prefix
@@ -68,7 +68,7 @@ class Path:
 
 
 def every_path() -> Iterator[Path]:
-    """Every path through a tree of decisions, depth first. Walk each one before asking for the next."""
+    """Every path through a tree of decisions, depth first. Follow each path before taking the next."""
     prefix: list[int] = []
     while True:
         path = Path(prefix)

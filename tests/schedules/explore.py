@@ -1,4 +1,4 @@
-"""Many schedules in a row: how many, how fast, how many different ones, and which one fails."""
+"""Runs many schedules: how many, how fast, how many distinct ones, and which one fails."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
     "walk_memory",
 ]
 
-_BATCH = 500  # schedules between two looks at what the layer has counted
+_BATCH = 500  # schedules between two checks of what the layer has counted
 
 
 class Found(AssertionError):  # noqa: N818 - as the test reports it
-    """A schedule that breaks a promise; says how to see it again."""
+    """A schedule that breaks a promise; the message has the command that replays it."""
 
 
 @dataclass
 class Report:
-    """What was seen."""
+    """The statistics of an exploration."""
 
     kind: str
     schedules: int = 0
@@ -43,7 +43,7 @@ class Report:
     histories: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
     complete: bool = True
-    """Whether an enumeration came to its end."""
+    """Whether an enumeration was completed."""
 
     def add(self, steps: Iterable[object], history: Iterable[object]) -> None:
         done = tuple(steps)
@@ -80,7 +80,7 @@ def memory_schedule(
 def explore_memory(
     seeds: Iterable[int], *, order: Order = "fifo", observed: bool = False, seconds: float = 1e9
 ) -> Report:
-    """Run the schedules of `seeds`, for so many seconds at most.
+    """Run the schedules of `seeds`, for at most `seconds`.
 
     Raises:
         Found: one of them breaks a promise.
@@ -113,7 +113,7 @@ def explore_memory(
 def walk_memory(
     scenario: Scenario, *, order: Order = "fifo", most: int = 1_000_000, name: str = ""
 ) -> Report:
-    """Run every schedule of one scenario, `most` at most.
+    """Run every schedule of one scenario, at most `most`.
 
     Raises:
         Found: one of them breaks a promise.
@@ -139,7 +139,7 @@ def walk_memory(
 
 
 def _check_sinks(sinks: Sinks, seeds: list[int], order: Order, observed: bool) -> None:
-    """What the layer has counted of these schedules; if it is wrong, one of them is to blame."""
+    """Check what the layer has counted for these schedules; on an error, find the schedule."""
     if not observed:
         return
     try:

@@ -1,4 +1,4 @@
-"""An event loop in virtual time that does one thing at a time, when it is told to."""
+"""An event loop in virtual time that runs one callback at a time, on request."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Order = Literal["fifo", "any"]
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Real tasks and futures; only when a callback runs, and what time it is, is decided outside.
+    """Real tasks and futures. The explorer decides when a callback runs, and what time it is.
 
-    `now` moves only when a timer fires. A timer that fires is put at the end of the ready callbacks, as
-    asyncio does it; since the outside may fire it between any two callbacks, all orders of timers and
-    callbacks are reached, and some that a real loop never shows.
+    `now` advances only when a timer fires. A fired timer goes to the end of the ready callbacks, as in
+    asyncio. The explorer can fire it between any two callbacks, so it reaches all orders of timers and
+    callbacks, including some that never occur in a real loop.
     """
 
     _made = False
@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.ready: deque[asyncio.Handle] = deque()
         self.tasks: list[asyncio.Task[Any]] = []
-        self.errors: list[str] = []  # what asyncio would have logged
+        self.errors: list[str] = []  # messages that asyncio would have logged
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._serials = itertools.count()
 
@@ -66,7 +66,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers are dropped when their turn comes."""
+        """Do nothing: cancelled timers are dropped when they are due."""
 
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: object = None, **options: Any
@@ -87,7 +87,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # -- what the explorer does with it -------------------------------------------------------------
 
     def run_one(self, order: Order, choices: Choices) -> None:
-        """Run one ready callback; there must be one."""
+        """Run one ready callback. There must be one."""
         if order == "any" and len(self.ready) > 1:
             self.ready.rotate(-choices.pick(len(self.ready)))
         handle = self.ready.popleft()
@@ -107,7 +107,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return timers[0][0] if timers else None
 
     def fire_timer(self) -> None:
-        """Let the time pass until the next timer, and fire it; there must be one."""
+        """Advance the time to the next timer, and fire it. There must be one."""
         when = self.next_timer
         assert when is not None
         self.now = max(self.now, when)

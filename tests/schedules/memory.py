@@ -1,10 +1,9 @@
-"""`Queue` over the in-memory backend: after each step it has exactly what a small model has.
+"""`Queue` over the in-memory backend, compared with a small model after each step.
 
-Every operation of this backend is atomic, so the model, which is told of each operation by a probe
-between queue and backend, must agree at every moment: who waits in which order, who holds, what the
-limit is. That says at once that the limit and the order hold, that no slot is free while somebody
-waits, and that nobody is forgotten. Tokens must grow, and each call must end once, in a way that fits
-what happened to it.
+Every operation of this backend is atomic. A probe between queue and backend reports each operation to
+the model, which must agree at every moment: who waits in which order, who holds, what the limit is.
+This implies that limit and order hold, that no slot is free while a call waits, and that no call is
+lost. In addition, tokens must grow, and each call must end once, in a way that fits its events.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ _MOST_STEPS = 2_000
 
 
 class _Probe:
-    """Between the layer and the backend: tells the model of each operation, as it takes effect."""
+    """Reports each operation to the model when it takes effect. Sits between layer and backend."""
 
     def __init__(self, inner: InMemoryBackend, model: Model) -> None:
         self.inner = inner
         self.model = model
         self.entered = 0
-        self.stirred = False  # an operation has run since the last look
+        self.stirred = False  # an operation has run since the last check
         self.name = inner.name
         self.instance_id = inner.instance_id
         self.heartbeat_interval = inner.heartbeat_interval
@@ -57,10 +56,10 @@ class _Probe:
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
         self.entered += 1
-        admission = await self.inner.enter(entry)
-        self.model.enter(entry, admission)
+        result = await self.inner.enter(entry)
+        self.model.enter(entry, result)
         self.stirred = True
-        return admission
+        return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         return await self.inner.wait(ticket, timeout)
@@ -124,13 +123,13 @@ class _Probe:
 
 
 class MemorySchedule:
-    """One schedule of one scenario; `run` walks it to its end.
+    """One schedule of one scenario.
 
     Args:
-        sinks: where the layer reports to, shared by many schedules.
-        observed: with the layer in between, or bare.
+        sinks: the layer's sinks, shared by many schedules.
+        observed: whether to use the observing layer.
         order: see `loop`.
-        tell: called with each step, in words.
+        tell: called with a description of each step.
     """
 
     def __init__(
@@ -149,8 +148,8 @@ class MemorySchedule:
         self.observed = observed
         self.order = order
         self.tell = tell
-        self.steps: list[int] = []  # what was done, in numbers: the schedule
-        self.history: list[str] = []  # what could be seen from outside
+        self.steps: list[int] = []  # the schedule, as numbers
+        self.history: list[str] = []  # the externally visible events
         self.loop = sinks.clock.loop = VirtualLoop()
         self.backend = InMemoryBackend(clock=self.loop.time)
         self.model = Model()
@@ -166,7 +165,7 @@ class MemorySchedule:
         self._granted: dict[Ticket, int] = {}  # the token of every ticket that was seen to hold
 
     def run(self) -> None:
-        """Walk one schedule.
+        """Run the schedule to its end.
 
         Raises:
             Violation: a promise was broken.
@@ -195,7 +194,7 @@ class MemorySchedule:
         self._check()
 
     def _events(self) -> list[tuple[Callable[[Any], None], Any]]:
-        """All that may happen from outside, at this moment."""
+        """All external events that can happen now."""
         events: list[tuple[Callable[[Any], None], Any]] = []
         if self._to_start:
             events.append((self._start, None))
@@ -259,7 +258,7 @@ class MemorySchedule:
     # -- checks -------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """The backend has what the model has; tokens grow; who runs a body has a slot."""
+        """The backend agrees with the model; tokens grow; a running body has a slot."""
         for call in self._alive:
             if call.task is not None and call.task.done():
                 self._alive = self._sorted_out(self._alive)
@@ -306,7 +305,7 @@ class MemorySchedule:
         return left
 
     def _judge(self, call: Call) -> None:
-        """How a call ended fits what happened to it."""
+        """Check that the end of a call fits its events."""
         call.settle()
         self.history.append(f"{call.number}{call.ending}")
         slot = call.slot
@@ -323,7 +322,7 @@ class MemorySchedule:
             raise Violation(f"{call} {call.ending} without a slot")
 
     def _finish(self) -> None:
-        """Let everything end; a call that cannot is stuck."""
+        """Let everything end; a call that does not end is stuck."""
         self._note(6, "the end begins", None)
         self._admins = [admin for admin in self._admins if admin.what != "close"]
         for _ in range(_MOST_STEPS):
@@ -363,7 +362,7 @@ class MemorySchedule:
         self.loop.create_task(self._carry_out(admin))
 
     def _without_probe(self) -> Queue:
-        """For `state_of`, which must find the backend itself behind the layer."""
+        """For `state_of`, which needs the backend itself."""
         layer: Any = self.queue._backend
         if self.observed:
             layer._inner = self.backend

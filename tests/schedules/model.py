@@ -1,4 +1,4 @@
-"""What a line must be after each operation, written down a second time."""
+"""A second implementation of the queue, as a model of its state after each operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Line", "Model"]
 
 
 class Line:
-    """What one queue must be."""
+    """The expected state of one queue."""
 
     def __init__(self) -> None:
         self.waiting: list[Ticket] = []
@@ -23,7 +23,7 @@ class Line:
 
 
 class Model:
-    """What all queues must be; told of each operation by the probe."""
+    """The expected state of all queues; the probe reports each operation to it."""
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
@@ -39,32 +39,32 @@ class Model:
         line = self.lines.get(queue_id)
         return self.overrides.get(queue_id, (line.named if line else None) or 1)
 
-    def enter(self, entry: EnterRequest, admission: EnterResult) -> None:
+    def enter(self, entry: EnterRequest, result: EnterResult) -> None:
         line = self.lines.setdefault(entry.queue_id, Line())
         if entry.limit is not None:
             line.named = entry.limit
         self.grant(entry.queue_id)
-        ticket, depth = admission.ticket, len(line.waiting)
+        ticket, depth = result.ticket, len(line.waiting)
         free = not depth and len(line.holding) < self.limit(entry.queue_id)
         if free:
             line.holding.append(ticket)
         elif not entry.only_if_free:
             line.waiting.append(ticket)
             depth += 1
-        state = "granted" if admission.grant else "waiting" if admission.position else "refused"
+        state = "granted" if result.grant else "waiting" if result.position else "refused"
         expected = "granted" if free else "refused" if entry.only_if_free else "waiting"
-        if (state, admission.depth) != (expected, depth) or admission.position not in (0, depth):
-            self.fail(f"{entry.item_id}: {admission}, not {expected} at depth {depth}")
+        if (state, result.depth) != (expected, depth) or result.position not in (0, depth):
+            self.fail(f"{entry.item_id}: {result}, not {expected} at depth {depth}")
         self.forget(entry.queue_id)
 
-    def leave(self, ticket: Ticket, departure: LeaveResult) -> None:
+    def leave(self, ticket: Ticket, result: LeaveResult) -> None:
         line = self.lines.get(ticket.queue_id, Line())
         was = "holding" if ticket in line.holding else "waiting" if ticket in line.waiting else None
         self.remove(ticket)
         granted = len(self.grant(ticket.queue_id))
         self.forget(ticket.queue_id)
-        if (departure.was, len(departure.granted_to)) != (was, granted):
-            self.fail(f"{ticket.item_id} left {was}, {granted} were granted; told: {departure}")
+        if (result.was, len(result.granted_to)) != (was, granted):
+            self.fail(f"{ticket.item_id} left {was}, {granted} were granted; told: {result}")
 
     def set_limit(self, queue_id: str, limit: int | None) -> None:
         if limit is None:

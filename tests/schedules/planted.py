@@ -1,7 +1,7 @@
-"""Bugs, planted by a test for a moment, to show that the explorer finds such.
+"""Planted bugs, to show that the explorer finds them.
 
-Each is one that a careful person could write: a hand-off that looks at the task it is for, a leave
-that is taken to be needless. None of them shows in a run without the race that it needs.
+Each is plausible: a hand-off that checks the state of the waiter's task, a `leave` that is skipped as
+unnecessary. Each shows only in a run with the race that it needs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _leak_on(patch: Patch, reason: type[BaseException]) -> None:
 
 
 def keep_the_slot_of_a_cancelled_waiter(patch: Patch) -> None:
-    """A slot granted to a waiter that is just being cancelled is not passed on."""
+    """A slot granted to a waiter that is being cancelled is not passed on."""
     _leak_on(patch, asyncio.CancelledError)
 
 
@@ -52,7 +52,7 @@ def keep_the_slot_of_a_waiter_out_of_time(patch: Patch) -> None:
 
 
 def let_a_raised_limit_wait(patch: Patch) -> None:
-    """A raised limit is granted with the next departure only."""
+    """A raised limit takes effect only with the next `leave`."""
     set_limit = InMemoryBackend.set_limit
 
     async def lazy_set_limit(self: InMemoryBackend, queue_id: str, limit: int | None) -> None:
@@ -68,7 +68,7 @@ def let_a_raised_limit_wait(patch: Patch) -> None:
 
 
 def grant_a_slot_too_many_on_eviction(patch: Patch) -> None:
-    """An eviction grants a slot to the head, whether or not the evicted one had any."""
+    """An eviction grants a slot to the head, even if the evicted call had none."""
     evict = InMemoryBackend.evict
 
     async def generous_evict(self: InMemoryBackend, queue_id: str, item_id: str) -> int:

@@ -1,4 +1,4 @@
-"""What is to happen in a schedule; in which order it does, is for the schedule to decide."""
+"""The events of a schedule. The schedule decides their order."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class CallPlan:
     limit: int | None = None
     timeout: float | None = None
     cancels: int = 0
-    """How often its task is cancelled, at any step; more than once means while it is on its way out."""
+    """How often its task is cancelled, at any step; more than once: also while it is ending."""
     fails: bool = False
     """Its body ends with an error."""
 
 
 @dataclass(frozen=True)
 class Admin:
-    """Something an operator does: set_limit, evict, close, stats, entries or position."""
+    """An operator's action: set_limit, evict, close, stats, entries or position."""
 
     what: str
     queue_id: str = ""
     limit: int | None = None
     item_id: str = ""
-    """Whom; empty for one of those who are there then, which the schedule picks."""
+    """The item; empty for a present one, which the schedule picks."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Scenario:
     calls: tuple[CallPlan, ...]
     admins: tuple[Admin, ...] = ()
     timers: int = 0
-    """How many timers may fire before the end."""
+    """The maximum number of timers that fire before the end."""
     pace: float = field(default=0.6, compare=False)
-    """How likely the next step is that something ready runs, rather than that something happens."""
+    """The probability that the next step is a ready callback, not an external event."""
 
     @property
     def patient(self) -> bool:
@@ -56,7 +56,7 @@ class Scenario:
 
 
 def drawn(seed: int | str) -> Scenario:
-    """A small scenario: 2 to 6 calls in 1 or 2 queues with limits of 1 or 2, and what befalls them."""
+    """A small random scenario: 2 to 6 calls in 1 or 2 queues with limits of 1 or 2, and events."""
     chance = random.Random(f"scenario {seed}").random
 
     def one_of(these: Sequence[T]) -> T:
@@ -94,7 +94,7 @@ def drawn(seed: int | str) -> Scenario:
 
 _A, _B, _C = (CallPlan("q", f"c{n}", 1) for n in range(3))
 
-# Small enough that every order of their steps can be walked.
+# Small enough to enumerate every order of their steps.
 TINY = {
     "a waiter is cancelled while it is granted": Scenario((_A, replace(_B, cancels=1))),
     "a waiter is cancelled twice": Scenario((_A, replace(_B, cancels=2))),
@@ -114,7 +114,7 @@ TINY = {
     ),
 }
 
-# Of these, only the orders that asyncio allows can be walked in a bearable time.
+# For these, only the orders that asyncio allows can be enumerated in reasonable time.
 SMALL = {
     "two waiters, both are cancelled": Scenario((_A, replace(_B, cancels=1), replace(_C, cancels=1))),
     "two waiters, the head is cancelled, the other's time runs out": Scenario(

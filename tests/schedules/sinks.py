@@ -1,4 +1,4 @@
-"""Queues with and without the observing layer, and what the layer must have counted."""
+"""Queues with and without the observing layer, and the counts that the layer must have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Sinks:
-    """A `Telemetry` for many schedules, and what it must have counted by the end of them."""
+    """A `Telemetry` for many schedules, and the counts that it must have at their end."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -44,20 +44,20 @@ class Sinks:
         self.expected: dict[str, int] = {}  # wait observations by outcome, and refusals
 
     def expect(self, calls: Iterable[Call]) -> int:
-        """Take in how these calls ended; returns how many of them entered at all."""
+        """Add the endings of these calls to the expected counts. Returns how many of them entered."""
         counted = 0
         for call in calls:
             outcome = "granted" if call.slot is not None else call.ending
             outcome = {"unavailable": "error"}.get(outcome, outcome)
             if outcome == "timeout" and call.plan.timeout == 0:
-                outcome = "refused"  # which is no wait
+                outcome = "refused"  # a refusal is no wait
             if outcome != "mismatch" and call.began:
                 counted += 1
                 self.expected[outcome] = self.expected.get(outcome, 0) + 1
         return counted
 
     def check(self) -> None:
-        """Each passage has exactly one wait observation, of its own outcome, and a hold if granted."""
+        """Each ticket has exactly one wait observation, with its outcome, and a hold if granted."""
         waits: dict[str, float] = {}
         holds = errors = present = 0.0
         for metric in self.registry.collect():

@@ -1,7 +1,7 @@
 """Interleavings by seed: thousands of orders of the same few events, each checked step by step.
 
-`tests/schedules` is the explorer; what is here is a budget for it in every run, and the proof that it
-finds what it is for. A seed that fails says how to see its steps again, one by one.
+`tests/schedules` is the explorer. These tests give it a time budget in every run, and prove that it
+finds planted bugs. A failing seed prints the command that replays its steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def told(report: Report) -> Report:
 @pytest.mark.parametrize("observed", [False, True], ids=["bare", "observed"])
 @pytest.mark.parametrize("order", ["fifo", "any"])
 def test_every_schedule_in_memory_keeps_the_promises(order: Order, observed: bool) -> None:
-    """Limit, order, hand-off, tokens and endings hold at each step, in whatever order things come."""
+    """Limit, order, hand-off, tokens and endings hold at each step, in any order of events."""
     seeds = itertools.count()
     report = told(explore_memory(seeds, order=order, observed=observed, seconds=SECONDS))
     assert report.schedules == 1 or len(report.orders) > report.schedules / 2
@@ -48,7 +48,7 @@ def test_every_schedule_in_memory_keeps_the_promises(order: Order, observed: boo
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("order", ["fifo", "any"])
 def test_every_order_of_a_tiny_scenario_keeps_the_promises(name: str, order: Order) -> None:
-    """All orders of one race are walked, not a sample of them."""
+    """All orders of one race are enumerated, not sampled."""
     report = told(walk_memory(TINY[name], name=name, order=order))
     assert report.complete
     assert len(report.histories) > 1
@@ -57,18 +57,18 @@ def test_every_order_of_a_tiny_scenario_keeps_the_promises(name: str, order: Ord
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_every_order_of_a_small_scenario_keeps_the_promises(name: str) -> None:
-    """The same of races among three: thousands of orders each."""
+    """The same for races among three calls: thousands of orders each."""
     report = told(walk_memory(SMALL[name], name=name))
     assert report.complete
 
 
 def test_the_seeds_reach_every_ending() -> None:
-    """Guards the explorer: a promise that no seed puts to the test is not shown by them."""
+    """Guards the explorer: the seeds prove nothing about an ending that they never reach."""
     assert set(explore_memory(range(600)).counts) >= ENDINGS
 
 
 def test_the_same_seed_is_the_same_schedule() -> None:
-    """A failure can be replayed: nothing but the seed decides."""
+    """A failure can be replayed: only the seed decides."""
     for seed in range(40):
         runs = [memory_schedule(seed, Sinks(), "any", observed) for observed in (False, False, True)]
         for run in runs:
@@ -88,7 +88,7 @@ def test_a_bug_planted_in_the_memory_backend_is_found(
 
 
 def test_an_enumeration_walks_each_path_once() -> None:
-    """Three decisions, of which the last depends on the first: five paths."""
+    """Three decisions, the last of which depends on the first: five paths."""
 
     def walk(path: Path) -> tuple[int, ...]:
         first = path.pick(2)

@@ -1,4 +1,4 @@
-"""Plays an ASGI server to an application, in this process."""
+"""A minimal ASGI server in this process."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ async def request(
     cut: bool = False,
     **scope: Any,
 ) -> Reply:
-    """One request; its client goes away when `gone` is set, or, if `cut`, within its body. `scope`
-    overrides the rest."""
+    """Send one request. The client disconnects when `gone` is set, or, if `cut`, within its body.
+    `scope` overrides the defaults."""
     sent: list[Any] = []
     leaving = gone or asyncio.Event()
     incoming = [{"type": "http.request", "body": body, "more_body": False}]

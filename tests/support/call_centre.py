@@ -1,4 +1,4 @@
-"""Days for `examples/call_centre.py`, and the program run as a user runs it."""
+"""Days for `examples/call_centre.py`, and helpers that run the program as a user does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_csv(folder: Path, *rows: str, header: str = HEADER) -> Path:
 
 
 def busy_rows(calls: int = 80) -> list[str]:
-    """Ten minutes with more calls than the three agents can take, one of whom leaves early."""
+    """Ten minutes with more calls than three agents can answer, one of whom leaves early."""
     rows = []
     for number in range(calls):
         entered = 36000 + number * 600 // calls

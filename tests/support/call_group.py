@@ -1,4 +1,4 @@
-"""Calls of one queue, each in a task, for the tests of the contract."""
+"""Calls of one queue, each in its own task, for the contract tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Call:
                 group.inside -= 1
 
     def go(self) -> None:
-        """Let the body end in the loop's next turn."""
+        """Let the body end in the next iteration of the loop."""
         self._go.set()
 
     async def gone(self) -> None:
@@ -54,7 +54,7 @@ class Call:
 
 
 class CallGroup:
-    """The calls of one queue, and what their bodies saw."""
+    """The calls of one queue, and the order in which their bodies started."""
 
     def __init__(self, queue: Queue, queue_id: str = "sales") -> None:
         self.queue = queue
@@ -69,7 +69,7 @@ class CallGroup:
         return self.calls[-1]
 
     async def line_up(self, *item_ids: str, limit: int | None = 1) -> list[Call]:
-        """Start calls in this order, until each of them waits or is inside."""
+        """Start calls in this order, and return when each of them waits or holds."""
         stats = await self.queue.stats(self.queue_id)
         expected = stats.waiting + stats.in_use + len(item_ids)
         calls = [self.call(item_id, limit) for item_id in item_ids]
@@ -82,7 +82,7 @@ class CallGroup:
         return calls
 
     async def until_entered(self, *item_ids: str) -> None:
-        """Wait until so many have entered, then check which ones, and in which order."""
+        """Wait until this many have been granted; check which ones, and in which order."""
         await wait_until(
             lambda: len(self.entered) >= len(item_ids), f"{item_ids} entered, not {self.entered}"
         )
@@ -117,7 +117,7 @@ class Waits:
         task = asyncio.current_task()
         assert task is not None
         self.futures.append(future)
-        # Added before the task's own wake-up, so it runs before it, in the same turn of the loop.
+        # Added before the task's own wake-up, so it runs first, in the same iteration of the loop.
         future.add_done_callback(partial(self._ended, task))
         try:
             return await waiting.until_granted(future, timeout)

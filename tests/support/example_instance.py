@@ -2,7 +2,7 @@
 
     python -m tests.support.example_instance <port> <redis url> <lease> <limit> <longest wait>
 
-SIGUSR1 breaks the log sink: a handler of the application raises. SIGUSR2 mends it.
+SIGUSR1 breaks the log sink: a handler of the application raises. SIGUSR2 repairs it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODULE = "tests.support.example_instance"
 
 
 class ExampleInstance:
-    """The tests' end of it: starts it, calls it, kills it, and starts it again on the same port."""
+    """Controls the instance from a test: starts, calls and kills it, restarts it on the same port."""
 
     def __init__(self, redis_url: str, lease: float, limit: int, patience: float) -> None:
         self.port = free_port()
@@ -41,12 +41,12 @@ class ExampleInstance:
 
     @property
     def name(self) -> str:
-        """As Prometheus' label `instance` has it."""
+        """The value of Prometheus' label `instance`."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def log(self) -> Path:
-        """What it wrote: JSON lines of the library, and those of the server."""
+        """Its log file: JSON lines of the library, and lines of the server."""
         return self._log
 
     def start(self) -> None:
@@ -64,7 +64,7 @@ class ExampleInstance:
             return False
 
     async def get(self, path: str) -> str:
-        """Ask for a path and wait for the answer; to be cancelled is to hang up."""
+        """Request a path and wait for the response; a cancellation disconnects."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())

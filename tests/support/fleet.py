@@ -1,4 +1,4 @@
-"""Instances and worker processes on one Redis server, and the calls that they have."""
+"""Instances and worker processes on one Redis server, and their calls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Call:
         return self.slot is not None and self.slot.lost
 
     async def held(self, timeout: float = 20.0) -> float:
-        """Wait until it holds; returns the seconds that took."""
+        """Wait until it holds. Returns the seconds that took."""
         return await wait_until(self._granted, f"{self.item} holds", timeout)
 
     async def leave(self) -> None:
@@ -59,14 +59,14 @@ class Call:
         await self.task
 
     async def failure(self, timeout: float = 20.0) -> BaseException:
-        """Wait until it has failed; returns the error."""
+        """Wait until it has failed. Returns the error."""
         await wait_until(self.task.done, f"{self.item} has failed", timeout)
         error = self.task.exception()
         assert error is not None, f"{self.item} did not fail"
         return error
 
     async def ended(self) -> BaseException | None:
-        """Let it leave; returns its error, if there is one."""
+        """Let it leave. Returns its error, if any."""
         self._go.set()
         (error,) = await asyncio.gather(self.task, return_exceptions=True)
         return error
@@ -84,7 +84,7 @@ class Call:
 
 
 async def leave_as_granted(calls: Iterable[Call]) -> None:
-    """Let every call leave as soon as it holds, in whatever order that is."""
+    """Let every call leave as soon as it holds, in any order."""
     rest = list(calls)
 
     async def step() -> bool:
@@ -97,7 +97,7 @@ async def leave_as_granted(calls: Iterable[Call]) -> None:
 
 
 class Fleet:
-    """Instances and workers on one server, and what must be true when a test is over."""
+    """Instances and workers on one server, and a check of the state after a test."""
 
     def __init__(self, server: RedisServer, stack: AsyncExitStack) -> None:
         self.server = server
@@ -118,7 +118,7 @@ class Fleet:
         return Call(queue, item, queue_id, {"max_concurrent": limit, **options})
 
     async def waiting(self, queue: Queue, *items: str) -> list[Call]:
-        """Calls that have entered one after the other and wait, in this order."""
+        """Calls that wait, and have entered in this order."""
         calls = []
         for item in items:
             calls.append(self.call(queue, item))
@@ -144,13 +144,13 @@ class Fleet:
         return [e.item_id for e in await queue.entries(SALES) if e.state == "holding"]
 
     def add_user(self) -> str:
-        """A user `worker`, who may do everything; returns the url to log in with."""
+        """Create a user `worker` with all rights. Returns the url with its password."""
         rules = ["reset", "on", ">secret", "~*", "&*", "+@all"]
         self._acl("SETUSER", "worker", *rules)
         return self.server.url.replace("//", "//worker:secret@")
 
     def allow(self, rule: str) -> None:
-        """Change what the user `worker` may do, e.g. `-evalsha`."""
+        """Change the rights of the user `worker`, e.g. `-evalsha`."""
         self._acl("SETUSER", "worker", rule)
 
     def _acl(self, *words: str) -> None:
@@ -170,7 +170,7 @@ class Fleet:
         }
 
     async def settled(self, limit: int = 1) -> None:
-        """All is as if nothing had happened: nobody there, no state, the full limit available."""
+        """Check that no call and no key is left, and that the full limit is available."""
         for queue in self.queues:
             await assert_nothing_kept(queue)
         fresh = self.queue()
@@ -201,7 +201,7 @@ async def renewed(queue: Queue, queue_id: str = SALES) -> None:
 
 
 async def seconds(call: Any) -> tuple[float, BaseException | None]:
-    """How long an awaitable took, and its error."""
+    """The seconds that an awaitable took, and its error."""
     began = time.monotonic()
     result: Any = (await asyncio.gather(call, return_exceptions=True))[0]
     error = result if isinstance(result, BaseException) else None
@@ -212,7 +212,7 @@ class LoopWatch:
     """Measures the longest stall of the event loop while its block runs.
 
     Attributes:
-        longest: seconds between two turns of the loop.
+        longest: seconds between two iterations of the loop.
     """
 
     def __init__(self) -> None:
@@ -242,7 +242,7 @@ class LoopWatch:
 
 
 async def works_again(fleet: Fleet, queue: Queue) -> float:
-    """Wait until calls of `queue` get slots; returns the seconds that took."""
+    """Wait until calls of `queue` get slots. Returns the seconds that took."""
 
     async def works() -> bool:
         return not isinstance(await fleet.call(queue, "works").ended(), BackendUnavailableError)

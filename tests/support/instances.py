@@ -42,14 +42,14 @@ class Instances:
 
 
 def queue_on(cluster: Cluster, server: RedisServer, number: int = 0) -> str:
-    """A queue_id that `server` serves; another for each number."""
+    """A queue_id that `server` serves; a different one for each number."""
     names = (f"queue-{n}" for n in itertools.count())
     served = (name for name in names if cluster.owner(slot_of(name)) is server)
     return next(itertools.islice(served, number, None))
 
 
 async def held_at(queue: Queue, name: str) -> float:
-    """Enter and leave; returns when it held."""
+    """Enter and leave. Returns the time of the grant."""
     async with queue.slot(name, max_concurrent=1):
         return time.monotonic()
 

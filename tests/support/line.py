@@ -1,4 +1,4 @@
-"""Calls with any options of `slot`, in the line of one queue."""
+"""Calls of one queue, with any options of `slot`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Line:
         return [entry.item_id for entry in entries if entry.state == "waiting"]
 
     async def grants(self) -> list[str]:
-        """Let all calls end one after the other. Returns the items in the order of their grants."""
+        """Let all calls end one by one. Returns the items in the order of their grants."""
         for call in self.calls:
             call._go.set()
         done = [call for call in self.calls if not call.task.cancelled()]
@@ -70,10 +70,10 @@ class Line:
 
 
 async def learn_holds(queue: Queue, count: int = 10) -> float:
-    """Make so many holds, and return their mean as the queue knows it."""
+    """Make this many holds. Returns the queue's mean hold."""
     for _ in range(count):
         async with queue.slot("sales"):
-            await asyncio.sleep(0.001)  # the length of the hold is what is to be learned
+            await asyncio.sleep(0.001)  # the duration of the hold
     mean: float | None = None
 
     async def known() -> bool:

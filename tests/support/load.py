@@ -1,4 +1,4 @@
-"""Calls that come and go on several instances and queues, and what must be true of them all."""
+"""A load of calls on several instances and queues, and checks of limit and order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Excess", "Load"]
 
 
 class Excess(NamedTuple):
-    """More than the limit were inside."""
+    """More calls than the limit held a slot."""
 
     queue_id: str
     began: float
@@ -26,7 +26,7 @@ class Excess(NamedTuple):
 
 
 class Load:
-    """Callers that enter, hold for some milliseconds, leave, and come again, until told to stop.
+    """Callers that enter, hold for some milliseconds, leave and repeat, until `stop`.
 
     Args:
         instances: each has `callers` callers in every queue.
@@ -34,10 +34,10 @@ class Load:
 
     Attributes:
         done: calls that held a slot and left.
-        failed: errors of calls, in which they ended.
+        failed: errors of calls.
         lost: calls whose slot was lost while they held it.
-        excesses: times at which more than the limit were inside.
-        grants: when each call was let in, by the monotonic clock.
+        excesses: times at which more calls than the limit held a slot.
+        grants: the time of each grant, by the monotonic clock.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Load:
 
     @property
     def inversions(self) -> int:
-        """Grants that Redis made earlier to a call that an instance had entered later."""
+        """The number of grants to a call before one that its instance had entered earlier."""
         found = 0
         for tokens in self._tokens.values():
             in_order_of_entering = [tokens[serial] for serial in sorted(tokens)]
@@ -71,21 +71,21 @@ class Load:
         return found
 
     def since(self, when: float) -> int:
-        """How many were let in since then."""
+        """The number of grants since then."""
         return sum(at > when for at in self.grants)
 
     def longest_gap(self, begin: float) -> float:
-        """The longest time after `begin` in which nobody was let in."""
+        """The longest time after `begin` without a grant, in seconds."""
         times = [begin, *(at for at in self.grants if at > begin)]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     async def served(self, calls: int, description: str, timeout: float = 20.0) -> float:
-        """Wait until so many more have been served; the seconds that took."""
+        """Wait until this many more calls are served. Returns the seconds that took."""
         target = self.done + calls
         return await wait_until(lambda: self.done >= target, description, timeout)
 
     async def stop(self, timeout: float = 20.0) -> None:
-        """Nobody comes any more; wait until all have left. A call that does not is stuck."""
+        """Stop entering, and wait until all calls have left; a call that does not is stuck."""
         self._stopped = True
         await wait_until(lambda: all(task.done() for task in self._tasks), "nobody is stuck", timeout)
         await asyncio.gather(*self._tasks)
@@ -108,7 +108,7 @@ class Load:
                 self.done += 1
             except Exception as error:
                 self.failed.append(error)
-                return  # this caller is not served; the others go on
+                return  # this caller stops; the others continue
 
     def _enter(self, queue_id: str) -> None:
         now = time.monotonic()

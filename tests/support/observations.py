@@ -1,4 +1,4 @@
-"""What the sinks of a test have received, and calls that end in each way."""
+"""Readers of a test's sinks, and calls that end with each outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def operations(registry: CollectorRegistry, operation: str, outcome: str = "ok")
 
 
 def waits(registry: CollectorRegistry, queue: str = "sales") -> dict[str, float]:
-    """Wait observations by outcome, those that are not 0."""
+    """The non-zero counts of wait observations, by outcome."""
     name = "genesis_queue_wait_seconds_count"
     found = {o: registry.get_sample_value(name, {"queue": queue, "outcome": o}) for o in WAIT_OUTCOMES}
     return {outcome: count for outcome, count in found.items() if count}
@@ -49,7 +49,7 @@ def of(span: Any) -> dict[str, Any]:
 
 
 def caller(telemetry: Telemetry) -> Any:
-    """The caller's span, current while it is entered."""
+    """A caller's span, current within `with`."""
     assert telemetry.tracer_provider is not None
     return telemetry.tracer_provider.get_tracer("the caller's").start_as_current_span("caller")
 
@@ -65,7 +65,7 @@ async def enter(
 
 
 async def end_as(queue: Queue, outcome: str) -> None:
-    """One call in the line `sales`, whose wait ends in the given way."""
+    """Make one call in the queue `sales` whose wait ends with this outcome."""
 
     async def call(timeout: float | None = None) -> None:
         async with queue.slot("sales", item_id="secret-item", max_concurrent=1, timeout=timeout):

@@ -26,7 +26,7 @@ __all__ = ["Jaeger", "OtlpReceiver", "Prometheus", "ReceivedSpan"]
 
 
 class ReceivedSpan(NamedTuple):
-    """A span as it was on the wire."""
+    """A span as received over OTLP."""
 
     service: str
     instance: str
@@ -41,7 +41,7 @@ class ReceivedSpan(NamedTuple):
 
 
 class OtlpReceiver:
-    """Takes OTLP/HTTP, decodes it with the official messages, and passes it on if asked to."""
+    """Receives OTLP/HTTP, decodes it with the official messages, and optionally forwards it."""
 
     def __init__(self, pass_on_to: str | None = None) -> None:
         self.spans: list[ReceivedSpan] = []
@@ -119,7 +119,7 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 
 class _Program:
-    """A server program of this test's own, in a folder of its own, ended by pid."""
+    """A server program of one test, in its own folder, stopped by pid."""
 
     def __init__(self, command: Callable[[Path], list[str]], **environment: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="genesis-observer-"))
@@ -161,9 +161,9 @@ class Prometheus:
     """A real Prometheus that scrapes the given ports four times a second and keeps exemplars.
 
     Args:
-        ports: of the instances, on this machine; of several jobs, by the name of the job.
-        rules: the text of a rule file, if there is one.
-        interval: between two scrapes.
+        ports: the ports of the instances, on this machine; for several jobs, by job name.
+        rules: the text of a rule file, if any.
+        interval: the time between two scrapes.
     """
 
     MISSING = "no `prometheus` on this machine (Debian: apt-get install prometheus)"
@@ -208,31 +208,31 @@ class Prometheus:
         return f"http://127.0.0.1:{self._port}"
 
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """What the expression gives now, or gave at that time."""
+        """Evaluate the expression now, or at that time."""
         when = {} if at is None else {"time": at}
         found: list[dict[str, Any]] = self._get("query", query=expression, **when)["result"]
         return found
 
     def value(self, expression: str) -> float | None:
-        """The one sample that the expression gives; None if it gives none."""
+        """The single sample of the expression; None if it has none."""
         result = self.query(expression)
         assert len(result) <= 1, f"{expression} gives {len(result)} samples"
         return float(result[0]["value"][1]) if result else None
 
     def series(self, expression: str, start: float, end: float) -> dict[float, float]:
-        """The samples of one series over a range of time, four a second."""
+        """The samples of one series over a range of time, four per second."""
         result = self._get("query_range", query=expression, start=start, end=end, step=0.25)["result"]
         assert len(result) <= 1, f"{expression} gives {len(result)} series"
         return {float(t): float(v) for t, v in result[0]["values"]} if result else {}
 
     def range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """All series that the expression gives over a range of time."""
+        """All series of the expression over a range of time."""
         found = self._get("query_range", query=expression, start=start, end=end, step=step)["result"]
         assert isinstance(found, list)
         return found
 
     def rules(self) -> list[dict[str, Any]]:
-        """The rules as they were loaded, with their `health` and `lastError`."""
+        """The loaded rules, with their `health` and `lastError`."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def exemplars(self, expression: str) -> list[dict[str, Any]]:
@@ -251,7 +251,7 @@ class Prometheus:
 
 
 class Jaeger:
-    """A real Jaeger v2, if GENESIS_JAEGER names the program; asked over its HTTP API."""
+    """A real Jaeger v2, if GENESIS_JAEGER names the program; queried over its HTTP API."""
 
     def __init__(self) -> None:
         self._query, self._otlp, health = free_port(), free_port(), free_port()
@@ -267,7 +267,7 @@ class Jaeger:
 
     @staticmethod
     def missing() -> str:
-        """Why there is no Jaeger; empty if there is one."""
+        """Why no Jaeger is available; empty if one is."""
         if shutil.which(os.environ.get("GENESIS_JAEGER", "")) is not None:
             return ""
         cure = "`.ci/build-jaeger` builds one and prints where it is"

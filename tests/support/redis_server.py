@@ -1,4 +1,4 @@
-"""A private redis-server for tests: started on a free port, killed, paused, restarted at will."""
+"""A private redis-server for tests, on a free port, that can be killed, paused and restarted."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def server_version(path: str) -> tuple[int, ...]:
 
 
 class RedisServer:
-    """One redis-server process without persistence, on a port of its own.
+    """One redis-server process without persistence, on its own port.
 
     Args:
-        options: of redis-server, in front of its own.
-        port: instead of a free one.
-        client: how the tests' own client connects, if not plainly to the port (TLS, a user).
+        options: further options of redis-server.
+        port: the port; a free one by default.
+        client: options of the tests' own client (TLS, a user).
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class RedisServer:
 
     @property
     def client(self) -> redis.Redis:
-        """A plain synchronous client, to look at what is in the server."""
+        """A plain synchronous client, for inspecting the server."""
         if self._client is None:
             self._client = redis.Redis(**self._client_options, socket_timeout=10)
         client: redis.Redis = self._client
         return client
 
     def start(self) -> None:
-        """Start it, empty unless it had saved, and wait until it answers."""
+        """Start it, with the saved data if there is any, and wait until it replies."""
         assert self._process is None, "the server is running"
         command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--save", "", "--appendonly", "no", "--dir", self.folder, *self._options]
@@ -126,14 +126,14 @@ class RedisServer:
                 return
 
     def kill(self) -> None:
-        """SIGKILL; what it held is gone."""
+        """SIGKILL; its data is lost."""
         self._signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
         self._process = None
 
     def end_saving(self) -> None:
-        """Let it write down all that it has, and end; `start` will find it again."""
+        """Save the data and stop; `start` will load it again."""
         with redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as last:
             last.shutdown(save=True)
         assert self._process is not None
@@ -141,7 +141,7 @@ class RedisServer:
         self._process = None
 
     def forget_saved(self) -> None:
-        """What was written down is gone."""
+        """Delete the saved data."""
         (Path(self._folder.name) / "dump.rdb").unlink(missing_ok=True)
 
     def restart_empty(self) -> None:
@@ -149,7 +149,7 @@ class RedisServer:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections, and answers none."""
+        """SIGSTOP: it keeps its connections, but does not reply."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -164,12 +164,12 @@ class RedisServer:
         self._folder.cleanup()
 
     def calls(self, command: str) -> int:
-        """How often `command` was carried out, by INFO commandstats (subcommands as `a|b`)."""
+        """How often `command` was run, by INFO commandstats (subcommands as `a|b`)."""
         stats: Any = self.client.info("commandstats")
         return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
 
     def connections(self) -> int:
-        """Clients that are connected, but for the one that asks."""
+        """The number of connected clients, except the one that asks."""
         clients: Any = self.client.client_list()
         return len(clients) - 1
 

@@ -1,4 +1,4 @@
-"""Sinks that fail: a registry, tracers and loggers that raise whatever is asked of them."""
+"""Failing sinks: a registry, tracers and loggers that raise on every call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["SICK", "SickThing", "all_sick", "fail", "sick_metrics"]
 
 
 class SickError(Exception):
-    """What a failing sink raises."""
+    """The error of a failing sink."""
 
 
 def fail(*args: Any, **options: Any) -> Any:
@@ -23,7 +23,7 @@ def fail(*args: Any, **options: Any) -> Any:
 
 
 class SickThing:
-    """Whatever is asked of it, it raises when called."""
+    """An object whose every method raises."""
 
     def __getattr__(self, name: str) -> Any:
         return fail
@@ -37,7 +37,7 @@ class SickProvider:
 
 
 class SickProviderOutright:
-    """A tracer provider that does not even give a tracer."""
+    """A tracer provider that raises instead of returning a tracer."""
 
     get_tracer = fail
 
@@ -84,7 +84,7 @@ def sick_level_logger() -> logging.Logger:
 
 
 def sick_metrics(registry: CollectorRegistry) -> Telemetry:
-    """Its instruments raise, but for the counter of such failures."""
+    """A Telemetry whose instruments raise, except the counter of such failures."""
     telemetry = Telemetry(registry)
     counter = telemetry.instruments.telemetry_errors
 
@@ -110,7 +110,7 @@ SICK: dict[str, tuple[str, Callable[[CollectorRegistry], Telemetry]]] = {
 
 
 def all_sick(registry: CollectorRegistry) -> Telemetry:
-    """Instruments, tracer and logger that all raise on every call; only the failures are counted."""
+    """Instruments, tracer and logger that raise on every call; only the failures are counted."""
     sick = sick_metrics(registry)
     telemetry = Telemetry(registry, SickProvider(), sick_logger())  # type: ignore[arg-type]
     telemetry._instruments = sick._instruments

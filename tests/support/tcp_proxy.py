@@ -1,4 +1,4 @@
-"""A TCP proxy between the library and Redis that loses, holds and delays what passes through it."""
+"""A TCP proxy between the library and Redis that can drop, hold and delay bytes."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ class Relay:
     """One proxied connection.
 
     Attributes:
-        subscriber: it has said SUBSCRIBE, so it is the connection of the wake-ups.
-        heard: all that the client has said so far.
-        answers: how many bytes the server has answered, whether or not anybody hears them.
-        held_chunks: how many pieces of what the client said came while it was held.
+        subscriber: it has sent SUBSCRIBE, so wake-ups come on it.
+        received: all bytes from the client so far.
+        answers: the number of bytes from the server, forwarded or not.
+        held_chunks: the number of chunks from the client that arrived while it was held.
     """
 
     def __init__(self, proxy: TcpProxy) -> None:
         self._proxy = proxy
-        self._held = asyncio.Event()  # set while bytes to the server may pass
+        self._held = asyncio.Event()  # set while bytes to the server pass
         self._held.set()
-        # What is under way, and when it arrives: a delay is a longer way, not a narrower one.
+        # Chunks in transit, with their time of arrival: a delay adds latency, and keeps the bandwidth.
         self._up: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         self._down: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        self.heard = bytearray()
+        self.received = bytearray()
         self.answers = 0
         self.held_chunks = 0
         self.subscriber = False
-        self.deaf = False  # replies are thrown away
+        self.deaf = False  # replies are dropped
         self.forgotten = False
         self._last_traffic = math.inf
         self._client: asyncio.StreamWriter | None = None
         self._server: asyncio.StreamWriter | None = None
 
     def hold(self) -> None:
-        """Keep what the client says from the server, even after the client has gone."""
+        """Hold the client's bytes back from the server, even after the client has disconnected."""
         self._held.clear()
 
     def release(self) -> None:
-        """Deliver what was held, late as it is."""
+        """Deliver the held bytes, late."""
         self._held.set()
 
     async def arrive_late(self) -> None:
-        """Release, and return when the server has answered."""
+        """Release, and return when the server has replied."""
         answers = self.answers
         self.release()
         await wait_until(lambda: self.answers > answers, "the late bytes were carried out")
 
     @property
     def open(self) -> bool:
-        """Whether the client is still there."""
+        """Whether the client is still connected."""
         return self._client is not None and not self._client.is_closing()
 
     def cut(self) -> None:
-        """Break it, on both sides; bytes that are held stay held, and can still be released."""
+        """Close it on both sides. Held bytes stay held, and can still be released."""
         if self._client is not None:
             self._client.close()
         if self._held.is_set() and self._server is not None:
@@ -69,13 +69,13 @@ class Relay:
         self._client = writer
         from_server, self._server = await asyncio.open_connection("127.0.0.1", self._proxy.target)
         tasks = [
-            asyncio.create_task(self._hear(reader)),
+            asyncio.create_task(self._receive(reader)),
             asyncio.create_task(self._deliver(self._server)),
-            asyncio.create_task(self._answer(from_server)),
-            asyncio.create_task(self._hand_back(writer)),
+            asyncio.create_task(self._read_replies(from_server)),
+            asyncio.create_task(self._forward_replies(writer)),
         ]
         try:
-            # Ends when the server has hung up, by itself or after the client's last word.
+            # Ends when the server has closed, by itself or after the client's last bytes.
             await tasks[3]
         finally:
             for task in tasks:
@@ -84,12 +84,12 @@ class Relay:
             for end in (writer, self._server):
                 end.close()
 
-    async def _hear(self, reader: asyncio.StreamReader) -> None:
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 if self._forget():
                     continue
-                self.heard += data
+                self.received += data
                 if b"SUBSCRIBE" in data:
                     self.subscriber = True
                     if self._proxy.mute:
@@ -106,7 +106,7 @@ class Relay:
                 await server.drain()
             server.write_eof()
 
-    async def _answer(self, server: asyncio.StreamReader) -> None:
+    async def _read_replies(self, server: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(65536):
                 if self._forget():
@@ -115,7 +115,7 @@ class Relay:
                 self._down.put_nowait((self._arrival(), data))
         self._down.put_nowait((self._arrival(), b""))
 
-    async def _hand_back(self, client: asyncio.StreamWriter) -> None:
+    async def _forward_replies(self, client: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await _arrived(self._down):
                 if not self.deaf and not client.is_closing():
@@ -123,7 +123,7 @@ class Relay:
                     await client.drain()
 
     def _forget(self) -> bool:
-        """Whether the connection was without traffic for so long that it is forgotten."""
+        """Whether the connection was idle for longer than `forget_after`."""
         now = asyncio.get_running_loop().time()
         self.forgotten = self.forgotten or now - self._last_traffic > self._proxy.forget_after
         self._last_traffic = now
@@ -134,22 +134,22 @@ class Relay:
 
 
 async def _arrived(way: asyncio.Queue[tuple[float, bytes]]) -> bytes:
-    """What comes next, once it has arrived."""
+    """Wait for the next chunk to arrive."""
     when, data = await way.get()
     await asyncio.sleep(when - asyncio.get_running_loop().time())
     return data
 
 
 class TcpProxy:
-    """Stands in front of the server on `target`, on a port of its own.
+    """A proxy for the server on the port `target`, on its own port.
 
     Attributes:
-        delay: seconds that every chunk takes, each way.
-        mute: subscribers are held.
-        refusing: new connections are closed at once.
+        delay: seconds that every chunk takes, in each direction.
+        mute: whether subscribers are held.
+        refusing: whether new connections are closed at once.
         stalled: see `stall`.
-        forget_after: seconds without traffic after which a connection is forgotten, as a NAT or a load
-            balancer does: whatever comes then is dropped without a word.
+        forget_after: idle seconds after which a connection is forgotten, as by a NAT or a load
+            balancer: later bytes are dropped silently.
     """
 
     def __init__(self, target: int) -> None:
@@ -170,40 +170,40 @@ class TcpProxy:
 
     @property
     def commands(self) -> Relay:
-        """The connection for commands that was made last."""
+        """The latest connection for commands."""
         return next(relay for relay in reversed(self.relays) if not relay.subscriber)
 
     @property
     def subscriber(self) -> Relay:
-        """The connection for wake-ups that was made last."""
+        """The latest connection for wake-ups."""
         return next(relay for relay in reversed(self.relays) if relay.subscriber)
 
     def cut(self) -> None:
-        """Break every connection that there is."""
+        """Close every connection."""
         for relay in self.relays:
             relay.cut()
 
     def release(self) -> None:
-        """Deliver all that is held."""
+        """Deliver all held bytes."""
         for relay in self.relays:
             relay.release()
 
     def stall(self) -> None:
-        """Let nothing pass any more, on this connection or a new one, until `resume`."""
+        """Block all bytes, on current and new connections, until `resume`."""
         self.stalled = True
         for relay in self.relays:
             relay.hold()
             relay.deaf = True
 
     def resume(self) -> None:
-        """New connections work again; those that are there are cut, and what they held is lost."""
+        """Let new connections work again; close the current ones and drop their held bytes."""
         self.stalled = False
         for relay in self.relays:
             relay.cut()
 
     @property
     def current(self) -> Relay:
-        """The connection that was made last."""
+        """The latest connection."""
         return self.relays[-1]
 
     async def __aenter__(self) -> TcpProxy:

@@ -1,8 +1,8 @@
-"""Holds what speaks of telemetry (rules, alerts, runbooks, panels, README) against what is exposed.
+"""Checks telemetry names in rules, alerts, runbooks, panels and README against what is exposed.
 
 The names and the values of closed labels come from `genesis/observability/names.py` and from the
-buckets of `metrics.py`; the files under `dashboards/` are read here, and nowhere else. An expression is
-read by a real PromQL parser. `complaints` is the one judge.
+buckets of `metrics.py`. Only this module reads the files under `dashboards/`. Expressions are parsed by
+a real PromQL parser. `complaints` is the check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The future that a waiter waits for."""
+"""The future of a waiter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genesis.backends.waiting import fail
 
 
 async def test_an_error_that_nobody_asks_for_leaves_no_warning() -> None:
-    """A task that is on its way out when its wait is ended leaves no "never retrieved" behind."""
+    """A task that is being cancelled when its wait fails causes no "never retrieved" warning."""
     loop = asyncio.get_running_loop()
     told: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: told.append(context))

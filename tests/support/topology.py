@@ -1,4 +1,4 @@
-"""Real Sentinels and real clusters on loopback, started for a test and ended with it."""
+"""Real Sentinels and clusters on loopback, started for a test and stopped with it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.support.redis_server import RedisServer, find_redis_server, free_port
 __all__ = ["Cluster", "SentinelTrio", "in_step", "slot_of"]
 
 SLOTS = 16384
-NODE_TIMEOUT = 1.0  # seconds after which nodes take each other for dead
-DOWN_AFTER = 0.5  # seconds after which a Sentinel takes the master for dead
+NODE_TIMEOUT = 1.0  # seconds after which nodes consider each other dead
+DOWN_AFTER = 0.5  # seconds after which a Sentinel considers the master dead
 
 
 class Cluster:
     """Three masters, and on demand a replica of each.
 
     Args:
-        replicas: of every master.
-        options: of every redis-server.
-        client: how clients connect, but for host and port (TLS, a user).
-        tls: nodes talk TLS to clients and to each other.
+        replicas: the number of replicas of every master.
+        options: options of every redis-server.
+        client: options of clients (TLS, a user).
+        tls: whether nodes use TLS with clients and with each other.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Cluster:
             raise
 
     def client(self, **options: Any) -> RedisCluster:
-        """What a user would give: a ready client."""
+        """A client, as a user would pass it."""
         port = self.servers[0].port
         return RedisCluster(host="127.0.0.1", port=port, **{**self._client_options, **options})
 
@@ -98,13 +98,13 @@ class Cluster:
         return len(keys)
 
     def end_move(self, slot: int, target: RedisServer) -> None:
-        """The target first, as redis-cli does it, then all other masters."""
+        """Assign the slot: to the target first, as redis-cli does, then on all other masters."""
         others = [server for server in self.masters() if server is not target]
         for server in (target, *others):
             _do(server, "CLUSTER", "SETSLOT", slot, "NODE", _id(target))
 
     def move(self, slot: int, target: RedisServer) -> None:
-        """All of it, as redis-cli does it."""
+        """Move a slot completely, as redis-cli does."""
         source = self.owner(slot)
         self.begin_move(slot, source, target)
         while self.move_keys(slot, source, target):
@@ -112,16 +112,16 @@ class Cluster:
         self.end_move(slot, target)
 
     def forget_slot(self, slot: int) -> None:
-        """Nobody serves it any more."""
+        """Remove the slot from all nodes: nobody serves it."""
         for server in self.running:
             _do(server, "CLUSTER", "DELSLOTS", slot)
 
     def add_slot(self, slot: int, server: RedisServer) -> None:
-        """`server` serves it, which nobody did."""
+        """Assign an unserved slot to `server`."""
         _do(server, "CLUSTER", "ADDSLOTS", slot)
 
     def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
-        """With redis-cli, as an operator does it."""
+        """Move slots with redis-cli, as an operator does."""
         command = ["redis-cli", "--cluster", "reshard", f"127.0.0.1:{source.port}", "--cluster-yes"]
         command += ["--cluster-from", _id(source), "--cluster-to", _id(target)]
         command += ["--cluster-slots", str(slots)]
@@ -130,7 +130,7 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr}")
 
     def replaced(self, slot: int, master: RedisServer) -> bool:
-        """Whether another than `master` has `slot`, in the eyes of all that run but `master`."""
+        """Whether all running nodes except `master` see another owner of `slot`."""
         views = [_do(other, "CLUSTER", "SLOTS") for other in self.running if other is not master]
         owners = {row[2][1] for view in views for row in view if row[0] <= slot <= row[1]}
         return bool(owners) and master.port not in owners and len(owners) == 1
@@ -140,16 +140,16 @@ class Cluster:
         _until(condition, what)
 
     def promote(self, replica: RedisServer) -> None:
-        """Let a replica replace its living master."""
+        """Let a replica replace its live master."""
         _do(replica, "CLUSTER", "FAILOVER")
 
     def serves(self, server: RedisServer) -> bool:
-        """Whether `server` has slots, in the eyes of all that answer."""
+        """Whether all replying nodes see slots on `server`."""
         views = [_do(other, "CLUSTER", "SLOTS") for other in self.running if other is server]
         return all(any(row[2][1] == server.port for row in view) for view in views)
 
     def books(self, server: RedisServer, queue_id: str) -> dict[str, Any]:
-        """All that a node holds of a queue, also in a slot that has not quite arrived."""
+        """All keys of a queue on a node, even in a slot that is still being imported."""
         read = {"hash": ("HGETALL",), "zset": ("ZRANGE", 0, -1, "WITHSCORES")}
         found = {}
         for key in _do(server, "CLUSTER", "GETKEYSINSLOT", slot_of(queue_id), 1000):
@@ -182,7 +182,7 @@ class Cluster:
         _until(lambda: all(in_step(server) for server in replicas), "replicas follow their masters")
 
     def _sees_all(self, server: RedisServer) -> bool:
-        # `handshake` nodes are known, but not by their lasting names
+        # nodes in `handshake` do not have their final names yet
         text = str(_do(server, "CLUSTER", "NODES"))
         return text.count("connected") == len(self.servers) and "handshake" not in text
 
@@ -215,7 +215,7 @@ class SentinelTrio:
             raise
 
     def client(self, *before: tuple[str, int], **options: Any) -> Redis:
-        """What a user would give: the master, as `Sentinel` finds it."""
+        """A client for the master, as a user would pass it."""
         addresses = [*before, *(("127.0.0.1", port) for port in self.ports)]
         if self.password:
             options.setdefault("password", self.password)
@@ -225,7 +225,7 @@ class SentinelTrio:
 
     @property
     def master(self) -> RedisServer:
-        """As most of the Sentinels name it."""
+        """The master named by most Sentinels."""
         named = [self._ask(port)["port"] for port in self.ports]
         port = max(named, key=named.count)
         return next(server for server in self.servers if server.port == int(port))
@@ -235,7 +235,7 @@ class SentinelTrio:
         return next(server for server in self.servers if server is not self.master)
 
     def listeners(self) -> int:
-        """How many connections listen for news at a Sentinel."""
+        """The number of connections subscribed to a Sentinel."""
         found = 0
         for port in self.ports:
             with self._client(port) as client:
@@ -243,7 +243,7 @@ class SentinelTrio:
         return found
 
     def fail_over(self) -> None:
-        """Let a Sentinel replace the living master."""
+        """Let a Sentinel replace the live master."""
         with self._client(self.ports[0]) as client:
             client.execute_command("SENTINEL", "FAILOVER", self.service)
 
@@ -294,7 +294,7 @@ def slot_of(queue_id: str) -> int:
 
 
 def _do(server: RedisServer, *words: Any, asking: bool = False) -> Any:
-    """A command, and its reply as it is, without redis-py's own reading of it."""
+    """Send a command. Returns the raw reply, not parsed by redis-py."""
     pool: Any = server.client.connection_pool
     connection = pool.connection_class(**pool.connection_kwargs)
     try:
@@ -322,7 +322,7 @@ def _role(server: RedisServer) -> str:
 
 
 def in_step(server: RedisServer) -> bool:
-    """Whether a replica follows its master."""
+    """Whether a replica is connected to its master."""
     replication: Any = server.client.info("replication")
     return bool(replication.get("master_link_status") == "up")
 

@@ -16,7 +16,7 @@ async def wait_until(
     description: str,
     timeout: float = 20.0,
 ) -> float:
-    """Return once `condition` holds, with the seconds it took; fail with `description` if not."""
+    """Wait until `condition` holds. Returns the seconds that took; fails with `description`."""
     began = time.monotonic()
     pause = 0.001
     while True:
@@ -33,6 +33,6 @@ async def wait_until(
 
 
 async def quiesce(turns: int = 20) -> None:
-    """Let every task that can run, run, for some turns of the event loop; no time passes."""
+    """Let all ready tasks run, for some iterations of the event loop, without waiting."""
     for _ in range(turns):
         await asyncio.sleep(0)

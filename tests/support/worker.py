@@ -1,7 +1,7 @@
-"""A process with one instance, which tests drive, kill and stop; and the tests' end of it.
+"""A worker process with one instance, and `Worker`, by which tests drive, kill and stop it.
 
-The process reads one JSON command a line from stdin and writes one JSON event a line to stdout. Every
-event has `event` and `at`, time.monotonic_ns, which on one machine is the same clock in all processes.
+The process reads one JSON command per line from stdin and writes one JSON event per line to stdout.
+Every event has `event` and `at`, time.monotonic_ns, which is one clock for all processes of a machine.
 
     {"do": "enter", "item": i, "limit": n, "timeout": s, "hold": s}    without hold: until told to leave
         -> {"event": "entering"}, then "granted" with token and waited, then "leaving" and "left";
@@ -38,7 +38,7 @@ W = TypeVar("W", bound="Worker")
 
 
 class Worker:
-    """The tests' end of one worker process. Use as `async with`."""
+    """Drives one worker process. Use with `async with`."""
 
     module = "tests.support.worker"
 
@@ -88,7 +88,7 @@ class Worker:
         self.tell("enter", item=item, **arguments)
 
     def find(self, event: str, item: str = "") -> Event | None:
-        """The last such event, if there was one."""
+        """The last such event, if any."""
         return next(
             (
                 found
@@ -99,7 +99,7 @@ class Worker:
         )
 
     async def event(self, event: str, item: str = "", timeout: float = 20.0) -> Event:
-        """The first such event, waited for."""
+        """Wait for the first such event."""
         where = f"{event} of {item or 'the worker'}"
         await wait_until(lambda: self.find(event, item), where, timeout)
         found = self.find(event, item)
@@ -121,7 +121,7 @@ class Worker:
         self._ended = True
 
     def kill(self) -> int:
-        """SIGKILL; returns when, in time.monotonic_ns."""
+        """SIGKILL. Returns the time, by time.monotonic_ns."""
         self._signal(signal.SIGKILL)
         return time.monotonic_ns()
 
@@ -148,7 +148,7 @@ class Worker:
 
 
 class Process:
-    """What runs in the process."""
+    """Runs in the worker process."""
 
     def __init__(self, queue: Queue, queue_id: str) -> None:
         self._queue = queue

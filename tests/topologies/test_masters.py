@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 async def test_a_master_of_a_cluster_that_fails_over_under_load_loses_no_call(
     own_cluster: Cluster, instances: Instances, how: str
 ) -> None:
-    """Killed, silent, or replaced on demand: its queues go on at its replica."""
+    """Killed, silent, or replaced on request: its queues continue on its replica."""
     names = [queue_on(own_cluster, server) for server in own_cluster.servers[:3]]
     made = [instances.make(client=own_cluster.client()) for _ in range(3)]
     hit, spared = Load(made, names[:1]), Load(made, names[1:])
@@ -97,7 +97,7 @@ async def _both_are_there(queue: Queue, other: Queue, name: str) -> bool:
 async def test_a_cluster_without_a_majority_says_so_and_serves_when_it_is_back(
     instances: Instances,
 ) -> None:
-    """Two of three masters die: calls fail in bounded time and name the cause; then all goes on."""
+    """Two of three masters die: calls fail in bounded time and name the cause; then all recover."""
     cluster = Cluster()
     try:
         queue = instances.make(client=cluster.client(), lease=60.0, operation_timeout=3.0)
@@ -108,7 +108,7 @@ async def test_a_cluster_without_a_majority_says_so_and_serves_when_it_is_back(
             await wait_until(lambda: numbers_are(queue, name, 1, 1), "the waiter waits")
             for server in dead:
                 server.kill()
-            # It takes the one that is left a moment to see that it is alone.
+            # It takes the remaining master a moment to detect that it is alone.
             await wait_until(lambda: _answers_not(queue, name), "the cluster is down")
             began = time.monotonic()
             with pytest.raises(BackendUnavailableError, match="cluster is down"):
@@ -152,7 +152,7 @@ async def test_a_slot_that_had_no_master_is_served_soon_after_it_has_one(instanc
             await asyncio.sleep(0.5)  # that the map has been read, and has no master, is the subject
             before = server.calls("evalsha")
             cluster.add_slot(slot_of(name), server)
-            # Nothing is asked of the instance meanwhile: it must find out by itself.
+            # No operation is called meanwhile: the instance must detect it by itself.
             back = await wait_until(lambda: server.calls("evalsha") > before, "it is served", 2)
             assert not held.lost
         print(f"served {back:.2f} s after it had a master")

@@ -58,7 +58,7 @@ async def test_the_order_of_entering_is_kept_by_every_queue(
 async def test_a_node_of_a_cluster_given_as_a_url_says_what_to_give_instead(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
-    """A queue that is served elsewhere is refused with the way out in the text."""
+    """A queue served by another node raises an error that names the fix."""
     name = queue_on(redis_cluster, redis_cluster.servers[1])
     queue = instances.make(url=redis_cluster.servers[0].url)
     with pytest.raises(BackendUnavailableError, match="RedisCluster"):

@@ -1,4 +1,4 @@
-"""A line behind Sentinels outlives its master."""
+"""Queues behind Sentinels outlive their master."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.waiting import wait_until
 async def test_a_sentinel_failover_under_load_loses_no_call(
     trio: SentinelTrio, instances: Instances, how: str
 ) -> None:
-    """The master is killed, or replaced while it lives: every call is served, none is stuck."""
+    """The master is killed, or replaced while it is alive: every call is served, none is stuck."""
     load = Load([instances.make(client=trio.client()) for _ in range(3)], ["sales", "support"])
     await load.served(300, "calls come and go")
     old = trio.master
@@ -91,7 +91,7 @@ async def test_a_sentinel_that_does_not_answer_keeps_nobody_from_the_master(
 async def test_a_backend_that_is_forgotten_leaves_no_connection_to_a_sentinel(
     trio: SentinelTrio,
 ) -> None:
-    """It is collected without a close: the link that waits for news of the master ends, too."""
+    """It is collected without a close: the link to a Sentinel ends too."""
     backend: Any = RedisBackend(client=trio.client())
     await backend.ping()
     await wait_until(lambda: trio.listeners() == 1, "a Sentinel is listened to")
@@ -104,7 +104,7 @@ async def test_a_backend_that_is_forgotten_leaves_no_connection_to_a_sentinel(
 async def test_a_stale_replica_that_takes_over_strands_nobody(
     own_redis: RedisServer, instances: Instances
 ) -> None:
-    """It lacks the last 200 calls: who holds and who waits registers again, and all is well."""
+    """It lacks the last 200 calls: holders and waiters register again, and continue."""
     async with TcpProxy(own_redis.port) as line, TcpProxy(own_redis.port) as replication:
         replica = RedisServer("--replicaof", f"127.0.0.1 {replication.port}")
         try:

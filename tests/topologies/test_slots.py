@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 async def test_a_slot_that_moves_under_load_loses_no_call_and_no_place(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
-    """The queue's slot goes around all masters twice: order, limit and every call are kept."""
+    """The queue's slot moves around all masters twice: order, limit and every call are kept."""
     load = Load([instances.make(client=redis_cluster.client()) for _ in range(3)], ["sales"])
     await load.served(100, "calls come and go")
     slot, gaps = slot_of("sales"), []
@@ -78,7 +78,7 @@ async def test_no_script_runs_half_way_while_its_slot_migrates(
 async def test_a_close_after_the_connection_to_a_node_broke_gives_back_what_it_has(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
-    """Another node is connected, so it is worth connecting again: the next waiter is let in at once."""
+    """Another node is connected, so a reconnect is worthwhile: the next waiter is granted at once."""
     server = redis_cluster.servers[1]
     name = queue_on(redis_cluster, server)
     queue, other = (instances.make(client=redis_cluster.client()) for _ in range(2))
@@ -95,7 +95,7 @@ async def test_a_close_after_the_connection_to_a_node_broke_gives_back_what_it_h
 async def test_a_close_that_is_told_of_a_move_gives_back_what_it_has(
     redis_cluster: Cluster, instances: Instances, arrived: bool
 ) -> None:
-    """Its leave is the first to be refused: it is said again where the slot is, before the end."""
+    """Its `leave` is the first to be rejected: a sync at the new node repeats its effect."""
     source, target = redis_cluster.servers[1:]
     name = queue_on(redis_cluster, source)
     slot = slot_of(name)
@@ -145,7 +145,7 @@ async def test_commands_that_arrive_after_their_slot_has_moved_change_nothing(
         calls = [asyncio.create_task(_served(queue, name, served, "first"))]
         await wait_until(lambda: relay.held_chunks, "the first is on its way")
         cancelled = asyncio.create_task(_served(queue, name, served, "cancelled"))
-        await wait_until(lambda: b"cancelled" in relay.heard, "the second, too")
+        await wait_until(lambda: b"cancelled" in relay.received, "the second, too")
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
         calls.append(asyncio.create_task(_served(queue, name, served, "last")))
@@ -172,7 +172,7 @@ async def _served(queue: Queue, name: str, served: list[str], item_id: str) -> N
 async def test_calls_cancelled_while_their_slot_moves_leave_nothing(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
-    """Whether a command was held back, on its way or answered when its task was cancelled."""
+    """Whether a command was held, in flight or had its reply when its task was cancelled."""
     made = [instances.make(client=redis_cluster.client()) for _ in range(2)]
     slot, served = slot_of("sales"), 0
     rng = random.Random(7)
@@ -213,7 +213,7 @@ def _move_one_by_one(cluster: Cluster, slot: int, source: RedisServer, target: R
 async def test_a_queue_stands_still_while_its_slot_moves_and_its_neighbours_go_on(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
-    """Half of the keys here, half there: no script runs, none half; other slots are served."""
+    """Half of the keys on each node: no script runs, not even partly; other slots are served."""
     source, target = redis_cluster.servers[:2]
     moving, staying = queue_on(redis_cluster, source), queue_on(redis_cluster, source, 1)
     slot = slot_of(moving)

@@ -317,8 +317,8 @@ class RedisBackend:
             if backend is not None and backend._listener is not None:
                 backend._listener(event)
 
-        tell = self._servers.tell
-        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, tell)
+        redact = self._servers.redact
+        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, redact)
         driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
             RouterSettings(

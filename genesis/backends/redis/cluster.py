@@ -276,8 +276,8 @@ class ClusterRouter:
             owners, masters, self._known = refresh.result()
             self._apply_map(owners, masters, recovered)
         else:
-            told = self._nodes.endpoint(self._nodes.seeds[0]).tell(error)
-            self._why_no_map = f"the map of slots: {told}"
+            text = self._nodes.endpoint(self._nodes.seeds[0]).redact(error)
+            self._why_no_map = f"the map of slots: {text}"
             self._denied = is_permanent(error, was_up=self._owners != [None] * _SLOTS)
             self._failures += 1
             self._settings.on_down(None, reason_of(error), self._why_no_map, True)
@@ -354,7 +354,7 @@ class ClusterRouter:
         for address in self._links.keys() - masters:
             link = self._links.pop(address)
             if link.silent:  # do not wait for its replies: it was replaced because it is silent
-                link.leave("timeout", "the node is silent, and was replaced")
+                link.reconnect("timeout", "the node is silent, and was replaced")
             link.close()
             self._retired.append(link)
             changed = True

@@ -53,7 +53,7 @@ def _refused(driver: Driver, queue: LocalQueue, verdict: verdicts.Refused) -> No
 
 def _failed(driver: Driver, queue: LocalQueue, verdict: verdicts.Failed) -> None:
     call: Call = verdict.ticket.handle
-    error = f"{driver.tell(verdict.error)}"
+    error = f"{driver.redact(verdict.error)}"
     call.fail(driver.unavailable("enter", error, queue.queue_id, call.ticket.item_id))
 
 
@@ -114,7 +114,7 @@ def _rejected(driver: Driver, queue: LocalQueue, verdict: verdicts.Rejected) -> 
     now = driver.loop.time()
     if queue.rejected_since is None:
         queue.rejected_since = now
-    detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.tell(verdict.error)}"
+    detail = f"queue {queue.queue_id!r}: {verdict.command}: {driver.redact(verdict.error)}"
     driver.is_down(f"queue {queue.queue_id}", "refused", detail)
     if now - queue.rejected_since >= driver.lease:  # connected, but not renewed: places are lost
         for ticket in queue.core.tickets.values():

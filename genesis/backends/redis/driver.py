@@ -41,7 +41,7 @@ from genesis.exceptions import BackendUnavailableError
 __all__ = ["BEFORE", "Driver"]
 
 _MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
-BEFORE = "event loop before"  # what was down when another driver's loop ended
+BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
 # Error replies after which a new connection, perhaps to another server, might succeed.
 _ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
@@ -56,7 +56,7 @@ class Driver:
         channels: the prefix of the wake-up channels.
         lease: seconds.
         emit: passes an event to the listener.
-        tell: formats an error without credentials.
+        redact: formats an error without credentials.
 
     `router` and `clustered` must be set before any other call.
     """
@@ -68,9 +68,9 @@ class Driver:
         channels: bytes,
         lease: float,
         emit: Callable[[BackendEvent], None],
-        tell: Callable[[BaseException], str],
+        redact: Callable[[BaseException], str],
     ) -> None:
-        self.tell = tell
+        self.redact = redact
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.router: Router
@@ -184,14 +184,14 @@ class Driver:
         if self.router.redirected(queue.keys[0], error):
             moved = text.startswith("MOVED ")  # the slot is served: no alarm, the first retry at once
             pause = 0.0 if moved and not queue.redirection else _RETRY
-            self._stands_still(queue, "" if moved else reason_of(error), self.tell(error))
+            self._stands_still(queue, "" if moved else reason_of(error), self.redact(error))
             if queue.link is not None:
                 self._detach(queue)
                 self._look_at(queue, self.loop.time() + pause)
         elif any(word in text for word in _ELSEWHERE):
             # Before 7.0, Redis wraps the error of a command inside a script.
             if queue.link is not None:
-                queue.link.leave(reason_of(error), text)
+                queue.link.reconnect(reason_of(error), text)
         else:
             return False
         return True

@@ -68,12 +68,12 @@ class Endpoint:
         try:
             self.connection()
         except Exception as error:
-            text = self.tell(error)
+            text = self.redact(error)
         else:
             return
         raise ValueError(f"no connection can be made as the url or the client says: {text}")
 
-    def tell(self, error: BaseException) -> str:
+    def redact(self, error: BaseException) -> str:
         """Format an error without credentials."""
         text = _ECHO.sub("", f"{type(error).__name__}: {error}")
         for secret in self._secrets:

@@ -14,7 +14,7 @@ retries them; the core sends a `sync` instead.
 | idle for `probe_interval`                      | PING                                               |
 | a reply is overdue by `_SECOND_AFTER`          | open a second connection; the first to reply stays |
 | a reply is overdue by `timeout`                | abort the connection                               |
-| `leave`                                        | abort the connection                               |
+| `reconnect`                                    | abort the connection                               |
 | the application cancels the connecting task    | retry: only `close` ends the link                  |
 
 The second connection is for a network that has silently dropped the first. If the server is only slow,
@@ -152,7 +152,7 @@ class Link:
         connection.send(parts, on_reply, urgent)
         return True
 
-    def leave(self, reason: str, detail: str) -> None:
+    def reconnect(self, reason: str, detail: str) -> None:
         """Abort the connection that is up, if any, and reconnect."""
         if self._connection is not None and self._connection.up:
             self._connection.abort(reason, detail)
@@ -254,7 +254,7 @@ class Link:
             return
         self.denied = is_permanent(error, self._was_up)
         self._retry = self._loop.call_later(pause, self._open, context=Context())
-        self._down(reason_of(error), self.endpoint.tell(error), alarm=True)
+        self._down(reason_of(error), self.endpoint.redact(error), alarm=True)
 
     def _use(self, connection: Connection) -> None:
         """Use a new connection, unless the current one replies again."""

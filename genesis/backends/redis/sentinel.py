@@ -91,8 +91,8 @@ class AnySentinel(Endpoint):
         self.number, self._current = next(self._rotation)
         return self._current.connection()
 
-    def tell(self, error: BaseException) -> str:
-        return self._current.tell(error)
+    def redact(self, error: BaseException) -> str:
+        return self._current.redact(error)
 
 
 class SentinelRouter(SingleRouter):
@@ -149,7 +149,7 @@ class SentinelRouter(SingleRouter):
     def _compare(self, host: str, port: int) -> None:
         if self._link.up and (host, port) != self._address:
             self._master.prefer(self._master.sentinels.number)
-            self._link.leave("read_only", f"Sentinel names another master, {host}:{port}")
+            self._link.reconnect("read_only", f"Sentinel names another master, {host}:{port}")
 
 
 def _ignore_down(link: Link | None, reason: str, detail: str, alarm: bool) -> None:

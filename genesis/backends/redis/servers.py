@@ -25,7 +25,7 @@ class Servers(NamedTuple):
     """Identifies the data that is stored there; contains no credentials."""
     router: Callable[[RouterSettings], Router]
     """Creates the router, which starts to connect."""
-    tell: Callable[[BaseException], str]
+    redact: Callable[[BaseException], str]
     """Formats an error without credentials."""
     clustered: bool = False
     """Whether scripts must declare `guard_key`, see cluster.py."""
@@ -45,7 +45,7 @@ def servers_of_client(client: object, timeout: float) -> Servers:
         names = sorted(f"{host}:{port}" for host, port in nodes.seeds)
         name = f"cluster {','.join(names)}"
         return Servers(
-            name, lambda settings: ClusterRouter(nodes, settings), first.tell, clustered=True
+            name, lambda settings: ClusterRouter(nodes, settings), first.redact, clustered=True
         )
     if not isinstance(client, Redis):
         raise TypeError(
@@ -57,7 +57,7 @@ def servers_of_client(client: object, timeout: float) -> Servers:
         master = Master(pool, timeout)
         master.check()
         name = f"sentinel {master.service}"
-        return Servers(name, lambda settings: SentinelRouter(master, settings), master.tell)
+        return Servers(name, lambda settings: SentinelRouter(master, settings), master.redact)
     return _single(pool, timeout)
 
 
@@ -65,10 +65,10 @@ def _single(pool: ConnectionPool, timeout: float) -> Servers:
     endpoint = endpoint_of_pool(pool, timeout)
     endpoint.check()
 
-    def tell(error: BaseException) -> str:
-        text = endpoint.tell(error)
+    def redact(error: BaseException) -> str:
+        text = endpoint.redact(error)
         if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
             text += _CLUSTERED
         return text
 
-    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), tell)
+    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), redact)
