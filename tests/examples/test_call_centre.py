@@ -35,7 +35,8 @@ def test_program_replays_a_file(tmp_path: Path) -> None:
         line for line in done.stdout.splitlines() if line.startswith("average speed of answer")
     )
     this_run, ideal = (float(seconds) for seconds in re.findall(r"([0-9.]+) s(?= )", waits))
-    assert this_run == pytest.approx(ideal, rel=0.3, abs=5)
+    # Not better than the ideal; a tenth of a second of a busy machine is 20 s of the day.
+    assert 0.7 * ideal - 5 < this_run < 1.3 * ideal + 60
 
 
 async def test_metrics_are_served_while_it_runs(tmp_path: Path) -> None:
