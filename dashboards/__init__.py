@@ -1,1 +1,1 @@
-"""Dashboards, rules and what serves them. `python -m dashboards.generate` writes the Grafana JSON."""
+"""Dashboards and rules, and how to serve them. `python -m dashboards.generate` writes the JSON."""

@@ -42,8 +42,8 @@ def label_variable(
     several: bool = True,
     all_is: str | None = ".+",
 ) -> Json:
-    """The values of a label; `of` narrows them by another variable. All is the pattern `all_is`, or
-    the values that are listed."""
+    """The values of a label; `of` restricts them by another variable. All is the pattern `all_is`, or
+    the list of all values."""
     query = f"label_values({metric}{{{of}}}, {name})" if of else f"label_values({metric}, {name})"
     return {
         "type": "query",
@@ -94,7 +94,7 @@ def text_variable(name: str, label: str, description: str, *, hidden: bool = Fal
 
 
 def to_dashboard(uid: str, title: str) -> Json:
-    """A link in the head of a dashboard to another one, which keeps variables and time."""
+    """A link at the top of a dashboard to another one; it keeps variables and time."""
     return {
         "type": "link",
         "title": title,
@@ -114,7 +114,7 @@ def cell_link(title: str, url: str) -> Json:
 
 
 class Row(NamedTuple):
-    """Panels side by side: a height, and each with its width."""
+    """A row of panels: its height, and the width of each panel."""
 
     height: int
     panels: Sequence[tuple[int, Json]]
@@ -130,7 +130,7 @@ def board(
     rows: Sequence[Row | str],
     since: str,
 ) -> Json:
-    """A dashboard of `rows` from top to bottom; a text among them is a heading."""
+    """A dashboard of `rows`, from top to bottom; a str is a heading."""
     return {
         "uid": uid,
         "title": title,

@@ -1,7 +1,7 @@
-"""Questions about the instances, the backend and the alerts, for all queues.
+"""Queries about the instances, the backend and the alerts, for all queues.
 
-A number that is 0 while instances are there and nothing happens, but none without instances, ends with
-`or_zero`: so that an idle fleet and no data at all do not look the same.
+Queries that are 0 for an idle fleet, but empty without instances, end with `or_zero`: an idle fleet and
+missing data must not look the same.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dashboards.promql import PROCESS, RECENT, SHOWN, STEP, happened, series, su
 from genesis.observability import names
 
 FAILED = 'outcome=~"unavailable|error"'
-WAITS_BY_DESIGN = 'operation!="wait"'  # it lasts as long as the line is long
+WAITS_BY_DESIGN = 'operation!="wait"'  # `wait` lasts as long as the call waits
 
 
 def _scraped() -> str:
-    # Every job has an `up`, and All is a pattern: so only of jobs that had this library in them.
+    # Every job has an `up`, and All is a pattern: restrict it to jobs that have exposed this library.
     ours = series(names.BUILD_INFO, of='job=~"$job", instance=~".+"')
     jobs = f"group by (job) (last_over_time({ours}[{SHOWN}]))"
     return f"{series('up', of=PROCESS)} and on (job) {jobs}"
@@ -25,7 +25,7 @@ def up() -> str:
 
 
 def up_count() -> str:
-    """How many instances Prometheus reaches; none if there is no instance at all."""
+    """The number of instances that Prometheus reaches; empty if there is no instance at all."""
     return f"sum({_scraped()})"
 
 
@@ -42,7 +42,7 @@ SHARE_THAT_FAILS = 0.05  # of the operations, on all of the chosen instances; as
 
 
 def backend_state(by: str = "") -> str:
-    """How the backend is.
+    """The state of the backend.
 
     2 while an instance does not reach it, or many operations fail; 1 if it was away, refused something
     or lost data within five minutes; else 0, or -1 if no instance has needed it yet.
@@ -61,7 +61,7 @@ def backend_state(by: str = "") -> str:
 def operation_milliseconds(quantile: float, by: str, window: str = STEP) -> str:
     buckets = series(names.OPERATION_SECONDS + "_bucket", WAITS_BY_DESIGN, of=PROCESS)
     labels = f"le, {by}" if by else "le"
-    # Without those of which there was none: their quantile is NaN.
+    # Without operations that did not occur: their quantile is NaN.
     quantiles = f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{window}])))"
     return f"1000 * {quantiles} > 0"
 
@@ -71,7 +71,7 @@ def operations(by: str, *more: str) -> str:
 
 
 def alerts() -> str:
-    """Seconds for which each alert that fires has been true, with the labels that are shown."""
+    """Seconds for which each firing alert has been true, with the displayed labels."""
     shown = "alertname, severity, queue, instance"
     ours = 'job=~"$job", alertname=~"Genesis.+"'
     since = f"min by ({shown}) (ALERTS_FOR_STATE{{{ours}}})"
@@ -94,12 +94,12 @@ def telemetry_errors(by: str = "sink", window: str = STEP) -> str:
 
 # Where there is no number ---------------------------------------------------------------------------
 def or_zero(what: str) -> str:
-    """0 while instances are there; nothing without them."""
+    """0 while there are instances; empty without instances."""
     return f"{what} or 0 * {any_up()}"
 
 
 def or_zero_unless(calls: str, what: str) -> str:
-    """As `or_zero`, but nothing while there are such calls and the backend is away: nobody knows."""
+    """As `or_zero`, but empty while there are such calls and the backend is unreachable."""
     return f"{what} or (0 * {any_up()} unless ({calls} > 0 and ({backend_state()}) == {BACKEND_AWAY}))"
 
 
@@ -107,5 +107,5 @@ NOBODY = -1
 
 
 def or_nobody(what: str) -> str:
-    """-1, which is shown as words, while instances are there and there is nobody to count."""
+    """-1, which is shown as words, while there are instances but nothing to count."""
     return f"{what} or {NOBODY} + 0 * {any_up()}"

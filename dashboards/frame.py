@@ -1,4 +1,4 @@
-"""What the three dashboards share: who they are, their variables, and the ways between them."""
+"""Shared by the three dashboards: their names, variables and links."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def others(here: str) -> list[Json]:
     return [board.to_dashboard(uid, title) for uid, title in TITLES.items() if uid != here]
 
 
-# What is in a cell is encoded: an id may bear `&`, `+` or `#`, at which an address would end.
+# The content of a cell is encoded: an id can contain `&`, `+` or `#`, which would truncate the URL.
 # In a table: to the dashboard of that line's queue, or to the overview of that line's instance.
 _KEPT = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 TO_QUEUE = board.cell_link(

@@ -1,6 +1,6 @@
-"""Writes the dashboards as Grafana wants them: `python -m dashboards.generate`.
+"""Writes the dashboards as Grafana's JSON: `python -m dashboards.generate`.
 
-What it writes is committed, because Grafana reads files; a test holds the files to what stands here.
+The files are committed, because Grafana reads files. A test checks that they are up to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 
 
 def dashboards() -> dict[Path, Json]:
-    """Every dashboard, by the file that it belongs in."""
+    """Every dashboard, by the name of its file."""
     return {FOLDER / f"{board['uid']}.json": board for board in (overview(), one_queue(), one_call())}
 
 

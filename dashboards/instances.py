@@ -19,7 +19,7 @@ from dashboards.tiles import WAIT_SECONDS
 OPERATION_MILLISECONDS = bad_above(50, 500)
 
 
-NONE_SEEN = "none seen"  # no data says the same; the tile of the instances tells the two apart
+NONE_SEEN = "none seen"  # also shown without data; the tile of the instances distinguishes the two
 NO_INSTANCE = "no instance has had a call"
 
 

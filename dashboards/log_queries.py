@@ -1,4 +1,4 @@
-"""Questions to Loki, of the JSON lines that the library logs."""
+"""Queries to Loki, over the JSON lines that the library logs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def log_of_call() -> str:
 
 
 def log_number(field: str) -> str:
-    """A number that the log of the call holds, the highest of them."""
+    """The maximum of a number in the log of the call."""
     return f'max(max_over_time({log_of_call()} | {field}!="" | unwrap {field} [{SHOWN}]))'
 
 
 def log_instances() -> str:
-    # Not instance_id: that of `reclaimed` is the dead one's, whose call it was, not the writer's.
+    # Not instance_id: in `reclaimed` it is the dead instance's, not the writer's.
     return f"count(sum by (service_instance_id) (count_over_time({log_of_call()} [{SHOWN}])))"

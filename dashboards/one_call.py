@@ -1,4 +1,4 @@
-"""Follow a call: by `item_id` to its spans and logs on every instance, and the queue meanwhile."""
+"""Follow a call: by `item_id`, its spans and logs on every instance, and the state of its queue."""
 
 from __future__ import annotations
 

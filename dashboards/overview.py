@@ -1,4 +1,4 @@
-"""Overview: are callers served in time; if not, where, and is it demand, slots or a fault?"""
+"""Overview: are callers served in time? If not: where, and is the cause demand, slots or a fault?"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How things are drawn: the JSON that Grafana wants, and nothing about queues.
+"""Grafana's panels as JSON, independent of queues.
 
-Colours are for trouble. A healthy number is plain text; orange: investigate; red: act now. Each
-way to end has one colour everywhere (`BY_OUTCOME`). Seconds are always seconds: Grafana's own unit
-changes between milliseconds, seconds and minutes from one moment to the next.
+Colours mark problems. A healthy number is plain text; orange: investigate; red: act now. Each outcome
+has the same colour everywhere (`BY_OUTCOME`). Seconds are always shown as seconds: Grafana's own unit
+switches between milliseconds, seconds and minutes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ JAEGER = {"type": "jaeger", "uid": "${jaeger}"}
 
 PLAIN, LOOK, ACT = "transparent", "orange", "red"
 SECONDS, MILLISECONDS, TIMES = "suffix:s", "suffix:ms", "suffix:x"
-CLOCK = "dthms"  # 01:02:03, of what may last for hours
+CLOCK = "dthms"  # 01:02:03, for durations of up to hours
 NO_DATA = "no data"
 
 
 class Query(NamedTuple):
-    """One question to Prometheus and how its series are called.
+    """One query to Prometheus, and the names of its series.
 
-    `now` asks for the present value alone, or for one over the whole time shown.
+    `now` requests only the current value, or one value over the whole displayed time.
     """
 
     expr: str
@@ -36,7 +36,7 @@ class Query(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The description of a panel: what it shows, when that is bad, and what to do then."""
+    """The description of a panel: what it shows, when that is bad, and what to do."""
 
     shows: str
     bad: str
@@ -56,7 +56,7 @@ def bad_above(look: float, act: float) -> Json:
 
 
 def bad_below(look: float, act: float, *, from_zero: bool = True) -> Json:
-    """Red from 0 on: no value at all has the colour of what is below. Lines have no such value."""
+    """Red from 0 on; a missing value has the colour below that. Line charts have no missing value."""
     if not from_zero:
         return steps((ACT, None), (LOOK, act), (PLAIN, look))
     return steps((PLAIN, None), (ACT, 0), (LOOK, act), (PLAIN, look))
@@ -71,7 +71,7 @@ def any_needs_a_look(least: float = 1) -> Json:
 
 
 def steps(*colours: tuple[str, float | None]) -> Json:
-    """Each colour from its number on; the first one for all that is below, and for no number at all."""
+    """Each colour from its number on; the first one for lower numbers, and for a missing number."""
     return {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in colours]}
 
 
@@ -89,7 +89,7 @@ def stat(
     decimals: int | None = None,
     overrides: Sequence[Json] = (),
 ) -> Json:
-    """A number of this moment; its background shows trouble, and nothing else does.
+    """A current number; only its background shows a problem.
 
     `words` are shown instead of those numbers. `empty` is shown if there is no number.
     """
@@ -143,7 +143,7 @@ def lines(
     empty: str,
     overrides: Sequence[Json] = (),
 ) -> Json:
-    """Lines over time, or stacked bars, a minute or more each; `empty` says what no data means.
+    """Lines over time, or stacked bars of a minute or more; `empty` is the text shown without data.
 
     A bar of a rate stands before its time, one of a count (see `promql.happened`) after it.
     """
@@ -180,7 +180,7 @@ def lines(
 
 
 def drawn_as_limit(series: str) -> Json:
-    """A line of what may be reached, dashed and without a colour of its own."""
+    """A dashed line without a colour, for a limit."""
     return override_of(
         {"id": "byName", "options": series},
         {
@@ -226,7 +226,7 @@ BY_OUTCOME = [
 
 
 def heatmap(title: str, description: Description, unit: str, query: Query, *, empty: str) -> Json:
-    """Buckets of a histogram over time; the darker, the more."""
+    """Buckets of a histogram over time; darker means more."""
     options = {
         "calculate": False,
         "color": {
@@ -279,7 +279,7 @@ def log_lines(
 
 
 def log_stat(title: str, description: Description, unit: str, expr: str, *, empty: str) -> Json:
-    """A number out of the log."""
+    """A number from the log."""
     panel = stat(title, description, unit, [Query(expr, now=True)], empty=empty)
     target = {"refId": "A", "datasource": LOKI, "expr": expr, "queryType": "instant"}
     return {**panel, "datasource": LOKI, "targets": [target]}

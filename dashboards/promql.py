@@ -1,11 +1,11 @@
-"""What every query is made of: windows, matchers, and how a counter is counted."""
+"""The building blocks of queries: windows, matchers, and the increase of counters."""
 
 from __future__ import annotations
 
 STEP = "$__rate_interval"
 SHOWN = "$__range"
 RECENT = "5m"
-KNOWN = "10m"  # for how long a limit is taken for the same when no call shows it
+KNOWN = "10m"  # how long the last known limit is used when no call reports one
 
 PROCESS = 'job=~"$job", instance=~"$instance"'
 QUEUE = f'{PROCESS}, queue=~"$queue"'

@@ -1,8 +1,8 @@
-"""Every question that the dashboards ask of Prometheus and Loki, apart from how it is drawn.
+"""Every query of the dashboards to Prometheus and Loki, without its presentation.
 
-Two kinds of gauge must not be mixed up. A process reports its own calls (`waiting`, `holding`): the sum
-over instances is the truth. The line itself (`depth`, `in_use`, `limit`, `oldest wait`) is reported by
-every instance that has seen it: the highest report is taken, a sum would count it once an instance.
+Two kinds of gauge must not be confused. A process reports its own calls (`waiting`, `holding`): take
+the sum over instances. Every instance reports the shared state that it has seen (`depth`, `in_use`,
+`limit`, `oldest wait`): take the maximum, because a sum would count it once per instance.
 
 In a range query a window is `$__rate_interval`, so that it always spans four scrapes; what is true now
 is an instant query, over the last five minutes (`RECENT`) or over the whole time shown (`$__range`).
@@ -24,16 +24,16 @@ from dashboards.promql import (
 )
 from genesis.observability import names
 
-SERVICE_LEVEL_SECONDS = "20.0"  # as the `le` label spells it
+SERVICE_LEVEL_SECONDS = "20.0"  # as in the `le` label
 SERVICE_LEVEL_TARGET = 0.8
 
 GAVE_UP = 'outcome=~"timeout|cancelled"'
-HASTY_SECONDS = "5.0"  # who gives up within these is nobody's failure, and is left out of the abandons
+HASTY_SECONDS = "5.0"  # callers who give up within this time do not count as abandoned
 
 
 # Being served in time ------------------------------------------------------------------------------
 def ended(by: str = "queue", window: str = STEP, *more: str) -> str:
-    """Callers a second whose wait ended, however it ended."""
+    """Callers per second whose wait ended, in any way."""
     return summed(by, f"rate({series(names.WAIT_SECONDS + '_count', *more)}[{window}])")
 
 
@@ -43,7 +43,7 @@ def ended_within(by: str, window: str, outcome: str, seconds: str = SERVICE_LEVE
 
 
 def _or_none(what: str, by: str, window: str) -> str:
-    # An outcome that never came has no series yet in multiprocess mode.
+    # In multiprocess mode an outcome that has not occurred has no series yet.
     return f"({what} or 0 * {ended(by, window)})"
 
 
@@ -56,7 +56,7 @@ def answered_in_time(by: str, window: str) -> str:
 
 
 def service_level_strict(by: str = "queue", window: str = STEP) -> str:
-    """Answered within 20 s, of all whose wait ended."""
+    """The ratio answered within 20 s, of all whose wait ended."""
     return f"{answered_in_time(by, window)} / ({ended(by, window)} > 0)"
 
 
@@ -67,7 +67,7 @@ def service_level_lenient(by: str = "queue", window: str = STEP) -> str:
 
 
 def service_level_burn() -> str:
-    """How many times faster than allowed callers miss the 20 s, over an hour; as the alert sees it."""
+    """The burn rate of the 20 s objective over an hour, as in the alert."""
     recorded = series("job_queue:genesis_service_level:ratio1h", of='job=~"$job", queue=~"$queue"')
     return f"(1 - {recorded}) / {1 - SERVICE_LEVEL_TARGET:.2f}"
 
@@ -80,14 +80,14 @@ def speed_of_answer(by: str = "queue", window: str = STEP) -> str:
 
 
 def abandon_rate(by: str = "queue", window: str = STEP) -> str:
-    """Gave up, of all whose wait ended; without those who gave up within 5 s on either side."""
+    """The ratio that gave up, of all whose wait ended, both without those who gave up within 5 s."""
     hasty = gave_up_within(by, window, HASTY_SECONDS)
     gave_up = _or_none(ended(by, window, GAVE_UP), by, window)
     return f"({gave_up} - {hasty}) / ({ended(by, window)} - {hasty} > 0)"
 
 
 def held(by: str) -> str:
-    """Holds a second that ended."""
+    """Holds per second that ended."""
     return summed(by, f"rate({series(names.HOLD_SECONDS + '_count')}[{STEP}])")
 
 
@@ -131,7 +131,7 @@ def _quantile(quantile: float, buckets: str, by: str) -> str:
     return f"histogram_quantile({quantile:g}, sum by ({labels}) (rate({buckets}[{STEP}])))"
 
 
-# The line as it stands -----------------------------------------------------------------------------
+# The state of the queue ----------------------------------------------------------------------------
 def waiting(by: str = "queue") -> str:
     return summed(by, series(names.WAITING))
 
@@ -141,12 +141,12 @@ def holding(by: str = "queue") -> str:
 
 
 def shared(metric: str) -> str:
-    """A gauge of the line itself, by queue: the highest report."""
+    """A gauge of shared state, by queue: the maximum of the reports."""
     return f"max by (queue) ({series(metric)})"
 
 
 def in_all(metric: str) -> str:
-    """A gauge of the line itself, added up over queues, never over instances."""
+    """A gauge of shared state, summed over queues, never over instances."""
     return f"sum({shared(metric)})"
 
 
@@ -163,7 +163,7 @@ def expected_wait() -> str:
 
 
 def limit() -> str:
-    """The last known limit, by queue: an idle queue reports none, and has one all the same."""
+    """The last known limit, by queue: an idle queue has a limit, but reports none."""
     return f"max by (queue) (last_over_time({series(names.LIMIT)}[{KNOWN}]))"
 
 
@@ -177,12 +177,12 @@ def in_use() -> str:
 
 
 def in_use_of_all() -> str:
-    """Of those queues whose limit is known, so that it can be held against `limit_of_all`."""
+    """For the queues whose limit is known, so that it can be compared with `limit_of_all`."""
     return f"sum({in_use()} and {limit()})"
 
 
 def occupancy() -> str:
-    """Slots in use, of those there are, by queue."""
+    """The ratio of slots in use, by queue."""
     return f"{in_use()} / ({limit()} > 0)"
 
 
@@ -190,7 +190,7 @@ FULL = 1.0005
 
 
 def occupancy_and_waiters() -> str:
-    """The occupancy, and a thousandth more where callers wait: full is bad only if somebody waits."""
+    """The occupancy, plus 0.001 where callers wait: a full queue is bad only if callers wait."""
     return f"({occupancy()}) + 0.001 * ({waiting()} > bool 0)"
 
 
@@ -199,14 +199,14 @@ def fullest() -> str:
 
 
 def too_long() -> str:
-    """Seconds of the longest hold, of queues in which it is far beyond what is usual there."""
+    """Seconds of the longest hold, for queues in which it is far longer than usual."""
     oldest = shared(names.OLDEST_HOLD)
     usual = f"{LONG_TIMES} * ({mean_hold('queue', SHOWN)})"
     return f"({oldest} > {LONG_SECONDS} and {oldest} > {usual}) or {oldest} > {OLD_SECONDS}"
 
 
 LONG_SECONDS, LONG_TIMES = 60, 20  # longer than a minute, and than twenty usual holds
-OLD_SECONDS = 3600  # as the alert GenesisOldHold has it, and `genesis doctor`
+OLD_SECONDS = 3600  # as in the alert GenesisOldHold and in `genesis doctor`
 
 
 def paused() -> str:
@@ -230,18 +230,18 @@ def how_many(what: str) -> str:
 
 
 def depth_everywhere() -> str:
-    """The line, as the backend counts it."""
+    """The waiters, as counted by the backend."""
     return f"sum(max by (queue) ({series(names.DEPTH, of=EVERY_INSTANCE)}))"
 
 
 def waiting_everywhere() -> str:
-    """The line, as the instances count their own calls."""
+    """The waiters, as the sum of the instances' own calls."""
     return f"sum({series(names.WAITING, of=EVERY_INSTANCE)})"
 
 
 # Demand, slots, faults -----------------------------------------------------------------------------
 def arriving(by: str = "queue", window: str = STEP) -> str:
-    """Calls a second that entered the line."""
+    """Calls per second that entered."""
     return summed(by, f"rate({series(names.POSITION + '_count')}[{window}])")
 
 
@@ -270,7 +270,7 @@ def reclaimed(by: str, window: str = STEP) -> str:
 
 
 def refused(by: str, window: str = STEP, *more: str) -> str:
-    """Calls that were turned away instead of taken into the line."""
+    """Refused calls."""
     return happened(names.REFUSED, by, *more, window=window)
 
 

@@ -22,7 +22,7 @@ _COLUMNS = {"align": "auto", "filterable": False, "minWidth": 50}  # 150 would l
 
 
 class Column(NamedTuple):
-    """A column of a table: a number that is asked for by itself."""
+    """A column of a table, with its own query."""
 
     title: str
     expr: str
@@ -45,7 +45,7 @@ def table(
     sort_by: str = "",
     empty: str = "none",
 ) -> Json:
-    """One line for each value of the label `key`; a cell has a colour only if it is bad."""
+    """One row per value of the label `key`; a cell has a colour only if it is bad."""
     refs = ref_ids()
     targets: list[Json] = []
     renamed = {key: key_title}
@@ -104,7 +104,7 @@ def label_table(
     link: tuple[str, Json] | None = None,
     empty: str = "none",
 ) -> Json:
-    """The series that exist, one line each: their labels, whose titles `labels` gives, and their value.
+    """One row per existing series: its labels, with the titles in `labels`, and its value.
 
     `colours` names a column, and its cells' colours by their text.
     """
@@ -148,7 +148,7 @@ def label_table(
 def found_traces(
     title: str, description: Description, service: str, tags: str, links: Sequence[Json]
 ) -> Json:
-    """The traces that Jaeger finds by tag, one a line; a click on one offers the `links`."""
+    """The traces that Jaeger finds by tag, one per row; a click on a row offers the `links`."""
     target = {
         "refId": "A",
         "datasource": JAEGER,

@@ -1,4 +1,4 @@
-"""The tiles in the first rows of Overview and Queue: what is true now, and of the last five minutes."""
+"""The tiles in the first rows of Overview and Queue: the current state, or the last five minutes."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class SlotLostError(GenesisError):
         self.fencing_token = fencing_token
         super().__init__(
             f"queue {queue_id!r}: item {item_id!r} has lost its slot (fencing token {fencing_token}): "
-            "its lease lapsed without a heartbeat, or it was evicted, and another may hold the slot. "
+            "its lease lapsed without a heartbeat, or it was evicted, and another might hold the slot. "
             "Stop the work, or let its target refuse the old fencing token."
         )
 

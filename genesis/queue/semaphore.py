@@ -94,7 +94,7 @@ class QueueSemaphore:
         raise RuntimeError(
             f"queue {self.queue_id!r}: this task holds no slot of this semaphore, so it has none to "
             "give back. Leave a semaphore in the task that entered it, or use `async with sem() as "
-            "slot`, whose slot may be left anywhere."
+            "slot`, whose slot can be left anywhere."
         )
 
     def _forget(self, task: int, use: _Use) -> SlotRequest:

@@ -1,1 +1,1 @@
-"""What is promised of the backends beyond the contract: connections, scripts, costs, rights."""
+"""Tests of the backends beyond the contract: connections, scripts, costs, rights."""

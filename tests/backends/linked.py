@@ -1,4 +1,4 @@
-"""A link to Redis for a test, and what it has called back."""
+"""A link to Redis for a test, and a record of its callbacks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INCREMENT = script(b"return redis.call('INCR', KEYS[1])")
 
 
 class Watched:
-    """A link, and what it has called back."""
+    """A link, and a record of its callbacks."""
 
     def __init__(self, where: str | ConnectionPool | Endpoint, **options: Any) -> None:
         self.ups = 0

@@ -1,4 +1,4 @@
-"""One queue at the level of the Lua scripts, and what they publish."""
+"""One queue at the level of the Lua scripts, and the messages that they publish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Line:
             self.client.script_load(load(name).source)
 
     def run(self, name: str, *arguments: object) -> Any:
-        """Call a script; whatever it did, every key but an override has an expiry afterwards."""
+        """Call a script. Afterwards every key except an override must have an expiry."""
         reply = self.client.evalsha(load(name).sha, len(self.keys), *self.keys, *arguments)
         for key in self.client.keys("*"):
             if key != self.override or not self.client.get(key).partition(" ")[2]:
@@ -69,7 +69,7 @@ class Line:
         )
 
     def let_lapse(self, instance: str) -> None:
-        """As if this instance had sent no heartbeat for longer than the lease."""
+        """Let the lease of this instance lapse."""
         self.client.zadd(self.leases, {instance: 1}, xx=True)
 
     def now(self) -> int:
@@ -86,7 +86,7 @@ class Line:
         return int(self.client.zscore(self.waiting, member(ticket)))
 
     def many(self, instance: str, count: int, key: str = "") -> None:
-        """As if `count` calls of an instance were there."""
+        """Add `count` tickets of an instance."""
         names = [f"{instance}:{n:010x} 0  x" for n in range(1, count + 1)]
         self.client.zadd(key or self.waiting, {name: 10 + n for n, name in enumerate(names)})
         self.client.zadd(self.tickets, dict.fromkeys(names, 0))
@@ -103,7 +103,7 @@ def names(rows: Any) -> list[str]:
 
 
 class Ear:
-    """Gets what is published to some instances."""
+    """Receives the messages to some instances."""
 
     def __init__(self, server: RedisServer, *instances: str) -> None:
         client: Any = server.client
@@ -112,7 +112,7 @@ class Ear:
         self._pubsub.subscribe("end", *(WAKE + instance for instance in instances))
 
     def published(self) -> list[tuple[str, str]]:
-        """(instance, message): all that was published before this call."""
+        """All (instance, message) pairs published before this call."""
         self._client.publish("end", "")
         found = []
         for message in self._pubsub.listen():

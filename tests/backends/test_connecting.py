@@ -1,4 +1,4 @@
-"""Every way to connect and authenticate, and what waiting does not mend."""
+"""Every way to connect and authenticate, and errors that a retry does not fix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 
 
 class Certificates:
-    """A certificate authority of our own, and files that it signed."""
+    """A private certificate authority, and files that it signed."""
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()

@@ -1,4 +1,4 @@
-"""The connection under the Redis backend: the order of replies and wake-ups, and breaks."""
+"""The connection of the Redis backend: the order of replies and wake-ups, and lost connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What things cost, counted in the server's own figures: commands, messages, connections."""
+"""Costs by the server's own counters: commands, messages, connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = 600.0  # seconds of lease, so that no heartbeat comes between two counts
 
 
 def commands(server: RedisServer) -> dict[str, int]:
-    """How often each command was carried out, by clients and inside scripts, but for our own INFO."""
+    """How often each command was run, by clients and inside scripts, without our own INFO."""
     stats: Any = server.client.info("commandstats")
     ours = ("cmdstat_info", "cmdstat_config|resetstat", "cmdstat_client|list", "cmdstat_config")
     return {
@@ -32,7 +32,7 @@ def commands(server: RedisServer) -> dict[str, int]:
 
 @pytest.fixture
 async def queue(redis_server: RedisServer) -> AsyncIterator[Queue]:
-    """An instance whose connections stand, and which sends nothing of its own accord."""
+    """An instance that is connected, and sends nothing by itself."""
     telemetry = Telemetry(registry=CollectorRegistry())
     backend = RedisBackend(redis_server.url, lease=QUIET)
     async with Queue(backend, telemetry=telemetry) as queue:

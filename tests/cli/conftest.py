@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in a thread, so that the instances go on meanwhile."""
+    """Runs a command in a thread, so that the instances continue meanwhile."""
     monkeypatch.delenv("GENESIS_REDIS_URL", raising=False)
 
     async def run(*arguments: str) -> Result:

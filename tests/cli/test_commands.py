@@ -1,4 +1,4 @@
-"""Each command, on a live line of three instances: what it shows, what it does, its exit code."""
+"""Each command, on a live queue of three instances: its output, its effect, its exit code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_nothing_under_a_prefix_is_exit_code_1(line: Line) -> None:
 
 
 async def test_looking_takes_no_part(line: Line) -> None:
-    """No lease, no session, no instance more, nothing reaped, whatever is looked at."""
+    """Read-only commands create no lease, session or instance, and reap nothing."""
     client: Any = line.server.client
     leases = set(client.zrange("genesis:queue:{sales}:leases", 0, -1))
     names = set(client.keys("*"))
@@ -83,7 +83,7 @@ async def test_entries_of_nobody_are_exit_code_1(line: Line) -> None:
 
 
 async def test_entries_are_read_in_pages(line: Line) -> None:
-    """1,200 members, many of one score: all are met, in order, once."""
+    """1,200 members, many with one score: all are read, in order, once."""
     key = "genesis:queue:{long}:waiting"
     for start in range(0, 1_200, 100):
         names = [f"x:{n:010x} 0  item-{n}" for n in range(start, start + 100)]

@@ -1,4 +1,4 @@
-"""Each cause is injected, and the doctor finds it, and only it; none on a healthy fleet."""
+"""Each cause is injected; the doctor finds it, and nothing else, and nothing on a healthy fleet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_healthy_fleet_has_no_findings(line: Line) -> None:
 
 
 async def test_the_doctor_changes_nothing(line: Line) -> None:
-    """A queue that no instance looks after has the same keys, with the same values, afterwards."""
+    """A queue without a live instance has the same keys and values afterwards."""
     client: Any = line.server.client
     async with Worker(line.server.url, 2.0, "alone") as worker:
         worker.enter("doomed")
@@ -68,7 +68,7 @@ def test_every_runbook_exists() -> None:
 
 
 def test_every_command_of_the_scripts_has_a_harmless_form(own_redis: RedisServer) -> None:
-    """It passes the check of the number of arguments, which comes first, and writes nothing."""
+    """It passes the check of the number of arguments, which Redis makes first, and writes nothing."""
     client: Any = own_redis.client
     arities = {name: info["arity"] for name, info in client.command().items()}
     for command in commands_of_scripts():
@@ -163,7 +163,7 @@ async def test_resp3_missing(line: Line) -> None:
 
 
 async def test_stale_instance_in_a_fleet_that_lives(line: Line) -> None:
-    """Killed, its tickets taken back by the others."""
+    """Killed; the other instances reaped its tickets."""
     async with Worker(line.server.url, 2.0, "sales") as worker:
         worker.enter("doomed")
         await wait_until(lambda: line.server.client.zcard(INSTANCES) == 4, "it is listed")

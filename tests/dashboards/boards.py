@@ -1,4 +1,4 @@
-"""The boards that are committed, by name, and their panels, by title."""
+"""The committed dashboards, by name, and their panels, by title."""
 
 from __future__ import annotations
 

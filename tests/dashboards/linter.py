@@ -1,4 +1,4 @@
-"""What every dashboard of ours must be, and what its queries must not do; `violations` is the judge.
+"""The rules for our dashboards and their queries; `violations` checks them.
 
 Expressions are read by a real PromQL parser, with a telling duration in the place of each of Grafana's
 windows, so that a rule sees which window was written.
@@ -45,7 +45,7 @@ _FILLING = {
 
 
 def violations(dashboard: Dashboard) -> list[str]:
-    """Everything that is wrong with a dashboard; empty if nothing is."""
+    """All violations in a dashboard."""
     return [found for rule in RULES for found in rule(dashboard)]
 
 

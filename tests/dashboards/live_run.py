@@ -85,7 +85,7 @@ def shortened_rules() -> str:
 
 
 class Fault(NamedTuple):
-    """What was done to the line, and when; seconds since the epoch."""
+    """A fault, and its time in seconds since the epoch."""
 
     name: str
     began: float
@@ -93,7 +93,7 @@ class Fault(NamedTuple):
 
 
 class LiveRun(Callers):
-    """Use as `async with`; `play` does everything, and the data stays until it is left."""
+    """Use with `async with`; `play` runs everything, and the data is kept until the block ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class LiveRun(Callers):
         self.ended = time.time()
 
     async def exhaust_the_slots(self, one: ExampleInstance) -> None:
-        """Both slots are held for long, and eight callers a second wait until they are sent away."""
+        """Both slots are held for long, and eight callers per second wait until they are refused."""
         with self.fault("slots exhausted"):
             held = [self.call(one, "busy", 100), self.call(one, "busy", 100)]
             callers = [self.every(0.125, one, "busy", 0.1)]
@@ -183,7 +183,7 @@ class LiveRun(Callers):
             await self.hang_up(*callers, *held)
 
     async def pause(self, one: ExampleInstance) -> asyncio.Task[Any]:
-        """An operator pauses a queue and forgets it; returns its callers, who come on."""
+        """An operator pauses a queue and forgets it. Returns its callers, who keep calling."""
         with self.fault("queue paused"):
             await self.operator.set_limit("paused", 0)
             callers = self.every(PATIENCE / 12, one, "paused", 0.0)
@@ -192,7 +192,7 @@ class LiveRun(Callers):
         return callers
 
     async def fill_the_line(self, one: ExampleInstance) -> None:
-        """Nobody may wait, and six callers a second try to."""
+        """`max_waiting` is 0, and six callers per second try to enter."""
         with self.fault("line full"):
             held = [self.call(one, "full", 100), self.call(one, "full", 100)]
             await self.seen('sum(genesis_queue_holding{queue="full"}) == 2', "both slots are held")
@@ -294,7 +294,7 @@ class LiveRun(Callers):
 
     # What is seen -------------------------------------------------------------------------------------
     def first(self, expression: str, *, but_not: float = math.nan) -> float | None:
-        """When the expression first gave a number, or first another one than `but_not`."""
+        """When the expression first had a value, or first one other than `but_not`."""
         return min(
             (
                 float(at)
@@ -306,7 +306,7 @@ class LiveRun(Callers):
         )
 
     def fired(self) -> list[tuple[dict[str, str], float, float]]:
-        """Each time that an alert fired: its labels, and from when until when it did."""
+        """Each firing of an alert: its labels, its start and its end."""
         step = 0.5
         found = []
         for series in self.prometheus.range(
@@ -332,7 +332,7 @@ class LiveRun(Callers):
         return await asyncio.to_thread(self.prometheus.query, expression)
 
     async def ask_doctor(self, fault: str) -> None:
-        """Keep what `genesis doctor` finds at this moment."""
+        """Record the current findings of `genesis doctor`."""
         command = [sys.executable, "-m", "genesis", "doctor", "--json", "--url", self.redis.url]
         process = await asyncio.create_subprocess_exec(
             *command, "--old-hold", OLD_HOLD, stdout=asyncio.subprocess.PIPE
@@ -349,7 +349,7 @@ class LiveRun(Callers):
         await self.seen(expression, f"{alert} fires {labels}", 45.0)
 
     async def quiet(self, but_for: set[str]) -> None:
-        """No alert fires any more, but for those named."""
+        """Wait until no alert fires except those named."""
         pattern = "|".join(sorted(but_for)) or "none"
         expression = f'ALERTS{{alertstate="firing", alertname!~"{pattern}"}}'
 

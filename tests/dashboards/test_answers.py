@@ -1,4 +1,4 @@
-"""Panels give the right number: a real Prometheus evaluates their expressions over made-up series."""
+"""Panels show the right number: a real Prometheus evaluates their expressions over synthetic series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The boards as they are committed: the rules of the linter, names, links, variables."""
+"""The committed dashboards: the rules of the linter, names, links, variables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_no_dashboard_breaks_a_rule(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_every_name_and_label_in_a_panel_is_exposed(name: str) -> None:
-    """A metric, a label or a label's value that the code does not know is found here."""
+    """Every metric, label and label value in a query is known to the code."""
     wrong = [(title, complaints(text)) for title, text in panel_expressions(BOARDS[name])]
     assert [(title, what) for title, what in wrong if what] == []
 
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_grafana_knows_every_field_of_a_dashboard(name: str) -> None:
-    """Read and written again by Grafana's own types for 11.6, nothing is lost or changed."""
+    """Grafana's own types for 11.6 read and write the files without loss or change."""
     plugins = pytest.importorskip(
         "grafana_foundation_sdk.cog.plugins", reason="Grafana's types need Python 3.11"
     )

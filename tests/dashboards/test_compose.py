@@ -1,4 +1,4 @@
-"""The compose file and what it mounts: all that can be said of it without a container engine."""
+"""The compose file and the files it mounts: all checks that need no container engine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_grafana_can_open_the_trace_of_a_call(services: dict[str, Any]) -> None:
 
 
 def test_everything_mounted_or_copied_is_there(services: dict[str, Any]) -> None:
-    """A bind mount without a source would be made an empty folder, in silence."""
+    """A bind mount without a source would silently become an empty folder."""
     mounts = [mount for each in services.values() for mount in each.get("volumes", [])]
     bound = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
     assert bound
@@ -75,7 +75,7 @@ def test_everything_mounted_or_copied_is_there(services: dict[str, Any]) -> None
 
 
 def test_ports_are_published_on_this_machine_only(services: dict[str, Any]) -> None:
-    """Nobody has to log in, so nobody else may come in."""
+    """There is no login, so it listens only on the loopback address."""
     ports = [port for each in services.values() for port in each.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -1,4 +1,4 @@
-"""The linter of the dashboards finds what was planted."""
+"""The linter of the dashboards finds planted faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules, alerts and runbooks: accepted by promtool, true to the names that are exposed, complete."""
+"""Rules, alerts and runbooks: accepted by promtool, consistent with the exposed names, complete."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_every_page_speaks_of_metrics_that_exist() -> None:
 
 
 def test_a_misspelt_name_is_found() -> None:
-    """The judge itself: a metric, a label, an outcome, a bucket and an unparsable expression."""
+    """The checker itself: a metric, a label, an outcome, a bucket and an unparsable expression."""
     assert complaints('sum(rate(genesis_queue_wait_seconds_count{outcome="granted"}[5m]))') == []
     assert complaints("sum(genesis_queue_waitng)")
     assert complaints("genesis_queue_depth{outcome='granted'}")

@@ -1,4 +1,4 @@
-"""The dashboards as an operator sees them: drawn with Grafana's components, in every state.
+"""The dashboards as an operator sees them: rendered with Grafana's components, in every state.
 
 One run for all tests here (`view/states.py`, six minutes), drawn at 1366 px.
 """

@@ -1,4 +1,4 @@
-"""Fixtures: a line in this process, and FreeSWITCH in front of it."""
+"""Fixtures: a queue in this process, and a simulated FreeSWITCH that calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The FreeSWITCH example: what callers hear, and which slots are held meanwhile."""
+"""The FreeSWITCH example: what callers hear, and which slots are held."""
 
 from __future__ import annotations
 

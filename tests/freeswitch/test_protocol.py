@@ -1,4 +1,4 @@
-"""The FreeSWITCH example's event socket: frames, replies, and connections that break at any point."""
+"""The FreeSWITCH example's event socket: frames, replies, and connections lost at any point."""
 
 from __future__ import annotations
 
@@ -147,14 +147,14 @@ async def test_frames_are_taken_apart() -> None:
     ids=range(12),
 )
 async def test_a_malformed_frame_is_an_error(data: bytes) -> None:
-    """Neither a header without a name nor a length that lies is waited for or believed."""
+    """A header without a name or with a false length is an error at once."""
     with pytest.raises(EslError) as raised:
         await read_frame(fed(data + b"x" * 20))
     assert raised.type is EslError  # and not the connection's end, which is one, too
 
 
 async def test_a_cut_at_any_byte_is_the_end() -> None:
-    """Whatever byte of a frame the connection ends before, it is the end of the call."""
+    """If the connection ends at any byte of a frame, the call ends."""
     whole = event("CHANNEL_ANSWER", "u", body="body")
     assert (await read_frame(fed(whole))).body == b"body"
     for length in range(len(whole)):
@@ -163,7 +163,7 @@ async def test_a_cut_at_any_byte_is_the_end() -> None:
 
 
 async def test_replies_are_matched_by_order() -> None:
-    """Each reply goes to its command, with events in between, and one that nobody awaited, too."""
+    """Each reply goes to its command, with events in between, even if nobody awaits it."""
     peers: asyncio.Queue[Peer] = asyncio.Queue()
     server = await asyncio.start_server(
         lambda reader, writer: peers.put_nowait(Peer("u", reader, writer)), "127.0.0.1", 0
@@ -292,7 +292,7 @@ async def test_a_refused_command_ends_the_call(refused: int, call: Call, waiting
 
 @pytest.mark.parametrize("uuid", ["", "a%0Ab", "a%20b", "caf%C3%A9"])
 async def test_an_id_that_is_no_id_ends_the_call(uuid: str, call: Call) -> None:
-    """What could break out of a command is not taken for a Unique-ID."""
+    """A Unique-ID that could inject a command is rejected."""
     peer = await call(uuid)
     await peer.connect()
     with pytest.raises(asyncio.IncompleteReadError):

@@ -1,4 +1,4 @@
-"""What the metrics of a host are to agree with."""
+"""The numbers that the metrics of a host must show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed rules on two workers behind one port, whose metrics are in files for both.
+"""The committed rules on two workers behind one port, in multiprocess mode.
 
 What a single process shows, these must show, too, and nothing else: of a paused queue only that it is
 paused, a line that is stuck, a worker that was killed, and Redis out of reach while nobody calls.
@@ -101,7 +101,7 @@ async def test_of_a_paused_queue_only_the_pause_and_a_stuck_line_and_a_killed_wo
     silent = f"max_over_time({others}[5m])"
     assert await asyncio.to_thread(prometheus.query, silent) == []
 
-    # A worker that is killed while its call holds: the other takes the slot back, and says so.
+    # A worker that is killed while its call holds: the other worker reclaims the slot.
     doomed = server.call("doomed", 100, "fragile")
     await server.stands(0, 1, "fragile")
     (entry,) = (await server.line("fragile"))["entries"]

@@ -63,7 +63,7 @@ async def enter(queue: Queue, queue_id: str, granted: asyncio.Event) -> None:
 
 
 class Shared:
-    """What an application keeps at module level, and its tests share."""
+    """The module-level state of an application, shared by its tests."""
 
     def __init__(self, url: str) -> None:
         self.queue, self.registry = make(url)
@@ -80,7 +80,7 @@ def kept(shared_redis: RedisServer) -> list[Shared]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a loop that ended has left its connection open
 @pytest.mark.parametrize("turn", [1, 2, 3])
 async def test_a_loop_for_each_test(turn: int, kept: list[Shared]) -> None:
-    """One Queue in one loop after the other; what the end of a loop cuts off is given back at once."""
+    """One Queue in several loops in turn; slots held at the end of a loop are given back at once."""
     (shared,) = kept
     loop = asyncio.get_running_loop()
     assert loop not in shared.loops
@@ -113,7 +113,7 @@ async def hold_for_ever(queue: Queue, granted: asyncio.Event) -> None:
 
 
 class LoopInThread:
-    """A thread with an event loop and a Queue of its own, on a registry that others share."""
+    """A thread with its own event loop and Queue, on a shared registry."""
 
     def __init__(self, url: str, telemetry: Telemetry) -> None:
         self._ready = threading.Event()

@@ -1,4 +1,4 @@
-"""The FastAPI example under the servers that people use, in two workers over one Redis."""
+"""The FastAPI example under common servers, in two workers over one Redis."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def outside(redis_server: RedisServer) -> AsyncIterator[Queue]:
 
 
 async def test_it_serves_counts_lets_go_and_hands_over(server: WebServer, outside: Queue) -> None:
-    """One server, four questions, since to start one takes most of the time."""
+    """One server for four checks, because its start takes most of the time."""
     await calls_are_served_and_counted(server)
     await two_workers_share_the_line(server)
     await who_hangs_up_makes_room(server)

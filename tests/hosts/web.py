@@ -114,7 +114,7 @@ class WebServer:
         return await asyncio.wait_for(self._process.wait(), 20)
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body; 0 if the server hung up. To be cancelled is to hang up."""
+        """Status and body; 0 if the server disconnected. A cancellation disconnects."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())

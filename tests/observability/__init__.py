@@ -1,1 +1,1 @@
-"""Tests of the observing layer: complete, truthful, and never in the way of a call."""
+"""Tests of the observing layer: complete, correct, and without effect on calls."""

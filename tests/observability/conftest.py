@@ -41,7 +41,7 @@ def queue(telemetry: Telemetry) -> Iterator[Queue]:
 
 @pytest.fixture
 def nothing_global(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test sets for the whole process is taken back, the tracer provider among it."""
+    """Undo what a test sets for the whole process, such as the tracer provider."""
     taken = trace.ProxyTracerProvider()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: taken)
     monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)

@@ -15,7 +15,7 @@ SERVICE = "call-router"
 
 
 class ObservedWorker(Worker):
-    """The tests' end of it. `port` serves /metrics once it is entered."""
+    """Drives such a process. `port` serves /metrics after entering."""
 
     module = "tests.observability.observed_worker"
 

@@ -1,4 +1,4 @@
-"""`genesis_backend_up`: told by what the backend reports, whether or not anybody calls."""
+"""`genesis_backend_up`: it follows the backend's events, with or without calls."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def up(registry: CollectorRegistry) -> Up:
 async def test_it_is_there_from_the_first_answer_until_the_close(
     telemetry: Telemetry, up: Up, redis_server: RedisServer, kind: str
 ) -> None:
-    """Before that nobody knows, and afterwards nobody asks."""
+    """There is no series before the first contact, or after the end."""
     backend = InMemoryBackend() if kind == "memory" else RedisBackend(redis_server.url, lease=LEASE)
     queue = Queue(backend, telemetry=telemetry)
     assert up(kind) is None
-    await queue.drain(0)  # ends well, and nothing was asked of the backend
+    await queue.drain(0)  # succeeds without contact to the backend
     assert up(kind) is None
     await queue.ping()
     assert up(kind) == 1
@@ -50,7 +50,7 @@ async def test_it_is_there_from_the_first_answer_until_the_close(
 async def test_a_fleet_that_nobody_calls_tells_that_redis_is_away(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:
-    """Killed, or silent with its connections open; and that it is back, with or without its data."""
+    """Killed, or silent with open connections; and its return, with or without its data."""
     async with Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry) as queue:
         await queue.ping()
         own_redis.kill()
@@ -66,7 +66,7 @@ async def test_a_fleet_that_nobody_calls_tells_that_redis_is_away(
 async def test_a_redis_that_was_never_reached_is_told(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:
-    """By the first attempt, and not by the first success."""
+    """From the first attempt, not from the first success."""
     own_redis.kill()
     async with Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry) as queue:
         with pytest.raises(ConnectionError):
@@ -79,7 +79,7 @@ async def test_a_redis_that_was_never_reached_is_told(
 def test_a_backend_that_comes_into_another_event_loop_takes_its_outage_along(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:
-    """The loop in which Redis went away is over: what ends the outage is seen in the next one."""
+    """The loop in which the outage began is closed: the outage ends in the next loop."""
     queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry)
 
     async def goes_away() -> None:
@@ -101,7 +101,7 @@ def test_a_backend_that_comes_into_another_event_loop_takes_its_outage_along(
 async def test_data_that_was_lost_is_no_outage(
     own_redis: RedisServer, telemetry: Telemetry, registry: CollectorRegistry, up: Up
 ) -> None:
-    """It is over when it is told, and nothing follows that would end it."""
+    """The event is momentary; no later event would end it."""
     lost = {"backend": "redis", "reason": "data_lost"}
     async with (
         Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry) as queue,
@@ -115,7 +115,7 @@ async def test_data_that_was_lost_is_no_outage(
 async def test_one_of_two_that_is_away_counts_until_it_is_back_or_closed_or_forgotten(
     telemetry: Telemetry, up: Up
 ) -> None:
-    """They share a label, and what the other one reports does not hide it."""
+    """They share a label, and the other backend's events do not hide the outage."""
     inner = [InMemoryBackend() for _ in range(3)]
     layers = [ObservedBackend(each, telemetry, "1.2.3") for each in inner]
     for layer in layers:

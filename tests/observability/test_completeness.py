@@ -18,7 +18,7 @@ from genesis.observability.layer import ObservedBackend
 
 
 def import_layer_again() -> None:
-    """Run the module once more under another name, as an import would."""
+    """Run the module again under another name, as an import would."""
     spec = importlib.util.spec_from_file_location("layer_again", layer.__file__)
     assert spec is not None
     assert spec.loader is not None
@@ -56,7 +56,7 @@ def test_an_operation_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_mypy_refuses_a_layer_that_misses_an_operation(tmp_path: Path) -> None:
-    """In a copy whose protocol has one operation more, mypy --strict objects to the layer."""
+    """In a copy whose protocol has one operation more, mypy --strict rejects the layer."""
     package = tmp_path / "genesis"
     shutil.copytree(Path(genesis.__file__).parent, package)
     protocol = package / "backends" / "protocol.py"

@@ -101,7 +101,7 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_alone(program: str, **environment: str) -> tuple[str, str]:
-    """Run a program in a process that nobody has set up anything in; its stdout and stderr."""
+    """Run a program in a fresh process. Returns its stdout and stderr."""
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         env={**os.environ, **environment},
@@ -214,7 +214,7 @@ def test_the_ratio_samples_traces_that_begin_here(
 
 
 def test_a_provider_in_place_stays(collector: Collector) -> None:
-    """An application's own tracer provider is not replaced, and it is told how to use the other."""
+    """An application's own tracer provider is not replaced, and a warning says how to use the other."""
     program = """
 import logging
 from opentelemetry import trace
@@ -232,7 +232,7 @@ with configure("router") as handle:
 
 @pytest.mark.parametrize("state", ["refusing", "silent"])
 def test_shutdown_is_bounded_without_a_collector(state: str, nothing_global: None) -> None:
-    """A collector that is down or accepts and never answers costs the bound, and not minutes."""
+    """A collector that is down, or never replies, costs the timeout, not minutes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if state == "silent":
@@ -257,7 +257,7 @@ def test_logging_that_is_there_is_left_alone(nothing_global: None) -> None:
 
 
 def test_logging_that_is_there_is_joined_when_asked() -> None:
-    """On request a JSON handler joins the logger genesis, and goes again with its level."""
+    """On request the logger genesis gets a JSON handler; shutdown removes it and restores the level."""
     root, own = logging.getLogger(), logging.getLogger("genesis")
     before = (list(root.handlers), root.level, list(own.handlers), own.level)
     stream = io.StringIO()
@@ -305,7 +305,7 @@ except ZeroDivisionError:
 
 
 async def test_a_log_stream_that_blocks_delays_no_call(nothing_global: None) -> None:
-    """Lines that a full pipe does not take are dropped and counted; calls and the shutdown go on."""
+    """Lines for a full pipe are dropped and counted; calls and the shutdown continue."""
     reading, writing = os.pipe()
     registry = CollectorRegistry()
     lines = 3 * 4_000
@@ -350,7 +350,7 @@ async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_
 
 
 async def test_a_refusal_is_told_with_the_next_line_of_genesis() -> None:
-    """Of the application's lines, which never raise, none takes it away unsaid."""
+    """A line of the application, which never raises, does not discard the pending error."""
 
     class RefusesOnce(io.StringIO):
         refused = False
@@ -419,7 +419,7 @@ def test_structlogs_global_set_up_is_untouched() -> None:
     ],
 )
 def test_bad_arguments_are_errors_at_once(wrong: dict[str, Any], named: str) -> None:
-    """A bad argument is named, and its value is not told where it may bear a password."""
+    """A bad argument is named, and its value is not shown if it might hold a password."""
     with pytest.raises(ValueError, match=named) as raised:
         configure(**{"service_name": "router", "json_logs": False, **wrong})
     assert "secret" not in str(raised.value)

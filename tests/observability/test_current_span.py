@@ -1,4 +1,4 @@
-"""Which span is current, and what the spans of a call say of others."""
+"""The current span, and the links to other calls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_slots_left_in_another_order_leave_the_context_as_it_was(telemetry
 async def test_a_generator_that_is_broken_off_leaves_no_ended_span_current(
     telemetry: Telemetry, spans: Spans
 ) -> None:
-    """It is closed in another task; the next call of its consumer begins a trace of its own."""
+    """It is closed in another task; the next call of its consumer starts a new trace."""
     queue = Queue(telemetry=telemetry)
 
     async def stream() -> AsyncIterator[int]:
@@ -69,7 +69,7 @@ def of(span: Any) -> dict[str, Any]:
 
 
 async def test_each_span_ends_before_the_next_begins(telemetry: Telemetry, spans: Spans) -> None:
-    """And all of a call without a parent is under `queue.slot`."""
+    """All spans of a call without a parent are under `queue.slot`."""
     queue = Queue(telemetry=telemetry)
 
     async def call() -> None:

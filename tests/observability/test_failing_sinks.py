@@ -81,7 +81,7 @@ async def test_a_failing_sink_never_reaches_a_call(registry: CollectorRegistry, 
 async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
     registry: CollectorRegistry,
 ) -> None:
-    """It is called once an operation: what it counted before it raised is not counted twice."""
+    """It is called once per operation: what it counted before it raised is not counted twice."""
     telemetry = Telemetry(registry)
     backend = ObservedBackend(InMemoryBackend(), telemetry, "1")
     asked = 0
@@ -102,7 +102,7 @@ async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
 
 
 class ReportsWait(InMemoryBackend):
-    """Reports a wait of its own, by another clock."""
+    """A backend that reports a wait by another clock."""
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
         admission = await super().enter(entry)

@@ -29,7 +29,7 @@ OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 
 def ask(port: int, path: str, method: str = "GET", headers: Any = None) -> Reply:
-    """One request over a connection of its own; blocks."""
+    """Send one request on a new connection. Blocks."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request(method, path, headers=headers or {})
@@ -119,7 +119,7 @@ async def test_open_metrics_bear_exemplars(telemetry: Telemetry, registry: Colle
 
 
 async def test_a_blocked_loop_is_alive_and_not_ready(registry: CollectorRegistry) -> None:
-    """While the event loop stands still, metrics and health go out, and readiness says why not."""
+    """While the event loop is blocked, metrics and health are served, and /ready names the reason."""
     async with (
         Queue(telemetry=Telemetry(registry)) as queue,
         ObservabilityServer(queue, registry, port=0, ready_timeout=0.2) as server,
@@ -188,7 +188,7 @@ async def test_it_listens_on_the_loopback_only_unless_told_otherwise() -> None:
 
 
 async def test_a_request_with_a_body_ends_its_connection(registry: CollectorRegistry) -> None:
-    """What follows an unread body is not taken for another request."""
+    """Bytes after an unread body are not treated as another request."""
     async with ObservabilityServer(registry=registry, port=0) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         hidden = b"GET /health HTTP/1.1\r\n\r\n"
@@ -206,7 +206,7 @@ async def test_a_request_with_a_body_ends_its_connection(registry: CollectorRegi
 async def test_nonsense_is_refused_and_the_next_is_served(
     said: bytes, registry: CollectorRegistry
 ) -> None:
-    """Bytes that are no HTTP get a 4xx or a closed connection, and trouble nobody else."""
+    """Bytes that are not HTTP get a 4xx or a closed connection, and affect no other client."""
     async with ObservabilityServer(registry=registry, port=0) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(said)
@@ -217,7 +217,7 @@ async def test_nonsense_is_refused_and_the_next_is_served(
 
 
 async def test_stopping_is_at_once_and_leaves_no_thread(registry: CollectorRegistry) -> None:
-    """An answer that is on its way goes out; the port is free, and the server may start again."""
+    """A response in progress completes; the port is free, and the server can start again."""
 
     class Slow:
         def collect(self) -> Any:
@@ -305,7 +305,7 @@ def test_multiprocess_mode_serves_every_process(tmp_path: Path) -> None:
 
 
 async def test_a_registry_that_raises_is_a_500_and_no_more(registry: CollectorRegistry) -> None:
-    """A collector that fails spoils its scrape only."""
+    """A failing collector affects only its own scrape."""
 
     class Broken:
         def collect(self) -> Any:

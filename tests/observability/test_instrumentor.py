@@ -1,4 +1,4 @@
-"""Beside OpenTelemetry's own instrumentation of redis-py, which makes a span of every command."""
+"""Together with OpenTelemetry's instrumentation of redis-py, which creates a span per command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def provider(spans: Spans, redis_server: RedisServer) -> Iterator[TracerProvider
 async def test_heartbeats_stay_silent(
     provider: TracerProvider, spans: Spans, redis_server: RedisServer, registry: CollectorRegistry
 ) -> None:
-    """No span is made by a heartbeat while a slot is held; at the end there are the passage's own."""
+    """A heartbeat during a hold creates no span; at the end there are only the call's own spans."""
     async with redis.asyncio.Redis.from_url(redis_server.url) as client:
         await client.ping()
     assert [span.name for span in spans.get_finished_spans()] == ["PING"]  # the instrumentation works

@@ -1,4 +1,4 @@
-"""Ten situations of a call as a real Jaeger shows them: whom did it wait for, and how did it end?"""
+"""Ten situations of a call in a real Jaeger: which call did it wait for, and how did it end?"""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read(span: dict[str, Any]) -> Span:
 
 
 class Instance:
-    """A Queue with a tracer provider of its own, as each process of an application has one."""
+    """A Queue with its own tracer provider, as in a process of its own."""
 
     def __init__(self, redis_url: str, otlp: str, sampler: Sampler = ALWAYS_ON) -> None:
         backend = RedisBackend(redis_url, lease=LEASE)
@@ -204,7 +204,7 @@ async def test_granted_at_once_waited_and_no_parent(site: Site) -> None:
 
 
 async def test_timed_out_hung_up_evicted_and_waiting_now(site: Site) -> None:
-    """None of them gets a slot; each says who held it."""
+    """None of them gets a slot; each span names the holder."""
     leave = asyncio.Event()
     calls = [asyncio.create_task(site.one.call("holder", leave))]
     await site.one.stands(0, 1)
@@ -279,7 +279,7 @@ async def test_evicted_while_it_held(site: Site) -> None:
 
 
 async def test_sampled_at_a_half(site: Site) -> None:
-    """What is sampled says who was waited for, also of calls that were not sampled themselves."""
+    """A sampled span names the call it waited for, even if that call was not sampled."""
     half = Instance(site.redis_url, site.jaeger.otlp, TraceIdRatioBased(0.5))
     async with half.queue:
         leave = asyncio.Event()

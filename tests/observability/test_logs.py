@@ -43,7 +43,7 @@ async def test_each_ending_has_its_event_with_its_fields(
 async def test_bound_context_variables_suppress_no_event(
     queue: Queue, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
 ) -> None:
-    """structlog's context variables might have names that `logging` reserves."""
+    """structlog's context variables can have names that `logging` reserves."""
     caplog.set_level(logging.INFO, "genesis.tests")
     with structlog.contextvars.bound_contextvars(module="billing", name="Ann", tenant=7):
         await end_as(queue, "granted")

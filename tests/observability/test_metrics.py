@@ -1,4 +1,4 @@
-"""What is exposed: bounded, finite, fresh, and true in multiprocess mode, too."""
+"""The exposition: bounded, finite, fresh, and correct in multiprocess mode too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_SERIES = 15_000
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """A clock that advances only on request."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -129,7 +129,7 @@ def test_observations_fall_where_prometheus_client_puts_them(observed: list[floa
 
 @pytest.mark.parametrize("wrong", [None, math.nan, "3"])
 def test_an_observation_that_is_no_number_is_lost_alone(wrong: Any) -> None:
-    """A backend of somebody else's may answer anything; 300 are more than are noted unsorted."""
+    """A user's backend might return anything; 300 values exceed the unsorted list."""
     child = Distribution((1.0, 2.0), all_buckets=True)
     for number in range(300):
         child.observe(wrong if number == 100 else 1.5)
@@ -138,7 +138,7 @@ def test_an_observation_that_is_no_number_is_lost_alone(wrong: Any) -> None:
 
 
 async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: CollectorRegistry) -> None:
-    """An application may have no scraper at all: what is noted unsorted is bounded all the same."""
+    """Without any scrape, the list of unsorted values is still bounded."""
     telemetry = Telemetry(registry)
     async with Queue(telemetry=telemetry) as queue:
         for _ in range(2_000):
@@ -154,7 +154,7 @@ async def test_observations_do_not_pile_up_until_somebody_scrapes(registry: Coll
 async def test_observations_do_not_pile_up_while_a_long_line_drains(
     registry: CollectorRegistry,
 ) -> None:
-    """Thousands may enter before one leaves, and leave before one enters: all is sorted in time."""
+    """Thousands can enter before one leaves, and leave before one enters: all values are sorted."""
     telemetry = Telemetry(registry)
     async with Queue(telemetry=telemetry) as queue:
 
@@ -196,7 +196,7 @@ async def test_a_number_of_another_kind_costs_no_observation(registry: Collector
 
 
 def test_observing_within_a_reading_waits_for_nothing() -> None:
-    """The collector may close a call, which is observed, while the same thread reads."""
+    """The garbage collector might close a call, which is observed, while the same thread reads."""
     child = Distribution((1.0,), all_buckets=True)
     with child._lock:
         for number in range(600):
@@ -243,7 +243,7 @@ def test_buckets_that_do_not_rise_are_refused(wrong: tuple[float, ...]) -> None:
 
 
 async def test_an_idle_queue_s_series_are_removed_in_time(registry: CollectorRegistry) -> None:
-    """They outlast the call, for the scrapes to come, and go when nobody came for long."""
+    """They outlast the call, for later scrapes, and are removed after a long idle time."""
     clock = Clock()
     async with Queue(telemetry=Telemetry(registry, clock=clock)) as queue:
         async with queue.slot("sales"):
@@ -328,7 +328,7 @@ async def test_idle_queues_make_room_when_there_are_too_many(registry: Collector
 async def test_what_may_happen_to_a_queue_is_exposed_at_0_before_it_happens(
     registry: CollectorRegistry,
 ) -> None:
-    """`increase` does not see the increment with which a series appears; so none appears with one."""
+    """`increase` ignores the value with which a series appears, so every series starts at 0."""
     async with Queue(telemetry=Telemetry(registry)) as queue, queue.slot("sales"):
 
         def value(name: str, **labels: str) -> float | None:
@@ -372,7 +372,7 @@ async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRe
 
 
 def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
-    """What the backend calls its disruptions is what the counter, rules and panels know."""
+    """The backend's reasons for disruptions are those of the counter, the rules and the panels."""
     told = {reason for _, reason in errors._REASONS} | {errors.reason_of(Exception())}
     told |= set(errors._REASONS_OF_REPLIES.values())
     source = (Path(errors.__file__).parent / "delivery.py").read_text()
@@ -393,7 +393,7 @@ async def test_a_held_queue_is_never_idle(registry: CollectorRegistry) -> None:
 
 
 def test_a_stale_shared_gauge_is_gone() -> None:
-    """A snapshot is shown for three heartbeats and not a moment longer; its limit for a minute."""
+    """A snapshot is shown for exactly three heartbeats; its limit for a minute."""
     clock = Clock()
     gauges = SharedGauges(clock, lambda label: label == "sales")
     gauges.report("sales", "redis", "sales", QueueStats(3, 1, 2, 4.5, 6.5), heartbeat=5)
@@ -466,7 +466,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_multiprocess_mode_adds_the_processes_up(tmp_path: Path, processes: int) -> None:
-    """Histograms of all processes are added; the gauges are those of the living."""
+    """Histograms of all processes are summed; gauges come from live processes only."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for _ in range(processes):
         done = subprocess.run(

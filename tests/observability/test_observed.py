@@ -1,4 +1,4 @@
-"""An operator's question, asked of three real processes over one Redis: why did call X wait, for whom?
+"""An operator's question about three real processes on one Redis: why did call X wait, and for whom?
 
 Prometheus, the traces and the logs must each hold the answer, and agree.
 """
@@ -126,7 +126,7 @@ async def test_traces_exemplars_and_logs_tell_one_story_of_a_call(
 
 
 async def test_the_gauges_agree_and_a_dead_instance_shows(site: Site) -> None:
-    """Sum of waiting = depth and sum of holding = in use, but for what a dead instance has left."""
+    """Sum of waiting = depth and sum of holding = in use, except for tickets of a dead instance."""
     one, two, three = site.workers
     one.enter("holder", limit=1)
     await one.event("granted", "holder")

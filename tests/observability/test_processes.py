@@ -55,7 +55,7 @@ print(stuck)
 
 
 def test_a_forked_child_can_be_scraped_and_counts_from_0() -> None:
-    """Threads scrape during the fork, and hold locks that nobody lets go in the child."""
+    """Threads scrape during the fork, and hold locks that are never released in the child."""
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100)
     assert done.stdout == "0\n", done.stderr
 
@@ -94,7 +94,7 @@ def worker(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_gauges_of_a_killed_worker_are_gone(tmp_path: Path) -> None:
-    """Without any hook of the server's; the shared gauges of the living are there."""
+    """Without a hook of the server; the shared gauges of live processes are there."""
     killed = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR", "stay")
     assert killed.stdout is not None
     assert killed.stdout.readline() == "ready\n"
@@ -115,7 +115,7 @@ def test_the_gauges_of_a_killed_worker_are_gone(tmp_path: Path) -> None:
     ],
 )
 def test_a_directory_that_is_not_used_is_told(arguments: list[str], complaint: str) -> None:
-    """At once, in words; and the process serves its own metrics."""
+    """An immediate, clear error; and the process serves its own metrics."""
     text, _ = worker(*arguments).communicate(timeout=60)
     assert complaint in text
     assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text

@@ -31,7 +31,7 @@ def shown(gauges: SharedGauges) -> dict[str, float]:
 
 
 def test_stores_that_share_a_label_are_added_up_and_one_store_counts_once() -> None:
-    """Counts are added over distinct stores; of ages and expected waits the greatest is shown."""
+    """Counts are summed over distinct stores; of ages and expected waits the maximum is shown."""
     gauges = SharedGauges(lambda: 0.0, lambda _: True)
     for store, waiting in (("a", 5), ("b", 0), ("a", 6)):
         stats = QueueStats(waiting, 1, 1, 2.0 * waiting, 3.0, 10.0)
@@ -74,7 +74,7 @@ def test_many_queues_are_reported_without_a_sweep() -> None:
 async def test_snapshots_that_come_at_once_are_spread_over_turns(
     registry: CollectorRegistry,
 ) -> None:
-    """20,000 heartbeats in one turn of the loop are noted in it, and shown in the turns that follow."""
+    """20,000 heartbeats in one iteration of the loop are shown over the following iterations."""
     inner = InMemoryBackend()
     ObservedBackend(inner, Telemetry(registry), "1")
     for number in range(20_000):

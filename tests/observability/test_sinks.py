@@ -1,4 +1,4 @@
-"""Sinks as applications have them: a collector that is dead, loggers of every kind, a port in use."""
+"""Sinks as in real applications: a dead collector, loggers of every kind, a port in use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 def test_the_first_failure_of_each_kind_is_logged(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With its traceback; the others are counted."""
+    """With its traceback; further errors are only counted."""
     telemetry = Telemetry(registry)
     for error in (ValueError, ValueError, KeyError):
         try:

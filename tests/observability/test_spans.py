@@ -92,7 +92,7 @@ async def test_the_spans_of_a_call_that_waited(
 
 
 async def test_hand_offs_are_linked_both_ways(queue: Queue, spans: Spans) -> None:
-    """The waiter's wait links the hold that made room; the holder's release links the waiter."""
+    """The waiter's wait links to the hold that freed its slot; the holder's release to the waiter."""
 
     async def call() -> None:
         async with queue.slot("sales", item_id="waiter"):
@@ -140,7 +140,7 @@ async def test_no_span_is_left_open(
 
 
 class RepliesLater(InMemoryBackend):
-    """Reports what a `leave` did only when `reply` is called, by a `Left` event each."""
+    """A backend that reports the result of a `leave` only when `reply` is called, by a `Left` event."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ async def test_a_release_is_observed_when_its_reply_comes(
 async def test_a_release_without_a_reply_is_unconfirmed(
     telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
 ) -> None:
-    """Its operation and its span have an outcome of their own, which is not an error."""
+    """Its operation and its span have the outcome `unconfirmed`, which is not an error."""
     inner = RepliesLater()
     queue = Queue(inner, telemetry=telemetry)
     await end_as(queue, "granted")
@@ -198,7 +198,7 @@ async def test_a_release_without_a_reply_is_unconfirmed(
 
 
 class Watched(InMemoryBackend):
-    """Remembers what had been observed when each slot was given back."""
+    """A backend that records what had been observed when each slot was given back."""
 
     def __init__(self, look: Callable[[], Any]) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ async def test_the_release_is_sent_before_the_hold_is_observed(
 
 
 async def test_a_body_s_own_timeout_is_not_the_queue_s(queue: Queue, spans: Spans) -> None:
-    """`error.type` of a hold names what the body raised; of a wait, what the caller gets for it."""
+    """`error.type` of a hold names the body's error; of a wait, the caller's error."""
 
     async def call() -> None:
         async with queue.slot("sales"):

@@ -111,7 +111,7 @@ async def test_whatever_entering_raises_reaches_the_caller_and_counts_as_an_erro
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    """A timeout of the backend is not that of the caller; the text of an error might fail."""
+    """A timeout of the backend is not the caller's; formatting an error might fail."""
 
     async def broken(entry: EnterRequest) -> EnterResult:
         raise error
