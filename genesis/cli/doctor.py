@@ -148,7 +148,7 @@ def check_queues(
                     "STUCK_HEAD",
                     f"queue {look.queue_id!r} has {look.waiting} waiting and {look.in_use} of "
                     f"{look.limit} slots in use; {look.head!r} is next and is granted none",
-                    "if CLOCK_STEPPED is found as well, mend that first; then "
+                    "if CLOCK_STEPPED is found as well, fix that first; then "
                     f"{_command('limit', look.queue_id, str(look.limit))} grants",
                 )
     for look in looks:
@@ -210,7 +210,7 @@ def check_clock(looks: Sequence[QueueLook], instances: Sequence[Instance]) -> It
             "CLOCK_STEPPED",
             f"the clock of Redis has gone back by at least {span(by)}{where}. Leases last longer than "
             "they should, and a queue might grant nothing",
-            "mend the clock (slew, never step). If a queue stays stuck: HDEL its `meta` field `until`",
+            "fix the clock (slew, never step). If a queue stays stuck: HDEL its `meta` field `until`",
         )
 
 

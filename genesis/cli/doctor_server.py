@@ -91,7 +91,7 @@ def check_server(store: Store, user: str | None) -> tuple[list[Finding], list[st
                 "critical",
                 "READ_ONLY",
                 f"the server rejects writes: {rejected}",
-                "connect to the master (Sentinel or Cluster url), or mend what the server names",
+                "connect to the master (Sentinel or Cluster url), or fix what the server names",
             )
         )
     error = _resp3(store)

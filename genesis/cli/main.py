@@ -209,7 +209,7 @@ def _json(value: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="genesis", description="Look at queues in Redis, and mend them.", epilog=_CODES
+        prog="genesis", description="Inspect and repair queues in Redis.", epilog=_CODES
     )
     parser.add_argument("--version", action="version", version=f"genesis {VERSION}")
     _common(parser, first=True)
@@ -226,8 +226,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("status", _status, "the queues and the instances, now"),
-        ("top", _top, "the queues, live, a bar each; one picture if the output is no terminal"),
-        ("doctor", _doctor, "what is wrong with Redis, the instances or a queue, and how to mend it"),
+        ("top", _top, "the queues, live, one bar each; a single frame if the output is no terminal"),
+        ("doctor", _doctor, "find problems of Redis, the instances and the queues, and their fixes"),
     ):
         command = add(name, run, text)
         command.add_argument(
@@ -249,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it")
     limit.add_argument("queue", metavar="QUEUE")
     limit.add_argument("limit", type=_slots, metavar="N|none")
-    evict = add("evict", _evict, "take an item out of a queue, whether it waits or holds")
+    evict = add("evict", _evict, "remove an item from a queue, whether it waits or holds")
     evict.add_argument("queue", metavar="QUEUE")
     evict.add_argument("item", metavar="ITEM")
     return parser

@@ -79,7 +79,7 @@ class Distribution:
             self._sort()
             return list(self._counts), self._sum, dict(self._exemplars)
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         """Reset in a forked child: it has no observations, and the lock's owner does not exist."""
         self._lock = threading.Lock()
         self._unsorted.clear()
@@ -145,9 +145,9 @@ class Family(Collector):
             if all(key[place] == value for place, value in places.items()):
                 self._children.pop(key, None)
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         for child in list(self._children.values()):
-            child.begin_again()
+            child.reset()
 
     def describe(self) -> Iterable[Any]:
         return [self._family()]

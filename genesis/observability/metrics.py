@@ -50,9 +50,9 @@ class Count:
     __slots__ = ("_lock", "value")
 
     def __init__(self) -> None:
-        self.begin_again()
+        self.reset()
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         self._lock = threading.RLock()
         self.value = 0
 
@@ -128,7 +128,7 @@ class Instruments(Collector):
         self._changing = threading.RLock()  # held to change `known` and its children
         if self.files is None:
             registry.register(self)
-            _begin_again_after_forks(self)
+            _reset_after_forks(self)
 
     def describe(self) -> Iterable[Any]:
         return [family for each in (*self._own(), self.shared) for family in each.describe()]
@@ -141,7 +141,7 @@ class Instruments(Collector):
         for each in (*self._own(), self.shared):
             yield from each.collect()
 
-    def stay_registered(self) -> None:
+    def ensure_registered(self) -> None:
         """Register again if the application has cleared the registry."""
         now = self.clock()
         if self.files is None and now >= self._next_check:
@@ -151,13 +151,13 @@ class Instruments(Collector):
             except ValueError:
                 return  # still registered
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         """Reset in a forked child: it has no calls, and the owners of locks do not exist there."""
         # A scraping thread of the parent might have held the registry's lock.
         self._registry._lock = threading.Lock()
         self._changing = threading.RLock()
         for each in (*self._own(), self.shared, *self.known.values()):
-            each.begin_again()
+            each.reset()
         for labels in list(self.build_info._children):
             self.build_info.labels(*labels).set(1)
 
@@ -175,7 +175,7 @@ class Instruments(Collector):
         """Sort the noted values of all queues: it might be long until the next scrape."""
         if self.files is not None:
             return
-        self.stay_registered()
+        self.ensure_registered()
         for series in list(self.known.values()):
             series.flush()
         self.operation.flush()
@@ -240,7 +240,7 @@ class Instruments(Collector):
 _of_this_process: weakref.WeakSet[Instruments] = weakref.WeakSet()
 
 
-def _begin_again_after_forks(instruments: Instruments) -> None:
+def _reset_after_forks(instruments: Instruments) -> None:
     if not _of_this_process and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
     _of_this_process.add(instruments)
@@ -248,7 +248,7 @@ def _begin_again_after_forks(instruments: Instruments) -> None:
 
 def _after_fork() -> None:
     for instruments in list(_of_this_process):
-        instruments.begin_again()
+        instruments.reset()
 
 
 def instruments_of(
@@ -264,5 +264,5 @@ def instruments_of(
         kept = Instruments(registry, wait_buckets, clock)
         registry._genesis_instruments = kept  # type: ignore[attr-defined]
     else:
-        kept.stay_registered()
+        kept.ensure_registered()
     return kept

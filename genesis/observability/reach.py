@@ -24,9 +24,9 @@ class _OfOneKind:
     __slots__ = ("away", "met")
 
     def __init__(self) -> None:
-        self.begin_again()
+        self.reset()
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         self.met: WeakSet[object] = WeakSet()
         self.away: WeakSet[object] = WeakSet()
 
@@ -56,9 +56,9 @@ class BackendUp(Family):
         # garbage collector might finalize a backend in between.
         self._lock = threading.RLock()
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         self._lock = threading.RLock()
-        super().begin_again()
+        super().reset()
 
     def show(self, kind: str) -> None:
         """Publish the value of a kind, even if it is not known."""

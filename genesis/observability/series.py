@@ -62,7 +62,7 @@ class QueueSeries:
 
     def __init__(self, instruments: Instruments, label: str) -> None:
         self.label = label
-        self.begin_again()
+        self.reset()
         self._instruments = instruments
         self._wait = _Outcomes(instruments.wait, label)
         self._hold = _Outcomes(instruments.hold, label)
@@ -89,7 +89,7 @@ class QueueSeries:
             instruments.refused.labels(label, reason)
         instruments.disagreements.labels(label)
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         # Event loops of several threads can share this object. The lock is reentrant, because the
         # garbage collector might close a call, which is counted, while another is being counted.
         self._lock = threading.RLock()

@@ -151,9 +151,9 @@ class SharedGauges(Collector):
         self._clock = clock
         self._busy = busy
         self._publish = publish
-        self.begin_again()
+        self.reset()
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         """Reset. In a forked child, the lock's owner does not exist."""
         self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
         # By store, oldest report first.

@@ -363,7 +363,7 @@ class Driver:
         return any(not call.local.wanted for call in self.calls.values())
 
     async def flush(self) -> None:
-        """Wait until Redis has confirmed every leave."""
+        """Wait until every `leave` has an outcome: a reply, a later sync, or the end of the backend."""
         while self._leaving():
             if self._all_left is None or self._all_left.done():
                 self._all_left = self.loop.create_future()

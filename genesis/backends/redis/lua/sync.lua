@@ -13,12 +13,12 @@
 -- Reply  {-1, session on record}   late: this session or a greater one is on record
 --        {0}                       not the first page, and another session is on record: sync first
 --        {1, now, look, rows, override or '', version, more, numbers, reclaimed, 1 if data was lost,
---         the limit that others named, if a call that enters names another one, or '',
---         granted: what was, but for the tickets of this page, holders: the first few, if a call enters}
---          a row a ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
---          | 5 evicted, 0 | 6 lost, 0 | 7 left, what it had as in leave.lua}; the third of 1 and 2 is 1 if it
---          took its kept place, the fourth of 2 the position if it was entering; more: the instance has more
---          tickets here than it listed, sync again
+--         the limit that others named, if an entering call names another one, or '',
+--         granted: all grants except those of this page, holders: the first few, if a call enters}
+--          one row per ticket: {1 granted, token | 2 waiting, place | 3 busy, 0 | 4 full, 0, holds, mean
+--          | 5 evicted, 0 | 6 lost, 0 | 7 left, its state as in leave.lua}; the third of 1 and 2 is 1 if it
+--          took its kept place, the fourth of 2 the position if it was entering; more: Redis has unlisted
+--          tickets of this instance left, sync again
 --
 -- Races  Every listed ticket is judged before any grant, and the recovery window opens before that. A
 --        tombstone keeps an evicted ticket out. An instance that was reaped and does not know it (confirmed
