@@ -144,7 +144,9 @@ async def test_a_lost_right_to_subscribe_is_denied(own_redis: RedisServer) -> No
 
 
 @pytest.mark.parametrize("what", ["password", "host"])
-async def test_what_waiting_does_not_mend_is_known_at_once(own_redis: RedisServer, what: str) -> None:
+async def test_an_error_that_a_retry_does_not_fix_is_known_at_once(
+    own_redis: RedisServer, what: str
+) -> None:
     own_redis.client.config_set("requirepass", "secret")
     url = "redis://no-such-host.invalid:1"
     if what == "password":
@@ -165,7 +167,7 @@ async def test_a_server_that_is_not_there_may_come_back(own_redis: RedisServer) 
         await watched.is_up()
 
 
-async def test_a_server_without_resp3_says_so() -> None:
+async def test_a_server_without_resp3_is_a_clear_error() -> None:
     server = RedisServer("--rename-command", "HELLO", "", client={"protocol": 2})
     try:
         async with linked(server.url) as watched:

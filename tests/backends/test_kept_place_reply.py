@@ -86,7 +86,7 @@ async def test_a_call_that_fails_without_a_reply_does_not_use_up_its_place(pair:
         near.leave(call.ticket)
 
 
-async def test_what_a_dropped_call_had_is_known_if_only_the_sync_says_it(
+async def test_the_state_of_a_dropped_call_is_known_from_the_sync(
     redis_server: RedisServer,
 ) -> None:
     """It is granted a slot without knowing, and leaves: the slot is given back, the place kept."""

@@ -103,7 +103,7 @@ async def test_the_link_outlives_a_cancellation_of_all_tasks(own_redis: RedisSer
         assert await watched.ask(b"PING") == b"PONG"
 
 
-async def test_an_error_while_a_connection_is_made_is_told_and_ends_nothing(
+async def test_an_error_while_connecting_is_reported_and_retried(
     own_redis: RedisServer,
 ) -> None:
     class Sick(RedisPyConnection):
@@ -122,7 +122,7 @@ async def test_an_error_while_a_connection_is_made_is_told_and_ends_nothing(
         await watched.is_up()
 
 
-async def test_the_back_off_starts_anew_once_a_connection_was_up(own_redis: RedisServer) -> None:
+async def test_the_backoff_restarts_after_a_connection_was_up(own_redis: RedisServer) -> None:
     async with linked(own_redis.url) as watched:
         await watched.is_up()
         own_redis.kill()
@@ -161,7 +161,7 @@ async def test_closing_takes_the_replies_that_are_due_and_leaves_nothing(
     assert watched.downs == []
 
 
-async def test_closing_does_not_wait_for_a_server_that_stands_still(own_redis: RedisServer) -> None:
+async def test_closing_does_not_wait_for_a_stopped_server(own_redis: RedisServer) -> None:
     watched = Watched(own_redis.url)
     await watched.is_up()
     own_redis.pause()

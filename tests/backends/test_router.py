@@ -149,7 +149,7 @@ async def test_wake_ups_come_from_every_node(cluster: Cluster) -> None:
         assert {link for link, _ in calls.pushes} == set(calls.router.links())
 
 
-async def test_a_slot_that_moves_is_found_again_and_no_command_is_carried_out_twice(
+async def test_a_slot_that_moves_is_found_again_and_no_command_runs_twice(
     cluster: Cluster,
 ) -> None:
     source, target = cluster.masters()[:2]
@@ -240,7 +240,7 @@ async def test_a_master_that_fails_is_replaced_by_its_replica(how: str) -> None:
         cluster.close()
 
 
-async def test_without_any_node_it_says_so_and_comes_back(own_redis: RedisServer) -> None:
+async def test_without_any_node_the_error_names_it_and_it_recovers(own_redis: RedisServer) -> None:
     port = _cluster_port()
     calls = Calls()
     client = Cluster.client(_only(port))

@@ -125,7 +125,7 @@ def test_a_pause_that_failed_is_over_with_the_next_that_did_not(run: HistoryBuil
     assert run.rules() == ["standstill"]
 
 
-def test_a_pause_that_failed_may_be_carried_out_when_the_server_is_back(run: HistoryBuilder) -> None:
+def test_a_pause_that_failed_might_run_when_the_server_is_back(run: HistoryBuilder) -> None:
     """The command was still in the server's socket when its reply was given up."""
     run.fault(0.0, 5.0, settle=1.0)
     run.limit(0.5, 0.6, 0, ok=False)

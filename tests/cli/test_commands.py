@@ -33,7 +33,7 @@ async def test_status_shows_queues_and_instances(line: Line) -> None:
     assert sorted(row.split()[0] for row in rest) == sorted(q.instance_id for q in line.queues)
 
 
-async def test_status_in_json_equals_what_an_instance_is_told(line: Line) -> None:
+async def test_status_in_json_equals_the_stats_of_an_instance(line: Line) -> None:
     (sales,) = (result := await line.run("status", "--json")).json["queues"]
     stats = await line.queues[0].stats("sales")
     assert (sales["waiting"], sales["in_use"], sales["limit"]) == (2, 1, 1) == stats[:3]
@@ -206,7 +206,7 @@ def test_wrong_arguments_are_exit_code_2(
     assert "hidden" not in "".join(capsys.readouterr())
 
 
-async def test_out_of_reach_is_exit_code_3(run: Run) -> None:
+async def test_unreachable_is_exit_code_3(run: Run) -> None:
     url = f"redis://:hidden@127.0.0.1:{free_port()}"
     for command in (["status"], ["top"], ["entries", "q"], ["limit", "q", "1"], ["evict", "q", "i"]):
         result = await run(*command, "--url", url)

@@ -138,7 +138,7 @@ async def test_acl_of_another_user(line: Line) -> None:
     assert found["fix"] == "ACL SETUSER worker +evalsha"
 
 
-async def test_a_user_without_info_is_told_what_was_not_checked(line: Line) -> None:
+async def test_without_the_info_right_the_eviction_policy_is_reported_as_unchecked(line: Line) -> None:
     url = line.fleet.add_user()
     line.fleet.allow("-info")
     result = await line.doctor("--url", url)

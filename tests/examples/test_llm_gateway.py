@@ -94,7 +94,7 @@ async def test_a_request_is_answered_by_the_model(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("holds", "retry_after"), [(0, "5"), (10, "1")])
-async def test_a_full_line_is_429_and_tells_when(
+async def test_a_full_line_is_429_with_retry_after(
     holds: int, retry_after: str, gateway: Gateway
 ) -> None:
     """From the estimate, once it is known; the line stays as it is."""
@@ -203,7 +203,7 @@ async def test_a_request_id_may_be_long(gateway: Gateway) -> None:
     assert gateway.model.seen == ["x" * 200]
 
 
-async def test_a_call_whose_slot_is_lost_is_broken_off(gateway: Gateway) -> None:
+async def test_a_call_whose_slot_is_lost_is_cancelled(gateway: Gateway) -> None:
     gateway.model.seconds = 3600.0
     await gateway.start()
     call = gateway.begin(name="request-1")

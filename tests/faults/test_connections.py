@@ -188,7 +188,7 @@ async def test_a_server_that_closes_idle_connections_raises_no_alarm(
     assert took < 0.2
 
 
-async def test_a_connection_that_the_server_closed_is_made_again_at_once(fleet: Fleet) -> None:
+async def test_a_connection_that_the_server_closed_is_reopened_at_once(fleet: Fleet) -> None:
     """Closed while idle: no disruption; the call that comes in the same turn waits for it."""
     queue = fleet.queue(lease=30.0)
     await fleet.call(queue, "first").ended()

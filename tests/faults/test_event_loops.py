@@ -331,7 +331,7 @@ async def use_five(queue: Queue) -> None:
         pass
 
 
-async def test_a_thread_sees_that_the_lease_has_run_out_while_the_loop_stands_still(
+async def test_a_thread_sees_that_the_lease_has_run_out_while_the_loop_is_blocked(
     own_redis: RedisServer,
 ) -> None:
     """No callback of the loop is needed for that."""
@@ -390,7 +390,7 @@ async def test_the_errors_of_a_real_outage_survive_pickle_and_copy(own_redis: Re
         assert vars(duplicate) == vars(caught.value)
 
 
-async def test_a_generator_that_is_broken_off_gives_its_slot_back_and_says_nothing(
+async def test_a_generator_that_is_closed_gives_its_slot_back_without_a_warning(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """aclose() and the garbage collector raise GeneratorExit inside of the block."""

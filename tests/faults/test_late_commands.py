@@ -12,7 +12,7 @@ from tests.support.fleet import BEAT, SALES, Call, Fleet, leave_as_granted, rene
 from tests.support.waiting import quiesce, wait_until
 
 
-async def test_an_enter_whose_reply_is_lost_is_carried_out_once(fleet: Fleet) -> None:
+async def test_an_enter_whose_reply_is_lost_runs_once(fleet: Fleet) -> None:
     """The next connection's sync lists it: one ticket, and it holds."""
     proxy = await fleet.proxy()
     queue, other = fleet.queue(proxy.url), fleet.queue()

@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 # Out of memory
 
 
-async def test_an_enter_without_memory_is_an_error_that_says_so(fleet: Fleet) -> None:
+async def test_an_enter_without_memory_raises_the_servers_error(fleet: Fleet) -> None:
     """noeviction and no memory: BackendUnavailableError at once; afterwards it works."""
     queue = fleet.queue()
     holder = fleet.call(queue, "holder", 2)
@@ -126,9 +126,7 @@ async def test_waiters_get_an_error_when_all_is_rejected_for_longer_than_the_lea
 
 
 @pytest.mark.parametrize("rule", ["zadd", "zrem", "publish"])
-async def test_an_eviction_that_is_rejected_half_way_is_carried_out_or_is_not(
-    fleet: Fleet, rule: str
-) -> None:
+async def test_an_eviction_that_is_rejected_halfway_runs_or_does_not(fleet: Fleet, rule: str) -> None:
     """The call keeps its place, or learns that it was evicted: it never leaves the line silently."""
     queue, operator = fleet.queue(), fleet.queue(fleet.add_user())
     holder = fleet.call(queue, "holder")

@@ -149,7 +149,7 @@ def test_the_ring_timeout_joins_the_options_of_the_dial_string() -> None:
 # Who is sent away ------------------------------------------------------------------------------------
 
 
-async def test_an_announcement_is_heard_to_its_end(world: World) -> None:
+async def test_an_announcement_is_played_to_its_end(world: World) -> None:
     """The hang-up waits for it, though FreeSWITCH would run it within the announcement."""
     service = await world.instance(timeout=0.05)
     async with world.queue.slot("agents", max_concurrent=1):

@@ -57,7 +57,7 @@ async def operator(own_redis: RedisServer) -> AsyncIterator[Queue]:
         yield queue
 
 
-async def test_of_a_paused_queue_only_the_pause_and_a_stuck_line_and_a_killed_worker_are_told(
+async def test_only_a_pause_a_stuck_queue_and_a_killed_worker_raise_alerts(
     server: WebServer, prometheus: Prometheus, operator: Queue, own_redis: RedisServer
 ) -> None:
     async def seen(expression: str, description: str, timeout: float = 30.0) -> None:

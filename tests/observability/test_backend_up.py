@@ -47,7 +47,7 @@ async def test_it_is_there_from_the_first_answer_until_the_close(
     assert up(kind) is None
 
 
-async def test_a_fleet_that_nobody_calls_tells_that_redis_is_away(
+async def test_a_fleet_without_calls_reports_an_outage_of_redis(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:
     """Killed, or silent with open connections; and its return, with or without its data."""
@@ -63,7 +63,7 @@ async def test_a_fleet_that_nobody_calls_tells_that_redis_is_away(
         await wait_until(lambda: up("redis") == 1, "it answers again")
 
 
-async def test_a_redis_that_was_never_reached_is_told(
+async def test_a_redis_that_was_never_reached_is_reported(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:
     """From the first attempt, not from the first success."""

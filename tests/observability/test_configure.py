@@ -349,7 +349,7 @@ async def test_a_log_stream_that_refuses_is_counted_and_reaches_no_call(nothing_
         stream.close()
 
 
-async def test_a_refusal_is_told_with_the_next_line_of_genesis() -> None:
+async def test_a_write_error_is_raised_with_the_next_line_of_genesis() -> None:
     """A line of the application, which never raises, does not discard the pending error."""
 
     class RefusesOnce(io.StringIO):

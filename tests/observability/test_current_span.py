@@ -40,7 +40,7 @@ async def test_slots_left_in_another_order_leave_the_context_as_it_was(telemetry
         assert trace.get_current_span() is before
 
 
-async def test_a_generator_that_is_broken_off_leaves_no_ended_span_current(
+async def test_a_generator_that_is_closed_leaves_no_ended_span_current(
     telemetry: Telemetry, spans: Spans
 ) -> None:
     """It is closed in another task; the next call of its consumer starts a new trace."""
@@ -97,7 +97,7 @@ async def test_each_span_ends_before_the_next_begins(telemetry: Telemetry, spans
     assert of(release)["genesis.granted_to.item_id"] == "waiter"
 
 
-async def test_who_was_waited_for_is_told_without_a_link(telemetry: Telemetry, spans: Spans) -> None:
+async def test_the_releasing_call_is_named_without_a_link(telemetry: Telemetry, spans: Spans) -> None:
     """The other call was not sampled: it has no context, but a name."""
     backend = ObservedBackend(Unsampled(), telemetry, "1")
     await backend.enter(EnterRequest("sales", "holder", 1))

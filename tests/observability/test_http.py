@@ -92,7 +92,7 @@ async def test_it_serves_three_paths_and_nothing_else(
         assert "python" not in metrics.headers["server"].lower()
 
 
-async def test_head_tells_the_length_without_the_body(registry: CollectorRegistry) -> None:
+async def test_head_has_the_length_without_the_body(registry: CollectorRegistry) -> None:
     """HEAD answers with GET's headers."""
     async with ObservabilityServer(registry=registry, port=0) as server:
         head, get = [await aask(server.port, "/health", method) for method in ("HEAD", "GET")]
@@ -173,7 +173,7 @@ async def test_readiness_follows_redis(own_redis: RedisServer, registry: Collect
         await wait_until(ready, "the server is ready again")
 
 
-async def test_it_listens_on_the_loopback_only_unless_told_otherwise() -> None:
+async def test_it_listens_on_the_loopback_only_by_default() -> None:
     """The default is 127.0.0.1, another address is taken when given, and an empty one is refused."""
     async with ObservabilityServer(registry=CollectorRegistry(), port=0) as server:
         assert server.host == "127.0.0.1"

@@ -114,7 +114,7 @@ def test_the_gauges_of_a_killed_worker_are_gone(tmp_path: Path) -> None:
         (["/tmp", "PROMETHEUS_MULTIPROC_DIR", "late"], "after prometheus_client had been imported"),
     ],
 )
-def test_a_directory_that_is_not_used_is_told(arguments: list[str], complaint: str) -> None:
+def test_a_directory_that_is_not_used_is_logged(arguments: list[str], complaint: str) -> None:
     """An immediate, clear error; and the process serves its own metrics."""
     text, _ = worker(*arguments).communicate(timeout=60)
     assert complaint in text

@@ -179,7 +179,7 @@ def test_an_error_ends_the_call_and_a_sync_follows(line: Line) -> None:
     assert rows_of(line.command("sync")) == []
 
 
-def test_an_error_reply_to_leave_is_mended_by_the_sync(line: Line) -> None:
+def test_an_error_reply_to_leave_is_repaired_by_the_sync(line: Line) -> None:
     held = line.holding()
     line.core.leave(held, 1)
     line.core.replied(line.command("leave"), ERROR, 1)
@@ -320,7 +320,7 @@ def test_evicted_and_lost(line: Line) -> None:
     assert line.verdicts() == [Lost(held, "evicted"), Evicted(waits)]
 
 
-def test_a_sync_says_what_was_evicted_and_reaped_meanwhile(line: Line) -> None:
+def test_a_sync_reports_what_was_evicted_and_reaped_meanwhile(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.disconnected()
     line.core.connected(1)
@@ -352,7 +352,7 @@ def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(
     assert line.verdicts() == [Granted(waits, None)]
 
 
-def test_a_waiter_out_of_reach_hears_of_it_when_its_lease_lapses(line: Line) -> None:
+def test_a_disconnected_waiter_fails_when_its_lease_lapses(line: Line) -> None:
     waits = line.waiting()
     line.core.disconnected()
     line.core.tick(LEASE)

@@ -136,7 +136,7 @@ async def test_a_forgotten_call_is_closed_outside_of_all_tasks(
 
 
 @pytest.mark.parametrize("how", ["slot", "semaphore"])
-async def test_a_generator_that_is_broken_off_gives_its_slot_back(queue: Queue, how: str) -> None:
+async def test_a_generator_that_is_closed_gives_its_slot_back(queue: Queue, how: str) -> None:
     """In the next iteration of the loop, whether it holds or waits, closed or dropped; no warning."""
     semaphore = queue.semaphore("sales", 1)
 

@@ -41,7 +41,7 @@ async def test_a_loss_that_only_the_slot_notices_is_counted(registry: CollectorR
     assert registry.get_sample_value(f"{names.HOLD_SECONDS}_count", labels) == 1
 
 
-async def test_a_body_left_in_another_task_tells_no_error_of_its_context(
+async def test_a_body_left_in_another_task_logs_no_context_error(
     telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The context of the span belongs to the task that entered; another task does not change it."""

@@ -495,12 +495,12 @@ def telemetry() -> Telemetry:
     return Telemetry(CollectorRegistry())
 
 
-def test_any_sequence_of_operations_in_memory_is_as_the_model_says(in_wait: Tasks) -> None:
+def test_any_sequence_of_operations_in_memory_agrees_with_the_model(in_wait: Tasks) -> None:
     """One process: enter, abandon, release, evict, set_limit, alone and many in one iteration."""
     check(lambda: [Queue(InMemoryBackend(), telemetry=telemetry())], in_wait, examples=120)
 
 
-def test_any_sequence_of_operations_over_redis_is_as_the_model_says(
+def test_any_sequence_of_operations_over_redis_agrees_with_the_model(
     redis_server: RedisServer, in_wait: Tasks
 ) -> None:
     """The same over Redis with one instance."""
@@ -513,7 +513,7 @@ def test_any_sequence_of_operations_over_redis_is_as_the_model_says(
     check(make, in_wait, examples=40)
 
 
-def test_any_sequence_of_operations_of_two_instances_is_as_the_model_says(
+def test_any_sequence_of_operations_of_two_instances_agrees_with_the_model(
     redis_server: RedisServer, in_wait: Tasks
 ) -> None:
     """Two instances share a line, and can disagree on its limit: the last one named wins."""

@@ -41,7 +41,7 @@ async def test_a_slot_without_item_id_has_a_uuid(queue: Queue) -> None:
     assert len(seen) == 5
 
 
-async def test_a_slot_tells_what_it_is(queue: Queue) -> None:
+async def test_the_attributes_of_a_slot(queue: Queue) -> None:
     """queue_id, item_id, waited, fencing_token and lost, and a repr for logs."""
     async with queue.slot("sales", item_id="call-1") as slot:
         assert (slot.queue_id, slot.item_id, slot.waited, slot.lost) == ("sales", "call-1", 0.0, False)

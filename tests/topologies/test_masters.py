@@ -94,7 +94,7 @@ async def _both_are_there(queue: Queue, other: Queue, name: str) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_cluster_without_a_majority_says_so_and_serves_when_it_is_back(
+async def test_a_cluster_without_a_majority_is_an_error_and_serves_when_it_is_back(
     instances: Instances,
 ) -> None:
     """Two of three masters die: calls fail in bounded time and name the cause; then all recover."""

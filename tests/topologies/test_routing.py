@@ -67,7 +67,7 @@ async def test_a_node_of_a_cluster_given_as_a_url_says_what_to_give_instead(
         await held_at(queue, name)
 
 
-async def test_a_server_that_is_no_cluster_says_so(
+async def test_a_server_that_is_no_cluster_is_a_clear_error(
     redis_server: RedisServer, instances: Instances
 ) -> None:
     """A RedisCluster client for a single server: the error names the cause, in bounded time."""

@@ -92,7 +92,7 @@ async def test_a_close_after_the_connection_to_a_node_broke_gives_back_what_it_h
 
 
 @pytest.mark.parametrize("arrived", [True, False], ids=["moved", "moving"])
-async def test_a_close_that_is_told_of_a_move_gives_back_what_it_has(
+async def test_a_close_during_a_move_gives_everything_back(
     redis_cluster: Cluster, instances: Instances, arrived: bool
 ) -> None:
     """Its `leave` is the first to be rejected: a sync at the new node repeats its effect."""
@@ -210,7 +210,7 @@ def _move_one_by_one(cluster: Cluster, slot: int, source: RedisServer, target: R
         pass
 
 
-async def test_a_queue_stands_still_while_its_slot_moves_and_its_neighbours_go_on(
+async def test_a_queue_pauses_while_its_slot_moves_and_its_neighbours_continue(
     redis_cluster: Cluster, instances: Instances
 ) -> None:
     """Half of the keys on each node: no script runs, not even partly; other slots are served."""
