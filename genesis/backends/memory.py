@@ -25,7 +25,7 @@ from typing import NamedTuple
 from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
 from genesis.backends.line import Line, LocalTicket, Waiter
-from genesis.backends.places import decode, encode
+from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     CallRef,
@@ -114,7 +114,7 @@ class InMemoryBackend:
             line.holding[key] = LocalTicket(ticket, self._clock(), number, context)
             grant = new_tuple(Grant, (number, None, 0.0))
             resumed = token != "" and self._take_place(request) is not None
-            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, "", resumed, ()))
+            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, None, resumed, ()))
         if only_if_free or max_waiting is not None:
             refusal = self._refusal(line, ticket, only_if_free, max_waiting)
             if refusal is not None:
@@ -127,10 +127,9 @@ class InMemoryBackend:
             place = now - head_start
         position = line.add(Waiter(ticket, now, place, number, context, loop.create_future()))
         holders = self._first_holders(line) if context else ()
-        token = encode(queue_id, key, place)
         depth = len(line.waiting)
         return new_tuple(
-            EnterResult, (ticket, None, position, depth, None, None, token, kept is not None, holders)
+            EnterResult, (ticket, None, position, depth, None, None, place, kept is not None, holders)
         )
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:

@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from genesis.backends.places import encode
+
 __all__ = [
     "BackendEvent",
     "CallRef",
@@ -124,12 +126,18 @@ class EnterResult(NamedTuple):
     refusal: Refusal | None = None
     retry_after: float | None = None
     """Seconds; for a call refused with `full`, the expected wait if it is known."""
-    place_token: str = ""
-    """For a waiter: the value for `EnterRequest.place_token` after `leave(keep_place=...)`."""
+    place: float | None = None
+    """For a waiter: the backend's own number by which the line is ordered."""
     resumed: bool = False
     """Whether the place that `EnterRequest.place_token` names was still kept, and was taken."""
     holders: tuple[CallRef, ...] = ()
     """For a waiter with a `context`: the first few holders."""
+
+    @property
+    def place_token(self) -> str:
+        """For a waiter: the value for `EnterRequest.place_token` after `leave(keep_place=...)`."""
+        # Made when it is asked for: most calls that wait never drop.
+        return "" if self.place is None else encode(self.ticket.queue_id, self.ticket.id, self.place)
 
 
 class LeaveResult(NamedTuple):

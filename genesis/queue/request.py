@@ -44,8 +44,8 @@ class SlotRequest:
         "_queue",
         "_request",
         "_timeout",
+        "_waits_at",
         "_watches",
-        "place_token",
         "resumed",
         "slot",
         "ticket",
@@ -62,9 +62,13 @@ class SlotRequest:
         self._calls: Calls | None = None  # while the call is in the queue
         self._watches: list[Watch] | None = None  # of this request, until its wait ends
         self.ticket: Ticket | None = None  # while it waits
-        self.place_token: str | None = None
+        self._waits_at: EnterResult | None = None  # once it waits
         self.resumed = False
         self.slot: Slot | None = None
+
+    @property
+    def place_token(self) -> str | None:
+        return None if self._waits_at is None else self._waits_at.place_token
 
     @property
     def queue_id(self) -> str:
@@ -103,8 +107,8 @@ class SlotRequest:
                 if result.refusal is not None:
                     raise self._refused(result)
                 self.ticket = result.ticket
-                self.place_token = result.place_token
-                queue.watches.entered(self.queue_id, self.item_id)
+                self._waits_at = result
+                queue.watches.entered(request.queue_id, request.item_id)
                 if timeout is not None:
                     timeout = max(0.0, deadline - calls.loop.time())
                 grant = await backend.wait(result.ticket, timeout)

@@ -74,7 +74,7 @@ class Call:
                 self.granted.set_result(grant)
         elif not self.answer.done():
             resumed = self.local.resumed
-            fields = (self.ticket, grant, 0, 0, None, None, "", resumed, ())
+            fields = (self.ticket, grant, 0, 0, None, None, None, resumed, ())
             self.answer.set_result(new_tuple(EnterResult, fields))
 
     def is_waiting(self, result: EnterResult) -> None:

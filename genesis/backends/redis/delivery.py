@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from genesis.backends import protocol
 from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
-from genesis.backends.places import encode
 from genesis.backends.protocol import Disrupted, EnterResult, Grant, SlotLost
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
@@ -33,12 +32,11 @@ def _granted(driver: Driver, queue: LocalQueue, verdict: verdicts.Granted) -> No
 def _waiting(driver: Driver, queue: LocalQueue, verdict: verdicts.Waiting) -> None:
     call: Call = verdict.ticket.handle
     number = verdict.ticket.number
-    token = encode(queue.queue_id, call.ticket.id, number)
     position = max(1, verdict.position)
     depth = max(1, verdict.depth)
     resumed = verdict.ticket.resumed
     call.is_waiting(
-        EnterResult(call.ticket, None, position, depth, None, None, token, resumed, verdict.holders)
+        EnterResult(call.ticket, None, position, depth, None, None, number, resumed, verdict.holders)
     )
 
 
