@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Token
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -10,32 +11,52 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-__all__ = ["CurrentHold", "without_ended_holds"]
+from genesis.observability.links import ids_of
+
+__all__ = ["CurrentHold", "Hold", "without_ended_holds"]
 
 
-class _Hold:
-    """The span of a hold, made current on creation. After its end it delegates to the outer span.
+class Hold:
+    """The span of a hold, current from `begin_hold` until `leave_context`; then it delegates.
 
     A context left behind must not contain an ended span, but not every such context can be restored.
     The slots of a task can be left in any order. An abandoned async generator is closed in another
-    task, whose context is not the consumer's. `leave` therefore restores the context only if this hold
-    is current in it; elsewhere, the delegation hides the ended span.
+    task, whose context is not the consumer's. `leave_context` therefore restores the context only if
+    this hold is current in it; elsewhere, the delegation to the outer span hides the ended one.
+
+    Args:
+        span: the span.
+        outer: the context to restore.
     """
 
     def __init__(self, span: Span, outer: Context) -> None:
         self._outer = outer
-        self._span: Span | None = span  # None once it has ended
-        self._context: Context | None = trace.set_span_in_context(self, outer)  # type: ignore[arg-type]
-        self._token: Any = otel_context.attach(self._context)
+        self._span = span
+        self._ended = False
+        self._context: Context | None = None
+        self._token: Any = None
 
-    def leave(self) -> None:
-        self._span = None
-        current: Any = trace.get_current_span()
-        # Not "is self._context": the body might have attached a value (baggage) and not detached it.
-        if current is self:
+    def ids(self) -> dict[str, str] | None:
+        """The ids of the span, for log events; None if it has none."""
+        return ids_of(self._span.get_span_context())
+
+    def begin_hold(self) -> None:
+        """Make the span current."""
+        self._context = trace.set_span_in_context(self, self._outer)  # type: ignore[arg-type]
+        self._token = otel_context.attach(self._context)
+
+    def leave_context(self) -> None:
+        """Restore the outer context; no effect before `begin_hold`."""
+        self._ended, context = True, self._context
+        if context is None:
+            return
+        # The second test: the body might have attached a value (baggage) and not detached it.
+        current = otel_context.get_current()
+        if current is context or trace.get_current_span(current) is self:  # type: ignore[comparison-overlap]
             outer = self._outer and without_ended_holds(self._outer)
             try:
-                if outer is not self._outer or self._token.old_value is not outer:
+                before = self._token.old_value
+                if before is not outer and (outer or before is not Token.MISSING):
                     raise ValueError
                 self._token.var.reset(self._token)  # at a third of the cost of attaching
             except (AttributeError, ValueError):
@@ -43,8 +64,7 @@ class _Hold:
             self._context = self._token = None  # break the reference cycle
 
     def _now(self) -> Span:
-        span = self._span
-        return trace.get_current_span(self._outer) if span is None else span
+        return trace.get_current_span(self._outer) if self._ended else self._span
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._now(), name)
@@ -59,7 +79,7 @@ def _passed_on(name: str) -> Callable[..., Any]:
 
 CurrentHold: Any = type(
     "CurrentHold",
-    (_Hold, Span),
+    (Hold, Span),
     {name: _passed_on(name) for name in {*Span.__abstractmethods__, "add_link"}},
 )
 
@@ -68,7 +88,7 @@ def without_ended_holds(context: Context) -> Context:
     """`context`, or its nearest outer context that does not belong to an ended hold."""
     while context:
         hold: Any = trace.get_current_span(context)
-        if type(hold) is not CurrentHold or hold._span is not None or hold._context is not context:
+        if type(hold) is not CurrentHold or not hold._ended or hold._context is not context:
             break
         context = hold._outer
     return context

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
 from genesis.observability import names
+from genesis.observability.current import Hold
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
 from genesis.observability.spans import CallSpans, Tracing, UnrecordedSpans
@@ -40,8 +41,8 @@ class CallRecorder:
         "_instance_id",
         "_lost",
         "_series",
-        "_spans",
         "_telemetry",
+        "_unrecorded",
         "began",
         "holding",
         "recorded",
@@ -58,13 +59,15 @@ class CallRecorder:
         self.holding = False
         self._lost: names.HoldOutcome | None = None
         self.began = began = telemetry.clock()  # the start of the wait, later of the hold
-        self._spans: CallSpans | UnrecordedSpans | None = None
         self.recorded: CallSpans | None = None  # the spans, if they are recorded
+        self._unrecorded: UnrecordedSpans | Hold | None = None  # if they are not
         try:
             if began >= tracing.next_look:
-                self._spans = spans = tracing.call_spans(entry, began)
+                spans = tracing.call_spans(entry, began)
                 if isinstance(spans, CallSpans):
                     self.recorded = spans
+                else:
+                    self._unrecorded = spans
         except Exception:
             telemetry.failed("traces")
         try:
@@ -132,8 +135,11 @@ class CallRecorder:
         if self.recorded is not None:
             self._traced(self.recorded.granted, waited, grant)
             self._traced(self.recorded.finish_wait if at_once else self._finish_wait_soon)
-        elif isinstance(self._spans, UnrecordedSpans):
-            self._traced(self._spans.begin_hold)
+        elif self._unrecorded is not None:
+            try:
+                self._unrecorded.begin_hold()
+            except Exception:
+                self._telemetry.failed("traces")
         if self._info:
             self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
@@ -187,8 +193,12 @@ class CallRecorder:
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
         self.holding = False
-        if self._spans is not None:
-            self._traced(self._spans.leave_context)
+        spans = self.recorded or self._unrecorded
+        if spans is not None:
+            try:
+                spans.leave_context()
+            except Exception:
+                self._telemetry.failed("traces")
         try:
             if self._series is not None:
                 exemplar = None if self.recorded is None else self._exemplar()
@@ -229,7 +239,8 @@ class CallRecorder:
     ) -> None:
         if error is not None:
             fields["error"] = self._telemetry.guarded("logs", str, error)
-        if self._spans is not None and (ids := self._traced(self._spans.ids)) is not None:
+        spans = self.recorded or self._unrecorded
+        if spans is not None and (ids := self._traced(spans.ids)) is not None:
             fields |= ids
         queue_id, item_id = self._entry[:2]
         about = {"queue_id": queue_id, "item_id": item_id, "instance_id": self._instance_id}

@@ -25,7 +25,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import CurrentHold, without_ended_holds
+from genesis.observability.current import CurrentHold, Hold, without_ended_holds
 from genesis.observability.links import StartSpan, complete, context_of, fail, ids_of, traceparent
 
 __all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
@@ -80,7 +80,7 @@ class Tracing:
             self.start_span, names.SPAN_RECLAIM, parent, attributes, (dead,), now, now, "reclaimed"
         )
 
-    def call_spans(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | None:
+    def call_spans(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | Hold | None:
         """Start the spans of a call. Returns None while the application has no SDK.
 
         The SDK is looked up once a second: an application might install it after creating its queues,
@@ -92,54 +92,47 @@ class Tracing:
                 self.next_look = now + 1.0
                 return None
             self._provider = provider
-        parent = without_ended_holds(otel_context.get_current())
+        parent = otel_context.get_current()
+        if parent:  # usually empty in a worker
+            parent = without_ended_holds(parent)
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        # Fast path: workers usually have an empty context.
         has_parent = bool(parent) and trace.get_current_span(parent).get_span_context().is_valid
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if not first.is_recording():
-            return UnrecordedSpans(first, parent, decided_here=not has_parent)
+            # The decision made here also applies to the body's spans, so the span becomes current.
+            return UnrecordedSpans(first) if has_parent else CurrentHold(first, parent)
         return CallSpans(self.start_span, entry, attributes, first, parent, has_parent=has_parent)
 
 
 class UnrecordedSpans:
-    """The spans of a call that are not recorded. Keeps their ids and the sampling decision.
+    """The spans of a call that the caller's span decided not to record.
 
     Args:
         first: the span that is not recorded.
-        parent: the context in which it was started.
-        decided_here: whether the caller has no span, so the decision was made for `first`.
     """
 
-    __slots__ = ("_context", "_decided_here", "_first", "_hold")
+    __slots__ = ("_before", "_first")
 
-    def __init__(self, first: Span, parent: Context, *, decided_here: bool) -> None:
+    def __init__(self, first: Span) -> None:
         self._first = first
-        self._context = parent
-        self._decided_here = decided_here
-        self._hold: Any = None  # the context of the body
+        self._before: Context | None = None  # the context before the body
 
     def ids(self) -> dict[str, str] | None:
         """The ids of the span, for log events; None if it has none."""
         return ids_of(self._first.get_span_context())
 
     def begin_hold(self) -> None:
-        """Make the span current if the decision was made here: it also applies to the body's spans."""
-        if self._decided_here:
-            self._hold = CurrentHold(self._first, self._context)
-        else:
-            self._context = otel_context.get_current()
+        """Change nothing: the caller's span stays current."""
+        self._before = otel_context.get_current()
 
     def leave_context(self) -> None:
-        """Restore the span that was current before the body."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.leave()
+        """Remove a value that the body attached and did not detach."""
+        before, now = self._before, otel_context.get_current()
+        if now is before or before is None:
             return
-        before, now = self._context, otel_context.get_current()
-        if now is not before and trace.get_current_span(now) is trace.get_current_span(before):
-            otel_context.attach(before)  # the body attached a value and did not detach it
+        if trace.get_current_span(now) is trace.get_current_span(before):
+            otel_context.attach(before)
 
 
 class CallSpans:
@@ -240,6 +233,7 @@ class CallSpans:
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
         self._current = hold.get_span_context()
         self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
+        self._outer.begin_hold()
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
@@ -300,7 +294,7 @@ class CallSpans:
         """Restore the span that was current before the body."""
         outer, self._outer = self._outer, None
         if outer is not None:
-            outer.leave()
+            outer.leave_context()
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
         """End `hold`, and start `release`."""

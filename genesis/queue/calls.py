@@ -15,7 +15,7 @@ __all__ = ["Calls", "task_id"]
 
 
 _MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delayed
-_MAX_BURST = 500  # net new calls within `_BURST_SECONDS` before entries are delayed
+_MAX_BURST = 250  # net new calls before the clock is read; twice that can enter in one iteration
 _BURST_SECONDS = 0.1
 
 
@@ -44,22 +44,10 @@ class Calls:
         # with it the slot, alive for ever.
         self.holding: dict[object, int] = {}
         self._empty_waiters: list[asyncio.Future[None]] = []
-        self._burst_left = 0  # calls allowed until `_burst_until`, by `loop.time()`
-        self._burst_until = 0.0
+        self._burst_left = _MAX_BURST  # net new calls that may enter before `_is_burst` is asked
+        self._burst_until = 0.0  # by `loop.time()`: they are a burst if used up before
         self._delayed: deque[asyncio.Future[None]] = deque()  # entries, in order
         self._pumping = False  # entries are delayed, or the last of them has not run yet
-
-    def must_delay(self) -> bool:
-        """Count an entry. Returns True if it must await `delay` first.
-
-        Thousands of tasks that start in one iteration of the loop would block everything else until
-        the last of them had entered.
-        """
-        now = self.loop.time()
-        if now >= self._burst_until:
-            self._burst_left, self._burst_until = _MAX_BURST, now + _BURST_SECONDS
-        self._burst_left -= 1
-        return self._burst_left < 0 or self._pumping
 
     def delay(self) -> asyncio.Future[None]:
         """A future that completes in a later iteration of the loop, in FIFO order. Cancellable."""
@@ -81,8 +69,8 @@ class Calls:
         if self._pumping:
             self.loop.call_soon(self._pump, context=Context())
 
-    def enter(self, request: EnterRequest) -> None:
-        """Count a call that enters.
+    def enter(self, request: EnterRequest) -> bool:
+        """Count a call that enters. Returns True if it must await `delay` first.
 
         Raises:
             LimitMismatchError: the calls in the queue named another limit.
@@ -91,17 +79,32 @@ class Calls:
         agreement = self.agreements.get(queue_id)
         if agreement is None:
             self.agreements[queue_id] = (1, limit)
-            return
-        calls, agreed = agreement
-        if agreed is None:
-            agreed = limit
-        elif limit is not None and limit != agreed:
-            raise LimitMismatchError(queue_id, request.item_id, agreed, limit)
-        self.agreements[queue_id] = (calls + 1, agreed)
+        else:
+            calls, agreed = agreement
+            if agreed is None:
+                agreed = limit
+            elif limit is not None and limit != agreed:
+                raise LimitMismatchError(queue_id, request.item_id, agreed, limit)
+            self.agreements[queue_id] = (calls + 1, agreed)
+        self._burst_left -= 1
+        return self._pumping or (self._burst_left < 0 and self._is_burst())
+
+    def _is_burst(self) -> bool:
+        """Whether the calls that may enter without a delay were used up within `_BURST_SECONDS`.
+
+        Thousands of tasks that start in one iteration of the loop would block everything else until
+        the last of them had entered.
+        """
+        now = self.loop.time()
+        if now < self._burst_until:
+            return True
+        self._burst_left, self._burst_until = _MAX_BURST - 1, now + _BURST_SECONDS
+        return False
 
     def leave(self, queue_id: str) -> None:
         """Count a call that leaves. The last one of a queue also removes the agreed limit."""
-        self._burst_left += 1
+        if self._burst_left < _MAX_BURST:
+            self._burst_left += 1
         calls, agreed = self.agreements[queue_id]
         if calls > 1:
             self.agreements[queue_id] = (calls - 1, agreed)

@@ -88,7 +88,7 @@ class SlotRequest:
         try:
             if calls is None or calls.loop is not get_running_loop() or queue._draining:
                 calls = queue._calls_here(request)
-            calls.enter(request)
+            must_delay = calls.enter(request)
         except BaseException:
             self._stop_waiting()  # a watch that was created before must not wait for ever
             raise
@@ -97,7 +97,7 @@ class SlotRequest:
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
-            if calls.must_delay():
+            if must_delay:
                 await calls.delay()
             result = await backend.enter(request)
             grant = result.grant
