@@ -128,7 +128,7 @@ class Family(Collector):
         self, family: Any, name: str, text: str, labelnames: Sequence[str], child: Callable[..., Any]
     ) -> None:
         self._family = partial(family, name.removesuffix("_total"), text, labels=tuple(labelnames))
-        self._labelnames = tuple(labelnames)
+        self.labelnames = tuple(labelnames)
         self._child = child
         self._children: dict[tuple[str, ...], Any] = {}
 
@@ -140,7 +140,7 @@ class Family(Collector):
         return child
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
-        places = {self._labelnames.index(name): value for name, value in labels.items()}
+        places = {self.labelnames.index(name): value for name, value in labels.items()}
         for key in list(self._children):
             if all(key[place] == value for place, value in places.items()):
                 self._children.pop(key, None)
@@ -148,9 +148,6 @@ class Family(Collector):
     def reset(self) -> None:
         for child in list(self._children.values()):
             child.reset()
-
-    def describe(self) -> Iterable[Any]:
-        return [self._family()]
 
     def collect(self) -> Iterable[Any]:
         family = self._family()

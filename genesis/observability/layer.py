@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
 
@@ -73,11 +72,8 @@ class ObservedBackend:
         for reason in get_args(names.DisruptionReason):
             instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
         instruments.up.show(self._name)  # a dead process with the same pid might have left a value
-        if instruments.files is None:  # at 0, too
+        if not instruments.in_files:  # at 0, too
             instruments.operation.labels(self._name, "enter", "unavailable", all_buckets=False)
-        else:  # a file is not recomputed at a scrape, so publish the end of this object
-            show = partial(self._telemetry.guarded, "metrics", instruments.up.show, self._name)
-            weakref.finalize(self, show).atexit = False
 
     @property
     def name(self) -> str:
@@ -235,11 +231,11 @@ class ObservedBackend:
         try:
             await self._inspect("close", "", "", self._inner.close())
         finally:
-            self._telemetry.guarded("metrics", self._closed)
+            self._telemetry.guarded("metrics", self._reached, None)
         self._log(DEBUG, "closed")
 
-    def _closed(self) -> None:
-        self._telemetry.instruments.up.closed(self._name, self)
+    def _reached(self, reached: bool | None) -> None:
+        self._telemetry.instruments.up.set(self, reached)
 
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
@@ -282,7 +278,7 @@ class ObservedBackend:
             child = instruments.operation.labels(self._name, operation, outcome)
             self._operations[key] = child
             if outcome == "ok" and operation not in _WITHOUT_REPLY:
-                self._telemetry.guarded("metrics", instruments.up.met, self._name, self)
+                self._telemetry.guarded("metrics", instruments.up.met, self)
             if outcome == "ok" and operation in self._observe_ok:
                 self._observe_ok[operation] = appender(child)
         child.observe(seconds)
@@ -320,10 +316,10 @@ class ObservedBackend:
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
             telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
             if event.lasts:
-                telemetry.instruments.up.lost(self._name, self)
+                self._reached(False)
         elif isinstance(event, protocol.Recovered):
             self._log(INFO, "backend_recovered", outage=event.outage)
-            telemetry.instruments.up.found(self._name, self)
+            self._reached(True)
 
     def _show(self, snapshot: Snapshot) -> None:
         queue_id, stats = snapshot
@@ -336,7 +332,7 @@ class ObservedBackend:
         self._telemetry.event(level, event, {**about, **fields})
 
 
-def _wait_outcome(error: BaseException) -> names.WaitOutcome:
+def _wait_outcome(error: BaseException) -> Literal["evicted", "timeout", "error", "cancelled"]:
     if isinstance(error, EvictedError):
         return "evicted"
     if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
@@ -345,10 +341,7 @@ def _wait_outcome(error: BaseException) -> names.WaitOutcome:
 
 
 def _operation_outcome(error: BaseException) -> names.OperationOutcome:
-    if isinstance(error, BackendUnavailableError):
-        return "unavailable"
-    outcome = _wait_outcome(error)
-    return "error" if outcome == "granted" else outcome
+    return "unavailable" if isinstance(error, BackendUnavailableError) else _wait_outcome(error)
 
 
 def _check_complete() -> None:

@@ -67,7 +67,7 @@ class QueueSeries:
         self._wait = _Outcomes(instruments.wait, label)
         self._hold = _Outcomes(instruments.hold, label)
         self._gauges: tuple[Any, Any] | None = None
-        if instruments.files is not None:
+        if instruments.in_files:
             waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
             waiting.set(0)  # a killed process with the same pid might have left a value
             holding.set(0)

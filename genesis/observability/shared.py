@@ -1,13 +1,18 @@
-"""Gauges of shared state, from the backends' snapshots. They disappear instead of going stale."""
+"""Gauges of the backends: the shared state of their queues, and whether they can be reached.
+
+The shared gauges are those of the last snapshot. They disappear instead of going stale.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, finalize
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,7 +21,7 @@ from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueStats, Snapshot
 from genesis.observability import names
 
-__all__ = ["SHARED", "STALE_HEARTBEATS", "SharedGauges", "Spread"]
+__all__ = ["GAUGES", "SHARED", "STALE_HEARTBEATS", "BackendUp", "Publish", "SharedGauges", "Spread"]
 
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
@@ -32,10 +37,70 @@ SHARED = (
     (names.OLDEST_HOLD, "Seconds of the longest hold of those who hold."),
     (names.EXPECTED_WAIT, "Seconds that a newcomer would wait, if that can be estimated."),
 )
-_LIMIT = 2  # its index in SHARED
+GAUGES = (
+    *((name, text, ("queue", "backend")) for name, text in SHARED),
+    (names.BACKEND_UP, "1 if the backend is reached, 0 if it or a part of it is not.", ("backend",)),
+)
+"""Name, help text and labels of every gauge in this file."""
 
-Values = tuple[float, float, float, float, float, float | None]
-Publish = Callable[[str, str, Values, float], None]
+Values: TypeAlias = tuple[float, float, float, float, float, "float | None"]
+Publish: TypeAlias = Callable[[str, tuple[str, ...], "float | None", float], None]
+"""Called with a gauge's name, its label values, its new value, and the seconds for which it is valid.
+In multiprocess mode it writes the value to a file."""
+
+
+class BackendUp(Collector):
+    """1, or 0 while a backend of a kind in this process, or a part of one, is unreachable.
+
+    There is no series before the first contact with a backend, or after all backends are closed or
+    abandoned. Only rare events change the value, so the path of a call never touches it.
+    """
+
+    def __init__(self, publish: Publish | None = None) -> None:
+        self._publish = publish
+        self.reset()
+
+    def reset(self) -> None:
+        # One thread must not overwrite a newer value of another. The lock is reentrant, because the
+        # garbage collector might finalize a backend in between.
+        self._lock = threading.RLock()
+        self._reached: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def show(self, kind: str) -> None:
+        """Publish the value of a kind, even if it is not known."""
+        if self._publish is not None:
+            with self._lock:
+                self._publish(names.BACKEND_UP, (kind,), self._values().get(kind), math.inf)
+
+    def met(self, backend: Any) -> None:
+        """The backend has replied. That ends no outage: another part of it might be unreachable."""
+        self.set(backend, self._reached.get(backend, True))
+
+    def set(self, backend: Any, reached: bool | None) -> None:
+        """The backend with all its parts is reached, or is not, or (None) was closed."""
+        with self._lock:
+            if reached is None:
+                self._reached.pop(backend, None)
+            else:
+                if self._publish is not None and backend not in self._reached:
+                    finalize(backend, self.show, backend.name).atexit = False
+                self._reached[backend] = reached
+        self.show(backend.name)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        name, text, labels = GAUGES[-1]
+        family = GaugeMetricFamily(name, text, labels=labels)
+        with self._lock:
+            values = self._values()
+        for kind, value in values.items():
+            family.add_metric((kind,), value)
+        yield family
+
+    def _values(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for backend, reached in self._reached.items():
+            values[backend.name] = min(float(reached), values.get(backend.name, 1.0))
+        return values
 
 
 class Spread:
@@ -69,8 +134,7 @@ class Spread:
 
 
 class _Report(NamedTuple):
-    label: str
-    backend: str
+    labels: tuple[str, str]
     stats: QueueStats
     ages: tuple[float, float, float]
     """Oldest wait, oldest hold, expected wait (-1 while it is not known)."""
@@ -139,7 +203,7 @@ class SharedGauges(Collector):
     Args:
         clock: returns monotonic seconds.
         busy: whether this process has calls under a label.
-        publish: called with each label's new values and their lifetime in seconds.
+        publish: called with each new value.
     """
 
     def __init__(
@@ -156,8 +220,8 @@ class SharedGauges(Collector):
     def reset(self) -> None:
         """Reset. In a forked child, the lock's owner does not exist."""
         self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
-        # By store, oldest report first.
-        self._reports: dict[str, OrderedDict[str, _Report]] = {}
+        # By store and queue, oldest report first.
+        self._reports: OrderedDict[tuple[str, str], _Report] = OrderedDict()
         self._totals: dict[tuple[str, str], _Total] = {}
 
     def report(
@@ -178,29 +242,26 @@ class SharedGauges(Collector):
         free = not stats.waiting and stats.in_use < stats.limit
         expected = expected_wait(0 if free else stats.waiting + 1, stats.limit, stats.mean_hold)
         ages = (stats.oldest_wait, stats.oldest_hold, -1.0 if expected is None else expected)
-        report = _Report(label, backend, stats, ages, now, heartbeat)
+        key, labels = (store, queue_id), (label, backend)
+        report = _Report(labels, stats, ages, now, heartbeat)
         with self._lock:
-            self._forget(store, now, 10)
-            reports = self._reports.setdefault(store, OrderedDict())
-            if queue_id in reports:
-                self._remove(store, queue_id)
-            reports[queue_id] = report
-            total = self._totals.get((label, backend))
+            self._forget(now, 10)
+            if key in self._reports:
+                self._remove(key)
+            self._reports[key] = report
+            total = self._totals.get(labels)
             if total is None:
-                total = self._totals[label, backend] = _Total()
-            total.add((store, queue_id), report)
-            values = total.values() if self._publish is not None else None
-        if self._publish is not None and values is not None:
-            self._publish(label, backend, values, heartbeat * self._lifetime(label))
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return [GaugeMetricFamily(name, text) for name, text in SHARED]
+                total = self._totals[labels] = _Total()
+            total.add(key, report)
+            if self._publish is not None:
+                seconds = heartbeat * self._lifetime(label)
+                for (name, _), value in zip(SHARED, total.values(), strict=True):
+                    self._publish(name, labels, value, seconds)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now = self._clock()
-        for store in list(self._reports):
-            while self._forget(store, now, _MAX_FORGOTTEN):
-                continue  # release the lock in between
+        while self._forget(now, _MAX_FORGOTTEN):
+            continue  # release the lock in between
         rows: list[tuple[tuple[str, str], tuple[float | None, ...]]] = []
         for labels, total in list(self._totals.items()):
             with self._lock:
@@ -224,20 +285,18 @@ class SharedGauges(Collector):
     def _lifetime(self, label: str) -> int:
         return STALE_HEARTBEATS if self._busy(label) else 1
 
-    def _forget(self, store: str, now: float, at_most: int) -> bool:
+    def _forget(self, now: float, at_most: int) -> bool:
         """Remove expired reports, `at_most` so many. Returns True if more might have expired."""
         with self._lock:
-            reports = self._reports.get(store)
             for _ in range(at_most):
-                if not reports:
-                    self._reports.pop(store, None)
+                if not self._reports:
                     return False
-                queue_id, report = next(iter(reports.items()))
+                key, report = next(iter(self._reports.items()))
                 if now <= report.at + STALE_HEARTBEATS * report.heartbeat:
                     return False
-                self._remove(store, queue_id)
+                self._remove(key)
             return True
 
-    def _remove(self, store: str, queue_id: str) -> None:
-        report = self._reports[store].pop(queue_id)
-        self._totals[report.label, report.backend].remove((store, queue_id))
+    def _remove(self, key: tuple[str, str]) -> None:
+        report = self._reports.pop(key)
+        self._totals[report.labels].remove(key)
