@@ -64,28 +64,22 @@ def _not_ready(reason: str) -> _Answer:
 
 
 async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
-    ready = _Answer(200, b"ready\n")
-    if queue is None:
-        return ready
     if getattr(queue, "draining", False):
         return _not_ready("the queue is draining")
-    ping = asyncio.ensure_future(queue.ping())
     try:
-        done, _ = await asyncio.wait({ping}, timeout=seconds)
-    finally:
-        ping.cancel()  # no effect if it is done; needed too if the client has disconnected
-    if not done:
+        if queue is not None:
+            await asyncio.wait_for(queue.ping(), seconds)
+    except (TimeoutError, asyncio.TimeoutError):
         return _not_ready(f"the backend did not answer within {seconds:g} s")
-    error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
-    if error is None:
-        return ready
-    # Show only the type of other errors: a message might contain an address or a password.
-    cause = type(error).__name__
-    if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
-        cause = error.cause
-    elif type(error) is RuntimeError and "event loop" in str(error):
-        cause = str(error)
-    return _not_ready(f"the backend does not answer ({cause})")
+    except Exception as error:
+        # Show only the type of other errors: a message might contain an address or a password.
+        cause = type(error).__name__
+        if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
+            cause = error.cause
+        elif type(error) is RuntimeError and "event loop" in str(error):
+            cause = str(error)
+        return _not_ready(f"the backend does not answer ({cause})")
+    return _Answer(200, b"ready\n")
 
 
 def _known_formats(accept: str) -> str:
@@ -143,18 +137,15 @@ class ObservabilityServer:
         _check_ready_timeout(ready_timeout)
         self._queue = queue
         self._registry = REGISTRY if registry is None else registry
-        self._address = (host, port)
+        self.host = host
+        self._port = port
         self._ready_timeout = ready_timeout
         self._listener: _Listener | None = None
 
     @property
-    def host(self) -> str:
-        return self._address[0]
-
-    @property
     def port(self) -> int:
         """The port of the running server; before `start`, the requested port."""
-        return int((self._listener.server_address if self._listener else self._address)[1])
+        return self._port if self._listener is None else int(self._listener.server_address[1])
 
     async def start(self) -> None:
         """Start to listen. Connections are accepted when this returns.
@@ -166,8 +157,7 @@ class ObservabilityServer:
         if self._listener is not None:
             raise RuntimeError("the server is running")
         loop = asyncio.get_running_loop()
-        host, port = self._address
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         multiprocess.warn_of_other_workers()
         try:
@@ -175,9 +165,11 @@ class ObservabilityServer:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            text = f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
-            text += "each its own port, port=0 for a free one, or mount asgi_app() in the application"
-            raise OSError(error.errno, text) from error
+            raise OSError(
+                error.errno,
+                f"port {self._port} of {self.host} is in use, perhaps by another worker. Give each its "
+                "own port, port=0 for a free one, or mount asgi_app() in the application",
+            ) from error
 
     async def stop(self) -> None:
         """Stop listening. Responses in progress still complete unless the process exits."""
@@ -293,24 +285,22 @@ def asgi_app(
     registry = REGISTRY if registry is None else registry
     multiprocess.warn_of_other_workers()
 
-    async def answer(scope: Scope) -> _Answer:
-        path = _path_below_mount(scope)
-        if scope["method"] not in ("GET", "HEAD"):
-            return _Answer(405, b"only GET and HEAD\n")
-        if path == "/metrics":
-            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
-            return await asyncio.to_thread(_metrics, registry, ",".join(accept))
-        if path == "/ready":
-            return await _readiness(queue, ready_timeout)
-        return _simple_answer(path)
-
     async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
         if scope["type"] != "http":
             raise ValueError(f"genesis' ASGI application does not know the scope {scope['type']!r}")
-        result = await answer(scope)
+        path = _path_below_mount(scope)
+        if scope["method"] not in ("GET", "HEAD"):
+            result = _Answer(405, b"only GET and HEAD\n")
+        elif path == "/metrics":
+            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
+            result = await asyncio.to_thread(_metrics, registry, ",".join(accept))
+        elif path == "/ready":
+            result = await _readiness(queue, ready_timeout)
+        else:
+            result = _simple_answer(path)
         kind, length = result.content_type.encode(), b"%d" % len(result.body)
         headers = [(b"content-type", kind), (b"content-length", length)]
         await send({"type": "http.response.start", "status": result.status, "headers": headers})

@@ -21,10 +21,10 @@ from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveRes
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.histogram import MAX_UNFLUSHED, appender
-from genesis.observability.links import end
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
 from genesis.observability.shared import Spread
+from genesis.observability.span_context import end
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
@@ -49,7 +49,9 @@ class ObservedBackend:
         self._inner = inner
         self._telemetry = telemetry
         self._clock = telemetry.clock
-        self._name = inner.name
+        self.name = inner.name
+        self.heartbeat_interval = inner.heartbeat_interval
+        self.store = inner.store
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
@@ -68,28 +70,16 @@ class ObservedBackend:
 
     def _expose(self, version: str) -> None:
         instruments = self._telemetry.instruments
-        instruments.build_info.labels(version, self._name).set(1)
+        instruments.build_info.labels(version, self.name).set(1)
         for reason in get_args(names.DisruptionReason):
-            instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
-        instruments.up.show(self._name)  # a dead process with the same pid might have left a value
+            instruments.disruptions.labels(self.name, reason)  # at 0, see metrics
+        instruments.up.show(self.name)  # a dead process with the same pid might have left a value
         if not instruments.in_files:  # at 0, too
-            instruments.operation.labels(self._name, "enter", "unavailable", all_buckets=False)
-
-    @property
-    def name(self) -> str:
-        return self._name
+            instruments.operation.labels(self.name, "enter", "unavailable", all_buckets=False)
 
     @property
     def instance_id(self) -> str:
         return self._inner.instance_id
-
-    @property
-    def heartbeat_interval(self) -> float:
-        return self._inner.heartbeat_interval
-
-    @property
-    def store(self) -> str:
-        return self._inner.store
 
     def listen(self, listener: protocol.Listener) -> None:
         self._listener = listener
@@ -275,7 +265,7 @@ class ObservedBackend:
         child = self._operations.get(key)
         if child is None:
             instruments = self._telemetry.instruments
-            child = instruments.operation.labels(self._name, operation, outcome)
+            child = instruments.operation.labels(self.name, operation, outcome)
             self._operations[key] = child
             if outcome == "ok" and operation not in _WITHOUT_REPLY:
                 self._telemetry.guarded("metrics", instruments.up.met, self)
@@ -314,7 +304,7 @@ class ObservedBackend:
             telemetry.instruments.disagreements.labels(label).inc()
         elif isinstance(event, protocol.Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+            telemetry.instruments.disruptions.labels(self.name, event.reason).inc()
             if event.lasts:
                 self._reached(False)
         elif isinstance(event, protocol.Recovered):
@@ -324,11 +314,10 @@ class ObservedBackend:
     def _show(self, snapshot: Snapshot) -> None:
         queue_id, stats = snapshot
         label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
-        heartbeat, store = self._inner.heartbeat_interval, self._inner.store
-        shared.report(queue_id, self._name, label, stats, heartbeat, store)
+        shared.report(queue_id, self.name, label, stats, self.heartbeat_interval, self.store)
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
-        about = {"backend": self._name, "instance_id": self._inner.instance_id}
+        about = {"backend": self.name, "instance_id": self._inner.instance_id}
         self._telemetry.event(level, event, {**about, **fields})
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +31,6 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _MODE: Final = "livemax"
 _NEVER = 1.0  # the expiry of an unknown value: it has always expired
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
-
-_logged: set[str] = set()
 
 
 def directory() -> str | None:
@@ -60,10 +59,8 @@ def directory() -> str | None:
 
 def warn_of_other_workers() -> None:
     """Log an error if this looks like one of several workers and multiprocess mode is off."""
-    is_worker = multiprocessing.parent_process() is not None or os.environ.get(
-        "SERVER_SOFTWARE", ""
-    ).startswith("gunicorn")
-    if is_worker and directory() is None:
+    is_child = multiprocessing.parent_process() is not None
+    if (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")) and directory() is None:
         _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
@@ -71,10 +68,9 @@ def warn_of_other_workers() -> None:
         )
 
 
+@cache
 def _log_once(text: str) -> None:
-    if text not in _logged:
-        _logged.add(text)
-        own_logger().error(text)
+    own_logger().error(text)
 
 
 class SharedFiles:
@@ -139,10 +135,9 @@ class AllProcesses(MultiProcessCollector):
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True
     try:
-        os.kill(pid, 0)
+        if os.name == "posix":  # elsewhere this would kill it
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

@@ -37,10 +37,8 @@ SHARED = (
     (names.OLDEST_HOLD, "Seconds of the longest hold of those who hold."),
     (names.EXPECTED_WAIT, "Seconds that a newcomer would wait, if that can be estimated."),
 )
-GAUGES = (
-    *((name, text, ("queue", "backend")) for name, text in SHARED),
-    (names.BACKEND_UP, "1 if the backend is reached, 0 if it or a part of it is not.", ("backend",)),
-)
+_UP = (names.BACKEND_UP, "1 if the backend is reached, 0 if it or a part of it is not.", ("backend",))
+GAUGES = (*((name, text, ("queue", "backend")) for name, text in SHARED), _UP)
 """Name, help text and labels of every gauge in this file."""
 
 Values: TypeAlias = tuple[float, float, float, float, float, "float | None"]
@@ -88,7 +86,7 @@ class BackendUp(Collector):
         self.show(backend.name)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        name, text, labels = GAUGES[-1]
+        name, text, labels = _UP
         family = GaugeMetricFamily(name, text, labels=labels)
         with self._lock:
             values = self._values()

@@ -25,8 +25,16 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import CurrentHold, without_ended_holds
-from genesis.observability.links import StartSpan, complete, context_of, fail, ids_of, traceparent
+from genesis.observability.span_context import (
+    CurrentHold,
+    StartSpan,
+    complete,
+    context_of,
+    fail,
+    ids_of,
+    traceparent,
+    without_ended_holds,
+)
 
 __all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
 
