@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -48,8 +49,6 @@ _Labels = tuple[str, ...]
 
 class Count:
     """One child of a counter or a gauge."""
-
-    __slots__ = ("_lock", "value")
 
     def __init__(self) -> None:
         self.reset()
@@ -144,10 +143,8 @@ class Instruments(Collector):
         now = self.clock()
         if not self.in_files and now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
-            try:
+            with suppress(ValueError):  # still registered
                 self._registry.register(self)
-            except ValueError:
-                return  # still registered
 
     def reset(self) -> None:
         """Reset in a forked child: it has no calls, and the owners of locks do not exist there."""
@@ -164,10 +161,9 @@ class Instruments(Collector):
         with self._changing:
             if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
-            series = self.known.get(label)
-            if series is None:
-                series = self.known[label] = QueueSeries(self, label)
-            return series
+            if label not in self.known:
+                self.known[label] = QueueSeries(self, label)
+            return self.known[label]
 
     def flush(self) -> None:
         """Sort the noted values of all queues: it might be long until the next scrape."""
@@ -186,27 +182,19 @@ class Instruments(Collector):
     def remove_idle(self) -> None:
         """Remove queues that have had no call of this process for a long time."""
         now = self.clock()
-        patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
-        for label, series in list(self.known.items()):
-            if self.busy(label):
-                series.idle_since = None
-            elif series.idle_since is None:
-                series.idle_since = now
-                if self.busy(label):  # a call has entered meanwhile, in another thread
-                    series.idle_since = None
-            elif now - series.idle_since >= patience:
-                self._remove(label, series)
-
-    def _remove(self, label: str, series: QueueSeries) -> None:
-        # A scrape runs in its own thread. Without the lock, a call that enters between two of these
-        # steps would use children that the next step removes from the exposition.
+        # A scrape runs in its own thread. Without the lock, a call that enters between two steps of a
+        # removal would use children that the next step removes from the exposition.
         with self._changing:
-            if self.known.get(label) is not series or self.busy(label):
-                return  # another scrape has removed it, or a call has entered
-            del self.known[label]
-            for family in self._families:
-                if "queue" in family.labelnames:
-                    family.remove_by_labels({"queue": label})
+            patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
+            for label, series in list(self.known.items()):
+                if self.busy(label):
+                    series.idle_since = None
+                elif series.idle_since is None:
+                    series.idle_since = now
+                elif now - series.idle_since >= patience:
+                    self.known.pop(label, None)
+                    for family in self._families:
+                        family.remove_queue(label)
 
     def _collectors(self) -> tuple[Any, ...]:
         return (*self._families, self.up, self.shared)

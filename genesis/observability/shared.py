@@ -9,7 +9,7 @@ import asyncio
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, finalize
@@ -147,8 +147,6 @@ class _Total:
     maximum over the reports of this heartbeat and the previous one.
     """
 
-    __slots__ = ("_before", "_began", "_greatest", "in_use", "last", "limit", "reports", "waiting")
-
     def __init__(self) -> None:
         self.waiting = self.in_use = self.limit = 0
         self.reports: dict[tuple[str, str], _Report] = {}
@@ -157,12 +155,8 @@ class _Total:
         self._greatest = self._before = (0.0, 0.0, -1.0)
 
     def add(self, key: tuple[str, str], report: _Report) -> None:
-        stats = report.stats
-        self.waiting += stats.waiting
-        self.in_use += stats.in_use
-        self.limit += stats.limit
-        self.reports[key] = report
-        self.last = report
+        self._count(report.stats, 1)
+        self.reports[key] = self.last = report
         if report.at - self._began > report.heartbeat:
             recent = report.at - self._began <= 2 * report.heartbeat
             self._before = self._greatest if recent else (0.0, 0.0, -1.0)
@@ -171,10 +165,12 @@ class _Total:
             self._greatest = _greatest((self._greatest, report.ages))
 
     def remove(self, key: tuple[str, str]) -> None:
-        stats = self.reports.pop(key).stats
-        self.waiting -= stats.waiting
-        self.in_use -= stats.in_use
-        self.limit -= stats.limit
+        self._count(self.reports.pop(key).stats, -1)
+
+    def _count(self, stats: QueueStats, sign: int) -> None:
+        self.waiting += sign * stats.waiting
+        self.in_use += sign * stats.in_use
+        self.limit += sign * stats.limit
 
     def values(self) -> Values:
         if len(self.reports) <= _MAX_EXACT:
@@ -260,25 +256,22 @@ class SharedGauges(Collector):
         now = self._clock()
         while self._forget(now, _MAX_FORGOTTEN):
             continue  # release the lock in between
-        rows: list[tuple[tuple[str, str], tuple[float | None, ...]]] = []
+        families = [GaugeMetricFamily(name, text, labels=("queue", "backend")) for name, text in SHARED]
         for labels, total in list(self._totals.items()):
             with self._lock:
                 last = total.last
                 assert last is not None
+                values: Sequence[float | None] = ()
                 if total.reports and now <= last.at + last.heartbeat * self._lifetime(labels[0]):
-                    rows.append((labels, total.values()))
+                    values = total.values()
                 elif now <= last.at + LIMIT_SECONDS:
-                    limit = total.limit if total.reports else last.stats.limit
-                    rows.append((labels, (None, None, limit, None, None, None)))
+                    values = (None, None, total.limit if total.reports else last.stats.limit)
                 elif not total.reports:
                     self._totals.pop(labels, None)
-        for place, (name, text) in enumerate(SHARED):
-            family = GaugeMetricFamily(name, text, labels=("queue", "backend"))
-            for labels, values in rows:
-                value = values[place]
+            for family, value in zip(families, values, strict=False):
                 if value is not None:
                     family.add_metric(labels, value)
-            yield family
+        yield from families
 
     def _lifetime(self, label: str) -> int:
         return STALE_HEARTBEATS if self._busy(label) else 1
