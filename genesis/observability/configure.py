@@ -1,8 +1,6 @@
 """`configure`: traces over OTLP and JSON logs with one call, for an application that has neither.
 
-The application's own configuration is left alone. structlog's global configuration is never changed. A
-logger with handlers keeps them, and gets another one only on request. An existing tracer provider is
-not replaced.
+The application's own configuration is left alone: handlers, tracer provider, structlog's configuration.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ import atexit
 import logging
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -26,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis.backends.identity import new_instance_id
 from genesis.observability.logs import ThreadedStreamHandler
+from genesis.observability.span_context import ids_of
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["Observability", "configure"]
@@ -98,10 +97,9 @@ class Observability:
         )
         try:
             ending.start()
-        except RuntimeError:  # some versions of Python cannot start a thread during shutdown
-            self.tracer_provider.shutdown()
-            return True
-        ending.join(timeout)
+            ending.join(timeout)
+        except RuntimeError:
+            ending.run()  # some versions of Python cannot start a thread during shutdown
         return not ending.is_alive()
 
 
@@ -202,22 +200,19 @@ def _tracer_provider(
         sampler=None if chosen else ParentBased(TraceIdRatioBased(sample_ratio)),
         shutdown_on_exit=False,  # `Observability.shutdown` has a timeout
     )
-
     telemetry = cache(lambda: Telemetry(registry))  # made with the first failure
 
     class CountedExporter(OTLPSpanExporter):
         """Counts spans that the collector did not accept; the SDK only logs them."""
 
         def export(self, spans: Any) -> Any:
-            error: Exception
+            result, lost = SpanExportResult.FAILURE, f"the collector did not take {len(spans)} spans"
             try:
-                if (result := super().export(spans)) is SpanExportResult.SUCCESS:
-                    return result
-                error = ConnectionError(f"the collector did not take {len(spans)} spans; they are lost")
-            except Exception as raised:
-                error = raised
-            telemetry().failed("traces", error)
-            return SpanExportResult.FAILURE
+                result = super().export(spans)
+            finally:
+                if result is not SpanExportResult.SUCCESS:
+                    telemetry().failed("traces", sys.exc_info()[1] or ConnectionError(lost))
+            return result
 
     exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -242,19 +237,16 @@ def _traces_url(endpoint: str) -> str:
 def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
     """One JSON object per record, with the `extra` fields, and genesis' event name as `event`."""
 
-    def add_facts(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def add_facts(_: Any, __: str, fields: Any) -> Any:
         record: logging.LogRecord = fields["_record"]
         moment = datetime.fromtimestamp(record.created, timezone.utc)
         fields["timestamp"] = moment.isoformat(timespec="microseconds")
         fields["level"] = record.levelname.lower()
         fields["logger"] = record.name
-        fields["service.name"] = service_name
-        fields["service.instance.id"] = instance_id
+        fields |= {"service.name": service_name, "service.instance.id": instance_id}
         # The span in which the application logs; genesis' own records already have one.
-        context = trace.get_current_span().get_span_context()
-        if context.is_valid and "trace_id" not in fields:
-            fields["trace_id"] = f"{context.trace_id:032x}"
-            fields["span_id"] = f"{context.span_id:016x}"
+        if "trace_id" not in fields:
+            fields |= ids_of(trace.get_current_span().get_span_context()) or {}
         return fields
 
     return structlog.stdlib.ProcessorFormatter(

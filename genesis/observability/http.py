@@ -12,7 +12,6 @@ import asyncio
 import concurrent.futures
 import errno
 import logging
-import re
 import socket
 import socketserver
 import threading
@@ -82,19 +81,13 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
     return _Answer(200, b"ready\n")
 
 
-def _known_formats(accept: str) -> str:
-    """Remove OpenMetrics 2: prometheus_client writes 1.0, but labels it with the requested version."""
-    unknown = re.compile(r"application/openmetrics-text\b.*version=\s*\"?([2-9]|\d\d)")
-    return ",".join(kind for kind in accept.split(",") if not unknown.search(kind))
-
-
 def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
     try:
         if (path := multiprocess.directory()) is not None:
             # A new registry: the given one would add this process' values twice.
             registry = CollectorRegistry()
             multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
-        encode, content_type = choose_encoder(_known_formats(accept))
+        encode, content_type = choose_encoder(accept)
         return _Answer(200, encode(registry), content_type)
     except Exception as error:
         _log.exception("the metrics could not be collected")

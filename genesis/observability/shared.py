@@ -214,8 +214,8 @@ class SharedGauges(Collector):
     def reset(self) -> None:
         """Reset. In a forked child, the lock's owner does not exist."""
         self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
-        # By store and queue, oldest report first.
-        self._reports: OrderedDict[tuple[str, str], _Report] = OrderedDict()
+        # By store (all reports of one have the same heartbeat), oldest report first.
+        self._reports: dict[str, OrderedDict[str, _Report]] = {}
         self._totals: dict[tuple[str, str], _Total] = {}
 
     def report(
@@ -236,17 +236,18 @@ class SharedGauges(Collector):
         free = not stats.waiting and stats.in_use < stats.limit
         expected = expected_wait(0 if free else stats.waiting + 1, stats.limit, stats.mean_hold)
         ages = (stats.oldest_wait, stats.oldest_hold, -1.0 if expected is None else expected)
-        key, labels = (store, queue_id), (label, backend)
+        labels = (label, backend)
         report = _Report(labels, stats, ages, now, heartbeat)
         with self._lock:
-            self._forget(now, 10)
-            if key in self._reports:
-                self._remove(key)
-            self._reports[key] = report
+            self._forget(store, now, 10)
+            reports = self._reports.setdefault(store, OrderedDict())
+            if queue_id in reports:
+                self._remove(store, queue_id)
+            reports[queue_id] = report
             total = self._totals.get(labels)
             if total is None:
                 total = self._totals[labels] = _Total()
-            total.add(key, report)
+            total.add((store, queue_id), report)
             if self._publish is not None:
                 seconds = heartbeat * self._lifetime(label)
                 for (name, _), value in zip(SHARED, total.values(), strict=True):
@@ -254,8 +255,9 @@ class SharedGauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now = self._clock()
-        while self._forget(now, _MAX_FORGOTTEN):
-            continue  # release the lock in between
+        for store in list(self._reports):
+            while self._forget(store, now, _MAX_FORGOTTEN):
+                continue  # release the lock in between
         families = [GaugeMetricFamily(name, text, labels=("queue", "backend")) for name, text in SHARED]
         for labels, total in list(self._totals.items()):
             with self._lock:
@@ -276,18 +278,20 @@ class SharedGauges(Collector):
     def _lifetime(self, label: str) -> int:
         return STALE_HEARTBEATS if self._busy(label) else 1
 
-    def _forget(self, now: float, at_most: int) -> bool:
+    def _forget(self, store: str, now: float, at_most: int) -> bool:
         """Remove expired reports, `at_most` so many. Returns True if more might have expired."""
         with self._lock:
+            reports = self._reports.get(store)
             for _ in range(at_most):
-                if not self._reports:
+                if not reports:
+                    self._reports.pop(store, None)
                     return False
-                key, report = next(iter(self._reports.items()))
+                queue_id, report = next(iter(reports.items()))
                 if now <= report.at + STALE_HEARTBEATS * report.heartbeat:
                     return False
-                self._remove(key)
+                self._remove(store, queue_id)
             return True
 
-    def _remove(self, key: tuple[str, str]) -> None:
-        report = self._reports.pop(key)
-        self._totals[report.labels].remove(key)
+    def _remove(self, store: str, queue_id: str) -> None:
+        report = self._reports[store].pop(queue_id)
+        self._totals[report.labels].remove((store, queue_id))

@@ -4,7 +4,7 @@ while its slot is held."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -16,17 +16,13 @@ from genesis.observability import names
 
 __all__ = [
     "CurrentHold",
-    "StartSpan",
     "complete",
     "context_of",
     "end",
-    "fail",
     "ids_of",
     "traceparent",
     "without_ended_holds",
 ]
-
-StartSpan: TypeAlias = Callable[..., Span]
 
 # The spans that are created when they end: their kind, and the relation to the calls they link to.
 _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
@@ -37,7 +33,7 @@ _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
 
 
 def complete(
-    start: StartSpan,
+    start: Callable[..., Span],
     name: str,
     parent: Context,
     attributes: dict[str, Any],
@@ -85,16 +81,14 @@ _ERROR_TYPES = {
 }
 
 
-def fail(span: Span, cause: BaseException | str) -> None:
-    """Mark a span as failed, by an exception or by an outcome."""
-    kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
-    span.set_attribute(names.ERROR_TYPE, kind)
-    span.set_status(Status(StatusCode.ERROR, str(cause)))
-
-
-def end(span: Span, cause: BaseException | str | None, now: int | None = None) -> None:
-    if cause is not None:
-        fail(span, cause)
+def end(span: Span, failure: BaseException | str | None, now: int | None = None) -> None:
+    """End a span, as failed if there is an exception or an outcome that is a failure."""
+    if failure is not None:
+        kind = (
+            _ERROR_TYPES.get(failure, failure) if isinstance(failure, str) else type(failure).__name__
+        )
+        span.set_attribute(names.ERROR_TYPE, kind)
+        span.set_status(Status(StatusCode.ERROR, str(failure)))
     span.end(now)
 
 
