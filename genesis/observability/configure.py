@@ -1,8 +1,6 @@
 """`configure`: traces over OTLP and JSON logs with one call, for an application that has neither.
 
-The application's own configuration is left alone. structlog's global configuration is never changed. A
-logger with handlers keeps them, and gets another one only on request. An existing tracer provider is
-not replaced.
+The application's own configuration is left alone: handlers, tracer provider, structlog's configuration.
 """
 
 from __future__ import annotations
@@ -11,9 +9,10 @@ import atexit
 import logging
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any, TextIO
@@ -24,8 +23,9 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from genesis.backends.identity import new_instance_id
+from genesis.observability.logs import ThreadedStreamHandler
+from genesis.observability.span_context import ids_of
 from genesis.observability.telemetry import Telemetry
-from genesis.observability.writer import ThreadedStreamHandler
 
 __all__ = ["Observability", "configure"]
 
@@ -33,6 +33,7 @@ _TRACES_PATH = "/v1/traces"
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
+@dataclass(eq=False)
 class Observability:
     """The result of `configure`. End it with `shutdown`, or use it as a context manager.
 
@@ -43,22 +44,15 @@ class Observability:
         handler: the JSON log handler, or None if logging was left alone.
     """
 
-    def __init__(
-        self,
-        instance_id: str,
-        tracer_provider: Any,
-        logger: logging.Logger | None,
-        handler: ThreadedStreamHandler | None,
-        level_before: int,
-        shutdown_timeout: float,
-    ) -> None:
-        self.instance_id = instance_id
-        self.tracer_provider = tracer_provider
-        self.handler = handler
-        self._logger = logger
-        self._level_before = level_before
-        self._shutdown_timeout = shutdown_timeout
-        self._done = False
+    instance_id: str
+    tracer_provider: Any
+    handler: ThreadedStreamHandler | None
+    _logger: logging.Logger  # has the handler
+    _level_before: int
+    _shutdown_timeout: float
+    _done: bool = False
+
+    def __post_init__(self) -> None:
         atexit.register(self.shutdown)
 
     def shutdown(self, timeout: float | None = None) -> bool:
@@ -81,7 +75,7 @@ class Observability:
         deadline = time.monotonic() + timeout
         # The logs come last, because the SDK might log; a fifth of the time is reserved for them.
         in_time = self._shut_traces(0.8 * timeout)
-        if self._logger is not None and self.handler is not None:
+        if self.handler is not None:
             self._logger.removeHandler(self.handler)
             self._logger.setLevel(self._level_before)
             in_time = self.handler.stop(max(0.0, deadline - time.monotonic())) and in_time
@@ -103,10 +97,9 @@ class Observability:
         )
         try:
             ending.start()
-        except RuntimeError:  # some versions of Python cannot start a thread during shutdown
-            self.tracer_provider.shutdown()
-            return True
-        ending.join(timeout)
+            ending.join(timeout)
+        except RuntimeError:
+            ending.run()  # some versions of Python cannot start a thread during shutdown
         return not ending.is_alive()
 
 
@@ -159,21 +152,25 @@ def configure(
         raise ValueError(f"sample_ratio must be from 0 to 1, got {sample_ratio!r}")
     if not 0 <= shutdown_timeout < math.inf:
         raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {shutdown_timeout!r}")
-    level = _level_number(log_level)
+    level = logging.getLevelName(log_level.upper()) if isinstance(log_level, str) else log_level
+    if not isinstance(level, int) or isinstance(level, bool):
+        raise ValueError(f"log_level must be a level of logging, as 'INFO', got {log_level!r}")
     instance_id = instance_id or new_instance_id()
     provider = None
     if otlp_endpoint or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES):
-        telemetry = cache(lambda: Telemetry(registry))  # made with the first failure
-        provider = _tracer_provider(service_name, instance_id, otlp_endpoint, sample_ratio, telemetry)
-    logger = _logger_to_use(json_logs)
-    handler, level_before = None, logging.NOTSET
-    if logger is not None:
+        provider = _tracer_provider(service_name, instance_id, otlp_endpoint, sample_ratio, registry)
+    root, own = logging.getLogger(), logging.getLogger("genesis")
+    has_logging = bool(root.handlers) or any(
+        not isinstance(handler, logging.NullHandler) for handler in own.handlers
+    )
+    logger = own if has_logging else root
+    level_before, handler = logger.level, None
+    if json_logs or (json_logs is None and not has_logging):
         handler = ThreadedStreamHandler(log_stream)
         handler.setFormatter(_formatter(service_name, instance_id))
-        level_before = logger.level
         logger.addHandler(handler)
         logger.setLevel(level)
-    return Observability(instance_id, provider, logger, handler, level_before, shutdown_timeout)
+    return Observability(instance_id, provider, handler, logger, level_before, shutdown_timeout)
 
 
 def _tracer_provider(
@@ -181,7 +178,7 @@ def _tracer_provider(
     instance_id: str,
     endpoint: str | None,
     sample_ratio: float,
-    telemetry: Callable[[], Telemetry],
+    registry: CollectorRegistry | None,
 ) -> Any:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -203,19 +200,18 @@ def _tracer_provider(
         sampler=None if chosen else ParentBased(TraceIdRatioBased(sample_ratio)),
         shutdown_on_exit=False,  # `Observability.shutdown` has a timeout
     )
+    telemetry = cache(lambda: Telemetry(registry))  # made with the first failure
 
     class CountedExporter(OTLPSpanExporter):
         """Counts spans that the collector did not accept; the SDK only logs them."""
 
         def export(self, spans: Any) -> Any:
-            error: Exception | None = None
+            result, lost = SpanExportResult.FAILURE, f"the collector did not take {len(spans)} spans"
             try:
                 result = super().export(spans)
-            except Exception as raised:
-                error, result = raised, SpanExportResult.FAILURE
-            if result is not SpanExportResult.SUCCESS:
-                lost = ConnectionError(f"the collector did not take {len(spans)} spans, which are lost")
-                telemetry().failed("traces", error or lost)
+            finally:
+                if result is not SpanExportResult.SUCCESS:
+                    telemetry().failed("traces", sys.exc_info()[1] or ConnectionError(lost))
             return result
 
     exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
@@ -238,42 +234,19 @@ def _traces_url(endpoint: str) -> str:
     return endpoint if parts.path.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
 
 
-def _level_number(level: int | str) -> int:
-    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ValueError(f"log_level must be a level of logging, as 'INFO', got {level!r}")
-    return number
-
-
-def _logger_to_use(json_logs: bool | None) -> logging.Logger | None:
-    """The root logger if logging is not configured, otherwise `genesis` on request."""
-    root, own = logging.getLogger(), logging.getLogger("genesis")
-    if json_logs is False:
-        return None
-    has_logging = bool(root.handlers) or any(
-        not isinstance(handler, logging.NullHandler) for handler in own.handlers
-    )
-    if not has_logging:
-        return root
-    return own if json_logs else None
-
-
 def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
     """One JSON object per record, with the `extra` fields, and genesis' event name as `event`."""
 
-    def add_facts(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def add_facts(_: Any, __: str, fields: Any) -> Any:
         record: logging.LogRecord = fields["_record"]
         moment = datetime.fromtimestamp(record.created, timezone.utc)
         fields["timestamp"] = moment.isoformat(timespec="microseconds")
         fields["level"] = record.levelname.lower()
         fields["logger"] = record.name
-        fields["service.name"] = service_name
-        fields["service.instance.id"] = instance_id
+        fields |= {"service.name": service_name, "service.instance.id": instance_id}
         # The span in which the application logs; genesis' own records already have one.
-        context = trace.get_current_span().get_span_context()
-        if context.is_valid and "trace_id" not in fields:
-            fields["trace_id"] = f"{context.trace_id:032x}"
-            fields["span_id"] = f"{context.span_id:016x}"
+        if "trace_id" not in fields:
+            fields |= ids_of(trace.get_current_span().get_span_context()) or {}
         return fields
 
     return structlog.stdlib.ProcessorFormatter(

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-from genesis.observability.links import ids_of
+from genesis.observability.span_context import ids_of
 
 __all__ = ["CurrentHold", "Hold", "without_ended_holds"]
 

@@ -26,22 +26,13 @@ class Distribution:
     An observation only appends to a list. `read`, and `observe` when there are `_MAX_UNSORTED` values,
     sort the list into the buckets: a sorted list of some hundred values needs one search per bucket.
 
-    Attributes:
-        note: observes a value without an exemplar and without sorting, for the path of every call. See
-            `appender` for who sorts.
+    `append` observes a value without an exemplar and without sorting, for the path of every call; see
+    `appender` for who sorts.
+
+    Args:
+        bounds: of the buckets, without infinity.
         all_buckets: see `FastHistogram`.
     """
-
-    __slots__ = (
-        "_bounds",
-        "_counts",
-        "_exemplars",
-        "_lock",
-        "_sum",
-        "_unsorted",
-        "all_buckets",
-        "append",
-    )
 
     def __init__(self, bounds: tuple[float, ...], *, all_buckets: bool = True) -> None:
         self._bounds = bounds
@@ -51,8 +42,13 @@ class Distribution:
         # another sorts: no value is lost or counted twice.
         self._unsorted: list[float] = []
         self.append = self._unsorted.append
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset in a forked child: it has no observations, and the lock's owner does not exist."""
         self._lock = threading.Lock()  # for sorting, `_counts` and `_sum`
-        self._counts = [0] * (len(bounds) + 1)  # not cumulative; the last is above all bounds
+        self._unsorted.clear()
+        self._counts = [0] * (len(self._bounds) + 1)  # not cumulative; the last is above all bounds
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
 
@@ -78,14 +74,6 @@ class Distribution:
         with self._lock:
             self._sort()
             return list(self._counts), self._sum, dict(self._exemplars)
-
-    def reset(self) -> None:
-        """Reset in a forked child: it has no observations, and the lock's owner does not exist."""
-        self._lock = threading.Lock()
-        self._unsorted.clear()
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-        self._exemplars.clear()
 
     def _sort(self) -> None:
         values = self._unsorted[:]
@@ -120,15 +108,15 @@ class Family(Collector):
         family: creates a prometheus_client metric family, which `_fill` fills.
         name: the metric's name.
         text: its help text.
-        labelnames: its labels.
+        labelnames: its labels; `queue`, if there is one, is the first.
         child: creates a child.
     """
 
     def __init__(
-        self, family: Any, name: str, text: str, labelnames: Sequence[str], child: Callable[..., Any]
+        self, family: Any, name: str, text: str, labelnames: tuple[str, ...], child: Callable[..., Any]
     ) -> None:
-        self._family = partial(family, name.removesuffix("_total"), text, labels=tuple(labelnames))
-        self._labelnames = tuple(labelnames)
+        self._family = partial(family, name.removesuffix("_total"), text, labels=labelnames)
+        self.labelnames = labelnames
         self._child = child
         self._children: dict[tuple[str, ...], Any] = {}
 
@@ -139,18 +127,15 @@ class Family(Collector):
             child = self._children.setdefault(values, self._child(**options))
         return child
 
-    def remove_by_labels(self, labels: dict[str, str]) -> None:
-        places = {self._labelnames.index(name): value for name, value in labels.items()}
-        for key in list(self._children):
-            if all(key[place] == value for place, value in places.items()):
+    def remove_queue(self, label: str) -> None:
+        """Remove the children of a queue, if this metric has the label `queue`."""
+        if self.labelnames[0] == "queue":
+            for key in [key for key in list(self._children) if key[0] == label]:
                 self._children.pop(key, None)
 
     def reset(self) -> None:
         for child in list(self._children.values()):
             child.reset()
-
-    def describe(self) -> Iterable[Any]:
-        return [self._family()]
 
     def collect(self) -> Iterable[Any]:
         family = self._family()
@@ -165,16 +150,15 @@ class Family(Collector):
 class FastHistogram(Family):
     """A histogram whose observations cost a third of prometheus_client's.
 
-    Every call makes five observations, which would otherwise dominate the cost of a call.
     prometheus_client writes the exposition. In multiprocess mode, which supports no custom collectors,
-    prometheus_client's Histogram is used instead.
+    its Histogram is used instead.
 
     A child without observations exposes all its buckets only if `all_buckets` is set, otherwise only
     its count and sum. That is a seventh of the series: most queues never see most outcomes.
     """
 
     def __init__(
-        self, name: str, text: str, labelnames: Sequence[str], bounds: Sequence[float]
+        self, name: str, text: str, labelnames: tuple[str, ...], bounds: Sequence[float]
     ) -> None:
         child = partial(Distribution, tuple(bounds))
         super().__init__(HistogramMetricFamily, name, text, labelnames, child)

@@ -3,10 +3,7 @@
 The server is the standard library's `http.server`. It runs in threads, not in the application's event
 loop, because it matters most when that loop is blocked: a thread still serves the metrics, and `/ready`
 fails because it needs the loop. Rendering ten thousand series takes a good part of a second, which must
-not delay calls. The server speaks HTTP/1.0, one response per connection. TLS, compression and
-persistent connections are left to a reverse proxy.
-
-Under an ASGI server no extra port is needed: `asgi_app` serves the same three paths.
+not delay calls. TLS, compression and persistent connections are left to a reverse proxy.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import concurrent.futures
 import errno
 import logging
 import re
-import selectors
 import socket
 import socketserver
 import threading
@@ -58,9 +54,9 @@ class _Answer(NamedTuple):
     content_type: str = "text/plain; charset=utf-8"
 
 
-_NOT_FOUND = _Answer(404, b"not found\n")
-_HEALTHY = _Answer(200, b"healthy\n")
-_READY = _Answer(200, b"ready\n")
+def _simple_answer(path: str) -> _Answer:
+    """The answer to a path that needs neither metrics nor the backend."""
+    return _Answer(200, b"healthy\n") if path == "/health" else _Answer(404, b"not found\n")
 
 
 def _not_ready(reason: str) -> _Answer:
@@ -68,27 +64,22 @@ def _not_ready(reason: str) -> _Answer:
 
 
 async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
-    if queue is None:
-        return _READY
     if getattr(queue, "draining", False):
         return _not_ready("the queue is draining")
-    ping = asyncio.ensure_future(queue.ping())
     try:
-        done, _ = await asyncio.wait({ping}, timeout=seconds)
-    finally:
-        ping.cancel()  # no effect if it is done; needed too if the client has disconnected
-    if not done:
+        if queue is not None:
+            await asyncio.wait_for(queue.ping(), seconds)
+    except (TimeoutError, asyncio.TimeoutError):
         return _not_ready(f"the backend did not answer within {seconds:g} s")
-    error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
-    if error is None:
-        return _READY
-    # Show only the type of other errors: a message might contain an address or a password.
-    cause = type(error).__name__
-    if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
-        cause = error.cause
-    elif type(error) is RuntimeError and "event loop" in str(error):
-        cause = str(error)
-    return _not_ready(f"the backend does not answer ({cause})")
+    except Exception as error:
+        # Show only the type of other errors: a message might contain an address or a password.
+        cause = type(error).__name__
+        if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
+            cause = error.cause
+        elif type(error) is RuntimeError and "event loop" in str(error):
+            cause = str(error)
+        return _not_ready(f"the backend does not answer ({cause})")
+    return _Answer(200, b"ready\n")
 
 
 def _known_formats(accept: str) -> str:
@@ -146,20 +137,15 @@ class ObservabilityServer:
         _check_ready_timeout(ready_timeout)
         self._queue = queue
         self._registry = REGISTRY if registry is None else registry
-        self._address = (host, port)
+        self.host = host
+        self._port = port
         self._ready_timeout = ready_timeout
         self._listener: _Listener | None = None
 
     @property
-    def host(self) -> str:
-        return self._address[0]
-
-    @property
     def port(self) -> int:
         """The port of the running server; before `start`, the requested port."""
-        if self._listener is None:
-            return self._address[1]
-        return int(self._listener.server_address[1])
+        return self._port if self._listener is None else int(self._listener.server_address[1])
 
     async def start(self) -> None:
         """Start to listen. Connections are accepted when this returns.
@@ -171,8 +157,7 @@ class ObservabilityServer:
         if self._listener is not None:
             raise RuntimeError("the server is running")
         loop = asyncio.get_running_loop()
-        host, port = self._address
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         multiprocess.warn_of_other_workers()
         try:
@@ -180,15 +165,17 @@ class ObservabilityServer:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            text = f"port {port} of {host} is in use, perhaps by another worker of this program. Give "
-            text += "each its own port, port=0 for a free one, or mount asgi_app() in the application"
-            raise OSError(error.errno, text) from error
+            raise OSError(
+                error.errno,
+                f"port {self._port} of {self.host} is in use, perhaps by another worker. Give each its "
+                "own port, port=0 for a free one, or mount asgi_app() in the application",
+            ) from error
 
     async def stop(self) -> None:
         """Stop listening. Responses in progress still complete unless the process exits."""
-        if self._listener is not None:
-            self._listener.stop()
-            self._listener = None
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await asyncio.to_thread(listener.stop)
 
     async def __aenter__(self) -> ObservabilityServer:
         await self.start()
@@ -200,11 +187,8 @@ class ObservabilityServer:
     def _answer(self, loop: asyncio.AbstractEventLoop, path: str, accept: str) -> _Answer:
         if path == "/metrics":
             return _metrics(self._registry, accept)
-        if path == "/health":
-            return _HEALTHY
-        return self._ask(loop) if path == "/ready" else _NOT_FOUND
-
-    def _ask(self, loop: asyncio.AbstractEventLoop) -> _Answer:
+        if path != "/ready":
+            return _simple_answer(path)
         asking = _readiness(self._queue, self._ready_timeout)
         try:
             answer = asyncio.run_coroutine_threadsafe(asking, loop)
@@ -219,16 +203,11 @@ class ObservabilityServer:
 
 
 class _Listener(socketserver.ThreadingTCPServer):
-    """Accepts connections in one thread and handles each in another, see `http.server`.
-
-    `serve_forever` polls twice a second for a stop. Here a socket pair wakes the thread instead: an
-    idle process sleeps, and a stop takes effect at once.
-    """
+    """Accepts connections in one thread and handles each in another, see `http.server`."""
 
     allow_reuse_address = True
     daemon_threads = True  # the exit of the process must not wait for a scrape
     request_queue_size = 128
-    timeout = 0  # for `handle_request`, which is called only when the socket is readable
 
     def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
@@ -236,18 +215,12 @@ class _Listener(socketserver.ThreadingTCPServer):
         self._open: set[Any] = set()
         super().__init__(address, _Handler)
         self.socket.setblocking(False)  # a client that has disconnected must not block the thread
-        self._stop, self._stopped = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        for readable in (self.socket, self._stopped):
-            self._selector.register(readable, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="genesis-server", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, name="genesis-server", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.close()
+        self.shutdown()
         self._thread.join()
-        self._selector.close()
-        self._stopped.close()
         self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -268,10 +241,6 @@ class _Listener(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         _log.debug("a connection broke off", exc_info=True)
-
-    def _serve(self) -> None:
-        while all(key.fileobj is not self._stopped for key, _ in self._selector.select()):
-            self.handle_request()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -316,24 +285,22 @@ def asgi_app(
     registry = REGISTRY if registry is None else registry
     multiprocess.warn_of_other_workers()
 
-    async def answer(scope: Scope) -> _Answer:
-        path = _path_below_mount(scope)
-        if scope["method"] not in ("GET", "HEAD"):
-            return _Answer(405, b"only GET and HEAD\n")
-        if path == "/metrics":
-            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
-            return await asyncio.to_thread(_metrics, registry, ",".join(accept))
-        if path == "/ready":
-            return await _readiness(queue, ready_timeout)
-        return _HEALTHY if path == "/health" else _NOT_FOUND
-
     async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
         if scope["type"] != "http":
             raise ValueError(f"genesis' ASGI application does not know the scope {scope['type']!r}")
-        result = await answer(scope)
+        path = _path_below_mount(scope)
+        if scope["method"] not in ("GET", "HEAD"):
+            result = _Answer(405, b"only GET and HEAD\n")
+        elif path == "/metrics":
+            accept = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
+            result = await asyncio.to_thread(_metrics, registry, ",".join(accept))
+        elif path == "/ready":
+            result = await _readiness(queue, ready_timeout)
+        else:
+            result = _simple_answer(path)
         kind, length = result.content_type.encode(), b"%d" % len(result.body)
         headers = [(b"content-type", kind), (b"content-length", length)]
         await send({"type": "http.response.start", "status": result.status, "headers": headers})

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
 
@@ -22,10 +21,10 @@ from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveRes
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.histogram import MAX_UNFLUSHED, appender
-from genesis.observability.links import end
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder
 from genesis.observability.shared import Spread
+from genesis.observability.span_context import end
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
@@ -50,7 +49,9 @@ class ObservedBackend:
         self._inner = inner
         self._telemetry = telemetry
         self._clock = telemetry.clock
-        self._name = inner.name
+        self.name = inner.name
+        self.heartbeat_interval = inner.heartbeat_interval
+        self.store = inner.store
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
         # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
@@ -69,31 +70,16 @@ class ObservedBackend:
 
     def _expose(self, version: str) -> None:
         instruments = self._telemetry.instruments
-        instruments.build_info.labels(version, self._name).set(1)
+        instruments.build_info.labels(version, self.name).set(1)
         for reason in get_args(names.DisruptionReason):
-            instruments.disruptions.labels(self._name, reason)  # at 0, see metrics
-        instruments.up.show(self._name)  # a dead process with the same pid might have left a value
-        if instruments.files is None:  # at 0, too
-            instruments.operation.labels(self._name, "enter", "unavailable", all_buckets=False)
-        else:  # a file is not recomputed at a scrape, so publish the end of this object
-            show = partial(self._telemetry.guarded, "metrics", instruments.up.show, self._name)
-            weakref.finalize(self, show).atexit = False
-
-    @property
-    def name(self) -> str:
-        return self._name
+            instruments.disruptions.labels(self.name, reason)  # at 0, see metrics
+        instruments.up.show(self.name)  # a dead process with the same pid might have left a value
+        if not instruments.in_files:  # at 0, too
+            instruments.operation.labels(self.name, "enter", "unavailable", all_buckets=False)
 
     @property
     def instance_id(self) -> str:
         return self._inner.instance_id
-
-    @property
-    def heartbeat_interval(self) -> float:
-        return self._inner.heartbeat_interval
-
-    @property
-    def store(self) -> str:
-        return self._inner.store
 
     def listen(self, listener: protocol.Listener) -> None:
         self._listener = listener
@@ -235,11 +221,11 @@ class ObservedBackend:
         try:
             await self._inspect("close", "", "", self._inner.close())
         finally:
-            self._telemetry.guarded("metrics", self._closed)
+            self._telemetry.guarded("metrics", self._reached, None)
         self._log(DEBUG, "closed")
 
-    def _closed(self) -> None:
-        self._telemetry.instruments.up.closed(self._name, self)
+    def _reached(self, reached: bool | None) -> None:
+        self._telemetry.instruments.up.set(self, reached)
 
     async def _inspect(
         self, operation: names.Operation, queue_id: str, item_id: str, call: Awaitable[T]
@@ -279,10 +265,10 @@ class ObservedBackend:
         child = self._operations.get(key)
         if child is None:
             instruments = self._telemetry.instruments
-            child = instruments.operation.labels(self._name, operation, outcome)
+            child = instruments.operation.labels(self.name, operation, outcome)
             self._operations[key] = child
             if outcome == "ok" and operation not in _WITHOUT_REPLY:
-                self._telemetry.guarded("metrics", instruments.up.met, self._name, self)
+                self._telemetry.guarded("metrics", instruments.up.met, self)
             if outcome == "ok" and operation in self._observe_ok:
                 self._observe_ok[operation] = appender(child)
         child.observe(seconds)
@@ -318,25 +304,24 @@ class ObservedBackend:
             telemetry.instruments.disagreements.labels(label).inc()
         elif isinstance(event, protocol.Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
-            telemetry.instruments.disruptions.labels(self._name, event.reason).inc()
+            telemetry.instruments.disruptions.labels(self.name, event.reason).inc()
             if event.lasts:
-                telemetry.instruments.up.lost(self._name, self)
+                self._reached(False)
         elif isinstance(event, protocol.Recovered):
             self._log(INFO, "backend_recovered", outage=event.outage)
-            telemetry.instruments.up.found(self._name, self)
+            self._reached(True)
 
     def _show(self, snapshot: Snapshot) -> None:
         queue_id, stats = snapshot
         label, shared = self._telemetry.series(queue_id).label, self._telemetry.instruments.shared
-        heartbeat, store = self._inner.heartbeat_interval, self._inner.store
-        shared.report(queue_id, self._name, label, stats, heartbeat, store)
+        shared.report(queue_id, self.name, label, stats, self.heartbeat_interval, self.store)
 
     def _log(self, level: int, event: names.LogEvent, **fields: Any) -> None:
-        about = {"backend": self._name, "instance_id": self._inner.instance_id}
+        about = {"backend": self.name, "instance_id": self._inner.instance_id}
         self._telemetry.event(level, event, {**about, **fields})
 
 
-def _wait_outcome(error: BaseException) -> names.WaitOutcome:
+def _wait_outcome(error: BaseException) -> Literal["evicted", "timeout", "error", "cancelled"]:
     if isinstance(error, EvictedError):
         return "evicted"
     if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
@@ -345,10 +330,7 @@ def _wait_outcome(error: BaseException) -> names.WaitOutcome:
 
 
 def _operation_outcome(error: BaseException) -> names.OperationOutcome:
-    if isinstance(error, BackendUnavailableError):
-        return "unavailable"
-    outcome = _wait_outcome(error)
-    return "error" if outcome == "granted" else outcome
+    return "unavailable" if isinstance(error, BackendUnavailableError) else _wait_outcome(error)
 
 
 def _check_complete() -> None:

@@ -1,26 +1,32 @@
-"""Log events: structlog over the stdlib logger `genesis`, without structlog's global configuration.
+"""Log events on the stdlib logger `genesis`, and the handler with which `configure` writes log lines.
 
-The event and its fields go to the stdlib logger twice: as text, so that any handler shows them, and as
-`extra`, so that a JSON formatter (or structlog's ProcessorFormatter with ExtraAdder) gets fields.
-Nothing is printed until the application configures logging.
+An event and its fields, with structlog's context variables, go to the stdlib logger twice: as text, so
+that any handler shows them, and as `extra`, so that a JSON formatter (or structlog's ProcessorFormatter
+with ExtraAdder) gets fields. Nothing is printed until the application configures logging.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, MutableMapping
-from functools import partial
-from typing import Any
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
 
 import structlog
 
-__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log", "own_logger"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log", "ThreadedStreamHandler", "own_logger"]
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 # Names that `logging` does not accept in `extra`. The application might bind one as a context variable.
 _RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+_MAX_LINES = 10_000  # unwritten lines: a few seconds of a busy process, a few megabytes
 
 
 def own_logger() -> logging.Logger:
@@ -50,48 +56,43 @@ class Log:
 
     def __init__(self, logger: Any = None) -> None:
         own = own_logger() if logger is None else None
-        logger = own or logger
-        self.enabled: Callable[[int], bool]
-        self._logger: Any
-        if isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
+        self._logger: Any = own or logger
+        self._is_stdlib = isinstance(self._logger, (logging.Logger, logging.LoggerAdapter))
+        self.enabled: Callable[[int], bool] = lambda _: True
+        if not self._is_stdlib:
+            self._logger = _synchronous(logger)
+        elif own is not None:
+            self.enabled = _re_enabling(own)
+        else:
+            self.enabled = logger.isEnabledFor
             if isinstance(logger, logging.Logger) and not logger.handlers:
                 logger.addHandler(logging.NullHandler())
-            self.enabled = logger.isEnabledFor if own is None else _re_enabling(own)
-            self._logger = structlog.wrap_logger(
-                logger if isinstance(logger, logging.Logger) else _Adapted(logger),
-                processors=[structlog.contextvars.merge_contextvars, _to_stdlib],
-                wrapper_class=structlog.stdlib.BoundLogger,
-                cache_logger_on_first_use=True,
-            )
-        else:
-            self.enabled = _always
-            self._logger = _synchronous(logger)
 
     def write(self, level: int, event: str, **fields: Any) -> None:
-        self._logger.log(level, event, **fields)
-
-
-class _Adapted:
-    """A LoggerAdapter that keeps the `extra` of a call. Before Python 3.13, its own replaces it."""
-
-    def __init__(self, adapter: logging.LoggerAdapter[Any]) -> None:
-        self._adapter = adapter
-
-    def __getattr__(self, name: str) -> Any:
-        return partial(self._log, getattr(logging, name.upper()))
-
-    def _log(self, level: int, template: str, text: str, *, extra: dict[str, Any]) -> None:
-        message, options = self._adapter.process(text, {"extra": {}})
-        own = {**(options.pop("extra", None) or {}), **extra}
-        self._adapter.logger.log(level, template, message, extra=own, **options)
+        logger = self._logger
+        if not self._is_stdlib:
+            logger.log(level, event, **fields)
+            return
+        merged = structlog.contextvars.merge_contextvars(None, "", {"event": event, **fields})
+        del merged["event"]
+        # repr: an id with a newline must not start a new line.
+        text = " ".join([event, *(f"{name}={value!r}" for name, value in merged.items())])
+        extra = {f"{name}_" if name in _RESERVED else name: value for name, value in merged.items()}
+        options: Any = {}
+        if isinstance(logger, logging.LoggerAdapter):
+            # Its own `log` replaces `extra` before Python 3.13.
+            text, options = logger.process(text, {"extra": {}})
+            extra = {**(options.pop("extra", None) or {}), **extra}
+            logger = logger.logger
+        logger.log(level, "%s", text, extra={**extra, "event": event}, **options)
 
 
 def _synchronous(logger: Any) -> Any:
-    bound = logger.bind() if isinstance(logger, structlog.stdlib.BoundLogger) else logger
+    bound = logger
     if type(logger).__module__.startswith("structlog.") and hasattr(logger, "bind"):
         bound = logger.bind()  # resolves a lazy proxy
-        if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
-            return bound.sync_bl
+    if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
+        return bound.sync_bl
     if inspect.iscoroutinefunction(getattr(bound, "log", None)):
         raise TypeError(
             f"logger must have a plain `log` method, got {type(logger).__name__}, whose `log` is a "
@@ -109,17 +110,65 @@ def _re_enabling(logger: logging.Logger) -> Callable[[int], bool]:
     return enabled
 
 
-def _always(level: int) -> bool:  # noqa: ARG001
-    return True
+class ThreadedStreamHandler(logging.Handler):
+    """Writes to `stream` from its own thread, in order, because the stream might block.
 
+    A pipe without a reader, or a disk that hangs, would otherwise block the event loop at the next log
+    line. All calls of the process, and the heartbeat that keeps their slots, would stop with it.
 
-def _to_stdlib(
-    logger: Any,  # noqa: ARG001
-    method: str,  # noqa: ARG001
-    fields: MutableMapping[str, Any],
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    event = str(fields.pop("event"))
-    # repr: an id with a newline must not start a new line.
-    text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
-    extra = {f"{name}_" if name in _RESERVED else name: value for name, value in fields.items()}
-    return ("%s", text), {"extra": {"event": event, **extra}}
+    A line is formatted by the caller, because only there its span and its context variables are
+    current. A line is dropped if `_MAX_LINES` lines wait for a blocked stream, and if the stream
+    raises. For a dropped line of the logger `genesis`, `emit` raises, and the observing layer counts
+    it. Other lines are dropped silently, because no application expects a log call to raise.
+
+    Args:
+        stream: stderr if None.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = sys.stderr if stream is None else stream
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._lines: queue.Queue[str | None] = queue.Queue(_MAX_LINES)  # None ends the thread
+        self._error: Exception | None = None  # raised by the stream for an earlier line
+        self._thread = threading.Thread(target=self._write, name="genesis-log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._start_if_forked()
+            self._lines.put_nowait(self.format(record))
+        except Exception:
+            if record.name == "genesis":
+                raise
+        if record.name == "genesis" and (error := self._error) is not None:
+            self._error = None
+            raise error
+
+    def stop(self, timeout: float) -> bool:
+        """Write the queued lines and end the thread. Returns False if `timeout` seconds pass first."""
+        deadline = time.monotonic() + timeout
+        self._start_if_forked()
+        try:
+            self._lines.put(None, timeout=timeout)
+        except queue.Full:
+            return False
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def _start_if_forked(self) -> None:
+        # A forked child has no writer thread. The parent writes the queued lines, and a thread of the
+        # parent might have held the queue's lock during the fork.
+        if self._process != os.getpid():
+            self._start()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+            except Exception as error:
+                self._error = error

@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -21,9 +22,8 @@ from prometheus_client.registry import Collector
 
 from genesis.observability import multiprocess, names
 from genesis.observability.histogram import Family, FastHistogram
-from genesis.observability.reach import BackendUp
 from genesis.observability.series import QueueSeries
-from genesis.observability.shared import SHARED, SharedGauges
+from genesis.observability.shared import BackendUp, SharedGauges
 
 __all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
 
@@ -44,10 +44,11 @@ CROWDED_IDLE_SECONDS = 600.0  # when there are MAX_QUEUES
 CHECK_SECONDS = 1.0  # between two checks that the registry still has the instruments
 
 
+_Labels = tuple[str, ...]
+
+
 class Count:
     """One child of a counter or a gauge."""
-
-    __slots__ = ("_lock", "value")
 
     def __init__(self) -> None:
         self.reset()
@@ -74,9 +75,9 @@ class Instruments(Collector):
         clock: Callable[[], float],
     ) -> None:
         self.clock = clock
-        self.files: multiprocess.SharedFiles | None = None
-        self._in_files = multiprocess.directory() is not None
+        self.in_files = multiprocess.directory() is not None
         self._registry = registry
+        self._families: list[Family] = []  # unless they are in files
         self._next_check = 0.0
         queue, ended = ("queue",), ("queue", "outcome")
         self.wait = self._histogram(
@@ -114,49 +115,43 @@ class Instruments(Collector):
         self.telemetry_errors = self._counter(
             names.TELEMETRY_ERRORS, "Failures of a sink; no call was affected.", ("sink",)
         )
-        for sink in get_args(names.Sink):
-            self.telemetry_errors.labels(sink)
-        if self._in_files:
-            labels, mode = ("queue", "backend"), multiprocess.SharedFiles.mode
-            gauges = [self._gauge(name, text, labels, mode) for name, text in SHARED]
-            up = self._gauge(names.BACKEND_UP, BackendUp.text, ("backend",), mode)
-            self.files = multiprocess.SharedFiles(gauges, up)
-        self.up = BackendUp(None if self.files is None else self.files.publish_up)
-        publish = None if self.files is None else self.files.publish
+        publish = multiprocess.SharedFiles(registry).publish if self.in_files else None
+        self.up = BackendUp(publish)
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label
         self._changing = threading.RLock()  # held to change `known` and its children
-        if self.files is None:
+        self._empty = list(self.collect())  # what is described
+        for sink in get_args(names.Sink):
+            self.telemetry_errors.labels(sink)
+        if not self.in_files:
             registry.register(self)
-            _reset_after_forks(self)
+            _of_this_process.add(self)
 
     def describe(self) -> Iterable[Any]:
-        return [family for each in (*self._own(), self.shared) for family in each.describe()]
+        return self._empty
 
     def collect(self) -> Iterator[Any]:
         self.remove_idle()
         for series in list(self.known.values()):
             self.waiting.labels(series.label).set(series.waiting)
             self.holding.labels(series.label).set(series.holding)
-        for each in (*self._own(), self.shared):
+        for each in self._collectors():
             yield from each.collect()
 
     def ensure_registered(self) -> None:
         """Register again if the application has cleared the registry."""
         now = self.clock()
-        if self.files is None and now >= self._next_check:
+        if not self.in_files and now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
-            try:
+            with suppress(ValueError):  # still registered
                 self._registry.register(self)
-            except ValueError:
-                return  # still registered
 
     def reset(self) -> None:
         """Reset in a forked child: it has no calls, and the owners of locks do not exist there."""
         # A scraping thread of the parent might have held the registry's lock.
         self._registry._lock = threading.Lock()
         self._changing = threading.RLock()
-        for each in (*self._own(), self.shared, *self.known.values()):
+        for each in (*self._collectors(), *self.known.values()):
             each.reset()
         for labels in list(self.build_info._children):
             self.build_info.labels(*labels).set(1)
@@ -166,14 +161,13 @@ class Instruments(Collector):
         with self._changing:
             if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
-            series = self.known.get(label)
-            if series is None:
-                series = self.known[label] = QueueSeries(self, label)
-            return series
+            if label not in self.known:
+                self.known[label] = QueueSeries(self, label)
+            return self.known[label]
 
     def flush(self) -> None:
         """Sort the noted values of all queues: it might be long until the next scrape."""
-        if self.files is not None:
+        if self.in_files:
             return
         self.ensure_registered()
         for series in list(self.known.values()):
@@ -188,67 +182,53 @@ class Instruments(Collector):
     def remove_idle(self) -> None:
         """Remove queues that have had no call of this process for a long time."""
         now = self.clock()
-        patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
-        for label, series in list(self.known.items()):
-            if self.busy(label):
-                series.idle_since = None
-            elif series.idle_since is None:
-                series.idle_since = now
-                if self.busy(label):  # a call has entered meanwhile, in another thread
-                    series.idle_since = None
-            elif now - series.idle_since >= patience:
-                self._remove(label, series)
-
-    def _remove(self, label: str, series: QueueSeries) -> None:
-        # A scrape runs in its own thread. Without the lock, a call that enters between two of these
-        # steps would use children that the next step removes from the exposition.
+        # A scrape runs in its own thread. Without the lock, a call that enters between two steps of a
+        # removal would use children that the next step removes from the exposition.
         with self._changing:
-            if self.known.get(label) is not series or self.busy(label):
-                return  # another scrape has removed it, or a call has entered
-            del self.known[label]
-            for metric in (
-                *(self.wait, self.hold, self.position, self.waiting, self.holding),
-                *(self.reclaimed, self.refused, self.disagreements),
-            ):
-                metric.remove_by_labels({"queue": label})
+            patience = IDLE_SECONDS if len(self.known) < MAX_QUEUES else CROWDED_IDLE_SECONDS
+            for label, series in list(self.known.items()):
+                if self.busy(label):
+                    series.idle_since = None
+                elif series.idle_since is None:
+                    series.idle_since = now
+                elif now - series.idle_since >= patience:
+                    self.known.pop(label, None)
+                    for family in self._families:
+                        family.remove_queue(label)
 
-    def _own(self) -> tuple[Any, ...]:
-        return (
-            *(self.wait, self.hold, self.position, self.operation),
-            *(self.waiting, self.holding, self.build_info, self.reclaimed, self.refused),
-            *(self.disagreements, self.disruptions, self.up, self.telemetry_errors),
-        )
+    def _collectors(self) -> tuple[Any, ...]:
+        return (*self._families, self.up, self.shared)
 
-    def _histogram(
-        self, name: str, text: str, labelnames: tuple[str, ...], buckets: Sequence[float]
-    ) -> Any:
-        if self._in_files:
-            return Histogram(name, text, labelnames, registry=self._registry, buckets=buckets)
-        return FastHistogram(name, text, labelnames, buckets)
+    def _histogram(self, name: str, text: str, labels: _Labels, buckets: Sequence[float]) -> Any:
+        if self.in_files:
+            return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+        return self._added(FastHistogram(name, text, labels, buckets))
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...], mode: Any = "livesum") -> Any:
-        if self._in_files:
+    def _gauge(self, name: str, text: str, labels: _Labels, mode: Any = "livesum") -> Any:
+        if self.in_files:
             return Gauge(name, text, labels, registry=self._registry, multiprocess_mode=mode)
-        return Family(GaugeMetricFamily, name, text, labels, Count)
+        return self._added(Family(GaugeMetricFamily, name, text, labels, Count))
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Any:
-        if self._in_files:
+    def _counter(self, name: str, text: str, labels: _Labels) -> Any:
+        if self.in_files:
             return Counter(name, text, labels, registry=self._registry)
-        return Family(CounterMetricFamily, name, text, labels, Count)
+        return self._added(Family(CounterMetricFamily, name, text, labels, Count))
+
+    def _added(self, family: Family) -> Family:
+        self._families.append(family)
+        return family
 
 
 _of_this_process: weakref.WeakSet[Instruments] = weakref.WeakSet()
 
 
-def _reset_after_forks(instruments: Instruments) -> None:
-    if not _of_this_process and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-    _of_this_process.add(instruments)
-
-
 def _after_fork() -> None:
     for instruments in list(_of_this_process):
         instruments.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def instruments_of(

@@ -7,33 +7,30 @@ returns the metrics of all workers.
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import re
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from prometheus_client import values
+from prometheus_client import CollectorRegistry, Gauge, values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from genesis.observability import names
 from genesis.observability.logs import own_logger
-from genesis.observability.reach import BackendUp
-from genesis.observability.shared import SHARED, Values
+from genesis.observability.shared import GAUGES
 
 __all__ = ["AllProcesses", "SharedFiles", "directory", "warn_of_other_workers"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_MODE = "livemax"
+_MODE: Final = "livemax"
 _NEVER = 1.0  # the expiry of an unknown value: it has always expired
 _LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
-
-_logged: set[str] = set()
 
 
 def directory() -> str | None:
@@ -62,10 +59,8 @@ def directory() -> str | None:
 
 def warn_of_other_workers() -> None:
     """Log an error if this looks like one of several workers and multiprocess mode is off."""
-    is_worker = multiprocessing.parent_process() is not None or os.environ.get(
-        "SERVER_SOFTWARE", ""
-    ).startswith("gunicorn")
-    if is_worker and directory() is None:
+    is_child = multiprocessing.parent_process() is not None
+    if (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")) and directory() is None:
         _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
@@ -73,42 +68,26 @@ def warn_of_other_workers() -> None:
         )
 
 
+@cache
 def _log_once(text: str) -> None:
-    if text not in _logged:
-        _logged.add(text)
-        own_logger().error(text)
+    own_logger().error(text)
 
 
 class SharedFiles:
-    """Writes gauges to this process's file, together with their expiry.
+    """Writes the gauges of `shared` to this process's file, together with their expiry.
 
     A value written before a fork is 0 in the child's file, and has expired there.
-
-    Args:
-        gauges: the shared ones, in the order of `SHARED`.
-        up: whether the backends are reached.
     """
 
-    mode: Any = _MODE
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gauges = {
+            name: Gauge(name, text, labels, registry=registry, multiprocess_mode=_MODE)
+            for name, text, labels in GAUGES
+        }
 
-    def __init__(self, gauges: list[Any], up: Any) -> None:
-        self._gauges = gauges
-        self._up = up
-
-    def publish(self, label: str, backend: str, shown: Values, seconds: float) -> None:
-        until = time.time() + seconds
-        for gauge, value in zip(self._gauges, shown, strict=True):
-            _write(gauge.labels(label, backend), value, until)
-
-    def publish_up(self, backend: str, value: float | None) -> None:
-        _write(self._up.labels(backend), value, math.inf)
-
-
-def _write(child: Any, value: float | None, until: float) -> None:
-    if value is None:
-        child._value.set(0.0, timestamp=_NEVER)
-    else:
-        child._value.set(float(value), timestamp=until)
+    def publish(self, name: str, labels: tuple[str, ...], value: float | None, seconds: float) -> None:
+        value, until = (0.0, _NEVER) if value is None else (float(value), time.time() + seconds)
+        self._gauges[name].labels(*labels)._value.set(value, timestamp=until)
 
 
 class AllProcesses(MultiProcessCollector):
@@ -120,11 +99,15 @@ class AllProcesses(MultiProcessCollector):
 
     def collect(self) -> Iterator[Any]:
         self._remove_dead()
-        ours = {names.BACKEND_UP, *(name for name, _ in SHARED)}
+        ours = {name: GaugeMetricFamily(name, text) for name, text, _ in GAUGES}
         for metric in super().collect():  # type: ignore[no-untyped-call]
             if metric.name not in ours:
                 yield metric
-        yield from self._unexpired()
+        for key, value in self._unexpired().items():
+            name, _, labels, _ = json.loads(key)
+            if name in ours:
+                ours[name].add_sample(name, labels, value)
+        yield from ours.values()
 
     def _remove_dead(self) -> None:
         files = [file.name for file in Path(self._path).iterdir()]
@@ -135,42 +118,26 @@ class AllProcesses(MultiProcessCollector):
                 except FileNotFoundError:
                     continue  # another worker's scrape was faster
 
-    def _unexpired(self) -> Iterator[Any]:
-        """Over all processes, of each gauge's unexpired values: the maximum; the minimum of `up`."""
+    def _unexpired(self) -> dict[str, float]:
+        """The unexpired gauges over all processes, by key: the maximum, and the minimum of `up`."""
         now = time.time()
-        greatest: dict[tuple[str, str, str], float] = {}
-        least: dict[str, float] = {}
+        found: dict[str, float] = {}
         for file in Path(self._path).glob(f"gauge_{_MODE}_*.db"):
             try:
                 entries = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 continue
             for key, value, until, _ in entries:
-                _, name, labels, _ = json.loads(key)
-                if until < now:
-                    continue
-                if name == names.BACKEND_UP:
-                    least[labels["backend"]] = min(value, least.get(labels["backend"], value))
-                elif "queue" in labels:
-                    place = (name, labels["queue"], labels["backend"])
-                    greatest[place] = max(value, greatest.get(place, value))
-        up = GaugeMetricFamily(names.BACKEND_UP, BackendUp.text, labels=("backend",))
-        for backend, value in least.items():
-            up.add_metric((backend,), value)
-        yield up
-        for name, text in SHARED:
-            family = GaugeMetricFamily(name, text, labels=("queue", "backend"))
-            for (of, queue, backend), value in greatest.items():
-                if of == name:
-                    family.add_metric((queue, backend), value)
-            yield family
+                if until >= now:
+                    choose = min if f'"{names.BACKEND_UP}"' in key else max
+                    found[key] = choose(value, found.get(key, value))
+        return found
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True
     try:
-        os.kill(pid, 0)
+        if os.name == "posix":  # elsewhere this would kill it
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

@@ -100,10 +100,6 @@ Relation: TypeAlias = Literal["released_by", "granted_to", "reclaimed_from"]
 RELATED_ITEM: Final = "genesis.{}.item_id"
 RELATED_INSTANCE: Final = "genesis.{}.instance_id"
 
-# Events on `queue.hold`
-EVENT_LOST: Final = "lost"
-EVENT_EVICTED: Final = "evicted"
-
 # Log events ----------------------------------------------------------------------------------------
 LogEvent: TypeAlias = Literal[
     "enqueued",

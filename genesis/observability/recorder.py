@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
 from genesis.observability import names
@@ -57,7 +57,7 @@ class CallRecorder:
         self._entry = entry
         self.waiting = True
         self.holding = False
-        self._lost: names.HoldOutcome | None = None
+        self._lost: Literal["lost", "evicted"] | None = None
         self.began = began = telemetry.clock()  # the start of the wait, later of the hold
         self.recorded: CallSpans | None = None  # the spans, if they are recorded
         self._unrecorded: UnrecordedSpans | Hold | None = None  # if they are not
@@ -172,13 +172,11 @@ class CallRecorder:
         """The slot was lost while the body runs. Later calls have no effect."""
         if self._lost is not None:
             return
-        evicted = reason == "evicted"
-        self._lost = "evicted" if evicted else "lost"
-        event: names.LogEvent = "evicted" if evicted else "lost"
-        self._log(WARNING if evicted else ERROR, event, reason=reason)
+        lost: Literal["lost", "evicted"] = "evicted" if reason == "evicted" else "lost"
+        self._lost = lost
+        self._log(WARNING if lost == "evicted" else ERROR, lost, reason=reason)
         if self.recorded is not None:
-            name = names.EVENT_EVICTED if evicted else names.EVENT_LOST
-            self._traced(self.recorded.lost, name, reason)
+            self._traced(self.recorded.lost, lost, reason)
 
     def left(self, error: BaseException | None, now: float) -> None:
         """The ticket was given back: the hold has ended, or the call was cancelled before `wait`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from genesis.backends.protocol import State
@@ -28,11 +29,10 @@ class _Outcomes(dict[str, Any]):
     """The children of a histogram under one queue label, by outcome."""
 
     def __init__(self, histogram: Any, label: str) -> None:
-        self._histogram = histogram
-        self._label = label
+        self.create = partial(histogram.labels, label)
 
     def __missing__(self, outcome: str) -> Any:
-        child = self[outcome] = self._histogram.labels(self._label, outcome)
+        child = self[outcome] = self.create(outcome)
         return child
 
 
@@ -44,22 +44,6 @@ class QueueSeries:
         append_position: the same without sorting, see `appender`.
     """
 
-    __slots__ = (
-        "_append_granted",
-        "_append_released",
-        "_gauges",
-        "_hold",
-        "_instruments",
-        "_lock",
-        "_wait",
-        "append_position",
-        "holding",
-        "idle_since",
-        "label",
-        "position",
-        "waiting",
-    )
-
     def __init__(self, instruments: Instruments, label: str) -> None:
         self.label = label
         self.reset()
@@ -67,18 +51,18 @@ class QueueSeries:
         self._wait = _Outcomes(instruments.wait, label)
         self._hold = _Outcomes(instruments.hold, label)
         self._gauges: tuple[Any, Any] | None = None
-        if instruments.files is not None:
+        if instruments.in_files:
             waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
             waiting.set(0)  # a killed process with the same pid might have left a value
             holding.set(0)
             self._gauges = waiting, holding
         else:
-            for outcome in get_args(names.WaitOutcome):
-                all_buckets = outcome in _ALL_BUCKETS
-                self._wait[outcome] = instruments.wait.labels(label, outcome, all_buckets=all_buckets)
-            for outcome in get_args(names.HoldOutcome):
-                all_buckets = outcome in _ALL_BUCKETS
-                self._hold[outcome] = instruments.hold.labels(label, outcome, all_buckets=all_buckets)
+            for children, outcomes in (
+                (self._wait, names.WaitOutcome),
+                (self._hold, names.HoldOutcome),
+            ):
+                for outcome in get_args(outcomes):
+                    children[outcome] = children.create(outcome, all_buckets=outcome in _ALL_BUCKETS)
         self.position: Any = instruments.position.labels(label)
         self.append_position = appender(self.position)
         self._append_granted = appender(self._wait["granted"])

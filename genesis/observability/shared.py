@@ -1,13 +1,18 @@
-"""Gauges of shared state, from the backends' snapshots. They disappear instead of going stale."""
+"""Gauges of the backends: the shared state of their queues, and whether they can be reached.
+
+The shared gauges are those of the last snapshot. They disappear instead of going stale.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, finalize
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,7 +21,7 @@ from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueStats, Snapshot
 from genesis.observability import names
 
-__all__ = ["SHARED", "STALE_HEARTBEATS", "SharedGauges", "Spread"]
+__all__ = ["GAUGES", "SHARED", "STALE_HEARTBEATS", "BackendUp", "Publish", "SharedGauges", "Spread"]
 
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
@@ -32,10 +37,68 @@ SHARED = (
     (names.OLDEST_HOLD, "Seconds of the longest hold of those who hold."),
     (names.EXPECTED_WAIT, "Seconds that a newcomer would wait, if that can be estimated."),
 )
-_LIMIT = 2  # its index in SHARED
+_UP = (names.BACKEND_UP, "1 if the backend is reached, 0 if it or a part of it is not.", ("backend",))
+GAUGES = (*((name, text, ("queue", "backend")) for name, text in SHARED), _UP)
+"""Name, help text and labels of every gauge in this file."""
 
-Values = tuple[float, float, float, float, float, float | None]
-Publish = Callable[[str, str, Values, float], None]
+Values: TypeAlias = tuple[float, float, float, float, float, "float | None"]
+Publish: TypeAlias = Callable[[str, tuple[str, ...], "float | None", float], None]
+"""Called with a gauge's name, its label values, its new value, and the seconds for which it is valid.
+In multiprocess mode it writes the value to a file."""
+
+
+class BackendUp(Collector):
+    """1, or 0 while a backend of a kind in this process, or a part of one, is unreachable.
+
+    There is no series before the first contact with a backend, or after all backends are closed or
+    abandoned. Only rare events change the value, so the path of a call never touches it.
+    """
+
+    def __init__(self, publish: Publish | None = None) -> None:
+        self._publish = publish
+        self.reset()
+
+    def reset(self) -> None:
+        # One thread must not overwrite a newer value of another. The lock is reentrant, because the
+        # garbage collector might finalize a backend in between.
+        self._lock = threading.RLock()
+        self._reached: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def show(self, kind: str) -> None:
+        """Publish the value of a kind, even if it is not known."""
+        if self._publish is not None:
+            with self._lock:
+                self._publish(names.BACKEND_UP, (kind,), self._values().get(kind), math.inf)
+
+    def met(self, backend: Any) -> None:
+        """The backend has replied. That ends no outage: another part of it might be unreachable."""
+        self.set(backend, self._reached.get(backend, True))
+
+    def set(self, backend: Any, reached: bool | None) -> None:
+        """The backend with all its parts is reached, or is not, or (None) was closed."""
+        with self._lock:
+            if reached is None:
+                self._reached.pop(backend, None)
+            else:
+                if self._publish is not None and backend not in self._reached:
+                    finalize(backend, self.show, backend.name).atexit = False
+                self._reached[backend] = reached
+        self.show(backend.name)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        name, text, labels = _UP
+        family = GaugeMetricFamily(name, text, labels=labels)
+        with self._lock:
+            values = self._values()
+        for kind, value in values.items():
+            family.add_metric((kind,), value)
+        yield family
+
+    def _values(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for backend, reached in self._reached.items():
+            values[backend.name] = min(float(reached), values.get(backend.name, 1.0))
+        return values
 
 
 class Spread:
@@ -69,8 +132,7 @@ class Spread:
 
 
 class _Report(NamedTuple):
-    label: str
-    backend: str
+    labels: tuple[str, str]
     stats: QueueStats
     ages: tuple[float, float, float]
     """Oldest wait, oldest hold, expected wait (-1 while it is not known)."""
@@ -85,8 +147,6 @@ class _Total:
     maximum over the reports of this heartbeat and the previous one.
     """
 
-    __slots__ = ("_before", "_began", "_greatest", "in_use", "last", "limit", "reports", "waiting")
-
     def __init__(self) -> None:
         self.waiting = self.in_use = self.limit = 0
         self.reports: dict[tuple[str, str], _Report] = {}
@@ -95,12 +155,8 @@ class _Total:
         self._greatest = self._before = (0.0, 0.0, -1.0)
 
     def add(self, key: tuple[str, str], report: _Report) -> None:
-        stats = report.stats
-        self.waiting += stats.waiting
-        self.in_use += stats.in_use
-        self.limit += stats.limit
-        self.reports[key] = report
-        self.last = report
+        self._count(report.stats, 1)
+        self.reports[key] = self.last = report
         if report.at - self._began > report.heartbeat:
             recent = report.at - self._began <= 2 * report.heartbeat
             self._before = self._greatest if recent else (0.0, 0.0, -1.0)
@@ -109,10 +165,12 @@ class _Total:
             self._greatest = _greatest((self._greatest, report.ages))
 
     def remove(self, key: tuple[str, str]) -> None:
-        stats = self.reports.pop(key).stats
-        self.waiting -= stats.waiting
-        self.in_use -= stats.in_use
-        self.limit -= stats.limit
+        self._count(self.reports.pop(key).stats, -1)
+
+    def _count(self, stats: QueueStats, sign: int) -> None:
+        self.waiting += sign * stats.waiting
+        self.in_use += sign * stats.in_use
+        self.limit += sign * stats.limit
 
     def values(self) -> Values:
         if len(self.reports) <= _MAX_EXACT:
@@ -139,7 +197,7 @@ class SharedGauges(Collector):
     Args:
         clock: returns monotonic seconds.
         busy: whether this process has calls under a label.
-        publish: called with each label's new values and their lifetime in seconds.
+        publish: called with each new value.
     """
 
     def __init__(
@@ -156,7 +214,7 @@ class SharedGauges(Collector):
     def reset(self) -> None:
         """Reset. In a forked child, the lock's owner does not exist."""
         self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
-        # By store, oldest report first.
+        # By store (all reports of one have the same heartbeat), oldest report first.
         self._reports: dict[str, OrderedDict[str, _Report]] = {}
         self._totals: dict[tuple[str, str], _Total] = {}
 
@@ -178,48 +236,44 @@ class SharedGauges(Collector):
         free = not stats.waiting and stats.in_use < stats.limit
         expected = expected_wait(0 if free else stats.waiting + 1, stats.limit, stats.mean_hold)
         ages = (stats.oldest_wait, stats.oldest_hold, -1.0 if expected is None else expected)
-        report = _Report(label, backend, stats, ages, now, heartbeat)
+        labels = (label, backend)
+        report = _Report(labels, stats, ages, now, heartbeat)
         with self._lock:
             self._forget(store, now, 10)
             reports = self._reports.setdefault(store, OrderedDict())
             if queue_id in reports:
                 self._remove(store, queue_id)
             reports[queue_id] = report
-            total = self._totals.get((label, backend))
+            total = self._totals.get(labels)
             if total is None:
-                total = self._totals[label, backend] = _Total()
+                total = self._totals[labels] = _Total()
             total.add((store, queue_id), report)
-            values = total.values() if self._publish is not None else None
-        if self._publish is not None and values is not None:
-            self._publish(label, backend, values, heartbeat * self._lifetime(label))
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return [GaugeMetricFamily(name, text) for name, text in SHARED]
+            if self._publish is not None:
+                seconds = heartbeat * self._lifetime(label)
+                for (name, _), value in zip(SHARED, total.values(), strict=True):
+                    self._publish(name, labels, value, seconds)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now = self._clock()
         for store in list(self._reports):
             while self._forget(store, now, _MAX_FORGOTTEN):
                 continue  # release the lock in between
-        rows: list[tuple[tuple[str, str], tuple[float | None, ...]]] = []
+        families = [GaugeMetricFamily(name, text, labels=("queue", "backend")) for name, text in SHARED]
         for labels, total in list(self._totals.items()):
             with self._lock:
                 last = total.last
                 assert last is not None
+                values: Sequence[float | None] = ()
                 if total.reports and now <= last.at + last.heartbeat * self._lifetime(labels[0]):
-                    rows.append((labels, total.values()))
+                    values = total.values()
                 elif now <= last.at + LIMIT_SECONDS:
-                    limit = total.limit if total.reports else last.stats.limit
-                    rows.append((labels, (None, None, limit, None, None, None)))
+                    values = (None, None, total.limit if total.reports else last.stats.limit)
                 elif not total.reports:
                     self._totals.pop(labels, None)
-        for place, (name, text) in enumerate(SHARED):
-            family = GaugeMetricFamily(name, text, labels=("queue", "backend"))
-            for labels, values in rows:
-                value = values[place]
+            for family, value in zip(families, values, strict=False):
                 if value is not None:
                     family.add_metric(labels, value)
-            yield family
+        yield from families
 
     def _lifetime(self, label: str) -> int:
         return STALE_HEARTBEATS if self._busy(label) else 1
@@ -240,4 +294,4 @@ class SharedGauges(Collector):
 
     def _remove(self, store: str, queue_id: str) -> None:
         report = self._reports[store].pop(queue_id)
-        self._totals[report.label, report.backend].remove((store, queue_id))
+        self._totals[report.labels].remove((store, queue_id))

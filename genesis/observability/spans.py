@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -26,7 +26,7 @@ from opentelemetry.trace import Span, SpanKind
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
 from genesis.observability.current import CurrentHold, Hold, without_ended_holds
-from genesis.observability.links import StartSpan, complete, context_of, fail, ids_of, traceparent
+from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 __all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
 
@@ -140,7 +140,7 @@ class CallSpans:
 
     def __init__(
         self,
-        start: StartSpan,
+        start: Callable[..., Span],
         entry: EnterRequest,
         attributes: dict[str, Any],
         first: Span,
@@ -279,9 +279,7 @@ class CallSpans:
     ) -> None:
         self._acquire.set_attribute(names.OUTCOME, outcome)
         self._acquire.set_attribute(names.WAITED_SECONDS, round(waited, 3))
-        if failure is not None:
-            fail(self._acquire, failure)
-        self._acquire.end(now)
+        end(self._acquire, failure, now)
         if is_end and self._slot is not None:
             self._slot.set_attribute(names.OUTCOME, outcome)
             self._slot.end(now)
@@ -306,9 +304,8 @@ class CallSpans:
         self._hold.set_attribute(names.OUTCOME, outcome)
         if self._slot is not None:
             self._slot.set_attribute(names.OUTCOME, outcome)
-        if outcome != "released":
-            fail(self._hold, outcome if error is None else error)
-        self._hold.end(now)
+        failure = outcome if error is None else error
+        end(self._hold, None if outcome == "released" else failure, now)
 
     def end_release(
         self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool
@@ -321,10 +318,8 @@ class CallSpans:
                 if not confirmed:
                     attributes[names.OUTCOME] = "unconfirmed"
                 failure = error if isinstance(error, Exception) else None
-                to = granted_to
-                complete(
-                    self._start, names.SPAN_RELEASE, self._parent, attributes, to, since, now, failure
-                )
+                name, parent = names.SPAN_RELEASE, self._parent
+                complete(self._start, name, parent, attributes, granted_to, since, now, failure)
         finally:
             if self._hold is not None and self._slot is not None:
                 self._slot.end(now)

@@ -15,8 +15,7 @@ __all__ = ["Calls", "task_id"]
 
 
 _MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delayed
-_MAX_BURST = 250  # net new calls before the clock is read; twice that can enter in one iteration
-_BURST_SECONDS = 0.1
+_MAX_BURST = 250  # net new calls until the next one is delayed
 
 
 class Calls:
@@ -27,8 +26,7 @@ class Calls:
     """
 
     __slots__ = (
-        "_burst_left",
-        "_burst_until",
+        "_budget",
         "_delayed",
         "_empty_waiters",
         "_pumping",
@@ -44,8 +42,7 @@ class Calls:
         # with it the slot, alive for ever.
         self.holding: dict[object, int] = {}
         self._empty_waiters: list[asyncio.Future[None]] = []
-        self._burst_left = _MAX_BURST  # net new calls that may enter before `_is_burst` is asked
-        self._burst_until = 0.0  # by `loop.time()`: they are a burst if used up before
+        self._budget = _MAX_BURST  # calls that can still enter without a delay
         self._delayed: deque[asyncio.Future[None]] = deque()  # entries, in order
         self._pumping = False  # entries are delayed, or the last of them has not run yet
 
@@ -62,6 +59,8 @@ class Calls:
         # Run once more after releasing the last entry. Until that entry has run, a newcomer that was
         # not delayed would overtake it.
         self._pumping = bool(self._delayed)
+        if not self._pumping:
+            self._budget = _MAX_BURST
         for _ in range(min(_MAX_PER_TURN, len(self._delayed))):
             future = self._delayed.popleft()
             if not future.done():
@@ -71,6 +70,10 @@ class Calls:
 
     def enter(self, request: EnterRequest) -> bool:
         """Count a call that enters. Returns True if it must await `delay` first.
+
+        Thousands of tasks that start in one iteration of the loop would block everything else until
+        the last of them had entered. A call is therefore delayed whenever there are `_MAX_BURST` more
+        than before. If they came slowly, that costs it two iterations of the loop.
 
         Raises:
             LimitMismatchError: the calls in the queue named another limit.
@@ -86,25 +89,13 @@ class Calls:
             elif limit is not None and limit != agreed:
                 raise LimitMismatchError(queue_id, request.item_id, agreed, limit)
             self.agreements[queue_id] = (calls + 1, agreed)
-        self._burst_left -= 1
-        return self._pumping or (self._burst_left < 0 and self._is_burst())
-
-    def _is_burst(self) -> bool:
-        """Whether the calls that may enter without a delay were used up within `_BURST_SECONDS`.
-
-        Thousands of tasks that start in one iteration of the loop would block everything else until
-        the last of them had entered.
-        """
-        now = self.loop.time()
-        if now < self._burst_until:
-            return True
-        self._burst_left, self._burst_until = _MAX_BURST - 1, now + _BURST_SECONDS
-        return False
+        self._budget -= 1
+        return self._budget < 0 or self._pumping
 
     def leave(self, queue_id: str) -> None:
         """Count a call that leaves. The last one of a queue also removes the agreed limit."""
-        if self._burst_left < _MAX_BURST:
-            self._burst_left += 1
+        if self._budget < _MAX_BURST:
+            self._budget += 1
         calls, agreed = self.agreements[queue_id]
         if calls > 1:
             self.agreements[queue_id] = (calls - 1, agreed)

@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.observability import Telemetry, configure
-from genesis.observability.writer import ThreadedStreamHandler
+from genesis.observability.logs import ThreadedStreamHandler
 from tests.support.waiting import wait_until
 
 

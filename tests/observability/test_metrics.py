@@ -269,14 +269,14 @@ async def test_a_call_that_comes_back_while_its_series_are_removed_is_shown(
         clock.now += IDLE_SECONDS
         back = threading.Thread(target=telemetry.series, args=["sales"])
         hold = telemetry.instruments.hold
-        remove = hold.remove_by_labels
+        remove = hold.remove_queue
 
-        def remove_slowly(labels: dict[str, str]) -> None:
+        def remove_slowly(label: str) -> None:
             back.start()
             back.join(0.1)
-            remove(labels)
+            remove(label)
 
-        monkeypatch.setattr(hold, "remove_by_labels", remove_slowly)
+        monkeypatch.setattr(hold, "remove_queue", remove_slowly)
         series(registry)
         back.join()
         async with queue.slot("sales"):

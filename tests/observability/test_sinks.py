@@ -13,8 +13,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.observability import ObservabilityServer, Telemetry, configure, names
-from genesis.observability.http import _known_formats
+from genesis.observability import ObservabilityServer, Telemetry, asgi_app, configure, names
+from tests.support.asgi import request
 from tests.support.waiting import wait_until
 
 
@@ -93,11 +93,15 @@ async def test_dict_config_after_the_queue_silences_nothing(
     assert [r.__dict__["event"] for r in caplog.records if r.__dict__.get("item_id") == "told"]
 
 
-def test_openmetrics_2_is_not_promised() -> None:
-    accept = "application/openmetrics-text;version=2.0.0,text/plain;version=0.0.4;q=0.5"
-    assert _known_formats(accept) == "text/plain;version=0.0.4;q=0.5"
-    accept = "application/openmetrics-text;version=1.0.0"
-    assert _known_formats(accept) == accept
+async def test_openmetrics_2_is_not_promised() -> None:
+    """prometheus_client writes OpenMetrics 1.0 and labels it with whatever version was asked for."""
+    app = asgi_app(registry=CollectorRegistry())
+    for asked, given in (
+        ("application/openmetrics-text;version=2.0.0,text/plain;version=0.0.4;q=0.5", "text/plain"),
+        ("application/openmetrics-text;version=1.0.0", "application/openmetrics-text; version=1.0.0"),
+    ):
+        reply = await request(app, "/metrics", headers={"accept": asked})
+        assert reply.headers["content-type"].startswith(given)
 
 
 async def test_a_port_in_use_is_named_with_the_way_out() -> None:

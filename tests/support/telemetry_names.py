@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from genesis.observability import metrics, names
-from genesis.observability.histogram import Family, FastHistogram
+from genesis.observability.histogram import FastHistogram
 from genesis.observability.metrics import instruments_of
-from genesis.observability.shared import SHARED
+from genesis.observability.shared import GAUGES
 
 __all__ = [
     "DASHBOARDS",
@@ -185,18 +185,16 @@ def sample_names() -> dict[str, frozenset[str]]:
     registry = CollectorRegistry()
     instruments = instruments_of(registry, metrics.WAIT_BUCKETS, lambda: 0.0)
     found = {}
-    for instrument in vars(instruments).values():
-        if not isinstance(instrument, Family):
-            continue
-        (family,) = instrument.describe()
-        name, labels = family.name, frozenset(instrument._labelnames)
+    for instrument in instruments._families:
+        (family,) = instrument.collect()
+        name, labels = family.name, frozenset(instrument.labelnames)
         if isinstance(instrument, FastHistogram):
             found[f"{name}_bucket"] = labels | {"le"}
             found[f"{name}_count"] = found[f"{name}_sum"] = labels
         else:
             found[f"{name}_total" if family.type == "counter" else name] = labels
-    for name, _ in SHARED:
-        found[name] = frozenset({"queue", "backend"})
+    for name, _, labelnames in GAUGES:
+        found[name] = frozenset(labelnames)
     return found
 
 

@@ -1,9 +1,9 @@
-"""Helpers for spans: links to other calls, errors, and trace context in text form."""
+"""What the spans of a call need: trace context as text, links to other calls, and errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -11,9 +11,13 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from genesis.backends.protocol import CallRef
 from genesis.observability import names
 
-__all__ = ["StartSpan", "complete", "context_of", "end", "fail", "ids_of", "traceparent"]
-
-StartSpan: TypeAlias = Callable[..., Span]
+__all__ = [
+    "complete",
+    "context_of",
+    "end",
+    "ids_of",
+    "traceparent",
+]
 
 # The spans that are created when they end: their kind, and the relation to the calls they link to.
 _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
@@ -24,7 +28,7 @@ _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
 
 
 def complete(
-    start: StartSpan,
+    start: Callable[..., Span],
     name: str,
     parent: Context,
     attributes: dict[str, Any],
@@ -35,9 +39,21 @@ def complete(
 ) -> None:
     """Create a finished span with all its attributes; `began` and `ended` in ns."""
     kind, relation = _SHAPES[name]
-    attributes |= _related(relation, parties)
-    span = start(name, parent, kind, attributes, _links(relation, parties), began)
-    end(span, failure, ended)
+    for attribute, ids in (
+        (names.RELATED_ITEM, [party.item_id for party in parties]),
+        (names.RELATED_INSTANCE, [party.instance_id for party in parties]),
+    ):
+        if ids:
+            attributes[attribute.format(relation)] = ids[0] if len(ids) == 1 else ids
+    links = [  # to the calls whose `traceparent` is known
+        Link(
+            context,
+            {names.LINK: relation, names.ITEM_ID: of.item_id, names.INSTANCE_ID: of.instance_id},
+        )
+        for of in parties
+        if (context := context_of(of.context)) is not None
+    ]
+    end(start(name, parent, kind, attributes, links, began), failure, ended)
 
 
 def ids_of(context: SpanContext) -> dict[str, str] | None:
@@ -60,41 +76,15 @@ _ERROR_TYPES = {
 }
 
 
-def fail(span: Span, cause: BaseException | str) -> None:
-    """Mark a span as failed, by an exception or by an outcome."""
-    kind = _ERROR_TYPES.get(cause, cause) if isinstance(cause, str) else type(cause).__name__
-    span.set_attribute(names.ERROR_TYPE, kind)
-    span.set_status(Status(StatusCode.ERROR, str(cause)))
-
-
-def end(span: Span, cause: BaseException | str | None, now: int | None = None) -> None:
-    if cause is not None:
-        fail(span, cause)
-    span.end(now)
-
-
-def _related(relation: names.Relation, parties: Sequence[CallRef]) -> dict[str, Any]:
-    """The ids of the other calls as attributes. Usually there is one."""
-    if not parties:
-        return {}
-    one = parties[0] if len(parties) == 1 else None
-    return {
-        names.RELATED_ITEM.format(relation): one.item_id if one else [p.item_id for p in parties],
-        names.RELATED_INSTANCE.format(relation): (
-            one.instance_id if one else [p.instance_id for p in parties]
-        ),
-    }
-
-
-def _links(relation: names.Relation, parties: Sequence[CallRef]) -> list[Link]:
-    """Links to the spans of the other calls, for those whose `traceparent` is known."""
-    return [
-        Link(
-            context, {names.LINK: relation, names.ITEM_ID: p.item_id, names.INSTANCE_ID: p.instance_id}
+def end(span: Span, failure: BaseException | str | None, now: int | None = None) -> None:
+    """End a span, as failed if there is an exception or an outcome that is a failure."""
+    if failure is not None:
+        kind = (
+            _ERROR_TYPES.get(failure, failure) if isinstance(failure, str) else type(failure).__name__
         )
-        for p in parties
-        if (context := context_of(p.context)) is not None
-    ]
+        span.set_attribute(names.ERROR_TYPE, kind)
+        span.set_status(Status(StatusCode.ERROR, str(failure)))
+    span.end(now)
 
 
 def context_of(text: str) -> SpanContext | None:
