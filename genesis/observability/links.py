@@ -33,11 +33,14 @@ def complete(
     ended: int,
     failure: BaseException | str | None,
 ) -> None:
-    """Create a finished span with all its attributes; `began` and `ended` in ns."""
+    """Create a finished span with all its attributes; `began` and `ended` in ns.
+
+    It lasts at least 1 ns: Jaeger warns of an empty span as of a negative duration.
+    """
     kind, relation = _SHAPES[name]
     attributes |= _related(relation, parties)
     span = start(name, parent, kind, attributes, _links(relation, parties), began)
-    end(span, failure, ended)
+    end(span, failure, max(ended, began + 1))
 
 
 def ids_of(context: SpanContext) -> dict[str, str] | None:
