@@ -9,6 +9,7 @@ import atexit
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -193,7 +194,10 @@ def _tracer_provider(
         ) from error
     # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
     service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
-    resource = Resource.create({"service.name": service_name, "service.instance.id": instance_id})
+    # Without a host, Jaeger takes a span that outlasts its parent (`release`) for a clock skew.
+    resource = Resource({"host.name": socket.gethostname()}).merge(
+        Resource.create({"service.name": service_name, "service.instance.id": instance_id})
+    )
     chosen = os.environ.get("OTEL_TRACES_SAMPLER")  # the SDK reads it if `sampler` is None
     provider = TracerProvider(
         resource=resource,

@@ -117,9 +117,9 @@ class ObservedBackend:
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         recorder = self._recorders.get(ticket.id)
-        if recorder is not None and recorder.recorded is not None:
-            recorder.waits(timeout)
         began = self._clock()
+        if recorder is not None and recorder.recorded is not None and timeout is not None:
+            recorder.waits(timeout + began - recorder.began)
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:

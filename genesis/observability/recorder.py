@@ -113,8 +113,8 @@ class CallRecorder:
         if self._info:
             self._log(INFO, "enqueued", position=result.position, depth=result.depth)
 
-    def waits(self, timeout: float | None) -> None:
-        """The wait begins."""
+    def waits(self, timeout: float) -> None:
+        """The wait begins; `timeout` in seconds from entering."""
         if self.recorded is not None:
             self._traced(self.recorded.waits, timeout)
 

@@ -37,7 +37,10 @@ def complete(
     ended: int,
     failure: BaseException | str | None,
 ) -> None:
-    """Create a finished span with all its attributes; `began` and `ended` in ns."""
+    """Create a finished span with all its attributes; `began` and `ended` in ns.
+
+    It lasts at least 1 ns: Jaeger warns of an empty span as of a negative duration.
+    """
     kind, relation = _SHAPES[name]
     for attribute, ids in (
         (names.RELATED_ITEM, [party.item_id for party in parties]),
@@ -53,7 +56,7 @@ def complete(
         for of in parties
         if (context := context_of(of.context)) is not None
     ]
-    end(start(name, parent, kind, attributes, links, began), failure, ended)
+    end(start(name, parent, kind, attributes, links, began), failure, max(ended, began + 1))
 
 
 def ids_of(context: SpanContext) -> dict[str, str] | None:

@@ -209,10 +209,9 @@ class CallSpans:
         if result.position:
             self._since = now + _GAP
 
-    def waits(self, timeout: float | None) -> None:
-        """The wait starts; `timeout` in seconds."""
-        if timeout is not None:
-            self._known[names.TIMEOUT_SECONDS] = timeout
+    def waits(self, timeout: float) -> None:
+        """The wait starts; `timeout` in seconds from entering."""
+        self._known[names.TIMEOUT_SECONDS] = round(timeout, 3)
 
     def refused(self, reason: names.RefusalReason, depth: int) -> None:
         """End the spans of a refused call. A refusal is not an error."""

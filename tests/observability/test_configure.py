@@ -149,6 +149,15 @@ def test_one_call_sets_up_traces_and_logs(collector: Collector) -> None:
     assert granted["timestamp"].endswith("+00:00")
 
 
+@pytest.mark.parametrize("of_the_operator", ["", "pod-1"])
+def test_the_resource_names_the_host(of_the_operator: str, collector: Collector) -> None:
+    """Without a host, Jaeger takes a `release` that outlasts its request for a clock skew."""
+    attributes = of_the_operator and f"host.name={of_the_operator}"
+    run_alone(ONE_CALL, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_RESOURCE_ATTRIBUTES=attributes)
+    assert collector.resource["host.name"] == (of_the_operator or socket.gethostname())
+    assert collector.resource["service.name"] == "router"
+
+
 def test_the_end_of_the_process_flushes(collector: Collector) -> None:
     """An application that never calls shutdown loses no span when it ends in order."""
     program = ONE_CALL.replace("with configure(", "if configure(")

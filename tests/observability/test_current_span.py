@@ -125,6 +125,7 @@ async def test_a_reclaimed_call_ends_in_its_own_trace(telemetry: Telemetry, span
     assert f"{reclaim.context.trace_id:032x}" == "0123456789abcdef0123456789abcdef"
     assert of(reclaim)["genesis.reclaimed_from.instance_id"] == "dead-1"
     assert not reclaim.status.is_ok
+    assert reclaim.start_time < reclaim.end_time  # or Jaeger warns of a negative duration
 
 
 async def test_a_loss_has_its_time_on_the_hold(telemetry: Telemetry, spans: Spans) -> None:

@@ -250,6 +250,7 @@ async def test_holder_killed_and_waited_for_the_dead(site: Site) -> None:
         await asyncio.gather(*waiting)
         dead = await site.spans("doomed", "enqueue", "reclaim")
         assert dead["reclaim"].failed
+        assert not any("duration" in warning for warning in dead["reclaim"].warnings)
         assert (dead["reclaim"]["outcome"], dead["reclaim"]["reclaimed_from.item_id"]) == (
             "holding",
             "doomed",

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import LeaveResult, Left, Ticket
+from genesis.backends.protocol import EnterRequest, EnterResult, LeaveResult, Left, Ticket
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
@@ -137,6 +137,27 @@ async def test_no_span_is_left_open(
     failed = outcome in ("timeout", "evicted", "error")
     assert (acquire.status.status_code is StatusCode.ERROR) == failed
     assert ("error.type" in of(acquire)) == failed
+
+
+class EntersSlowly(InMemoryBackend):
+    """A backend whose reply to `enter` takes 30 ms."""
+
+    async def enter(self, entry: EnterRequest) -> EnterResult:
+        result = await super().enter(entry)
+        await asyncio.sleep(0.03)
+        return result
+
+
+async def test_a_wait_names_the_timeout_of_its_call(telemetry: Telemetry, spans: Spans) -> None:
+    """In seconds from entering, to the millisecond; not what was left of it when the reply came."""
+    queue = Queue(EntersSlowly(), telemetry=telemetry)
+    async with queue.slot("sales"):
+        with pytest.raises(QueueTimeoutError):
+            async with queue.slot("sales", timeout=0.05):
+                pass
+    (wait,) = spans.named("wait")
+    timeout = of(wait)["genesis.timeout_seconds"]
+    assert timeout == round(timeout, 3) == pytest.approx(0.05, abs=0.01)
 
 
 class RepliesLater(InMemoryBackend):
