@@ -16,14 +16,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-from redis import RedisError
-from redis.exceptions import (
-    ClusterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis import RedisError, exceptions
 
 from genesis.backends.redis.keys import channel_prefix
 from genesis.cli.show import span
@@ -51,7 +44,7 @@ PROBES = (
 """The commands of an instance, with arguments with which they have no effect on a key that does not
 exist. `subscribe` is the last: after it, the connection takes no other command."""
 
-_REJECTIONS = (ReadOnlyError, OutOfMemoryError, ClusterDownError)
+_REJECTIONS = exceptions.ReadOnlyError, exceptions.OutOfMemoryError, exceptions.ClusterDownError
 _MARGIN = 1.0  # seconds by which times of one clock might differ, through rounding and delay
 _RECHECK_AFTER = 0.5  # seconds until a queue that looks stuck is checked again
 _MAX_NAMED = 5  # queues in one message
@@ -99,7 +92,7 @@ def examine(
     unchecked = []
     try:
         findings += check_eviction(store)
-    except ResponseError as denied:
+    except exceptions.ResponseError as denied:
         unchecked.append(f"EVICTION_POLICY ({denied})")
     try:
         instances = store.instances()
@@ -135,7 +128,7 @@ def check_rights(store: Store, user: str | None) -> Iterator[Finding]:
     rejected = ""
     for name, reply in zip(names, _replies(store, commands), strict=True):
         if user is None:
-            denial = str(reply) if isinstance(reply, NoPermissionError) else ""
+            denial = str(reply) if isinstance(reply, exceptions.NoPermissionError) else ""
         elif isinstance(reply, Exception):
             raise reply
         else:
@@ -187,10 +180,8 @@ def check_eviction(store: Store) -> Iterator[Finding]:
     policies = {str(each.get("maxmemory_policy")) for each in facts} - {"noeviction", "None"}
     bounded = any(each.get("maxmemory") for each in facts)
     if policies:
-        now = "maxmemory is set" if bounded else "maxmemory is not set now"
-        text = (
-            f"maxmemory-policy is {', '.join(policies)} ({now}): Redis might drop a queue and its limit"
-        )
+        now = "maxmemory is set" if bounded else "maxmemory is not set"
+        text = f"maxmemory-policy is {', '.join(policies)} ({now}): Redis might drop queues and limits"
         fix = "CONFIG SET maxmemory-policy noeviction, also in the server's configuration"
         yield (critical if bounded else warning)("EVICTION_POLICY", text, fix)
 
@@ -287,10 +278,7 @@ def check_clock(
     by = max([*steps.values(), *(-each.seen for each in instances)], default=0.0)
     if by > _MARGIN:
         where = f" ({_names(steps)})" if steps else ""
-        text = (
-            f"Redis's clock went back by {span(by)} or more{where}: leases last too long, and a queue "
-        )
-        text += "might grant nothing"
+        text = f"Redis's clock went back by {span(by)} or more{where}: queues might grant nothing"
         fix = "fix the clock (slew, never step). If a queue stays stuck: HDEL its `meta` field `until`"
         yield critical("CLOCK_STEPPED", text, fix)
 
@@ -298,7 +286,7 @@ def check_clock(
 def check_layout(looks: Sequence[QueueLook]) -> Iterator[Finding]:
     old = [look.queue_id for look in looks if look.old_layout]
     if old:
-        text = f"{_names(old)}: instances of version 0.1 use it too, and do not see the others' tickets"
+        text = f"instances of 0.1 share {_names(old)}, and the versions do not see each other's tickets"
         fix = "stop the older instances; their keys expire. Or give the new ones another `key_prefix`"
         yield critical("OLD_LAYOUT", text, fix)
 

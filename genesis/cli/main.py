@@ -10,18 +10,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from redis import RedisError
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    NoPermissionError,
-    RedisClusterException,
-    ResponseError,
-)
+from redis import RedisError, exceptions
 
 from genesis.backends.redis.keys import check_key_prefix
-from genesis.cli import doctor, show, top
+from genesis.cli import doctor
 from genesis.cli.connect import connect, redact
+from genesis.cli.show import clean, frame, live, queue_cells, span, table
 from genesis.cli.store import Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
@@ -33,6 +27,8 @@ _URL = "redis://localhost:6379"
 _CODES = """exit codes: 0 done, healthy; 1 doctor has findings, or nothing was found; 2 wrong arguments;
 3 Redis is out of reach or gave an error; 4 it denied access. See genesis/cli/README.md."""
 
+_DENIALS = exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError
+
 Result: TypeAlias = "tuple[int, dict[str, Any], Iterable[str]]"
 """The exit code, the document for `--json`, and the lines of text."""
 
@@ -43,22 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line; None for that of the process.
     """
-    defaults = argparse.Namespace(
-        url=os.environ.get("GENESIS_REDIS_URL") or _URL,
-        key_prefix="genesis:queue:",
-        timeout=5.0,
-        json=False,
-    )
+    url = os.environ.get("GENESIS_REDIS_URL") or _URL
+    defaults = argparse.Namespace(url=url, key_prefix="genesis:queue:", timeout=5.0, json=False)
     options = _parser().parse_args(arguments, defaults)
     try:
         code, document, lines = _run(options)
         if options.json:
-            lines = [json.dumps(document, indent=2)]
-        else:  # an id might contain control characters
-            lines = [show.clean(line) for line in lines]
-        error = "error" in document and not options.json
-        (sys.stderr if error else sys.stdout).write("".join(f"{line}\n" for line in lines))
-        sys.stdout.flush()
+            text = json.dumps(document, indent=2) + "\n"
+        else:
+            text = "".join(f"{clean(line)}\n" for line in lines)
+        stream = sys.stderr if "error" in document and not options.json else sys.stdout
+        stream.write(text)
+        stream.flush()
     except BrokenPipeError:  # `genesis status | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,20 +75,23 @@ def _run(options: argparse.Namespace) -> Result:
         return _failed(options, USAGE, "USAGE", str(error))
     except BrokenPipeError:
         raise
-    except (RedisError, RedisClusterException, OSError) as error:
+    except (RedisError, exceptions.RedisClusterException, OSError) as error:
         text = redact(f"{type(error).__name__}: {error}", options.url)
         denied = _is_denied(error)
         code = DENIED if denied else UNREACHABLE
         if options.command == "doctor":
             return _report(code, [doctor.unreachable(text, denied)], [])
-        other = "REJECTED" if isinstance(error, ResponseError) else "UNREACHABLE"
+        other = "REJECTED" if isinstance(error, exceptions.ResponseError) else "UNREACHABLE"
         return _failed(options, code, "DENIED" if denied else other, text)
 
 
-def _is_denied(error: Exception) -> bool:
-    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
-        return True
-    return any(word in str(error) for word in ("NOAUTH", "WRONGPASS", "NOPERM"))
+def _is_denied(error: BaseException | None) -> bool:
+    # A Cluster's error has the denial as its cause, a Sentinel's only in its text.
+    while error is not None:
+        if isinstance(error, _DENIALS) or "AuthenticationError" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _failed(options: argparse.Namespace, code: int, name: str, text: str) -> Result:
@@ -108,16 +103,22 @@ def _failed(options: argparse.Namespace, code: int, name: str, text: str) -> Res
 
 def _status(store: Store, options: argparse.Namespace) -> Result:
     looks, instances = store.look(options.queues or store.queues()), store.instances()
-    lines = [*show.queues_table(looks), "", *show.instances_table(instances)]
-    if not (looks or instances):
-        lines = [
-            f"nothing is listed under {store.key_prefix!r}: no queue was used in the last 11 minutes"
-        ]
     document = {
         "queues": [look.facts for look in looks],
-        "instances": [each._asdict() | {"alive": each.alive} for each in instances],
+        "instances": [each._asdict() for each in instances],
     }
-    return OK if looks or instances else FOUND, document, lines
+    if not (looks or instances):
+        return FOUND, document, [f"no queue was used under {store.key_prefix!r} in the last 11 minutes"]
+    head = "QUEUE", "WAITING", "IN USE", "LIMIT", "OLDEST WAIT", "OLDEST HOLD", "EXPECTED", "INSTANCES"
+    lines = table(head, *((*queue_cells(look), look.instances) for look in looks))
+    if any(look.override is not None for look in looks):
+        lines.append("* overridden by set_limit; `genesis limit QUEUE none` ends it")
+    names = "INSTANCE", "HOST", "VERSION", "PID", "LEASE", "UP FOR", "LAST SEEN"
+    rows = []
+    for each in instances:
+        seen = f"{span(each.seen)} ago{'' if each.alive else ' (STALE)'}"
+        rows.append((each.instance_id, each.host, each.version, each.pid, each.lease, each.age, seen))
+    return OK, document, [*lines, "", *table(names, *rows, left=3)]
 
 
 def _top(store: Store, options: argparse.Namespace) -> Result:
@@ -129,11 +130,11 @@ def _top(store: Store, options: argparse.Namespace) -> Result:
         waiting, in_use = sum(look.waiting for look in looks), sum(look.in_use for look in looks)
         alive = sum(each.alive for each in store.instances())
         counts = f"{len(looks)} queues, {waiting} waiting, {in_use} in use, {alive} instances"
-        return top.frame(looks, f"genesis {store.key_prefix}: {counts}", columns, rows, color)
+        return frame(looks, f"genesis {store.key_prefix}: {counts}", columns, rows, color)
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return OK, {}, picture(100, 0, False)
-    top.run(picture, options.interval)
+    live(picture, options.interval)
     return OK, {}, []
 
 
@@ -142,7 +143,9 @@ def _entries(store: Store, options: argparse.Namespace) -> Result:
     document = {"queue": options.queue, "entries": [entry._asdict() for entry in entries]}
     if not entries:
         return FOUND, document, [f"nobody holds or waits in queue {options.queue!r}"]
-    return OK, document, show.entries_table(entries)
+    head = "STATE", "ITEM", "INSTANCE", "POSITION", "AGE", "FENCING TOKEN"
+    rows = [(e.state, e.item_id, e.instance_id, e.position, e.age, e.fencing_token) for e in entries]
+    return OK, document, table(head, *rows, left=3)
 
 
 def _limit(store: Store, options: argparse.Namespace) -> Result:
@@ -223,9 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it", "queue")
     limit.add_argument("limit", type=_slots, metavar="N|none")
     add("evict", _evict, "remove an item from a queue, whether it waits or holds", "queue", "item")
-    check = add(
-        "doctor", _doctor, "find problems of Redis, the instances and the queues, and their fixes"
-    )
+    check = add("doctor", _doctor, "find problems of Redis, instances and queues, and their fixes")
     old = "seconds from which a hold is a finding; default: 3600"
     check.add_argument("--old-hold", type=_seconds, default=3600.0, metavar="S", help=old)
     check.add_argument("--user", help="check this Redis user's rights, by ACL DRYRUN (Redis 7)")

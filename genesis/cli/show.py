@@ -1,13 +1,20 @@
-"""Tables and durations as plain text."""
+"""Plain text for the terminal: tables, durations, and the live picture of `genesis top`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 
-from genesis.backends.protocol import QueueEntry
-from genesis.cli.store import Instance, QueueLook
+from genesis.cli.store import QueueLook
 
-__all__ = ["clean", "entries_table", "instances_table", "queue_cells", "queues_table", "span", "table"]
+__all__ = ["clean", "frame", "live", "queue_cells", "span", "table"]
+
+_ENTER = "\x1b[?1049h\x1b[?25l"  # alternate screen, hidden cursor
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_RED, _YELLOW, _BOLD, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 
 
 def clean(text: str) -> str:
@@ -21,71 +28,99 @@ def span(seconds: float | None) -> str:
         return "-"
     if seconds < 9.95:
         return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02}h"
+    if hours:
+        return f"{hours}h{m:02}m"
+    return f"{minutes}m{s:02}s" if minutes else f"{s}s"
 
 
-def table(
-    head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1, most: int = 48
-) -> list[str]:
+def table(head: Sequence[str], *rows: Sequence[object], left: int = 1, most: int = 48) -> list[str]:
     """The lines of a table.
 
     Args:
         head: the names of the columns.
-        rows: the cells; None gives `-`.
+        rows: the cells. A float is shown as a duration, None as `-`.
         left: the number of columns that are aligned left; the others are aligned right.
         most: the maximum number of characters of a cell.
     """
-    cells = [head, *(["-" if cell is None else _cut(str(cell), most) for cell in row] for row in rows)]
+
+    def text(cell: object) -> str:
+        shown = span(cell) if cell is None or isinstance(cell, float) else str(cell)
+        return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+    cells = [[text(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        padded[:left] = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    aligned = [f"{'<' if i < left else '>'}{width}" for i, width in enumerate(widths)]
+    return ["  ".join(map(format, row, aligned)).rstrip() for row in cells]
 
 
 def queue_cells(look: QueueLook) -> tuple[object, ...]:
     """Its name, waiting, in use, limit, oldest wait, oldest hold, expected wait."""
     limit = "paused" if look.limit == 0 else f"{look.limit}{'*' * (look.override is not None)}"
-    wait = span(look.oldest_wait) if look.waiting else None
-    hold = span(look.oldest_hold) if look.in_use else None
-    return look.queue_id, look.waiting, look.in_use, limit, wait, hold, span(look.expected_wait)
+    wait = look.oldest_wait if look.waiting else None
+    hold = look.oldest_hold if look.in_use else None
+    return look.queue_id, look.waiting, look.in_use, limit, wait, hold, look.expected_wait
 
 
-def queues_table(looks: Sequence[QueueLook]) -> list[str]:
-    head = "QUEUE", "WAITING", "IN USE", "LIMIT", "OLDEST WAIT", "OLDEST HOLD", "EXPECTED", "INSTANCES"
-    lines = table(head, [(*queue_cells(look), look.instances) for look in looks])
-    if any(look.override is not None for look in looks):
-        lines.append("* overridden by set_limit; `genesis limit QUEUE none` ends it")
-    return lines
+def frame(looks: Sequence[QueueLook], title: str, columns: int, rows: int, color: bool) -> list[str]:
+    """The lines of one picture of `top`, longest lines first; `rows` is 0 for no maximum."""
+    ordered = sorted(looks, key=lambda look: (-look.waiting, -look.in_use, look.queue_id))
+    shown = ordered[: max(1, rows - 4)] if rows else ordered
+    head = "QUEUE", "WAIT", "IN USE", "LIMIT", "OLDEST", "HELD", "EXPECT"
+    lines = table(head, *map(queue_cells, shown), most=32)
+    width = max(map(len, lines)) + 2
+    bars = ["SLOTS # in use, > waiting", *(_bar(look, max(10, columns - width)) for look in shown)]
+    lines = [title, *(f"{line:{width}}{bar}" for line, bar in zip(lines, bars, strict=True))]
+    lines = [clean(line)[:columns] for line in lines]
+    if color:
+        colors = [_BOLD, "", *map(_color, shown)]
+        lines = [code + line + _PLAIN for code, line in zip(colors, lines, strict=True)]
+    if len(shown) < len(ordered):
+        lines.append(f"... and {len(ordered) - len(shown)} more")
+    return [lines[0], "", *lines[1:]]
 
 
-def instances_table(instances: Sequence[Instance]) -> list[str]:
-    head = "INSTANCE", "HOST", "VERSION", "PID", "LEASE", "UP FOR", "LAST SEEN"
-    rows = []
-    for each in instances:
-        seen = f"{span(each.seen)} ago" + ("" if each.alive else " (STALE)")
-        who = (each.instance_id, each.host, each.version, each.pid)
-        rows.append((*who, span(each.lease), span(each.age), seen))
-    return table(head, rows, left=3)
+def _color(look: QueueLook) -> str:
+    if not look.waiting:
+        return ""
+    return _YELLOW if 0 < look.limit <= look.in_use else _RED
 
 
-def entries_table(entries: Sequence[QueueEntry]) -> list[str]:
-    head = "STATE", "ITEM", "INSTANCE", "POSITION", "AGE", "FENCING TOKEN"
-    rows = [
-        (each.state, each.item_id, each.instance_id, each.position, span(each.age), each.fencing_token)
-        for each in entries
-    ]
-    return table(head, rows, left=3)
+def _bar(look: QueueLook, width: int) -> str:
+    """Slots in use as `#`, free slots as `.`, then waiters as `>`, scaled to `width` characters."""
+    slots = max(look.limit, look.in_use, 1)
+    size = min(slots, max(4, width * 2 // 3))
+    used = -(-look.in_use * size // slots)
+    room = width - size - 2
+    waiting = ">" * look.waiting if look.waiting <= room else ">" * (room - 1) + "+"
+    return f"[{'#' * used}{'.' * (size - used)}]{waiting}"
+
+
+def live(picture: Callable[[int, int, bool], list[str]], interval: float) -> None:
+    """Draw `picture` on the terminal every `interval` seconds and after a key, until `q` or Ctrl-C."""
+    import termios  # not on Windows
+    import tty
+
+    color = "NO_COLOR" not in os.environ
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        sys.stdout.write(_ENTER)
+        while True:
+            lines = [*picture(*shutil.get_terminal_size(), color), f"every {interval:g} s; q quits"]
+            # Clear each line while it is written: clearing the whole screen would flicker.
+            sys.stdout.write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J")
+            sys.stdout.flush()
+            ready, _, _ = select.select([sys.stdin], [], [], interval)
+            if ready and os.read(sys.stdin.fileno(), 64)[:1] in (b"q", b"Q", b"\x03", b"\x04", b""):
+                return
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

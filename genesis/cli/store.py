@@ -39,10 +39,8 @@ class Instance(NamedTuple):
     """Seconds since its first use."""
     seen: float
     """Seconds since it last wrote to the index; negative if Redis's clock stepped back."""
-
-    @property
-    def alive(self) -> bool:
-        return self.seen <= self.lease
+    alive: bool
+    """Whether it has written within its lease."""
 
 
 class Limits(NamedTuple):
@@ -116,10 +114,9 @@ class Store:
         found = []
         for member, now, ago in self._listed(self._instances):
             facts = json.loads(member)
-            id_, version, lease, host, pid, started = map(
-                facts.get, ("id", "version", "lease", "host", "pid", "started")
-            )
-            found.append(Instance(id_, version, lease, host, pid, (now - started) / 1e6, ago))
+            lease, age = float(facts["lease"]), (now - facts["started"]) / 1e6
+            who = facts["id"], facts["version"], lease, facts["host"], facts["pid"]
+            found.append(Instance(*who, age, ago, ago <= lease))
         return sorted(found, key=lambda each: (each.host, each.pid, each.instance_id))
 
     def limits(self) -> list[Limits]:

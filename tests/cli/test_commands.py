@@ -258,6 +258,7 @@ async def test_a_cluster_by_its_url(redis_cluster: Cluster, run: Run) -> None:
 
     await wait_until(listed, "all are listed")
     assert (await run("doctor", "--url", url)).out == "healthy: no findings\n"
+    assert (await run("status", "--url", url.replace("//", "//nobody:hidden@"))).code == 4
     assert (await run("limit", "queue-3", "5", "--url", url)).code == 0
     assert (await queue.stats("queue-3")).limit == 5
     assert (await run("limit", "queue-3", "none", "--url", url)).code == 0
@@ -278,7 +279,12 @@ async def test_sentinels_by_their_url(run: Run) -> None:
         assert client.get("genesis:queue:{sales}:override").endswith(" 3")
         assert (await run("status", "--json", "--url", url)).json["queues"][0]["limit"] == 3
         assert (await run("doctor", "--url", url)).out == "healthy: no findings\n"
-        wrong = url.replace(trio.service, "other")
-        assert (await run("status", "--url", wrong)).code == 3
+        for wrong, code in (
+            (url.replace(trio.service, "other"), 3),
+            (url.replace("secret", "hidden"), 4),
+            (f"{url}?sentinel_password=hidden", 4),
+        ):
+            result = await run("status", "--url", wrong)
+            assert (result.code, "hidden" in result.err) == (code, False)
     finally:
         trio.close()
