@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster
@@ -13,16 +13,16 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-__all__ = ["Client", "connect", "redact"]
+__all__ = ["connect", "redact"]
 
-Client: TypeAlias = "Redis | RedisCluster"
+_FORMS = (
+    "redis://[[user]:password@]host[:port][/db], rediss://... for TLS, unix://[user@]/path, "
+    "redis+sentinel://[[user]:password@]host:port,host:port/service[/db][?sentinel_password=...], "
+    "or redis+cluster://[[user]:password@]host:port,host:port; rediss+... for TLS"
+)
 
-_FORMS = """redis://[[user]:password@]host[:port][/db], rediss://... for TLS, unix://[user@]/path,
-redis+sentinel://[[user]:password@]host:port,host:port/service[/db][?sentinel_password=...],
-or redis+cluster://[[user]:password@]host:port,host:port; rediss+... for TLS"""
 
-
-def connect(url: str, timeout: float) -> Client:
+def connect(url: str, timeout: float) -> Redis | RedisCluster:
     """A client for `url`. A Cluster client connects at once, any other with its first command.
 
     Args:
@@ -31,7 +31,7 @@ def connect(url: str, timeout: float) -> Client:
 
     Raises:
         ValueError: the url is malformed. The message does not repeat it: it might hold a password.
-        redis.RedisError: the Cluster cannot be reached.
+        redis.exceptions.RedisClusterException: the Cluster cannot be reached.
     """
     try:
         client = _connect(url, timeout)
@@ -42,7 +42,7 @@ def connect(url: str, timeout: float) -> Client:
         raise ValueError(f"the url cannot be used (it is not shown). Forms: {_FORMS}") from None
 
 
-def _connect(url: str, timeout: float) -> Client:
+def _connect(url: str, timeout: float) -> Redis | RedisCluster:
     settings: dict[str, Any] = {
         "protocol": 2,  # redis-py's replies to RESP3 depend on its version
         "socket_timeout": timeout,
@@ -66,26 +66,21 @@ def _connect(url: str, timeout: float) -> Client:
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("no service")
-    settings |= {"db": int(database or 0), "retry": once}
-    own = {}  # for the Sentinels
-    for name in list(settings):
-        if name.startswith("sentinel_"):
-            own[name.removeprefix("sentinel_")] = settings.pop(name)
-        elif name not in ("username", "password", "db"):
-            own.setdefault(name, settings[name])
+    settings["retry"] = once
+    theirs = {name: settings.pop(name) for name in list(settings) if name.startswith("sentinel_")}
+    own = {name: settings[name] for name in settings if name not in ("username", "password")}
+    own |= {name.removeprefix("sentinel_"): value for name, value in theirs.items()}
+    settings["db"] = int(database or 0)
     sentinels = Sentinel(_addresses(hosts, 26379), sentinel_kwargs=own)  # type: ignore[no-untyped-call]
     master: Redis = sentinels.master_for(unquote(service), **settings)  # type: ignore[no-untyped-call]
     return master
 
 
 def _addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
-    found = []
-    for host in hosts.split(","):
-        parts = urlsplit(f"//{host}")
-        if not parts.hostname:
-            raise ValueError("no host")
-        found.append((parts.hostname, parts.port or default_port))
-    return found
+    found = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    if not all(each.hostname for each in found):
+        raise ValueError("no host")
+    return [(str(each.hostname), each.port or default_port) for each in found]
 
 
 def redact(text: str, url: str) -> str:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from redis import RedisError, exceptions
 
@@ -73,11 +73,11 @@ def unreachable(text: str, denied: bool) -> Finding:
 def examine(
     store: Store, queues: Sequence[str], old_hold: float, user: str | None
 ) -> tuple[list[Finding], list[str]]:
-    """Run all checks.
+    """Run all checks, of the listed queues if `queues` is empty.
 
     Args:
-        store: the queues.
-        queues: the queues to check; if empty, all that are listed.
+        store: reads the queues.
+        queues: their names.
         old_hold: seconds from which a hold is a finding.
         user: check this user's rights with ACL DRYRUN, instead of those of the url's user.
 
@@ -117,16 +117,16 @@ def check_rights(store: Store, user: str | None) -> Iterator[Finding]:
     """The rights that are missing, and whether the server rejects writes."""
     channel = channel_prefix(store.key_prefix).decode()
     stand_for = {"KEY": f"{store.key_prefix}index:probe", "CHANNEL": f"{channel}doctor"}
-    names, commands = [], []
-    for probe in ("cluster|slots",) * store.clustered + PROBES:
-        name, *arguments = probe.split()
-        names.append(name)
-        commands.append([*name.split("|"), *(stand_for.get(each, each) for each in arguments)])
+    probes = [probe.split() for probe in ("cluster|slots",) * store.clustered + PROBES]
+    commands = [
+        [*name.split("|"), *(stand_for.get(each, each) for each in arguments)]
+        for name, *arguments in probes
+    ]
     if user is not None:
         commands = [["acl", "dryrun", user, *command] for command in commands]
     missing: dict[str, None] = {}
     rejected = ""
-    for name, reply in zip(names, _replies(store, commands), strict=True):
+    for (name, *_), reply in zip(probes, store.replies(commands), strict=True):
         if user is None:
             denial = str(reply) if isinstance(reply, exceptions.NoPermissionError) else ""
         elif isinstance(reply, Exception):
@@ -150,27 +150,10 @@ def check_rights(store: Store, user: str | None) -> Iterator[Finding]:
 
 
 def check_resp3(store: Store) -> Iterator[Finding]:
-    (reply,) = _replies(store, [["hello", "3"]])
+    (reply,) = store.replies([["hello", "3"]])
     if not isinstance(reply, dict) or reply.get(b"proto") != 3:
         fix = "Redis 6.2 or later, with nothing in between (a proxy) that speaks RESP2 alone"
         yield critical("RESP3_MISSING", f"HELLO 3 is not answered in RESP3: {reply}", fix)
-
-
-def _replies(store: Store, commands: Sequence[Sequence[str]]) -> list[Any]:
-    """The reply to each command, or the error, on one new connection."""
-    connection = store.connection()
-    replies = []
-    try:
-        connection.connect()
-        for command in commands:
-            try:
-                connection.send_command(*command)
-                replies.append(connection.read_response())
-            except RedisError as error:
-                replies.append(error)
-    finally:
-        connection.disconnect()
-    return replies
 
 
 def check_eviction(store: Store) -> Iterator[Finding]:

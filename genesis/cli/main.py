@@ -20,7 +20,7 @@ from genesis.cli.store import Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
-__all__ = ["DENIED", "FOUND", "OK", "UNREACHABLE", "USAGE", "main"]
+__all__ = ["main"]
 
 OK, FOUND, USAGE, UNREACHABLE, DENIED = 0, 1, 2, 3, 4
 _URL = "redis://localhost:6379"
@@ -34,26 +34,18 @@ Result: TypeAlias = "tuple[int, dict[str, Any], Iterable[str]]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code.
-
-    Args:
-        arguments: the command line; None for that of the process.
-    """
+    """Run one command, by default that of the process's command line. Returns the exit code."""
     url = os.environ.get("GENESIS_REDIS_URL") or _URL
     defaults = argparse.Namespace(url=url, key_prefix="genesis:queue:", timeout=5.0, json=False)
     options = _parser().parse_args(arguments, defaults)
     try:
         code, document, lines = _run(options)
-        if options.json:
-            text = json.dumps(document, indent=2) + "\n"
-        else:
-            text = "".join(f"{clean(line)}\n" for line in lines)
+        lines = [json.dumps(document, indent=2)] if options.json else map(clean, lines)
         stream = sys.stderr if "error" in document and not options.json else sys.stdout
-        stream.write(text)
+        stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
     except BrokenPipeError:  # `genesis status | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return 130
@@ -72,9 +64,7 @@ def _run(options: argparse.Namespace) -> Result:
             result: Result = options.run(Store(client, options.key_prefix), options)
         return result
     except ValueError as error:
-        return _failed(options, USAGE, "USAGE", str(error))
-    except BrokenPipeError:
-        raise
+        code, name, text = USAGE, "USAGE", str(error)
     except (RedisError, exceptions.RedisClusterException, OSError) as error:
         text = redact(f"{type(error).__name__}: {error}", options.url)
         denied = _is_denied(error)
@@ -82,7 +72,8 @@ def _run(options: argparse.Namespace) -> Result:
         if options.command == "doctor":
             return _report(code, [doctor.unreachable(text, denied)], [])
         other = "REJECTED" if isinstance(error, exceptions.ResponseError) else "UNREACHABLE"
-        return _failed(options, code, "DENIED" if denied else other, text)
+        name = "DENIED" if denied else other
+    return code, {"error": {"code": name, "message": text}}, [f"genesis {options.command}: {text}"]
 
 
 def _is_denied(error: BaseException | None) -> bool:
@@ -92,10 +83,6 @@ def _is_denied(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _failed(options: argparse.Namespace, code: int, name: str, text: str) -> Result:
-    return code, {"error": {"code": name, "message": text}}, [f"genesis {options.command}: {text}"]
 
 
 # Commands
@@ -163,11 +150,10 @@ def _limit(store: Store, options: argparse.Namespace) -> Result:
 
 def _evict(store: Store, options: argparse.Namespace) -> Result:
     evicted = store.evict(options.queue, options.item)
+    item = f"item {options.item!r}"
+    text = f"evicted {evicted} of {item}" if evicted else f"{item} neither holds nor waits"
     document = {"queue": options.queue, "item": options.item, "evicted": evicted}
-    if not evicted:
-        text = f"queue {options.queue!r}: item {options.item!r} neither holds nor waits"
-        return FOUND, document, [text]
-    return OK, document, [f"queue {options.queue!r}: evicted {evicted} of item {options.item!r}"]
+    return OK if evicted else FOUND, document, [f"queue {options.queue!r}: {text}"]
 
 
 def _doctor(store: Store, options: argparse.Namespace) -> Result:
@@ -199,29 +185,23 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--key-prefix", metavar="PREFIX", help="default: genesis:queue:")
     common.add_argument("--timeout", type=_seconds, metavar="S", help="default: 5")
     common.add_argument("--json", action="store_true", help="for scripts")
-    parser = argparse.ArgumentParser(
-        prog="genesis",
-        description="Inspect and repair queues in Redis.",
-        epilog=_CODES,
-        parents=[common],
-    )
+    about = "Inspect and repair queues in Redis."
+    parser = argparse.ArgumentParser("genesis", description=about, epilog=_CODES, parents=[common])
     parser.add_argument("--version", action="version", version=f"genesis {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, text: str, *positional: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=text, description=text, parents=[common], epilog=_CODES
-        )
-        command.set_defaults(run=run)
+        sub = commands.add_parser(name, help=text, description=text, parents=[common], epilog=_CODES)
+        sub.set_defaults(run=run)
         for each in positional:
-            command.add_argument(each, metavar=each.upper())
+            sub.add_argument(each, metavar=each.upper())
         if not positional:
-            command.add_argument("queues", nargs="*", metavar="QUEUE", help="only these queues")
-        return command
+            sub.add_argument("queues", nargs="*", metavar="QUEUE", help="only these queues")
+        return sub
 
     add("status", _status, "the queues and the instances, now")
-    live = add("top", _top, "the queues, live, one bar each; one frame if there is no terminal")
-    live.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="default: 2")
+    top = add("top", _top, "the queues, live, one bar each; one frame if there is no terminal")
+    top.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="default: 2")
     add("entries", _entries, "the holders and the waiters", "queue")
     limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it", "queue")
     limit.add_argument("limit", type=_slots, metavar="N|none")

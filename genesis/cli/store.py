@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from redis import RedisCluster
+from redis import Redis, RedisCluster, RedisError
 
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry
@@ -18,13 +18,11 @@ from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.members import age_of, parse_member
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.verdicts import stats_of
-from genesis.cli.connect import Client
 
 __all__ = ["Instance", "Limits", "QueueLook", "Store"]
 
 _PAGE = 500  # members per command
 _BATCH = 100  # queues per round trip
-_DEFAULT_LEASE = 15.0
 
 
 class Instance(NamedTuple):
@@ -98,7 +96,7 @@ class Store:
     Every method raises `redis.RedisError` if Redis cannot be reached or rejects a command.
     """
 
-    def __init__(self, client: Client, key_prefix: str) -> None:
+    def __init__(self, client: Redis | RedisCluster, key_prefix: str) -> None:
         self.client: Any = client
         self.key_prefix = key_prefix
         self.clustered = isinstance(client, RedisCluster)
@@ -188,15 +186,25 @@ class Store:
                 evicted += int(self._run("evict", queue_id, member)[0])
         return evicted
 
-    # Commands
-
-    def connection(self) -> Any:
-        """A new connection outside the pool, not yet open; in a Cluster to the node of the index."""
+    def replies(self, commands: Iterable[Sequence[str]]) -> list[Any]:
+        """The reply to each command or its error, on one new connection; in a Cluster to one node."""
         client = self.client
         if self.clustered:
             client = client.get_redis_connection(client.get_node_from_key(self._queues))
         pool = client.connection_pool
-        return pool.connection_class(**pool.connection_kwargs)
+        connection = pool.connection_class(**pool.connection_kwargs)
+        replies = []
+        try:
+            connection.connect()
+            for command in commands:
+                try:
+                    connection.send_command(*command)
+                    replies.append(connection.read_response())
+                except RedisError as error:
+                    replies.append(error)
+        finally:
+            connection.disconnect()
+        return replies
 
     def _keys(self, queue_id: str) -> tuple[bytes, ...]:
         keys = queue_keys(self.key_prefix, queue_id)
@@ -216,7 +224,7 @@ class Store:
     def _run(self, name: str, queue_id: str, *arguments: bytes) -> Any:
         """Run a script that needs no session, as the instance "cli", which has no tickets."""
         leases = [each.lease for each in self.instances()]
-        lease = round(max(leases, default=_DEFAULT_LEASE) * 1e6)
+        lease = round(max(leases, default=15.0) * 1e6)
         keys = self._keys(queue_id)
         preface = ("cli", "", lease, channel_prefix(self.key_prefix))
         return self.client.evalsha(self._load(name).decode(), len(keys), *keys, *preface, *arguments)
@@ -238,6 +246,7 @@ def _look(queue_id: str, reply: Any) -> QueueLook:
     expected = expected_wait(stats.waiting + 1, stats.limit, stats.mean_hold)
     last, until, furthest = ((int(time) - now) / 1e6 for time in (last, until, furthest))
     lapsed = {lapsed[i].decode(): (now - int(lapsed[i + 1])) / 1e6 for i in range(0, len(lapsed), 2)}
+    holder, head = (member.decode().split(" ", 3)[-1] for member in (holder, head))  # the item_ids
     return QueueLook(
         queue_id,
         *stats,
@@ -249,10 +258,6 @@ def _look(queue_id: str, reply: Any) -> QueueLook:
         furthest,
         lapsed,
         bool(epoch),
-        _item_of(holder),
-        _item_of(head),
+        holder,
+        head,
     )
-
-
-def _item_of(member: bytes) -> str:
-    return member.decode().split(" ", 3)[-1]
