@@ -69,10 +69,10 @@ def _run(options: argparse.Namespace) -> Result:
         text = redact(f"{type(error).__name__}: {error}", options.url)
         denied = _is_denied(error)
         code = DENIED if denied else UNREACHABLE
-        if options.command == "doctor":
-            return _report(code, [doctor.unreachable(text, denied)], [])
         other = "REJECTED" if isinstance(error, exceptions.ResponseError) else "UNREACHABLE"
         name = "DENIED" if denied else other
+        if options.command == "doctor" and name != "REJECTED":
+            return _report(code, [doctor.unreachable(text, denied)], [])
     return code, {"error": {"code": name, "message": text}}, [f"genesis {options.command}: {text}"]
 
 

@@ -146,6 +146,8 @@ async def test_acl_of_another_user(line: Line) -> None:
     line.fleet.allow("-evalsha")
     found = await only(line, "ACL_MISSING", "--user", "worker")
     assert found["fix"] == "ACL SETUSER worker +evalsha"
+    unknown = await line.doctor("--user", "nobody")
+    assert (unknown.code, unknown.json["error"]["code"]) == (3, "REJECTED")
 
 
 async def test_without_the_info_right_the_eviction_policy_is_reported_as_unchecked(line: Line) -> None:
