@@ -2,119 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-from urllib.parse import ParseResult, parse_qsl, unquote, urlparse
+import re
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.connection import ConnectionPool
+from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-__all__ = ["Client", "UrlError", "connect", "secrets_of"]
+__all__ = ["connect", "redact"]
 
-Client: TypeAlias = "Redis | RedisCluster"
-
-FORMS = (
+_FORMS = (
     "redis://[[user]:password@]host[:port][/db], rediss://... for TLS, unix://[user@]/path, "
     "redis+sentinel://[[user]:password@]host:port,host:port/service[/db][?sentinel_password=...], "
     "or redis+cluster://[[user]:password@]host:port,host:port; rediss+... for TLS"
 )
 
 
-class UrlError(ValueError):
-    """The url is malformed. The message does not repeat the url, which might hold a password."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the url cannot be used: {why}. Forms: {FORMS}")
-
-
-def connect(url: str, timeout: float) -> Client:
+def connect(url: str, timeout: float) -> Redis | RedisCluster:
     """A client for `url`. A Cluster client connects at once, any other with its first command.
 
     Args:
-        url: see `FORMS`; options after `?` go to redis-py, for example `ssl_ca_certs=/path`.
+        url: see `_FORMS`; options after `?` go to redis-py, for example `ssl_ca_certs=/path`.
         timeout: seconds, for connecting and for each reply.
 
     Raises:
-        UrlError: the url is malformed.
-        redis.RedisError: the Cluster cannot be reached.
+        ValueError: the url is malformed. The message does not repeat it: it might hold a password.
+        redis.exceptions.RedisClusterException: the Cluster cannot be reached.
     """
     try:
-        parts = urlparse(url)
-        scheme = parts.scheme
-        _ = parts.username, parts.password
-    except ValueError:
-        raise UrlError("it has no form that can be read") from None
+        client = _connect(url, timeout)
+        if isinstance(client, Redis):
+            client.connection_pool.make_connection()  # not opened: raises if an option is wrong
+        return client
+    except (ValueError, TypeError):
+        raise ValueError(f"the url cannot be used (it is not shown). Forms: {_FORMS}") from None
+
+
+def _connect(url: str, timeout: float) -> Redis | RedisCluster:
     settings: dict[str, Any] = {
         "protocol": 2,  # redis-py's replies to RESP3 depend on its version
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
     }
-    if scheme in ("redis", "rediss", "unix"):
-        try:
-            pool = ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **settings)
-        except (ValueError, TypeError):
-            raise UrlError("redis-py does not read it") from None
-        return Redis(connection_pool=pool)
-    transport, _, kind = scheme.partition("+")
+    once = Retry(NoBackoff(), 0)
+    parts = urlsplit(url)
+    transport, _, kind = parts.scheme.partition("+")
+    if not kind:
+        return Redis.from_url(url, retry=once, **settings)
     if transport not in ("redis", "rediss") or kind not in ("sentinel", "cluster"):
-        raise UrlError(f"the scheme {scheme!r} is unknown")
-    options = dict(parse_qsl(parts.query))
-    if transport == "rediss":
+        raise ValueError("unknown scheme")
+    # redis-py reads the user, the password and the options, but no list of hosts.
+    login, at, hosts = parts.netloc.rpartition("@")
+    settings |= parse_url(f"{transport}://{login}{at}?{parts.query}")  # type: ignore[no-untyped-call]
+    if settings.pop("connection_class", None):
         settings["ssl"] = True
-    if parts.username:
-        settings["username"] = unquote(parts.username)
-    if parts.password:
-        settings["password"] = unquote(parts.password)
     if kind == "cluster":
-        nodes = [_node(host, port) for host, port in _hosts(parts, 6379)]
-        return RedisCluster(startup_nodes=nodes, **{**settings, **options})
-    return _master(parts, {**settings, "retry": Retry(NoBackoff(), 0)}, options)
-
-
-def _master(parts: ParseResult, settings: dict[str, Any], options: dict[str, str]) -> Redis:
+        nodes = [ClusterNode(*each) for each in _addresses(hosts, 6379)]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=nodes, **settings)
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
-        raise UrlError("the name of the service is missing, after the Sentinels' addresses")
-    if database and not database.isdecimal():
-        raise UrlError("the database, after the service, is no number")
-    own = {name: settings[name] for name in ("socket_timeout", "socket_connect_timeout")}
-    for name in [name for name in options if name.startswith("sentinel_")]:
-        own[name.removeprefix("sentinel_")] = options.pop(name)
-    if settings.get("ssl"):
-        own["ssl"] = True
-        own.update({name: text for name, text in options.items() if name.startswith("ssl_")})
-    sentinels = Sentinel(_hosts(parts, 26379), sentinel_kwargs=own)  # type: ignore[no-untyped-call]
-    settings = {**settings, **options, "db": int(database or 0)}
+        raise ValueError("no service")
+    settings["retry"] = once
+    theirs = {name: settings.pop(name) for name in list(settings) if name.startswith("sentinel_")}
+    own = {name: settings[name] for name in settings if name not in ("username", "password")}
+    own |= {name.removeprefix("sentinel_"): value for name, value in theirs.items()}
+    settings["db"] = int(database or 0)
+    sentinels = Sentinel(_addresses(hosts, 26379), sentinel_kwargs=own)  # type: ignore[no-untyped-call]
     master: Redis = sentinels.master_for(unquote(service), **settings)  # type: ignore[no-untyped-call]
     return master
 
 
-def _node(host: str, port: int) -> ClusterNode:
-    return ClusterNode(host, port)  # type: ignore[no-untyped-call]
+def _addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
+    found = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    if not all(each.hostname for each in found):
+        raise ValueError("no host")
+    return [(str(each.hostname), each.port or default_port) for each in found]
 
 
-def _hosts(parts: ParseResult, default_port: int) -> list[tuple[str, int]]:
-    hosts: list[tuple[str, int]] = []
-    for text in parts.netloc.rpartition("@")[2].split(","):
-        host, colon, port = text.rpartition(":")
-        if text.endswith("]") or not colon:  # an IPv6 address, or no port
-            host, port = text, str(default_port)
-        if not host or not port.isdecimal():
-            raise UrlError("a host:port is malformed")
-        hosts.append((host.strip("[]"), int(port)))
-    return hosts
-
-
-def secrets_of(url: str) -> list[str]:
-    """The passwords in a url, which must not appear in any text; longest first."""
-    try:
-        parts = urlparse(url)
-        found = [parts.password or "", unquote(parts.password or "")]
-    except ValueError:
-        return [url]
-    options = dict(parse_qsl(parts.query))
-    found += [options.get(name, "") for name in ("password", "sentinel_password", "ssl_password")]
-    return sorted({secret for secret in found if secret}, key=len, reverse=True)
+def redact(text: str, url: str) -> str:
+    """`text` without the passwords that `url` holds."""
+    found = re.findall(r"//[^:/]*:([^/]*)@|password=([^&#]*)", url)
+    secrets = {form for pair in found for raw in pair if raw for form in (raw, unquote(raw))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

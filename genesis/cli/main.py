@@ -7,268 +7,210 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from redis import RedisError, exceptions
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
 
 from genesis.backends.redis.keys import check_key_prefix
-from genesis.cli import doctor, show, top
-from genesis.cli.connect import UrlError, connect, secrets_of
-from genesis.cli.store import QueueLook, Store
+from genesis.cli import doctor
+from genesis.cli.connect import connect, redact
+from genesis.cli.show import clean, frame, live, queue_cells, span, table
+from genesis.cli.store import Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
-__all__ = ["DENIED", "FOUND", "OK", "UNREACHABLE", "USAGE", "main"]
+__all__ = ["main"]
 
 OK, FOUND, USAGE, UNREACHABLE, DENIED = 0, 1, 2, 3, 4
 _URL = "redis://localhost:6379"
 _CODES = """exit codes: 0 done, healthy; 1 doctor has findings, or nothing was found; 2 wrong arguments;
 3 Redis is out of reach or gave an error; 4 it denied access. See genesis/cli/README.md."""
 
+_DENIALS = exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError
+
+Result: TypeAlias = "tuple[int, dict[str, Any], Iterable[str]]"
+"""The exit code, the document for `--json`, and the lines of text."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code.
-
-    Args:
-        arguments: the command line; None for that of the process.
-    """
-    options = _parser().parse_args(arguments)
+    """Run one command, by default that of the process's command line. Returns the exit code."""
+    url = os.environ.get("GENESIS_REDIS_URL") or _URL
+    defaults = argparse.Namespace(url=url, key_prefix="genesis:queue:", timeout=5.0, json=False)
+    options = _parser().parse_args(arguments, defaults)
     try:
-        check_key_prefix(options.key_prefix)
-        for name in ("queue", "item"):
-            if isinstance(getattr(options, name, None), str):
-                check_id(name, getattr(options, name))
-        if options.command == "limit":
-            check_limit("limit", options.queue, options.limit, least=0)
-        return _run(options)
-    except (UrlError, ValueError) as error:
-        return _failed(options, USAGE, "USAGE", str(error))
+        code, document, lines = _run(options)
+        lines = [json.dumps(document, indent=2)] if options.json else map(clean, lines)
+        stream = sys.stderr if "error" in document and not options.json else sys.stdout
+        stream.write("".join(f"{line}\n" for line in lines))
+        stream.flush()
     except BrokenPipeError:  # `genesis status | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return 130
+    return code
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Result:
     try:
-        client: Any = connect(options.url, options.timeout)
-        try:
-            code: int = options.run(Store(client, options.key_prefix), options)
-        finally:
-            client.close()
-    except (RedisError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        text = f"{type(error).__name__}: {error}"
-        for secret in secrets_of(options.url):
-            text = text.replace(secret, "***")
-        code, name = _kind_of(error)
-        if options.command == "doctor":
-            found = [doctor.unreachable(text, denied=code == DENIED)]
-            _print_findings(options, found, [])
-            return code
-        return _failed(options, code, name, text)
-    sys.stdout.flush()
-    return code
+        check_key_prefix(options.key_prefix)
+        for name in ("queue", "item"):
+            if hasattr(options, name):
+                check_id(name, getattr(options, name))
+        if options.command == "limit":
+            check_limit("limit", options.queue, options.limit, least=0)
+        with contextlib.closing(connect(options.url, options.timeout)) as client:
+            result: Result = options.run(Store(client, options.key_prefix), options)
+        return result
+    except ValueError as error:
+        code, name, text = USAGE, "USAGE", str(error)
+    except (RedisError, exceptions.RedisClusterException, OSError) as error:
+        text = redact(f"{type(error).__name__}: {error}", options.url)
+        denied = _is_denied(error)
+        code = DENIED if denied else UNREACHABLE
+        other = "REJECTED" if isinstance(error, exceptions.ResponseError) else "UNREACHABLE"
+        name = "DENIED" if denied else other
+        if options.command == "doctor" and name != "REJECTED":
+            return _report(code, [doctor.unreachable(text, denied)], [])
+    return code, {"error": {"code": name, "message": text}}, [f"genesis {options.command}: {text}"]
 
 
-def _kind_of(error: BaseException) -> tuple[int, str]:
-    text = str(error)
-    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)) or any(
-        word in text for word in ("NOAUTH", "WRONGPASS", "NOPERM")
-    ):
-        return DENIED, "DENIED"
-    if isinstance(error, exceptions.ResponseError) and not isinstance(error, ConnectionError):
-        return UNREACHABLE, "REJECTED"
-    return UNREACHABLE, "UNREACHABLE"
-
-
-def _failed(options: argparse.Namespace, code: int, name: str, text: str) -> int:
-    if options.json:
-        _json({"error": {"code": name, "message": text}})
-    else:
-        sys.stderr.write(f"genesis {options.command}: {text}\n")
-    return code
+def _is_denied(error: BaseException | None) -> bool:
+    # A Cluster's error has the denial as its cause, a Sentinel's only in its text.
+    while error is not None:
+        if isinstance(error, _DENIALS) or "AuthenticationError" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 # Commands
 
 
-def _status(store: Store, options: argparse.Namespace) -> int:
+def _status(store: Store, options: argparse.Namespace) -> Result:
     looks, instances = store.look(options.queues or store.queues()), store.instances()
-    if options.json:
-        rows = [each._asdict() | {"alive": each.alive} for each in instances]
-        _json({"queues": [_facts(look) for look in looks], "instances": rows})
-    elif looks or instances:
-        _lines([*show.queues_table(looks), "", *show.instances_table(instances)])
-    else:
-        _lines(
-            [f"nothing is listed under {store.key_prefix!r}: no queue was used in the last 11 minutes"]
-        )
-    return OK if looks or instances else FOUND
+    document = {
+        "queues": [look.facts for look in looks],
+        "instances": [each._asdict() for each in instances],
+    }
+    if not (looks or instances):
+        return FOUND, document, [f"no queue was used under {store.key_prefix!r} in the last 11 minutes"]
+    head = "QUEUE", "WAITING", "IN USE", "LIMIT", "OLDEST WAIT", "OLDEST HOLD", "EXPECTED", "INSTANCES"
+    lines = table(head, *((*queue_cells(look), look.instances) for look in looks))
+    if any(look.override is not None for look in looks):
+        lines.append("* overridden by set_limit; `genesis limit QUEUE none` ends it")
+    names = "INSTANCE", "HOST", "VERSION", "PID", "LEASE", "UP FOR", "LAST SEEN"
+    rows = []
+    for each in instances:
+        seen = f"{span(each.seen)} ago{'' if each.alive else ' (STALE)'}"
+        rows.append((each.instance_id, each.host, each.version, each.pid, each.lease, each.age, seen))
+    return OK, document, [*lines, "", *table(names, *rows, left=3)]
 
 
-def _top(store: Store, options: argparse.Namespace) -> int:
+def _top(store: Store, options: argparse.Namespace) -> Result:
     if options.json:
         return _status(store, options)
 
-    def picture(size: tuple[int, int], color: bool) -> list[str]:
+    def picture(columns: int, rows: int, color: bool) -> list[str]:
         looks = store.look(options.queues or store.queues())
+        waiting, in_use = sum(look.waiting for look in looks), sum(look.in_use for look in looks)
         alive = sum(each.alive for each in store.instances())
-        return top.frame(looks, alive, store.key_prefix, size, color)
+        counts = f"{len(looks)} queues, {waiting} waiting, {in_use} in use, {alive} instances"
+        return frame(looks, f"genesis {store.key_prefix}: {counts}", columns, rows, color)
 
-    top.run(picture, options.interval)
-    return OK
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return OK, {}, picture(100, 0, False)
+    live(picture, options.interval)
+    return OK, {}, []
 
 
-def _entries(store: Store, options: argparse.Namespace) -> int:
+def _entries(store: Store, options: argparse.Namespace) -> Result:
     entries = store.entries(options.queue)
-    if options.json:
-        _json({"queue": options.queue, "entries": [entry._asdict() for entry in entries]})
-    else:
-        nobody = [f"nobody holds or waits in queue {options.queue!r}"]
-        _lines(show.entries_table(entries) if entries else nobody)
-    return OK if entries else FOUND
+    document = {"queue": options.queue, "entries": [entry._asdict() for entry in entries]}
+    if not entries:
+        return FOUND, document, [f"nobody holds or waits in queue {options.queue!r}"]
+    head = "STATE", "ITEM", "INSTANCE", "POSITION", "AGE", "FENCING TOKEN"
+    rows = [(e.state, e.item_id, e.instance_id, e.position, e.age, e.fencing_token) for e in entries]
+    return OK, document, table(head, *rows, left=3)
 
 
-def _limit(store: Store, options: argparse.Namespace) -> int:
+def _limit(store: Store, options: argparse.Namespace) -> Result:
     (before,) = store.look([options.queue])
     granted = store.set_limit(options.queue, options.limit)
     (after,) = store.look([options.queue])
-    if options.json:
-        facts = {"previous": before.limit, "limit": after.limit, "override": after.override}
-        _json({"queue": options.queue, **facts, "granted": granted})
-    else:
-        override = "the call sites' own" if after.override is None else "an override on all instances"
-        paused = "; nobody is granted a slot until it is raised" if after.limit == 0 else ""
-        _lines(
-            [
-                f"queue {options.queue!r}: limit {before.limit} -> {after.limit}, {override}{paused}",
-                *([f"granted at once: {granted}"] if granted else []),
-            ]
-        )
-    return OK
+    override = "the call sites' own" if after.override is None else "an override on all instances"
+    paused = "; nobody is granted a slot until it is raised" if after.limit == 0 else ""
+    lines = [f"queue {options.queue!r}: limit {before.limit} -> {after.limit}, {override}{paused}"]
+    if granted:
+        lines.append(f"granted at once: {granted}")
+    limits = {"previous": before.limit, "limit": after.limit, "override": after.override}
+    return OK, {"queue": options.queue, **limits, "granted": granted}, lines
 
 
-def _evict(store: Store, options: argparse.Namespace) -> int:
+def _evict(store: Store, options: argparse.Namespace) -> Result:
     evicted = store.evict(options.queue, options.item)
-    if options.json:
-        _json({"queue": options.queue, "item": options.item, "evicted": evicted})
-    elif evicted:
-        _lines([f"queue {options.queue!r}: evicted {evicted} of item {options.item!r}"])
-    else:
-        _lines([f"queue {options.queue!r}: item {options.item!r} neither holds nor waits"])
-    return OK if evicted else FOUND
+    item = f"item {options.item!r}"
+    text = f"evicted {evicted} of {item}" if evicted else f"{item} neither holds nor waits"
+    document = {"queue": options.queue, "item": options.item, "evicted": evicted}
+    return OK if evicted else FOUND, document, [f"queue {options.queue!r}: {text}"]
 
 
-def _doctor(store: Store, options: argparse.Namespace) -> int:
-    report = doctor.examine(store, options.queues, old_hold=options.old_hold, user=options.user)
-    _print_findings(options, report.findings, report.unchecked)
-    return FOUND if report.findings else OK
+def _doctor(store: Store, options: argparse.Namespace) -> Result:
+    findings, unchecked = doctor.examine(store, options.queues, options.old_hold, options.user)
+    return _report(FOUND if findings else OK, findings, unchecked)
 
 
-def _print_findings(
-    options: argparse.Namespace, findings: Sequence[doctor.Finding], unchecked: Sequence[str]
-) -> None:
-    if options.json:
-        _json({"findings": [each._asdict() for each in findings], "unchecked": list(unchecked)})
-        return
-    lines = []
+def _report(code: int, findings: Sequence[doctor.Finding], unchecked: Sequence[str]) -> Result:
+    lines, rows = [], []
     for each in findings:
+        runbook = doctor.RUNBOOKS.get(each.code)
+        rows.append({**each._asdict(), "runbook": runbook})
         lines += [f"{each.severity.upper()} {each.code}: {each.message}", f"    fix: {each.fix}"]
-        if each.runbook:
-            lines.append(f"    runbook: dashboards/runbooks/{each.runbook}.md")
+        if runbook:
+            lines.append(f"    runbook: dashboards/runbooks/{runbook}.md")
     lines += [f"not checked: {text}" for text in unchecked]
-    _lines([*lines, f"{len(findings)} findings" if findings else "healthy: no findings"])
-
-
-def _facts(look: QueueLook) -> dict[str, Any]:
-    """The stable fields of the JSON output."""
-    names = (
-        "queue_id", "waiting", "in_use", "limit", "override", "oldest_wait", "oldest_hold", "mean_hold",
-        "expected_wait", "instances",
-    )  # fmt: skip
-    return {name: getattr(look, name) for name in names}
-
-
-def _lines(lines: Sequence[str]) -> None:
-    # An id might contain control characters.
-    sys.stdout.write("".join(show.clean(line, most=100_000) + "\n" for line in lines))
-
-
-def _json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    lines.append(f"{len(findings)} findings" if findings else "healthy: no findings")
+    return code, {"findings": rows, "unchecked": unchecked}, lines
 
 
 # Arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="genesis", description="Inspect and repair queues in Redis.", epilog=_CODES
-    )
+    # These options may stand before or after the command. They have no default here: that of the
+    # command's parser would override what stands before it.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--url", help=f"default: the variable GENESIS_REDIS_URL, or {_URL}")
+    common.add_argument("--key-prefix", metavar="PREFIX", help="default: genesis:queue:")
+    common.add_argument("--timeout", type=_seconds, metavar="S", help="default: 5")
+    common.add_argument("--json", action="store_true", help="for scripts")
+    about = "Inspect and repair queues in Redis."
+    parser = argparse.ArgumentParser("genesis", description=about, epilog=_CODES, parents=[common])
     parser.add_argument("--version", action="version", version=f"genesis {VERSION}")
-    _common(parser, first=True)
-    common = argparse.ArgumentParser(add_help=False)
-    _common(common, first=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=text, description=text, parents=[common], epilog=_CODES
-        )
-        command.set_defaults(run=run)
-        return command
+    def add(name: str, run: Any, text: str, *positional: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, parents=[common], epilog=_CODES)
+        sub.set_defaults(run=run)
+        for each in positional:
+            sub.add_argument(each, metavar=each.upper())
+        if not positional:
+            sub.add_argument("queues", nargs="*", metavar="QUEUE", help="only these queues")
+        return sub
 
-    for name, run, text in (
-        ("status", _status, "the queues and the instances, now"),
-        ("top", _top, "the queues, live, one bar each; a single frame if the output is no terminal"),
-        ("doctor", _doctor, "find problems of Redis, the instances and the queues, and their fixes"),
-    ):
-        command = add(name, run, text)
-        command.add_argument(
-            "queues", nargs="*", metavar="QUEUE", help="only these; all that are listed"
-        )
-        if name == "top":
-            command.add_argument(
-                "--interval", type=_seconds, default=2.0, metavar="S", help="%(default)s"
-            )
-        if name == "doctor":
-            command.add_argument(
-                "--old-hold", type=_seconds, default=doctor.OLD_HOLD, metavar="S",
-                help="seconds from which a hold is a finding (%(default)g)",
-            )  # fmt: skip
-            command.add_argument(
-                "--user", help="check this Redis user's rights, by ACL DRYRUN (Redis 7)"
-            )
-    add("entries", _entries, "the holders and the waiters").add_argument("queue", metavar="QUEUE")
-    limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it")
-    limit.add_argument("queue", metavar="QUEUE")
+    add("status", _status, "the queues and the instances, now")
+    top = add("top", _top, "the queues, live, one bar each; one frame if there is no terminal")
+    top.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="default: 2")
+    add("entries", _entries, "the holders and the waiters", "queue")
+    limit = add("limit", _limit, "override the limit on all instances; 0 pauses, none ends it", "queue")
     limit.add_argument("limit", type=_slots, metavar="N|none")
-    evict = add("evict", _evict, "remove an item from a queue, whether it waits or holds")
-    evict.add_argument("queue", metavar="QUEUE")
-    evict.add_argument("item", metavar="ITEM")
+    add("evict", _evict, "remove an item from a queue, whether it waits or holds", "queue", "item")
+    check = add("doctor", _doctor, "find problems of Redis, instances and queues, and their fixes")
+    old = "seconds from which a hold is a finding; default: 3600"
+    check.add_argument("--old-hold", type=_seconds, default=3600.0, metavar="S", help=old)
+    check.add_argument("--user", help="check this Redis user's rights, by ACL DRYRUN (Redis 7)")
     return parser
-
-
-def _common(parser: argparse.ArgumentParser, first: bool) -> None:
-    """Add the options. Those after the command must have no default: it would override the first."""
-
-    def default(value: Any) -> Any:
-        return value if first else argparse.SUPPRESS
-
-    url = os.environ.get("GENESIS_REDIS_URL") or _URL
-    parser.add_argument(
-        "--url", default=default(url), help=f"default: the variable GENESIS_REDIS_URL, or {_URL}"
-    )
-    prefix = "genesis:queue:"
-    parser.add_argument("--key-prefix", default=default(prefix), metavar="PREFIX", help=prefix)
-    parser.add_argument("--timeout", type=_seconds, default=default(5.0), metavar="S", help="5")
-    parser.add_argument("--json", action="store_true", default=default(False), help="for scripts")
 
 
 def _seconds(text: str) -> float:

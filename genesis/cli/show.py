@@ -1,124 +1,126 @@
-"""Tables, bars and durations as plain text."""
+"""Plain text for the terminal: tables, durations, and the live picture of `genesis top`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 
-from genesis.backends.protocol import QueueEntry
-from genesis.cli.store import Instance, QueueLook
+from genesis.cli.store import QueueLook
 
-__all__ = ["bar", "clean", "entries_table", "instances_table", "queues_table", "span", "table"]
+__all__ = ["clean", "frame", "live", "queue_cells", "span", "table"]
+
+_ENTER = "\x1b[?1049h\x1b[?25l"  # alternate screen, hidden cursor
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_RED, _YELLOW, _BOLD, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 
 
-def clean(text: str, most: int = 48) -> str:
-    """An id that is safe to print: without control characters, and of at most `most` characters."""
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+def clean(text: str) -> str:
+    """`text` without control characters, which an id might contain: safe to print."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def span(seconds: float | None) -> str:
     """`0.4s`, `12s`, `3m20s`, `2h05m`, `3d04h`; `-` for None."""
     if seconds is None:
         return "-"
-    if seconds < 0:
-        return "-" + span(-seconds)
     if seconds < 9.95:
         return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02}h"
+    if hours:
+        return f"{hours}h{m:02}m"
+    return f"{minutes}m{s:02}s" if minutes else f"{s}s"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """The lines of a table. The first `left` columns are aligned left, all others right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+def table(head: Sequence[str], *rows: Sequence[object], left: int = 1, most: int = 48) -> list[str]:
+    """The lines of a table.
+
+    Args:
+        head: the names of the columns.
+        rows: the cells. A float is shown as a duration, None as `-`.
+        left: the number of columns that are aligned left; the others are aligned right.
+        most: the maximum number of characters of a cell.
+    """
+
+    def text(cell: object) -> str:
+        shown = span(cell) if cell is None or isinstance(cell, float) else str(cell)
+        return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+    cells = [[text(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [f"{'<' if i < left else '>'}{width}" for i, width in enumerate(widths)]
+    return ["  ".join(map(format, row, aligned)).rstrip() for row in cells]
 
 
-def limit_of(look: QueueLook) -> str:
-    if look.limit == 0:
-        return "paused"
-    return f"{look.limit}*" if look.override is not None else str(look.limit)
+def queue_cells(look: QueueLook) -> tuple[object, ...]:
+    """Its name, waiting, in use, limit, oldest wait, oldest hold, expected wait."""
+    limit = "paused" if look.limit == 0 else f"{look.limit}{'*' * (look.override is not None)}"
+    wait = look.oldest_wait if look.waiting else None
+    hold = look.oldest_hold if look.in_use else None
+    return look.queue_id, look.waiting, look.in_use, limit, wait, hold, look.expected_wait
 
 
-def queues_table(looks: Sequence[QueueLook]) -> list[str]:
-    head = (
-        "QUEUE", "WAITING", "IN USE", "LIMIT", "OLDEST WAIT", "OLDEST HOLD", "EXPECTED", "INSTANCES",
-    )  # fmt: skip
-    rows = [
-        (
-            clean(look.queue_id),
-            str(look.waiting),
-            str(look.in_use),
-            limit_of(look),
-            span(look.oldest_wait if look.waiting else None),
-            span(look.oldest_hold if look.in_use else None),
-            span(look.expected_wait),
-            str(look.instances),
-        )
-        for look in looks
-    ]
-    lines = table(head, rows)
-    if any(look.override is not None for look in looks):
-        lines.append("* overridden by set_limit; `genesis limit QUEUE none` ends it")
-    return lines
+def frame(looks: Sequence[QueueLook], title: str, columns: int, rows: int, color: bool) -> list[str]:
+    """The lines of one picture of `top`, longest lines first; `rows` is 0 for no maximum."""
+    ordered = sorted(looks, key=lambda look: (-look.waiting, -look.in_use, look.queue_id))
+    shown = ordered[: max(1, rows - 4)] if rows else ordered
+    head = "QUEUE", "WAIT", "IN USE", "LIMIT", "OLDEST", "HELD", "EXPECT"
+    lines = table(head, *map(queue_cells, shown), most=32)
+    width = max(map(len, lines)) + 2
+    bars = ["SLOTS # in use, > waiting", *(_bar(look, max(10, columns - width)) for look in shown)]
+    lines = [title, *(f"{line:{width}}{bar}" for line, bar in zip(lines, bars, strict=True))]
+    lines = [clean(line)[:columns] for line in lines]
+    if color:
+        colors = [_BOLD, "", *map(_color, shown)]
+        lines = [code + line + _PLAIN for code, line in zip(colors, lines, strict=True)]
+    if len(shown) < len(ordered):
+        lines.append(f"... and {len(ordered) - len(shown)} more")
+    return [lines[0], "", *lines[1:]]
 
 
-def instances_table(instances: Sequence[Instance]) -> list[str]:
-    head = ("INSTANCE", "HOST", "VERSION", "PID", "LEASE", "UP FOR", "LAST SEEN")
-    rows = [
-        (
-            clean(each.instance_id),
-            clean(each.host, 30),
-            clean(each.version, 20),
-            str(each.pid),
-            span(each.lease),
-            span(each.age),
-            f"{span(each.seen)} ago" + ("" if each.alive else " (STALE)"),
-        )
-        for each in instances
-    ]
-    return table(head, rows, left=3)
+def _color(look: QueueLook) -> str:
+    if not look.waiting:
+        return ""
+    return _YELLOW if 0 < look.limit <= look.in_use else _RED
 
 
-def entries_table(entries: Sequence[QueueEntry]) -> list[str]:
-    head = ("STATE", "ITEM", "INSTANCE", "POSITION", "AGE", "FENCING TOKEN")
-    rows = [
-        (
-            entry.state,
-            clean(entry.item_id),
-            clean(entry.instance_id),
-            str(entry.position or "-"),
-            span(entry.age),
-            str(entry.fencing_token or "-"),
-        )
-        for entry in entries
-    ]
-    return table(head, rows, left=3)
-
-
-def bar(look: QueueLook, width: int) -> str:
+def _bar(look: QueueLook, width: int) -> str:
     """Slots in use as `#`, free slots as `.`, then waiters as `>`, scaled to `width` characters."""
     slots = max(look.limit, look.in_use, 1)
-    room = max(4, width * 2 // 3)
-    per_cell = max(1.0, slots / room)
-    size = round(slots / per_cell)
-    used = min(size, -(-look.in_use * size // slots))
-    queue = max(0, width - size - 2)
-    waiting = look.waiting if look.waiting <= queue else queue
-    tail = ">" * waiting
-    if look.waiting > queue > 0:
-        tail = ">" * (queue - 1) + "+"
-    return f"[{'#' * used}{'.' * (size - used)}]{tail}"
+    size = min(slots, max(4, width * 2 // 3))
+    used = -(-look.in_use * size // slots)
+    room = width - size - 2
+    waiting = ">" * look.waiting if look.waiting <= room else ">" * (room - 1) + "+"
+    return f"[{'#' * used}{'.' * (size - used)}]{waiting}"
+
+
+def live(picture: Callable[[int, int, bool], list[str]], interval: float) -> None:
+    """Draw `picture` on the terminal every `interval` seconds and after a key, until `q` or Ctrl-C."""
+    import termios  # not on Windows
+    import tty
+
+    color = "NO_COLOR" not in os.environ
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        sys.stdout.write(_ENTER)
+        while True:
+            lines = [*picture(*shutil.get_terminal_size(), color), f"every {interval:g} s; q quits"]
+            # Clear each line while it is written: clearing the whole screen would flicker.
+            sys.stdout.write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J")
+            sys.stdout.flush()
+            ready, _, _ = select.select([sys.stdin], [], [], interval)
+            if ready and os.read(sys.stdin.fileno(), 64)[:1] in (b"q", b"Q", b"\x03", b"\x04", b""):
+                return
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

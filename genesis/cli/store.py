@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from redis import RedisCluster
+from redis import Redis, RedisCluster, RedisError
 
-from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
+from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.index import KEEP, KEEP_OVERRIDDEN, index_keys
 from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.members import age_of, parse_member
 from genesis.backends.redis.scripts import load
-from genesis.cli.connect import Client
+from genesis.backends.redis.verdicts import stats_of
 
 __all__ = ["Instance", "Limits", "QueueLook", "Store"]
 
 _PAGE = 500  # members per command
 _BATCH = 100  # queues per round trip
-_DEFAULT_LEASE = 15.0
 
 
 class Instance(NamedTuple):
@@ -36,49 +37,53 @@ class Instance(NamedTuple):
     """Seconds since its first use."""
     seen: float
     """Seconds since it last wrote to the index; negative if Redis's clock stepped back."""
-
-    @property
-    def alive(self) -> bool:
-        return self.seen <= self.lease
-
-
-class QueueLook(NamedTuple):
-    """A queue at one instant. Times are Redis's, in microseconds; ages are seconds."""
-
-    queue_id: str
-    waiting: int
-    in_use: int
-    limit: int
-    override: int | None
-    oldest_wait: float
-    oldest_hold: float
-    mean_hold: float | None
-    expected_wait: float | None
-    """Of a newcomer."""
-    instances: int
-    """Instances with a running lease."""
-    now: int
-    last: int
-    until: int
-    old_layout: bool
-    lapsed: list[tuple[str, int]]
-    """The first few instances whose lease has lapsed and which are not reaped, with the deadline."""
-    furthest: int
-    """The latest lease deadline."""
-    longest_holder: str
-    head: str
-    """The item_ids, or ''."""
-    version: int
-    """Of the override."""
+    alive: bool
+    """Whether it has written within its lease."""
 
 
 class Limits(NamedTuple):
     """Call sites named different limits for a queue."""
 
     queue_id: str
+    ago: float
+    """Seconds since that was noticed last."""
     limits: list[int]
     instance_id: str
-    ago: float
+    """The instance that noticed it."""
+
+
+class QueueLook(NamedTuple):
+    """A queue at one instant. Times are seconds."""
+
+    queue_id: str
+    waiting: int
+    in_use: int
+    limit: int
+    oldest_wait: float
+    oldest_hold: float
+    mean_hold: float | None
+    override: int | None
+    expected_wait: float | None
+    """Of a newcomer."""
+    instances: int
+    """Instances with a running lease."""
+    last: float
+    """Seconds from now to the greatest number assigned; more than 0 if Redis's clock stepped back."""
+    until: float
+    """Seconds from now to the end of the recovery window, in which nothing is granted."""
+    furthest: float
+    """Seconds from now to the latest lease deadline."""
+    lapsed: dict[str, float]
+    """By instance: seconds since its lease lapsed, for the first few which are not reaped."""
+    old_layout: bool
+    longest_holder: str
+    head: str
+    """The item_ids, or ''."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The stable fields, for programs."""
+        return dict(zip(self._fields[:10], self[:10], strict=True))
 
 
 class Store:
@@ -91,7 +96,7 @@ class Store:
     Every method raises `redis.RedisError` if Redis cannot be reached or rejects a command.
     """
 
-    def __init__(self, client: Client, key_prefix: str) -> None:
+    def __init__(self, client: Redis | RedisCluster, key_prefix: str) -> None:
         self.client: Any = client
         self.key_prefix = key_prefix
         self.clustered = isinstance(client, RedisCluster)
@@ -101,72 +106,59 @@ class Store:
 
     def queues(self) -> list[str]:
         """The listed queues, sorted by name."""
-        now = self.now(self._queues)
-        return sorted(member.decode() for member, until in self._rows(self._queues) if until > now)
+        return sorted(member.decode() for member, _, _ in self._listed(self._queues))
 
     def instances(self) -> list[Instance]:
-        now = self.now(self._instances)
         found = []
-        for member, until in self._rows(self._instances):
-            if until > now:
-                facts = json.loads(member)
-                found.append(
-                    Instance(
-                        facts["id"],
-                        facts["version"],
-                        facts["lease"],
-                        facts["host"],
-                        facts["pid"],
-                        (now - facts["started"]) / 1e6,
-                        (now - until) / 1e6 + KEEP,
-                    )
-                )
+        for member, now, ago in self._listed(self._instances):
+            facts = json.loads(member)
+            lease, age = float(facts["lease"]), (now - facts["started"]) / 1e6
+            who = facts["id"], facts["version"], lease, facts["host"], facts["pid"]
+            found.append(Instance(*who, age, ago, ago <= lease))
         return sorted(found, key=lambda each: (each.host, each.pid, each.instance_id))
 
     def limits(self) -> list[Limits]:
-        now = self.now(self._limits)
+        """By queue; the latest first."""
         found = []
-        for member, until in self._rows(self._limits):
+        for member, _, ago in self._listed(self._limits):
+            facts = json.loads(member)
+            found.append(Limits(facts["queue"], ago, facts["limits"], facts["instance"]))
+        return sorted(found)
+
+    def _listed(self, key: bytes) -> Iterator[tuple[bytes, int, float]]:
+        """Of an index: each member, Redis's time (us), and the seconds since the member was written."""
+        now = self._now(key)
+        for member, until in dict(self._rows(key)).items():
             if until > now:
-                facts = json.loads(member)
-                ago = (now - until) / 1e6 + KEEP
-                found.append(Limits(facts["queue"], facts["limits"], facts["instance"], ago))
-        return found
+                yield member, now, (now - until) / 1e6 + KEEP
 
     # Queues
 
     def look(self, queue_ids: Sequence[str]) -> list[QueueLook]:
         """The state of each queue at one instant; one round trip reads many queues."""
-        self._load("look")
+        script = self._load("look")
         found: list[QueueLook] = []
-        for some, pipeline in self._batches(queue_ids):
+        for start in range(0, len(queue_ids), _BATCH):
+            some = queue_ids[start : start + _BATCH]
+            pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
             for queue_id in some:
-                keys = self.keys(queue_id)
-                pipeline.execute_command("EVALSHA", load("look").sha, len(keys), *keys)
-            found += [_look(name, row) for name, row in zip(some, pipeline.execute(), strict=True)]
-        return found
-
-    def with_key(self, queue_ids: Sequence[str], kind: bytes) -> list[str]:
-        """The queues that have a key of this kind, for example one that only older versions write."""
-        found: list[str] = []
-        for some, pipeline in self._batches(queue_ids):
-            for queue_id in some:
-                pipeline.exists(queue_keys(self.key_prefix, queue_id)[0].removesuffix(b"meta") + kind)
-            found += [name for name, is_there in zip(some, pipeline.execute(), strict=True) if is_there]
+                keys = self._keys(queue_id)
+                pipeline.execute_command("EVALSHA", script, len(keys), *keys)
+            found += map(_look, some, pipeline.execute())
         return found
 
     def entries(self, queue_id: str) -> list[QueueEntry]:
         """The holders in the order of their grants, then the waiters in the order of the line."""
-        keys = self.keys(queue_id)
-        now = self.now(keys[0])
+        meta, waiting, holding, _, _, past, *_ = self._keys(queue_id)
+        now = self._now(meta)
         found = []
-        for member, number in self._rows(keys[2]):
+        for member, number in self._rows(holding):
             item_id, owner, _ = parse_member(member)
             age = max(0, now - number) / 1e6
             found.append(QueueEntry(item_id, owner, "holding", age, None, number))
-        past: Any = self.client.zrangebyscore(keys[5], "-inf", "(0", withscores=True)
-        resumed = {name.removeprefix(b"e "): -int(score) for name, score in past}
-        for position, (member, place) in enumerate(self._rows(keys[1]), 1):
+        records = takewhile(lambda row: row[1] < 0, self._rows(past))
+        resumed = {name.removeprefix(b"e "): -entered for name, entered in records}
+        for position, (member, place) in enumerate(self._rows(waiting), 1):
             item_id, owner, _ = parse_member(member)
             age = age_of(member, place, now, resumed)
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
@@ -174,112 +166,98 @@ class Store:
 
     def set_limit(self, queue_id: str, limit: int | None) -> int:
         """Override the limit; None ends the override. Returns how many waiters were granted a slot."""
-        self._load("limit")
-        version = b"0"
-        while True:
-            reply = self._run("limit", queue_id, version, b"" if limit is None else b"%d" % limit)
-            if reply[0]:
-                break
-            version = reply[1]
+        value = b"" if limit is None else b"%d" % limit
+        reply: list[Any] = [0, b"0"]
+        while not reply[0]:
+            reply = self._run("limit", queue_id, reply[1], value)
         # List the queue, so that the pause of an unused queue stays visible.
-        until = self.now(self._queues) + round(KEEP_OVERRIDDEN * 1e6)
+        until = self._now(self._queues) + round(KEEP_OVERRIDDEN * 1e6)
         self.client.execute_command("ZADD", self._queues, "GT", until, queue_id.encode())
         self.client.expire(self._queues, round(KEEP_OVERRIDDEN + KEEP))
         return len(reply[2])
 
     def evict(self, queue_id: str, item_id: str) -> int:
         """Remove all tickets of an item from the queue. Returns their number."""
-        self._load("evict")
-        keys = self.keys(queue_id)
+        _, waiting, holding, *_ = self._keys(queue_id)
         evicted = 0
         # Waiters first: a slot that an evicted holder frees must not go to one of them.
-        for key in (keys[1], keys[2]):
+        for key in (waiting, holding):
             for member in [m for m, _ in self._rows(key) if parse_member(m).item_id == item_id]:
                 evicted += int(self._run("evict", queue_id, member)[0])
         return evicted
 
-    def keys(self, queue_id: str) -> tuple[bytes, ...]:
+    def replies(self, commands: Iterable[Sequence[str]]) -> list[Any]:
+        """The reply to each command or its error, on one new connection; in a Cluster to one node."""
+        client = self.client
+        if self.clustered:
+            client = client.get_redis_connection(client.get_node_from_key(self._queues))
+        pool = client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        replies = []
+        try:
+            connection.connect()
+            for command in commands:
+                try:
+                    connection.send_command(*command)
+                    replies.append(connection.read_response())
+                except RedisError as error:
+                    replies.append(error)
+        finally:
+            connection.disconnect()
+        return replies
+
+    def _keys(self, queue_id: str) -> tuple[bytes, ...]:
         keys = queue_keys(self.key_prefix, queue_id)
         return (*keys, guard_key(keys)) if self.clustered else keys
 
-    def now(self, key: bytes) -> int:
+    def _now(self, key: bytes) -> int:
         """The time (us) of the server that has `key`."""
         where = {"target_nodes": self.client.get_node_from_key(key)} if self.clustered else {}
         seconds, microseconds = self.client.time(**where)
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    def _batches(self, queue_ids: Sequence[str]) -> Iterator[tuple[Sequence[str], Any]]:
-        for start in range(0, len(queue_ids), _BATCH):
-            pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
-            yield queue_ids[start : start + _BATCH], pipeline
+    def _load(self, name: str) -> bytes:
+        script = load(name)
+        self.client.script_load(script.source.decode())
+        return script.sha
 
-    def _load(self, script: str) -> None:
-        self.client.script_load(load(script).source.decode())
-
-    def _run(self, script: str, queue_id: str, *arguments: bytes) -> Any:
+    def _run(self, name: str, queue_id: str, *arguments: bytes) -> Any:
         """Run a script that needs no session, as the instance "cli", which has no tickets."""
         leases = [each.lease for each in self.instances()]
-        lease = round(max(leases, default=_DEFAULT_LEASE) * 1e6)
-        preface = (b"cli", b"", lease, channel_prefix(self.key_prefix))
-        keys = self.keys(queue_id)
-        return self.client.evalsha(load(script).sha.decode(), len(keys), *keys, *preface, *arguments)
+        lease = round(max(leases, default=15.0) * 1e6)
+        keys = self._keys(queue_id)
+        preface = ("cli", "", lease, channel_prefix(self.key_prefix))
+        return self.client.evalsha(self._load(name).decode(), len(keys), *keys, *preface, *arguments)
 
     def _rows(self, key: bytes) -> Iterator[tuple[bytes, int]]:
-        """Read a sorted set in pages. Scores only grow, so a member that moves is not missed."""
-        after, most = b"-inf", _PAGE
-        seen: set[bytes] = set()
-        while True:
-            flat = self.client.execute_command(
-                "ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES", "LIMIT", 0, most
-            )
-            rows = _pairs(flat)
-            for member, score in rows:
-                if member not in seen:
-                    seen.add(member)
-                    yield member, score
-            if len(rows) < most:
-                return
-            if b"%d" % rows[-1][1] == after:  # more than a page of members share one score
-                most *= 2
-            after = b"%d" % rows[-1][1]
-
-
-def _pairs(flat: Any) -> list[tuple[bytes, int]]:
-    if flat and isinstance(flat[0], (tuple, list)):  # redis-py has paired members and scores
-        return [(member, int(float(score))) for member, score in flat]
-    return [(flat[i], int(float(flat[i + 1]))) for i in range(0, len(flat), 2)]
+        """Read a sorted set in pages. Scores grow: a member that moves is read again, not missed."""
+        read = partial(self.client.zrangebyscore, key, withscores=True, score_cast_func=int)
+        last = "-inf"
+        while rows := read(f"({last}", "+inf", 0, _PAGE):
+            last = rows[-1][1]
+            yield from (row for row in rows if row[1] < last)
+            yield from read(last, last)  # a page might end between members that share a score
 
 
 def _look(queue_id: str, reply: Any) -> QueueLook:
-    now, numbers, override, version, last, until, epoch, live, lapsed, furthest, holder, head = reply
-    waiting, in_use, limit, oldest_wait, oldest_hold, holds, mean = (int(float(n)) for n in numbers)
-    mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
-    free = waiting == 0 and in_use < limit
+    now, numbers, override, _, last, until, epoch, live, lapsed, furthest, holder, head = reply
+    stats = stats_of(numbers)
+    free = stats.waiting == 0 and stats.in_use < stats.limit
+    expected = expected_wait(stats.waiting + 1, stats.limit, stats.mean_hold)
+    last, until, furthest = ((int(time) - now) / 1e6 for time in (last, until, furthest))
+    lapsed = {lapsed[i].decode(): (now - int(lapsed[i + 1])) / 1e6 for i in range(0, len(lapsed), 2)}
+    holder, head = (member.decode().split(" ", 3)[-1] for member in (holder, head))  # the item_ids
     return QueueLook(
         queue_id,
-        waiting,
-        in_use,
-        limit,
+        *stats,
         int(override) if override else None,
-        oldest_wait / 1e6,
-        oldest_hold / 1e6,
-        mean_hold,
-        0.0 if free else expected_wait(waiting + 1, limit, mean_hold),
-        int(live),
-        int(now),
-        int(last),
-        int(until),
+        0.0 if free else expected,
+        live,
+        last,
+        until,
+        furthest,
+        lapsed,
         bool(epoch),
-        [(owner.decode(), deadline) for owner, deadline in _pairs(lapsed)],
-        int(float(furthest)),
-        _item_of(holder),
-        _item_of(head),
-        int(version),
+        holder,
+        head,
     )
-
-
-def _item_of(member: bytes) -> str:
-    try:
-        return parse_member(member).item_id if member else ""
-    except ValueError:  # a member of another layout
-        return member.decode(errors="replace")

@@ -78,17 +78,20 @@ def check_timeout(name: str, value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be seconds or None, got {type(value).__name__}: {value!r}")
-    seconds = _seconds(name, value)
+    seconds = check_seconds(name, value, math.inf)
     return None if seconds == math.inf else seconds
 
 
 def check_seconds(name: str, value: object, most: float = MAX_SECONDS) -> float:
     """Return seconds as a float; raise unless `value` is a number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be seconds, got {type(value).__name__}: {value!r}")
-    seconds = _seconds(name, value)
+        raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}: {value!r}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a clock") from None
+    if not seconds >= 0:  # also rejects NaN
+        raise ValueError(f"{name} must be 0 or more seconds, got {value}")
     if seconds > most:
         raise ValueError(f"{name} must be at most {most:,} seconds, got {value}")
     return seconds
@@ -120,13 +123,3 @@ def check_pace(queue_id: str, every: object, at_least: object) -> tuple[float, f
     if often == 0:
         raise ValueError(f"queue {queue_id!r}: every must be more than 0 seconds")
     return often, seldom
-
-
-def _seconds(name: str, value: float) -> float:
-    try:
-        seconds = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is too large for a clock") from None
-    if not seconds >= 0:  # also rejects NaN
-        raise ValueError(f"{name} must be 0 or more seconds, got {value}")
-    return seconds

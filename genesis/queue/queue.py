@@ -9,13 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
-from genesis.backends.protocol import (
-    EnterRequest,
-    QueueBackend,
-    QueueEntry,
-    QueueStats,
-    new_tuple,
-)
+from genesis.backends.protocol import EnterRequest, QueueBackend, QueueEntry, QueueStats, new_tuple
 from genesis.exceptions import QueueDrainingError
 from genesis.observability.layer import ObservedBackend
 from genesis.observability.telemetry import Telemetry
@@ -197,9 +191,8 @@ class Queue:
         smallest `at_least` of its watches. A watch that is not iterated costs nothing, and a watch need
         not be closed.
 
-        `WaitStatus.expected_wait` is in seconds, None while fewer than ten holds are known or the queue
-        is paused. It grows only with new evidence: longer holds, a lower limit, a newcomer with a head
-        start.
+        `WaitStatus.expected_wait` grows only with new evidence: longer holds, a lower limit, a newcomer
+        with a head start.
 
         Args:
             queue_id: the queue.
@@ -234,8 +227,7 @@ class Queue:
 
     async def stats(self, queue_id: str) -> QueueStats:
         """Counts, limit, longest wait and hold, and the mean of recent holds, over all instances."""
-        queue_id = check_id("queue_id", queue_id)
-        return await self._backend.stats(queue_id)
+        return await self._backend.stats(check_id("queue_id", queue_id))
 
     async def position(self, queue_id: str, item_id: str) -> int | None:
         """The item's position in the line: 1 is next, None if it does not wait.
@@ -243,15 +235,13 @@ class Queue:
         If several waiters share the id: the first one of this instance, if any, otherwise the first in
         the line.
         """
-        queue_id = check_id("queue_id", queue_id)
-        item_id = check_id("item_id", item_id)
+        queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
         (status,) = await self._backend.wait_status(queue_id, [item_id])
         return None if status is None else status.position
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         """The holders in the order of their grants, then the waiters in the order of the line."""
-        queue_id = check_id("queue_id", queue_id)
-        return await self._backend.entries(queue_id)
+        return await self._backend.entries(check_id("queue_id", queue_id))
 
     async def evict(self, queue_id: str, item_id: str) -> int:
         """Remove every ticket of an item from the queue, on any instance.
@@ -265,8 +255,7 @@ class Queue:
             BackendUnavailableError: the backend was closed or did not reply. In the second case the
                 item might have been evicted; repeating the call is safe.
         """
-        queue_id = check_id("queue_id", queue_id)
-        item_id = check_id("item_id", item_id)
+        queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
         return await self._backend.evict(queue_id, item_id)
 
     async def ping(self) -> None:

@@ -31,19 +31,6 @@ MIN_GROWTH = 1.1
 class Watch:
     """An async iterator of `WaitStatus`. It can be dropped at any time and need not be closed."""
 
-    __slots__ = (
-        "_ended",
-        "_every",
-        "_future",
-        "_last",
-        "_last_at",
-        "_least",
-        "_request",
-        "_watches",
-        "item_id",
-        "queue_id",
-    )
-
     def __init__(
         self,
         watches: Watches,
@@ -58,6 +45,7 @@ class Watch:
         self.item_id = item_id
         self._every = every
         self._least = min(at_least, every)
+        self.tick = max(self._least, MIN_TICK)
         self._request = request
         self._last: WaitStatus | None = None
         self._last_at = 0.0
@@ -70,22 +58,19 @@ class Watch:
     async def __anext__(self) -> WaitStatus:
         if self._future is not None:
             raise RuntimeError("this watch is already being waited for; call watch() for each reader")
-        if self._ended:
+        if self._ended or self._watches.closed:
             raise StopAsyncIteration
+        ticker = self._watches.ticker(self.queue_id)
         self._future = asyncio.get_running_loop().create_future()
         try:
-            self._watches.add(self)
+            ticker.add(self)
             status = await self._future
         finally:
             self._future = None
-            self._watches.discard(self)
+            ticker.discard(self)
         if status is None:
             raise StopAsyncIteration
         return status
-
-    @property
-    def tick(self) -> float:
-        return max(self._least, MIN_TICK)
 
     @property
     def is_new(self) -> bool:
@@ -93,7 +78,9 @@ class Watch:
 
     @property
     def wanted(self) -> Ticket | str | None:
-        """The ticket or item_id to poll; None if the request has no ticket yet."""
+        """The ticket or item_id to poll; None if nobody reads, or if the request has no ticket yet."""
+        if self._future is None:
+            return None
         return self.item_id if self._request is None else self._request.ticket
 
     def end(self) -> None:
@@ -140,139 +127,106 @@ class _Ticker:
     """Polls the statuses of all watches of one queue at once.
 
     Ticks are timers, and each poll is a task of its own. If the application cancels all tasks, only the
-    current poll is lost.
+    current poll is lost. A tick that finds nothing to watch is the last.
     """
 
-    __slots__ = (
-        "_absent",
-        "_fresh",
-        "_interval",
-        "_loop",
-        "_polls",
-        "_queue",
-        "_queue_id",
-        "_timer",
-        "_watching",
-    )
-
-    def __init__(self, queue: Queue, queue_id: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, queue: Queue, queue_id: str, tickers: dict[str, _Ticker]) -> None:
         self._queue = queue
         self._queue_id = queue_id
-        self._loop = loop
-        self._watching: dict[Watch, None] = {}
-        self._fresh: set[Watch] = set()  # to be polled in the next iteration of the loop
-        self._absent: dict[str, set[Watch]] = {}  # by item_id: no status yielded yet
+        self._tickers = tickers  # contains this one, until its last tick
+        self._loop = asyncio.get_running_loop()
+        self._watching: dict[str, dict[Watch, None]] = {}  # by item_id
+        self._fresh: dict[Watch, None] = {}  # to be polled in the next iteration of the loop
         self._polls: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._interval = 0.0  # seconds between ticks
-
-    @property
-    def serves(self) -> asyncio.AbstractEventLoop | None:
-        """The loop in which it runs; None once it has stopped."""
-        return None if self._timer is None else self._loop
+        self._interval = float("inf")  # seconds between ticks
 
     def add(self, watch: Watch) -> None:
-        self._watching[watch] = None
+        self._watching.setdefault(watch.item_id, {})[watch] = None
         if watch.is_new:
-            self._absent.setdefault(watch.item_id, set()).add(watch)
             self._poll_soon(watch)
-        if self._timer is None:
-            self._arm(watch.tick)
-        elif watch.tick < self._interval:  # the next tick would be too late for this watch
-            self._timer.cancel()
+        if watch.tick < self._interval:  # the next tick would be too late for this watch
             self._arm(watch.tick)
 
     def discard(self, watch: Watch) -> None:
         # Keep the timer: most watches are added again before the next tick.
-        self._watching.pop(watch, None)
-        absent = self._absent.get(watch.item_id)
-        if absent is not None:
-            absent.discard(watch)
-            if not absent:
-                del self._absent[watch.item_id]
+        del self._watching[watch.item_id][watch]
+        if not self._watching[watch.item_id]:
+            del self._watching[watch.item_id]
 
     def entered(self, item_id: str) -> None:
-        for watch in self._absent.get(item_id, ()):
-            self._poll_soon(watch)
+        for watch in self._watching.get(item_id, ()):
+            if watch.is_new:
+                self._poll_soon(watch)
 
-    def end(self) -> None:
-        for watch in list(self._watching):
-            watch.end()
+    def watching(self) -> list[Watch]:
+        return [watch for watches in self._watching.values() for watch in watches]
 
     def _poll_soon(self, watch: Watch) -> None:
         if not self._fresh:
             # Pass on the current time: the first tick must find that `at_least` seconds have passed.
-            now = self._loop.time()
-            self._loop.call_soon(self._poll_fresh, now, context=Context())
-        self._fresh.add(watch)
+            self._loop.call_soon(self._poll_fresh, self._loop.time(), context=Context())
+        self._fresh[watch] = None
 
     def _poll_fresh(self, now: float) -> None:
-        watches = [watch for watch in self._watching if watch in self._fresh]
-        self._fresh.clear()
+        watches, self._fresh = [*self._fresh], {}
         self._start_poll(watches, now)
 
     def _arm(self, interval: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._interval = interval
         self._timer = self._loop.call_later(interval, self._tick, context=Context())
 
     def _tick(self) -> None:
-        self._timer = None
-        if self._watching:
-            if not self._polls:  # otherwise the backend has not replied to the previous poll
-                self._start_poll(list(self._watching), self._loop.time())
-            self._arm(min(watch.tick for watch in self._watching))
+        watches = self.watching()
+        if not watches:
+            del self._tickers[self._queue_id]
+            return
+        if not self._polls:  # otherwise the backend has not replied to the previous poll
+            self._start_poll(watches, self._loop.time())
+        self._arm(min(watch.tick for watch in watches))
 
     def _start_poll(self, watches: list[Watch], now: float) -> None:
-        watches = [watch for watch in watches if watch.wanted is not None]
-        if watches:
-            task = self._loop.create_task(self._poll(watches, now))
+        pairs = [(watch, wanted) for watch in watches if (wanted := watch.wanted) is not None]
+        if pairs:
+            task = self._loop.create_task(self._poll(pairs, now))
             self._polls.add(task)
             task.add_done_callback(self._polls.discard)
 
-    async def _poll(self, watches: list[Watch], now: float) -> None:
-        for start in range(0, len(watches), MAX_ITEMS):
-            pairs = [(watch, watch.wanted) for watch in watches[start : start + MAX_ITEMS]]
-            asked = [(watch, wanted) for watch, wanted in pairs if wanted is not None]
+    async def _poll(self, pairs: list[tuple[Watch, Ticket | str]], now: float) -> None:
+        for start in range(0, len(pairs), MAX_ITEMS):
+            watches, wanted = zip(*pairs[start : start + MAX_ITEMS], strict=True)
             try:
-                statuses = await self._queue._backend.wait_status(self._queue_id, [w for _, w in asked])
+                statuses = await self._queue._backend.wait_status(self._queue_id, wanted)
             except BackendUnavailableError:
                 return  # yield nothing during an outage; the next tick retries
             except Exception as error:
-                for watch, _ in asked:
+                for watch in watches:
                     watch.fail(error)
                 continue
-            for (watch, _), status in zip(asked, statuses, strict=True):
+            for watch, status in zip(watches, statuses, strict=True):
                 watch.update(status, now)
 
 
 class Watches:
     """The tickers of a `Queue`, one for each queue in which something is watched."""
 
-    __slots__ = ("_closed", "_queue", "_tickers")
-
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the tickers
         self._tickers: dict[str, _Ticker] = {}
-        self._closed = False
+        self.closed = False
 
-    def add(self, watch: Watch) -> None:
-        """`__anext__` waits for the next status of `watch`."""
-        if self._closed:
-            watch.end()
-            return
+    def ticker(self, queue_id: str) -> _Ticker:
+        """The ticker of a queue in the running loop. Add a watch to it at once."""
         loop = asyncio.get_running_loop()
-        ticker = self._tickers.get(watch.queue_id)
-        if ticker is None or ticker.serves is not loop:
-            for queue_id in [q for q, other in self._tickers.items() if other.serves is not loop]:
-                del self._tickers[queue_id]
-            ticker = self._tickers[watch.queue_id] = _Ticker(self._queue, watch.queue_id, loop)
-        ticker.add(watch)
-
-    def discard(self, watch: Watch) -> None:
-        """`__anext__` of `watch` has ended."""
-        ticker = self._tickers.get(watch.queue_id)
-        if ticker is not None:
-            ticker.discard(watch)
+        if loop is not self._loop:
+            self._loop, self._tickers = loop, {}
+        ticker = self._tickers.get(queue_id)
+        if ticker is None:
+            ticker = self._tickers[queue_id] = _Ticker(self._queue, queue_id, self._tickers)
+        return ticker
 
     def entered(self, queue_id: str, item_id: str) -> None:
         """A call of this `Queue` starts to wait: poll for the watches of its id at once."""
@@ -282,6 +236,7 @@ class Watches:
 
     def close(self) -> None:
         """End all watches, including those created later."""
-        self._closed = True
+        self.closed = True
         for ticker in self._tickers.values():
-            ticker.end()
+            for watch in ticker.watching():
+                watch.end()

@@ -133,13 +133,15 @@ async def test_top_draws_one_picture_into_a_pipe(line: Line) -> None:
     assert result.out.splitlines()[3].endswith("[#]>>")
 
 
-@pytest.mark.parametrize("key", [b"q", b"\x03"])
-async def test_top_in_a_terminal_quits_and_puts_it_back(line: Line, key: bytes) -> None:
+@pytest.mark.parametrize(("key", "interval"), [(b"q", "30"), (b"\x03", "3")])
+async def test_top_in_a_terminal_quits_and_puts_it_back(line: Line, key: bytes, interval: str) -> None:
+    """A signal that comes just before the wait for a key is noticed after it, so that wait is short."""
+
     def play() -> tuple[int, bytes, bool]:
         master, slave = pty.openpty()
         before = subprocess.check_output(["stty", "-a"], stdin=slave)
         process = subprocess.Popen(
-            [sys.executable, "-m", "genesis", "top", "--interval", "30"],
+            [sys.executable, "-m", "genesis", "top", "--interval", interval],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -191,6 +193,7 @@ async def test_an_id_cannot_steer_the_terminal(line: Line) -> None:
         ["status", "--key-prefix", "a{b"],
         ["status", "--url", "http://:hidden@x"],
         ["status", "--url", "redis://:hidden@x:port"],
+        ["status", "--url", "redis://:hidden@x:1?no_such_option=1"],
         ["status", "--url", "redis+sentinel://:hidden@x:1"],
         ["status", "--url", "redis+cluster://:hidden@x:no"],
     ],
@@ -206,12 +209,14 @@ def test_wrong_arguments_are_exit_code_2(
     assert "hidden" not in "".join(capsys.readouterr())
 
 
-async def test_unreachable_is_exit_code_3(run: Run) -> None:
-    url = f"redis://:hidden@127.0.0.1:{free_port()}"
+@pytest.mark.parametrize("form", ["redis://{}", "redis+sentinel://{}/name", "redis+cluster://{}"])
+async def test_unreachable_is_exit_code_3(run: Run, form: str) -> None:
+    url = form.format(f":hidden@127.0.0.1:{free_port()}")
     for command in (["status"], ["top"], ["entries", "q"], ["limit", "q", "1"], ["evict", "q", "i"]):
         result = await run(*command, "--url", url)
         assert (result.code, result.out, "hidden" in result.err) == (3, "", False)
     assert (await run("status", "--json", "--url", url)).json["error"]["code"] == "UNREACHABLE"
+    assert (await run("doctor", "--json", "--url", url)).codes == ["BACKEND_UNAVAILABLE"]
 
 
 async def test_a_wrong_password_is_exit_code_4(line: Line) -> None:
@@ -253,6 +258,7 @@ async def test_a_cluster_by_its_url(redis_cluster: Cluster, run: Run) -> None:
 
     await wait_until(listed, "all are listed")
     assert (await run("doctor", "--url", url)).out == "healthy: no findings\n"
+    assert (await run("status", "--url", url.replace("//", "//nobody:hidden@"))).code == 4
     assert (await run("limit", "queue-3", "5", "--url", url)).code == 0
     assert (await queue.stats("queue-3")).limit == 5
     assert (await run("limit", "queue-3", "none", "--url", url)).code == 0
@@ -273,7 +279,12 @@ async def test_sentinels_by_their_url(run: Run) -> None:
         assert client.get("genesis:queue:{sales}:override").endswith(" 3")
         assert (await run("status", "--json", "--url", url)).json["queues"][0]["limit"] == 3
         assert (await run("doctor", "--url", url)).out == "healthy: no findings\n"
-        wrong = url.replace(trio.service, "other")
-        assert (await run("status", "--url", wrong)).code == 3
+        for wrong, code in (
+            (url.replace(trio.service, "other"), 3),
+            (url.replace("secret", "hidden"), 4),
+            (f"{url}?sentinel_password=hidden", 4),
+        ):
+            result = await run("status", "--url", wrong)
+            assert (result.code, "hidden" in result.err) == (code, False)
     finally:
         trio.close()

@@ -104,10 +104,7 @@ async def test_one_command_a_tick_for_all_that_are_watched(line: Line, monkeypat
         statuses = await asyncio.gather(*map(anext, watches))
         assert [status.position for status in statuses] == list(range(1, 21))
     assert requested == [20, 20, 20]
-    watching = line.queue.watches._tickers
-    await wait_until(
-        lambda: all(ticker.serves is None for ticker in watching.values()), "the ticker stops"
-    )
+    await wait_until(lambda: not line.queue.watches._tickers, "the ticker stops")
     assert len(requested) == 3
     await line.grants()
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from genesis.cli.finding import RUNBOOKS
+from genesis.cli.doctor import RUNBOOKS
 from tests.dashboards.live_run import VARIABLES, LiveRun, shortened
 from tests.support.observers import Prometheus
 from tests.support.telemetry_names import filled_in, load_dashboards, load_rules, panel_expressions
