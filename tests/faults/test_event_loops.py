@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import gc
 import os
-import pickle
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -19,7 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue
-from genesis.exceptions import BackendUnavailableError, GenesisError
+from genesis.exceptions import BackendUnavailableError
 from genesis.observability import Telemetry
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
@@ -231,21 +228,6 @@ async def _hold_a_queue_of_its_own(server: RedisServer) -> None:
         assert not slot.lost
 
 
-async def test_one_backend_serves_one_queue(own_redis: RedisServer) -> None:
-    """A second Queue on it is refused, before anything is sent."""
-    backend = RedisBackend(own_redis.url)
-    Queue(backend, telemetry=Telemetry(registry=CollectorRegistry()))
-    with pytest.raises(RuntimeError, match="Queue"):
-        Queue(backend, telemetry=Telemetry(registry=CollectorRegistry()))
-
-
-def test_an_operation_timeout_beyond_the_lease_is_refused() -> None:
-    """The lease would lapse while an operation waits."""
-    with pytest.raises(ValueError, match="operation_timeout"):
-        RedisBackend(lease=2.0, operation_timeout=2.1)
-    RedisBackend(lease=2.0, operation_timeout=2.0)
-
-
 # Forks
 
 
@@ -353,89 +335,4 @@ async def test_a_thread_sees_that_the_lease_has_run_out_while_the_loop_is_blocke
         assert seen[-1][1]
         assert next(at for at, lost in seen if lost) <= 0.6
         assert slot.lost
-    await queue.close()
-
-
-# Values
-
-
-class Kind(str, Enum):
-    LINE = "line"
-    ALICE = "alice"
-
-
-async def test_ids_of_a_str_enum_count_as_their_text(own_redis: RedisServer) -> None:
-    """They are stored, found and evicted as `alice`, never as `Kind.ALICE`."""
-    queue, other = queue_on(own_redis), queue_on(own_redis)
-    async with queue.slot(Kind.LINE, item_id=Kind.ALICE) as slot:
-        assert type(slot.item_id) is str
-        (entry,) = await other.entries("line")
-        assert entry.item_id == "alice"
-        assert await other.evict("line", Kind.ALICE) == 1
-    await queue.close()
-    await other.close()
-
-
-async def test_the_errors_of_a_real_outage_survive_pickle_and_copy(own_redis: RedisServer) -> None:
-    """With message and attributes: a ProcessPoolExecutor hands them to its caller."""
-    queue = queue_on(own_redis, operation_timeout=0.2)
-    own_redis.kill()
-    with pytest.raises(GenesisError) as caught:
-        await use(queue)
-    await queue.close()
-    own_redis.start()
-    for duplicate in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
-        assert type(duplicate) is type(caught.value)
-        assert str(duplicate) == str(caught.value)
-        assert vars(duplicate) == vars(caught.value)
-
-
-async def test_a_generator_that_is_closed_gives_its_slot_back_without_a_warning(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """aclose() and the garbage collector raise GeneratorExit inside of the block."""
-    queue = queue_on(own_redis)
-
-    async def stream() -> Any:
-        async with queue.slot("line"):
-            yield 1
-            yield 2
-
-    generator = stream()
-    await generator.__anext__()
-    await generator.aclose()
-    await wait_until(lambda: not own_redis.client.exists(HOLDING), "closed: the slot is back")
-    generator = stream()
-    await generator.__anext__()
-    del generator
-    gc.collect()
-    await wait_until(lambda: not own_redis.client.exists(HOLDING), "collected: the slot is back")
-    assert "GeneratorExit" not in caplog.text
-    await queue.close()
-
-
-async def test_a_semaphore_in_a_generator_that_another_task_closes_gives_back_its_own_slot(
-    own_redis: RedisServer,
-) -> None:
-    """Never that of a task which holds another slot of the same semaphore."""
-    queue = queue_on(own_redis)
-    semaphore = queue.semaphore("line", 2)
-    async with semaphore as mine:
-
-        async def stream() -> Any:
-            async with semaphore:
-                yield 1
-
-        generator = stream()
-        await asyncio.create_task(generator.__anext__())
-        await asyncio.create_task(generator.aclose())
-        entries: list[Any] = []
-
-        async def one_left() -> bool:
-            entries[:] = await queue.entries("line")
-            return len(entries) == 1
-
-        await wait_until(one_left, "one holds")
-        assert entries[0].item_id == mine.item_id
-        assert not mine.lost
     await queue.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +166,19 @@ async def test_without_a_server_a_call_fails_in_bounded_time_and_works_once_it_i
     fleet.server.start()
     assert await works_again(fleet, queue) < 3
     await fleet.settled()
+
+
+async def test_the_errors_of_a_real_outage_survive_pickle_and_copy(fleet: Fleet) -> None:
+    """With message and attributes: a ProcessPoolExecutor hands them to its caller."""
+    queue = fleet.queue(operation_timeout=0.2)
+    fleet.server.kill()
+    error = await fleet.call(queue, "call").failure()
+    fleet.server.start()
+    assert isinstance(error, BackendUnavailableError)
+    for duplicate in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(duplicate) is type(error)
+        assert str(duplicate) == str(error)
+        assert vars(duplicate) == vars(error)
 
 
 @pytest.mark.parametrize("url", ["redis://:wrong@{}", "redis://no-such-host.invalid:6379"])
