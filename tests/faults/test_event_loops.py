@@ -133,7 +133,7 @@ def test_a_queue_may_be_closed_in_another_loop(
         tasks = loop.run_until_complete(begin_to_hold(queue))
     began = time.monotonic()
     run(new_loop, queue.close())
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 5.0
     if state == "stopped with a holder":
         for task in tasks:
             task.cancel()
@@ -156,7 +156,7 @@ def test_a_queue_is_closed_from_the_main_thread_while_its_loop_runs_in_another(
         tasks = asyncio.run_coroutine_threadsafe(begin_to_hold(queue), loop).result(5)
         began = time.monotonic()
         asyncio.run(queue.close())
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5.0
         assert not own_redis.client.exists(HOLDING)
         for task in tasks:
             loop.call_soon_threadsafe(task.cancel)
@@ -333,6 +333,6 @@ async def test_a_thread_sees_that_the_lease_has_run_out_while_the_loop_is_blocke
         thread.join()
         assert not seen[0][1]
         assert seen[-1][1]
-        assert next(at for at, lost in seen if lost) <= 0.6
+        assert next(at for at, lost in seen if lost) < 0.9  # while the loop is blocked
         assert slot.lost
     await queue.close()

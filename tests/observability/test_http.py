@@ -140,7 +140,7 @@ async def test_stopping_is_at_once_and_leaves_no_thread(registry: CollectorRegis
     await asyncio.to_thread(collecting.wait, 10)
     began = time.monotonic()
     await server.stop()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5.0  # the response is held back for 10 s
     stopped.set()
     assert (await asking).status == 200
     await wait_until(lambda: not server_threads(), "no thread of the server is left")

@@ -24,7 +24,6 @@ ITEMS = st.sampled_from(["ann", "bob", "cy"])  # few, so that items have several
 LIMITS = st.sampled_from([None, None, 1, 2, 3])
 ACTIONS = st.sampled_from(["enter", "release", "cancel", "expire"])
 PICKS = st.integers(0, 1000)
-PATIENCE = 3.0  # seconds; short, because a failing example is shrunk in many runs
 
 
 class Tasks(weakref.WeakSet[Any]):
@@ -63,7 +62,7 @@ class Line(RuleBasedStateMachine):
             await self.leave(call)
             await self.agree()
         for queue in self.queues:
-            await wait_until(lambda: not any(map(state_of, self.queues)), "no state is left", PATIENCE)
+            await wait_until(lambda: not any(map(state_of, self.queues)), "no state is left")
             assert (await queue.stats(QUEUE_ID))[:5] == (0, 0, 1, 0.0, 0.0)
             async with queue.slot(QUEUE_ID, timeout=0):
                 pass
@@ -114,7 +113,7 @@ class Line(RuleBasedStateMachine):
         """Wait until the call has ended, and check how: by a rule's name, or with an error."""
         task = call.task
         assert task is not None
-        await wait_until(task.done, f"{call} has ended", PATIENCE)
+        await wait_until(task.done, f"{call} has ended")
         error = None if task.cancelled() else task.exception()
         ended = "cancel" if task.cancelled() else type(error).__name__ if error else "release"
         assert ended == {"expire": "QueueTimeoutError"}.get(how, how)
@@ -130,7 +129,6 @@ class Line(RuleBasedStateMachine):
         await wait_until(
             lambda: len(self.entered) >= len(model.grants) and all(c.slot for c in model.holding),
             f"{model.grants} are granted, not {self.entered}",
-            PATIENCE,
         )
         # Bodies of grants made in one iteration can start in any order; the tokens have the order.
         tokens = [c.slot.fencing_token for c in model.grants if c.slot]
@@ -183,7 +181,7 @@ class Line(RuleBasedStateMachine):
         def there(call: Call) -> bool:
             return call.slot is not None or call.task in self.in_wait
 
-        await wait_until(lambda: all(map(there, calls)), f"{calls} are in the line", PATIENCE)
+        await wait_until(lambda: all(map(there, calls)), f"{calls} are in the line")
 
     @rule(item_id=ITEMS, limit=LIMITS, pick=PICKS)
     def enter_only_if_free(self, item_id: str, limit: int | None, pick: int) -> None:
@@ -311,7 +309,7 @@ class Line(RuleBasedStateMachine):
             for call in holders:
                 slot = call.slot
                 assert slot is not None
-                await wait_until(lambda slot=slot: slot.lost, f"{call} knows", PATIENCE)
+                await wait_until(lambda slot=slot: slot.lost, f"{call} knows")
                 await self.leave(call)
 
         self.run(work())
