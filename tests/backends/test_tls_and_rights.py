@@ -141,7 +141,7 @@ async def test_a_certificate_of_a_stranger_is_refused(
     strange = f"rediss://localhost:{tls_redis.port}/0?ssl_ca_certs={certificates.stranger}"
     elsewhere = f"rediss://127.0.0.2:{tls_redis.port}/0?ssl_ca_certs={certificates.ca}"
     for url, why in ((strange, "CERTIFICATE_VERIFY_FAILED"), (elsewhere, "127.0.0.2")):
-        async with quiet(RedisBackend(url, operation_timeout=0.5)) as queue:
+        async with quiet(RedisBackend(url)) as queue:
             with pytest.raises(BackendUnavailableError, match=why):
                 await queue.ping()
 

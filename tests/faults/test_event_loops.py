@@ -211,7 +211,7 @@ async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: R
     task = asyncio.create_task(_hold_a_queue_of_its_own(own_redis))
     await wait_until(lambda: own_redis.client.exists(HOLDING), "it holds")
     gc.collect()
-    await asyncio.sleep(1.0)  # that it is longer than a lease is the subject
+    await asyncio.sleep(1.5)  # that it is longer than a lease is the subject
     assert own_redis.client.zcard(HOLDING) == 1
     assert not task.done()
     task.cancel()
@@ -223,7 +223,7 @@ async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: R
 
 
 async def _hold_a_queue_of_its_own(server: RedisServer) -> None:
-    async with queue_on(server, lease=0.6).slot("line") as slot:
+    async with queue_on(server, lease=1.0, operation_timeout=1.0).slot("line") as slot:
         await asyncio.sleep(30)
         assert not slot.lost
 
