@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -273,13 +274,6 @@ def replace_until_granted(patch: pytest.MonkeyPatch, replacement: UntilGranted) 
             patch.setattr(module, "until_granted", replacement)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def set_aside_what_stays() -> None:
-    """What was imported is no test's garbage; to look through it after each cost two minutes."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def no_provider_stays() -> Iterator[None]:
     """A tracer provider that a test sets for the whole process would reach every test after it."""
@@ -290,9 +284,19 @@ def no_provider_stays() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def collect_garbage() -> Iterator[None]:
-    """A warning about something never awaited or closed belongs to the test that caused it."""
+    """A warning about something never awaited or closed belongs to the test that caused it.
+
+    What was imported, and what pytest keeps of each test, is no garbage: it is set aside now and then,
+    because to look through it after each of a thousand tests took half of their time.
+    """
+    if next(_tests) % 50 == 0:
+        gc.collect()
+        gc.freeze()
     yield
     gc.collect()
+
+
+_tests = itertools.count()
 
 
 @pytest.fixture

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 from redis.asyncio import ConnectionPool, Redis
 from redis.credentials import CredentialProvider
 
+from tests.backends.conftest import Certificates
 from tests.backends.linked import CHANNEL, linked
-from tests.support.redis_server import RedisServer, find_redis_server, free_port
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
 # Ways to connect
-
-
-class Certificates:
-    """A private certificate authority, and files that it signed."""
-
-    def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
-        self.ca, self.server = str(folder / "ca.pem"), str(folder / "server.pem")
-        authority.cert_pem.write_to_path(self.ca)
-        issued = authority.issue_cert("127.0.0.1", "localhost")
-        issued.private_key_and_cert_chain_pem.write_to_path(self.server)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    command = [find_redis_server(), "--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    if "FATAL CONFIG" in done.stdout + done.stderr:  # it does not know such an option
-        pytest.skip(f"{find_redis_server()} was built without TLS")
-    return Certificates(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def tls_redis(certificates: Certificates) -> Iterator[RedisServer]:
-    port = free_port()
-    files = ["--tls-cert-file", certificates.server, "--tls-key-file", certificates.server]
-    own = ["--port", "0", "--tls-port", str(port), "--tls-ca-cert-file", certificates.ca]
-    server = RedisServer(
-        *own,
-        *files,
-        "--tls-auth-clients",
-        "no",
-        port=port,
-        client={"ssl": True, "ssl_ca_certs": certificates.ca},
-    )
-    yield server
-    server.close()
 
 
 async def test_tls(tls_redis: RedisServer, certificates: Certificates) -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import Connection as RedisPyConnection
 
 from genesis.backends.redis.connection import ConnectionLost, reason_of
-from tests.backends.linked import Watched, linked, proxied
+from tests.backends.linked import TIMEOUT, Watched, linked, proxied
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import quiesce, wait_until
 
@@ -43,7 +43,7 @@ async def test_an_unanswered_command_ends_the_connection_after_the_timeout(
         began = time.monotonic()
         lost = await watched.ask(b"PING")
         assert reason_of(lost) == "timeout"
-        assert 0.4 < time.monotonic() - began < 2.0
+        assert 0.4 < time.monotonic() - began < 5.0
         own_redis.resume()
         await watched.is_up(2)
 
@@ -134,7 +134,7 @@ async def test_the_backoff_restarts_after_a_connection_was_up(own_redis: RedisSe
         began = now()
         watched.link.reconnect("other", "a test")
         await watched.is_up(3)
-        assert now() - began < 0.3, "the old back-off was waited for"
+        assert now() - began < 0.45, "the old back-off was waited for"  # 0.5 s at least
 
 
 async def test_a_server_that_closes_every_new_connection_is_not_flooded(own_redis: RedisServer) -> None:
@@ -169,7 +169,7 @@ async def test_closing_does_not_wait_for_a_stopped_server(own_redis: RedisServer
     began = time.monotonic()
     watched.link.close()
     await watched.link.wait_closed(0.3)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < TIMEOUT
     assert reason_of(await reply) == "closed"
     own_redis.resume()
 
@@ -191,7 +191,7 @@ async def test_a_connection_in_use_is_not_probed(own_redis: RedisServer) -> None
         while asyncio.get_running_loop().time() < until:
             await watched.increment()
             await asyncio.sleep(0.01)  # the rate of calls
-        assert own_redis.calls("ping") - before <= 1
+        assert own_redis.calls("ping") - before <= 2  # if it were, 5; a process can stand still
 
 
 async def test_the_first_call_on_a_forgotten_connection_is_late_by_less_than_a_second(
@@ -206,7 +206,7 @@ async def test_the_first_call_on_a_forgotten_connection_is_late_by_less_than_a_s
         began = time.monotonic()
         lost = await watched.ask(b"PING")
         await watched.is_up(2)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0  # 0.5 s on a quiet machine
         assert isinstance(lost, ConnectionLost)
         assert [(reason, alarm) for reason, _, alarm in watched.downs] == [("idle_closed", False)]
         assert await watched.ask(b"PING") == b"PONG"

@@ -20,18 +20,18 @@ import asyncio
 import json
 import math
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from genesis import Queue
 from genesis.queue import RedisBackend
+from tests.benchmarks.fleet_process import Load, allow_files, queue_id
 from tests.benchmarks.machine import describe
-from tests.benchmarks.subjects import telemetry
+from tests.benchmarks.process import Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -39,33 +39,16 @@ __all__ = ["Load", "estimate", "measure"]
 
 Figures: TypeAlias = dict[str, Any]
 
-MODULE = "tests.benchmarks.fleet"
+MODULE = "tests.benchmarks.fleet_process"
 
 CORE = 0.7
 """The share of a core that a Redis may use before its latency suffers."""
 MAX_CLIENTS = 10_000  # Redis' own default
 
 
-class Load(NamedTuple):
-    """What the instances of a fleet do."""
-
-    instances: int
-    seconds: float = 20.0
-    processes: int = 4
-    lease: float = 15.0
-    share: int = 10
-    """Instances that share a queue."""
-    hold: float = 0.1
-    """Seconds for which a call holds its slot."""
-
-    @property
-    def queues(self) -> int:
-        return -(-self.instances // self.share)
-
-
 async def measure(load: Load) -> Figures:
     """Run a fleet through both stretches."""
-    _allow_files(load.instances * 2 + 1_000)
+    allow_files(load.instances * 2 + 1_000)
     server = RedisServer("--maxclients", str(load.instances * 2 + 500))
     try:
         empty = _used_memory(server)
@@ -87,7 +70,7 @@ async def measure(load: Load) -> Figures:
             return found
         finally:
             for worker in crew:
-                await worker.end()
+                await worker.close()
     finally:
         server.close()
 
@@ -138,7 +121,7 @@ def _carries(unit: Figures, instances: int, lease: float, queues: int = 10) -> F
     }
 
 
-async def _stretch(server: RedisServer, crew: list[_Worker], load: Load) -> Figures:
+async def _stretch(server: RedisServer, crew: list[Process], load: Load) -> Figures:
     for worker in crew:
         await worker.ask("mark")
     server.client.config_resetstat()
@@ -200,155 +183,27 @@ def _part(ordered: list[float], part: float) -> float | None:
     return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
 
 
-def _allow_files(wanted: int) -> None:
-    """As many open files as the system allows, if that many are needed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = hard if hard != resource.RLIM_INFINITY else wanted
-    if soft != resource.RLIM_INFINITY and soft < min(wanted, most):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), hard))
-
-
 async def _all_stand(url: str, load: Load) -> None:
     async with Queue(RedisBackend(url)) as control:
 
         async def standing() -> bool:
-            stats = [await control.stats(_queue_id(number)) for number in range(load.queues)]
+            stats = [await control.stats(queue_id(number)) for number in range(load.queues)]
             return sum(found.waiting + found.in_use for found in stats) == load.instances
 
         await wait_until(standing, f"{load.instances} instances have a call in a queue", timeout=120.0)
 
 
-def _queue_id(number: int) -> str:
-    return f"queue-{number}"
-
-
-class _Worker:
-    """This end of a process with some of the instances."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def ask(self, what: str) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(what.encode() + b"\n")
-        line = await asyncio.wait_for(self._process.stdout.readline(), 120)
-        if not line:
-            raise RuntimeError("a process of the fleet ended")
-        return json.loads(line)
-
-    async def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), 60)
-        except asyncio.TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-
-
-async def _hire(url: str, load: Load) -> list[_Worker]:
+async def _hire(url: str, load: Load) -> list[Process]:
     crew = []
     processes = min(load.processes, load.instances)
     for number in range(processes):
         mine = json.dumps([url, number, processes, load])
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", MODULE, "--worker", mine, stdin=pipe, stdout=pipe, limit=1 << 28
+            sys.executable, "-m", MODULE, mine, stdin=pipe, stdout=pipe, limit=1 << 28
         )
-        crew.append(_Worker(process))
+        crew.append(Process(process))
     return crew
-
-
-class _Instances:
-    """The instances of one process."""
-
-    def __init__(self, url: str, numbers: range, load: Load) -> None:
-        self._load = load
-        self._empty = _resident()
-        self._go = asyncio.Event()
-        self._passages: list[tuple[str, int, int, int]] = []
-        self._lost = 0
-        self._used = 0.0
-        self._telemetry = telemetry(0.01)
-        self._disruptions = 0.0
-        self._queues = {
-            number: Queue(RedisBackend(url, lease=load.lease), telemetry=self._telemetry)
-            for number in numbers
-        }
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def start(self) -> None:
-        """One after the other, as instances come; all at once, their loop would be what is measured."""
-        for number, queue in self._queues.items():
-            await queue.ping()
-            queue_id = _queue_id(number // self._load.share)
-            self._tasks.append(asyncio.create_task(self._calls(queue, queue_id)))
-
-    async def mark(self) -> None:
-        self._passages.clear()
-        self._used = time.process_time()
-        self._disruptions = self._count_disruptions()
-
-    async def go(self) -> None:
-        self._go.set()
-
-    async def report(self) -> Figures:
-        for task in self._tasks:
-            if task.done():
-                task.result()
-        return {
-            "passages": self._passages,
-            "cpu": time.process_time() - self._used,
-            "memory": _resident() - self._empty,
-            "lost": self._lost,
-            "disruptions": self._count_disruptions() - self._disruptions,
-        }
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(queue.close() for queue in self._queues.values()))
-
-    async def _calls(self, queue: Queue, queue_id: str) -> None:
-        while True:
-            async with queue.slot(queue_id, max_concurrent=1) as slot:
-                inside = time.monotonic_ns()
-                await self._go.wait()
-                await asyncio.sleep(self._load.hold)
-                self._lost += slot.lost
-                released = time.monotonic_ns()
-            self._passages.append((queue_id, slot.fencing_token, inside, released))
-
-    def _count_disruptions(self) -> float:
-        return sum(
-            sample.value
-            for metric in self._telemetry.registry.collect()
-            for sample in metric.samples
-            if sample.name == "genesis_backend_disruptions_total"
-        )
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
-
-
-async def _work(url: str, first: int, step: int, load: Load) -> None:
-    _allow_files(load.instances * 2 + 1_000)
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    instances = _Instances(url, range(first, load.instances, step), load)
-    while line := await reader.readline():
-        answer = await getattr(instances, line.decode().strip())()
-        print(json.dumps(answer), flush=True)
-    await instances.close()
 
 
 def _show(found: list[Figures], paper: Figures) -> None:
@@ -389,12 +244,7 @@ async def main(words: list[str]) -> None:
     parser.add_argument("--share", type=int, default=10, help="instances that share a queue")
     parser.add_argument("--hold", type=float, default=0.1, help="seconds in which a call has its slot")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    if options.worker:
-        url, first, step, load = json.loads(options.worker)
-        await _work(url, first, step, Load(*load))
-        return
     machine = describe()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     found = []

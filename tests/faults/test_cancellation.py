@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import LEASE
-from tests.support.fleet import IN_TIME, SALES, Fleet, seconds
+from tests.support.fleet import AT_ONCE, IN_TIME, SALES, Fleet, seconds
 from tests.support.waiting import quiesce, wait_until
 
 
@@ -17,7 +17,7 @@ from tests.support.waiting import quiesce, wait_until
 async def test_cancelling_while_the_connection_is_broken_leaks_nothing(fleet: Fleet, how: str) -> None:
     """Entering, waiting and holding tasks end at once, and their slots come free."""
     proxy = await fleet.proxy()
-    queue, other = fleet.queue(proxy.url), fleet.queue()
+    queue, other = fleet.queue(proxy.url, operation_timeout=LEASE), fleet.queue()
     holder = fleet.call(queue, "holder")
     await holder.held()
     (waiter,) = await fleet.waiting(queue, "waiter")
@@ -38,7 +38,7 @@ async def test_cancelling_while_the_connection_is_broken_leaks_nothing(fleet: Fl
     for call in (entering, waiter, holder):
         await call.ended()
         assert call.task.done()
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < AT_ONCE
     proxy.refusing = False
     await live.held(IN_TIME)
     relay.release()
@@ -79,7 +79,7 @@ async def test_a_shutdown_that_cancels_all_tasks_gives_everything_back(fleet: Fl
     await asyncio.gather(*cancel_all_tasks(), return_exceptions=True)
     assert waiter.task.cancelled()
     took, _ = await seconds(queue.close())
-    assert took < 0.5
+    assert took < AT_ONCE
     assert fleet.server.client.exists(f"genesis:queue:{{{SALES}}}:holding") == 0
     assert fleet.server.client.exists(f"genesis:queue:{{{SALES}}}:waiting") == 0
 
@@ -87,14 +87,14 @@ async def test_a_shutdown_that_cancels_all_tasks_gives_everything_back(fleet: Fl
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 30])
 async def test_a_queue_goes_on_after_all_tasks_were_cancelled(fleet: Fleet, turns: int) -> None:
     """Including the library's own, even while it connects: the next call works."""
-    queue = fleet.queue()
+    queue = fleet.queue(lease=60.0)
     first = fleet.call(queue, "first")
     await quiesce(turns)
     await asyncio.gather(*cancel_all_tasks(), return_exceptions=True)
     await first.ended()
     took, error = await seconds(fleet.call(queue, "next").ended())
     assert error is None
-    assert took < 0.5
+    assert took < 5.0  # a heartbeat comes every 20 s
     assert fleet.disruptions() == {}
     await fleet.settled()
 

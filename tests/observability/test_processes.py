@@ -41,7 +41,7 @@ threads = [threading.Thread(target=scrape, daemon=True) for _ in range(3)]
 for thread in threads:
     thread.start()
 stuck = 0
-for _ in range(60):
+for _ in range(20):
     pid = os.fork()
     if pid == 0:
         signal.alarm(5)

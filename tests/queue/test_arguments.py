@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import redis
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from genesis import Queue
 from genesis.exceptions import GenesisError
@@ -243,6 +245,13 @@ def test_a_bad_operation_timeout_is_refused(timeout: Any) -> None:
         RedisBackend(operation_timeout=timeout)
 
 
+def test_an_operation_timeout_beyond_the_lease_is_refused() -> None:
+    """The lease would lapse while an operation waits."""
+    with pytest.raises(ValueError, match="operation_timeout"):
+        RedisBackend(lease=2.0, operation_timeout=2.1)
+    RedisBackend(lease=2.0, operation_timeout=2.0)
+
+
 @pytest.mark.parametrize(
     "url", ["", "localhost", "localhost:6379", "http://localhost", "redis://h:port", None, 6379, b"x"]
 )
@@ -252,11 +261,36 @@ def test_a_bad_url_is_refused(url: Any) -> None:
         RedisBackend(url)
 
 
-@pytest.mark.parametrize("prefix", [None, 7, b"genesis:", "\ud800"], ids=named)
+@pytest.mark.parametrize("prefix", [None, 7, b"genesis:"], ids=named)
 def test_a_bad_key_prefix_is_refused(prefix: Any) -> None:
-    """A key_prefix is a str that can be encoded for Redis."""
+    """A key_prefix is a str."""
     with pytest.raises((ValueError, TypeError)):
         RedisBackend(key_prefix=prefix)
+
+
+@pytest.mark.parametrize("prefix", ["{genesis}:", "a{", "b}", "{}", "\ud800", "p" * 1025], ids=named)
+def test_a_key_prefix_that_breaks_the_hash_tag_is_refused(prefix: str) -> None:
+    """Braces before the queue's own would decide in which slot its keys are; too long is too long."""
+    with pytest.raises(ValueError, match="key_prefix"):
+        RedisBackend(key_prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    "client", ["redis://localhost", object(), 5, "sync"], ids=["url", "object", "int", "sync"]
+)
+def test_a_client_of_another_kind_is_refused(client: Any) -> None:
+    """The error names the kinds that are taken."""
+    if client == "sync":
+        client = redis.Redis()
+    with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis"):
+        RedisBackend(client=client)
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:6380", "redis://localhost:6379"])
+def test_url_and_client_together_are_refused(url: str) -> None:
+    """One of the two would be ignored in silence; also if the default URL was written out."""
+    with pytest.raises(ValueError, match="url and client"):
+        RedisBackend(url, client=Redis())
 
 
 def test_options_of_the_redis_backend_are_keyword_only() -> None:

@@ -23,11 +23,12 @@ from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 __all__ = [
-    "BEAT", "IN_TIME", "SALES", "Call", "Fleet", "LoopWatch", "leave_as_granted", "renewed", "seconds",
-    "works_again",
+    "AT_ONCE", "BEAT", "IN_TIME", "SALES", "Call", "Fleet", "LoopWatch", "leave_as_granted", "renewed",
+    "seconds", "works_again",
 ]  # fmt: skip
 
 BEAT = LEASE / 3
+AT_ONCE = 0.8  # seconds for what waits for nothing, on a busy machine; `close` may wait for 1 s
 IN_TIME = LEASE + 1.5  # seconds after a death within which the next live waiter must hold
 SALES = "sales"
 
@@ -173,7 +174,7 @@ class Fleet:
         """Check that no call and no key is left, and that the full limit is available."""
         for queue in self.queues:
             await assert_nothing_kept(queue)
-        fresh = self.queue()
+        fresh = self.queue(lease=30.0)
 
         async def nobody() -> bool:
             return (await fresh.stats(SALES))[:2] == (0, 0)

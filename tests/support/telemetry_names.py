@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -91,9 +92,10 @@ class Selector(NamedTuple):
     matchers: tuple[tuple[str, str, str], ...]
 
 
-def load_rules(files: Iterable[Path] = RULE_FILES) -> list[Rule]:
+@cache
+def load_rules() -> tuple[Rule, ...]:
     found = []
-    for file in files:
+    for file in RULE_FILES:
         for group in yaml.safe_load(file.read_text())["groups"]:
             for rule in group["rules"]:
                 found.append(
@@ -108,12 +110,13 @@ def load_rules(files: Iterable[Path] = RULE_FILES) -> list[Rule]:
                         rule.get("annotations", {}),
                     )
                 )
-    return found
+    return tuple(found)
 
 
-def recorded_names() -> set[str]:
+@cache
+def recorded_names() -> frozenset[str]:
     """The metrics that the recording rules make."""
-    return {rule.name for rule in load_rules() if not rule.is_alert}
+    return frozenset(rule.name for rule in load_rules() if not rule.is_alert)
 
 
 def load_dashboards() -> dict[str, dict[str, Any]]:
