@@ -42,10 +42,10 @@ class Watched:
         if isinstance(where, str):
             where = pool_of_url(where)
         if isinstance(where, ConnectionPool):
-            where = Endpoint(where.connection_class, where.connection_kwargs, timeout)
+            where = Endpoint(where, timeout)
         settings = LinkSettings(
             CHANNEL,
-            [INCREMENT],
+            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
             on_up=self._up,
             on_down=lambda link, *what: self.on_down(*what),
             on_push=lambda link, push: self.events.append(push),

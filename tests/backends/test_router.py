@@ -40,7 +40,7 @@ class Calls:
     def settings(self, timeout: float = TIMEOUT) -> LinkSettings:
         return LinkSettings(
             CHANNEL,
-            [INCREMENT],
+            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
             timeout,
             timeout / 3,
             self.ups.append,

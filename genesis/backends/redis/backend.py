@@ -323,7 +323,7 @@ class RedisBackend:
         driver.router = self._servers.router(
             LinkSettings(
                 channels + driver.instance_id.encode(),
-                [load(name) for name in INSTANCE_SCRIPTS],
+                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
                 self._timeout,
                 self.heartbeat_interval,
                 driver.on_up,

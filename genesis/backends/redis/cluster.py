@@ -42,6 +42,7 @@ _REFRESH_DOWN = 0.25  # ... while a node is unreachable: its replica might have 
 _REFRESH_MOVED = 1.0  # ... after a MOVED: that move is known, but others might follow
 _REFRESH_LEAST = 0.02  # ... whatever happens
 _MINORITY_FOR = 5.0  # seconds for which a node that replied CLUSTERDOWN is asked last
+_UNSERVED = "no node serves its slot"
 
 
 def guard_key(keys: Sequence[bytes]) -> bytes:
@@ -56,10 +57,7 @@ class Nodes:
     def __init__(self, client: RedisCluster, timeout: float) -> None:
         seeds = list(client.nodes_manager.startup_nodes.values())
         self.seeds: list[Address] = [(node.host, int(node.port)) for node in seeds]
-        self._class = seeds[0].connection_class
-        self._kwargs = dict(seeds[0].connection_kwargs)
-        self._kwargs.pop("redis_connect_func", None)  # set by redis-py, for reading from replicas
-        self._timeout = timeout
+        self._given, self._timeout = seeds[0], timeout
         self._remap = client.nodes_manager.remap_host_port
 
     def remap(self, host: str, port: int) -> Address:
@@ -69,7 +67,8 @@ class Nodes:
 
     def endpoint(self, address: Address) -> Endpoint:
         host, port = address
-        return Endpoint(self._class, self._kwargs, self._timeout, host=host, port=port)
+        # redis-py sets `redis_connect_func`, for reading from replicas.
+        return Endpoint(self._given, self._timeout, host=host, port=port, redis_connect_func=None)
 
 
 class ClusterRouter(Router):
@@ -87,8 +86,7 @@ class ClusterRouter(Router):
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         self._not_before = 0.0  # by loop.time(): no refresh earlier
-        self._why_no_map = "the map of slots is not known yet"
-        self._denied = False
+        self._why_unknown = "the map of slots is not known yet"
         self._closing = False
         self._refresh_in(0.0)
 
@@ -99,8 +97,11 @@ class ClusterRouter(Router):
             return None
         link = self._links.get(address)
         if link is None:
+            # A replica might take over long before the connection to a silent master is given up.
             link = self._links[address] = self._connect(
-                self._nodes.endpoint(address), on_down=self._link_down, on_silent=self._link_silent
+                self._nodes.endpoint(address),
+                on_down=self._link_down,
+                on_silent=lambda link: self._refresh_in(0.0),  # noqa: ARG005
             )
         return link
 
@@ -124,14 +125,6 @@ class ClusterRouter(Router):
             return False
         return True
 
-    def why_down(self, key: bytes) -> str:
-        link = self.link(key)
-        return self._why_no_map or "no node serves its slot" if link is None else link.why_down
-
-    def denied(self, key: bytes) -> bool:
-        link = self.link(key)
-        return self._denied if link is None else link.denied
-
     def abort(self) -> None:
         self._closing = True
         if self._timer is not None:
@@ -144,10 +137,6 @@ class ClusterRouter(Router):
     def _link_down(self, link: Link | None, reason: str, detail: str) -> None:
         self._refresh_in(0.0)
         self._settings.on_down(link, reason, detail)
-
-    def _link_silent(self, link: Link) -> None:  # noqa: ARG002
-        # A replica might take over long before the connection to the master is given up.
-        self._refresh_in(0.0)
 
     def _refresh_in(self, seconds: float) -> None:
         """Refresh the map in `seconds`, or earlier if that is scheduled already."""
@@ -164,8 +153,7 @@ class ClusterRouter(Router):
         timeout = self._settings.timeout
         self._map_link = self._connect(
             AnyOf(self._candidates),
-            scripts=(),
-            query=(b"CLUSTER", b"SLOTS"),
+            greeting=[(b"CLUSTER", b"SLOTS")],
             timeout=max(timeout / 4, min(timeout, 1.0)),
             on_up=self._refreshed,
             on_down=self._not_refreshed,
@@ -187,30 +175,34 @@ class ClusterRouter(Router):
 
     def _not_refreshed(self, link: Link | None, reason: str, detail: str) -> None:
         """No node has sent the map. The link asks them again."""
-        self._why_no_map = f"the map of slots: {detail}"
-        self._denied = link is not None and link.denied
-        self._settings.on_down(None, reason, self._why_no_map)
+        self._why_unknown = f"the map of slots: {detail}"
+        self._unknown_for_good = link is not None and link.denied
+        self._settings.on_down(None, reason, self._why_unknown)
 
     def _refreshed(self, link: Link) -> None:
         """Rows are `[first slot, last slot, master, replica, ...]`; a node is `[host, port, ...]`."""
         owners: list[Address | None] = [None] * _SLOTS
         masters: set[Address] = set()
         known: set[Address] = set()
-        for first, last, *nodes in link.answer:
-            # A node that does not know its own host name sends an empty one.
-            asked = link.endpoint.host
-            found = [self._nodes.remap((n[0] or b"").decode() or asked, n[1]) for n in nodes]
-            masters.add(found[0])
-            known.update(found)
-            owners[first : last + 1] = [found[0]] * (last + 1 - first)
+        try:
+            for first, last, *nodes in link.answer:
+                # A node that does not know its own host name sends an empty one.
+                asked = link.endpoint.host
+                found = [self._nodes.remap((n[0] or b"").decode() or asked, n[1]) for n in nodes]
+                masters.add(found[0])
+                known.update(found)
+                owners[first : last + 1] = [found[0]] * (last + 1 - first)
+        except Exception as error:  # it might be of the client's `address_remap`
+            link.reconnect("other", f"the map cannot be read: {error!r}")
+            return
         if not masters:
             link.reconnect("cluster_down", "no node serves any slot")
             return
         link.close()
         self._map_link = None
-        changed = owners != self._owners or bool(self._why_no_map)
+        changed = owners != self._owners or self._why_unknown != _UNSERVED
         self._owners, self._known = owners, known
-        self._why_no_map, self._denied = "", False
+        self._why_unknown, self._unknown_for_good = _UNSERVED, False
         for address in self._links.keys() - masters:
             replaced = self._links.pop(address)
             if replaced.silent:  # do not wait for its replies

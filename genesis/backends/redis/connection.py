@@ -60,7 +60,6 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         last_received: by `loop.time()`, when bytes last arrived.
-        waiting_since: by `loop.time()`, when the last command was sent while none was pending.
         watched: see `on_busy`.
         up: whether commands can be sent.
     """
@@ -91,7 +90,8 @@ class Connection(asyncio.Protocol):
         self.up = True
         self._closed = self._loop.create_future()
         self.watched = True
-        self.last_received = self.waiting_since = self._time()
+        # By loop.time(): `_waiting_since` is when the last command was sent while none was pending.
+        self.last_received = self._waiting_since = self._time()
 
     async def take_over(self, opened: AbstractConnection) -> None:
         """Take over the transport of a connection that redis-py has opened.
@@ -121,13 +121,13 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether no command is pending, or none was for a while before the oldest pending one."""
-        return not self._pending or self.waiting_since - self.last_received >= _QUIET
+        return not self._pending or self._waiting_since - self.last_received >= _QUIET
 
-    def silent_since(self) -> float | None:
-        """By `loop.time()`, the start of the silence while a reply is due; None if none is due."""
+    def silence(self) -> float | None:
+        """Seconds for which a reply has been due and nothing has arrived; None if none is due."""
         if not self._pending or self._why_ended is not None:
             return None
-        return max(self.waiting_since, self.last_received)
+        return self._time() - max(self._waiting_since, self.last_received)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
         """Send a command. Its position in the order of commands is fixed before this returns.
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(on_reply, why, context=self._context)
             return
         if not self._pending:
-            self.waiting_since = self._time()
+            self._waiting_since = self._time()
             if not self.watched:
                 self.watched = True
                 self._on_busy()

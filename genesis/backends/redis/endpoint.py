@@ -12,10 +12,11 @@ if the server repeats them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -32,10 +33,9 @@ class Endpoint:
     """Creates connections to one address, and removes credentials from their errors.
 
     Args:
-        connection_class: redis-py's or the application's.
-        given: the client's arguments for it.
+        given: has the client's connection class and its arguments.
         timeout: seconds, for connecting.
-        own: further arguments, which replace those of the client.
+        own: arguments that replace those of the client.
 
     Attributes:
         host: the host name.
@@ -45,14 +45,10 @@ class Endpoint:
 
     untried: Sequence[Endpoint] = ()
 
-    def __init__(
-        self,
-        connection_class: type[AbstractConnection],
-        given: Mapping[str, Any],
-        timeout: float,
-        **own: Any,
-    ) -> None:
-        kwargs = {name: value for name, value in given.items() if not _NOT_COPIED.match(name)}
+    def __init__(self, given: ConnectionPool | ClusterNode, timeout: float, **own: Any) -> None:
+        self._class: type[AbstractConnection] = given.connection_class
+        settings = given.connection_kwargs.items()
+        self._kwargs = kwargs = {name: it for name, it in settings if not _NOT_COPIED.match(name)}
         kwargs.update(
             own,
             protocol=3,
@@ -62,10 +58,8 @@ class Endpoint:
             health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
         )
-        if issubclass(connection_class, Connection):  # over TCP
+        if issubclass(self._class, Connection):  # over TCP
             kwargs["socket_keepalive"] = True
-        self._class = connection_class
-        self._kwargs = kwargs
         self.host: str = kwargs.get("host", "localhost")
         address = kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}"
         self.name = f"{address}/{kwargs.get('db') or 0}"
@@ -78,10 +72,10 @@ class Endpoint:
         """Raise ValueError if a connection cannot be created from these settings. Opens none."""
         try:
             self.connection()
+            return
         except Exception as error:
             text = self.redact(error)
-        else:
-            return
+        # Not chained: the error itself might contain a password.
         raise ValueError(f"no connection can be made as the url or the client says: {text}")
 
     def redact(self, error: BaseException) -> str:

@@ -9,6 +9,7 @@ import ssl
 
 import hiredis
 from redis import exceptions as redis_errors
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
 
 __all__ = ["ConnectionLost", "is_permanent", "reason_of"]
 
@@ -29,18 +30,11 @@ class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
 
 
 _Kinds = tuple[type[BaseException], ...]
+_DENIALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 # Reason, first words of error replies, and what redis-py raises while it connects. The first match
 # counts: some of these classes derive from classes further down.
 _REASONS: tuple[tuple[str, tuple[str, ...], _Kinds], ...] = (
-    (
-        "denied",
-        ("NOPERM", "NOAUTH", "WRONGPASS"),
-        (
-            redis_errors.AuthenticationError,
-            redis_errors.AuthorizationError,
-            redis_errors.NoPermissionError,
-        ),
-    ),
+    ("denied", ("NOPERM", "NOAUTH", "WRONGPASS"), _DENIALS),
     ("scripts_lost", ("NOSCRIPT",), ()),
     ("read_only", ("READONLY", "MASTERDOWN"), ()),
     ("loading", ("LOADING",), (redis_errors.BusyLoadingError,)),

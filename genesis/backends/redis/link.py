@@ -56,8 +56,8 @@ class LinkSettings(NamedTuple):
 
     channel: bytes
     """Subscribed to on each connection."""
-    scripts: Sequence[Script]
-    """Loaded on each connection."""
+    greeting: Sequence[Sequence[bytes]]
+    """Commands sent on each connection before it is up. An error reply is a failure to connect."""
     timeout: float
     """Seconds within which a connection must be up, and within which a reply must come."""
     probe_interval: float
@@ -75,8 +75,6 @@ class LinkSettings(NamedTuple):
     """See `Router`."""
     on_silent: Callable[[Link], None] = ignore
     """Called repeatedly while a reply is overdue and the connection is up."""
-    query: Sequence[bytes] = ()
-    """A command that is sent on each connection before it is up. Its reply is `Link.answer`."""
 
 
 class Link:
@@ -98,8 +96,7 @@ class Link:
         self._greeting = [
             (b"HELLO", b"3"),  # a custom redis_connect_func might not have sent it
             (b"SUBSCRIBE", settings.channel),
-            *((b"SCRIPT", b"LOAD", script.source) for script in settings.scripts),
-            *([settings.query] if settings.query else []),
+            *settings.greeting,
         ]
         self._second_after = min(_SECOND_AFTER, settings.timeout / 2)
         # A little later: a call that fails at the same time can still send its `leave`.
@@ -124,8 +121,9 @@ class Link:
     @property
     def silent(self) -> bool:
         """Whether the link is up, but a reply is overdue."""
-        since = self._connection.silent_since() if self._connection is not None else None
-        return since is not None and self._loop.time() - since >= self._second_after
+        return (
+            self._connection is not None and (self._connection.silence() or 0.0) >= self._second_after
+        )
 
     @property
     def ended(self) -> bool:
@@ -172,7 +170,7 @@ class Link:
             self._opening.cancel()
         if self._successor is not None:
             self._successor.abort("closed", self.why_down)
-        if self.up and self._connection is not None:
+        if self._connection is not None:
             self._connection.close()
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
@@ -307,27 +305,26 @@ class Link:
         connection, now = self._connection, self._loop.time()
         if connection is None:
             return
-        if now - self._watch_due > _LATE:
-            # The process was stopped: a reply might be in the socket, so that time does not count.
-            self._awake_since = now
-        since = connection.silent_since()
-        if since is None:
+        silence = connection.silence()
+        if silence is None:
             if (idle := now - connection.last_received) < self._settings.probe_interval:
                 connection.watched = False
                 self._watch_in(self._settings.probe_interval - idle)
                 return
             connection.request((b"PING",))
-            since = now
-        silent = now - max(since, self._awake_since)
-        if silent >= self._abort_after:
+            silence = 0.0
+        if now - self._watch_due > _LATE:
+            # The process was stopped: a reply might be in the socket, so that time does not count.
+            self._awake_since = now
+        silence = min(silence, now - self._awake_since)
+        if silence >= self._abort_after:
             connection.abort("timeout", f"no reply within {self._settings.timeout:g} s")
             return
-        wait = self._second_after - silent
-        overdue = wait <= 0
-        if overdue:
-            wait = min(self._second_after, self._abort_after - silent)
-        self._watch_in(wait)
-        if overdue and not self._closing:
+        if silence < self._second_after:
+            self._watch_in(self._second_after - silence)
+            return
+        self._watch_in(min(self._second_after, self._abort_after - silence))
+        if not self._closing:
             if self._opening is None:
                 self._open()
             self._settings.on_silent(self)

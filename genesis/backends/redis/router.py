@@ -22,6 +22,8 @@ class Router:
     def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
         self._made: list[Link] = []
+        self._why_unknown = ""  # why `link` returns None, if it does
+        self._unknown_for_good = False  # see `denied`
 
     def link(self, key: bytes) -> Link | None:
         """The link to the server that serves `key`, up or down; None while no server is known."""
@@ -42,12 +44,12 @@ class Router:
     def why_down(self, key: bytes) -> str:
         """Why no command on `key` can be sent; "" if it can be sent."""
         link = self.link(key)
-        return "no server is known" if link is None else link.why_down
+        return self._why_unknown if link is None else link.why_down
 
     def denied(self, key: bytes) -> bool:
         """See `Link`."""
         link = self.link(key)
-        return link is not None and link.denied
+        return self._unknown_for_good if link is None else link.denied
 
     def abort(self) -> None:
         """Close all links without waiting."""

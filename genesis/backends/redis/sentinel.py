@@ -19,28 +19,9 @@ from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import SingleRouter
 
-__all__ = ["SentinelRouter", "master_of"]
+__all__ = ["SentinelRouter"]
 
 _Address: TypeAlias = tuple[str, int]
-
-
-def master_of(pool: SentinelConnectionPool, timeout: float, asked: object = None) -> Endpoint:
-    """The endpoint of whichever server is the master.
-
-    Args:
-        pool: the pool of a client made by `Sentinel.master_for`.
-        timeout: seconds within which the master must be found and connected.
-        asked: stands for the pool: each new connection awaits its `get_master_address`.
-
-    Raises:
-        ValueError: the client leads to a replica.
-    """
-    if not pool.is_master:
-        raise ValueError("client leads to a replica; give what Sentinel.master_for() returns")
-    kwargs = pool.connection_kwargs
-    endpoint = Endpoint(pool.connection_class, kwargs, timeout, connection_pool=asked)
-    endpoint.name = f"the master of {pool.service_name!r}"
-    return endpoint
 
 
 class SentinelRouter(SingleRouter):
@@ -50,7 +31,10 @@ class SentinelRouter(SingleRouter):
     check_connection = False
 
     def __init__(self, pool: SentinelConnectionPool, settings: LinkSettings) -> None:
-        super().__init__(master_of(pool, settings.timeout, self), settings._replace(on_up=self._up))
+        # The connections to the master ask this router for its address, instead of the pool.
+        master = Endpoint(pool, settings.timeout, connection_pool=self)
+        master.name = f"the master of {pool.service_name!r}"
+        super().__init__(master, settings._replace(on_up=self._up))
         self._backend_up = settings.on_up
         self._service: bytes = pool.service_name.encode()
         manager = pool.sentinel_manager
@@ -59,14 +43,14 @@ class SentinelRouter(SingleRouter):
         self._loop = asyncio.get_running_loop()
         self._found: asyncio.Future[_Address | str] = self._loop.create_future()
         self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
-        pools = [client.connection_pool for client in manager.sentinels]
-        share = settings.timeout / (len(pools) + 2)  # a silent Sentinel leaves time to ask the next
-        sentinels = [Endpoint(p.connection_class, p.connection_kwargs, share) for p in pools]
+        # A silent Sentinel leaves time to ask the next.
+        share = settings.timeout / (len(manager.sentinels) + 2)
+        sentinels = [Endpoint(client.connection_pool, share) for client in manager.sentinels]
         self._sentinels = AnyOf(lambda: sentinels)
         self._sentinel_link = self._connect(
             self._sentinels,
             channel=b"+switch-master",
-            scripts=(),
+            greeting=(),
             timeout=share,
             on_up=self._ask,
             on_down=self._sentinel_down,

@@ -13,7 +13,7 @@ from genesis.backends.redis.cluster import ClusterRouter, Nodes
 from genesis.backends.redis.endpoint import Endpoint, pool_of_url
 from genesis.backends.redis.link import LinkSettings
 from genesis.backends.redis.router import Router, SingleRouter
-from genesis.backends.redis.sentinel import SentinelRouter, master_of
+from genesis.backends.redis.sentinel import SentinelRouter
 
 __all__ = ["Servers", "servers_of_client", "servers_of_url"]
 
@@ -54,7 +54,9 @@ def servers_of_client(client: object, timeout: float) -> Servers:
         )
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
-        master = master_of(pool, timeout)
+        if not pool.is_master:
+            raise ValueError("client leads to a replica; give what Sentinel.master_for() returns")
+        master = Endpoint(pool, timeout, connection_pool=None)
         master.check()
         name = f"sentinel {pool.service_name}"
         return Servers(name, partial(SentinelRouter, pool), master.redact)
@@ -62,7 +64,7 @@ def servers_of_client(client: object, timeout: float) -> Servers:
 
 
 def _single(pool: ConnectionPool, timeout: float) -> Servers:
-    endpoint = Endpoint(pool.connection_class, pool.connection_kwargs, timeout)
+    endpoint = Endpoint(pool, timeout)
     endpoint.check()
 
     def redact(error: BaseException) -> str:
