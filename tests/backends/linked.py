@@ -10,8 +10,8 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool
 
-from genesis.backends.redis.endpoint import Endpoint, endpoint_of_pool, pool_of_url
-from genesis.backends.redis.link import Link
+from genesis.backends.redis.endpoint import Endpoint, pool_of_url
+from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.scripts import Script
 from tests.support.redis_server import RedisServer
 from tests.support.tcp_proxy import TcpProxy
@@ -34,27 +34,28 @@ class Watched:
 
     def __init__(self, where: str | ConnectionPool | Endpoint, **options: Any) -> None:
         self.ups = 0
-        self.downs: list[tuple[str, str, bool]] = []
+        self.downs: list[tuple[str, str]] = []
         self.events: list[Any] = []  # pushes and replies, in order
         self.fail_on_up = False
         timeout = options.setdefault("timeout", TIMEOUT)
         options.setdefault("probe_interval", PROBE)
         if isinstance(where, str):
             where = pool_of_url(where)
-        place = where if isinstance(where, Endpoint) else endpoint_of_pool(where, timeout)
-        self.link = Link(
-            place,
+        if isinstance(where, ConnectionPool):
+            where = Endpoint(where, timeout)
+        settings = LinkSettings(
             CHANNEL,
-            [INCREMENT],
+            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
             on_up=self._up,
-            on_down=lambda link, *what: self.downs.append(what),
+            on_down=lambda link, *what: self.on_down(*what),
             on_push=lambda link, push: self.events.append(push),
             **options,
         )
+        self.link = Link(where, settings)
 
     @property
     def alarms(self) -> list[str]:
-        return [reason for reason, _, alarm in self.downs if alarm]
+        return [reason for reason, _ in self.downs if reason != "idle_closed"]
 
     async def is_up(self, times: int = 1) -> None:
         await wait_until(lambda: self.ups >= times and self.link.up, f"it was up {times} times")
@@ -73,6 +74,9 @@ class Watched:
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         assert self.link.call(INCREMENT, [key], [], reply.set_result), self.link.why_down
         return reply
+
+    def on_down(self, reason: str, detail: str) -> None:
+        self.downs.append((reason, detail))
 
     def _up(self, link: Link) -> None:
         self.ups += 1

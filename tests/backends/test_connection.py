@@ -11,7 +11,7 @@ from typing import Any
 import hiredis
 import pytest
 
-from genesis.backends.redis.connection import ConnectionLost, reason_of
+from genesis.backends.redis.errors import ConnectionLost, reason_of
 from tests.backends.linked import CHANNEL, linked
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import quiesce, wait_until
@@ -27,9 +27,9 @@ async def test_thousands_in_a_turn_are_answered_in_order_and_let_others_run(
         redis_server.client.delete("counter")
         most, turns = 20_000, 0
         replies = [watched.increment() for _ in range(most)]
-        connection = watched.link.connection
+        connection = watched.link._connection
         assert connection is not None
-        assert (connection.pending, connection.queued) == (most, most - 1)
+        assert (len(connection._pending), len(connection._outgoing)) == (most, most - 1)
         while not replies[-1].done():
             await asyncio.sleep(0)
             turns += 1
@@ -138,9 +138,9 @@ async def test_what_was_not_answered_fails_once_and_in_order(
         own_redis.pause()
         send(answered, 2000)
         if state != "queued":
-            connection = watched.link.connection
+            connection = watched.link._connection
             assert connection is not None
-            await wait_until(lambda: connection.queued == 0, "all is written")
+            await wait_until(lambda: not connection._outgoing, "all is written")
         own_redis.kill()
         await wait_until(lambda: len(answers) == 2000, "all are answered or failed")
         assert [number for number, _ in answers] == list(range(2000))
@@ -159,7 +159,7 @@ async def test_everything_pending_has_failed_before_on_down_and_on_up(own_redis:
         own_redis.pause()
         replies = [watched.ask(b"PING") for _ in range(1500)]
         failed_first: list[bool] = []
-        watched.link._on_down = lambda *_: failed_first.append(all(r.done() for r in replies))
+        watched.on_down = lambda *_: failed_first.append(all(r.done() for r in replies))  # type: ignore[method-assign]
         watched.link.reconnect("read_only", "a test")
         assert not any(reply.done() for reply in replies), "a callback ran inside `leave`"
         assert not watched.link.up

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import Connection as RedisPyConnection
 
-from genesis.backends.redis.connection import ConnectionLost, reason_of
+from genesis.backends.redis.errors import ConnectionLost, reason_of
 from tests.backends.linked import TIMEOUT, Watched, linked, proxied
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import quiesce, wait_until
@@ -117,7 +117,7 @@ async def test_an_error_while_connecting_is_reported_and_retried(
     pool = ConnectionPool(connection_class=Sick, host="127.0.0.1", port=own_redis.port)
     async with linked(pool) as watched:
         await wait_until(lambda: len(watched.downs) >= 2, "it was told, and tried again")
-        assert watched.downs[0] == ("other", "LookupError: planted", True)
+        assert watched.downs[0] == ("other", "LookupError: planted")
         Sick.healthy = True
         await watched.is_up()
 
@@ -208,7 +208,7 @@ async def test_the_first_call_on_a_forgotten_connection_is_late_by_less_than_a_s
         await watched.is_up(2)
         assert time.monotonic() - began < 2.0  # 0.5 s on a quiet machine
         assert isinstance(lost, ConnectionLost)
-        assert [(reason, alarm) for reason, _, alarm in watched.downs] == [("idle_closed", False)]
+        assert [reason for reason, _ in watched.downs] == ["idle_closed"]
         assert await watched.ask(b"PING") == b"PONG"
 
 
@@ -220,7 +220,7 @@ async def test_a_server_that_closes_idle_connections_raises_no_alarm(own_redis: 
             if client["sub"] == "1":
                 own_redis.client.client_kill_filter(_id=client["id"])
         await watched.is_up(2)
-        assert [(reason, alarm) for reason, _, alarm in watched.downs] == [("idle_closed", False)]
+        assert [reason for reason, _ in watched.downs] == ["idle_closed"]
 
 
 async def test_a_server_that_ends_while_nobody_calls_raises_the_alarm_at_the_first_retry(

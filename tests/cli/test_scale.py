@@ -72,9 +72,9 @@ async def test_20000_queues_cost_few_commands_to_list(own_redis: RedisServer, ru
         queues, _, _ = index_keys("genesis:queue:")
         client.config_set("slowlog-log-slower-than", int(MAX_MS * 1000))
         await wait_until(lambda: client.zcard(queues) == 20_001, "all are listed", 60)
-        connection = driver.router.link(queues).connection
+        connection = driver.router.link(queues)._connection
         # Two commands follow the last batch; Redis might read them after it has shown the batch.
-        await wait_until(lambda: connection.pending == 0, "all of it is answered")
+        await wait_until(lambda: not connection._pending, "all of it is answered")
         client.slowlog_reset()
         slow = []
         for _ in range(3):
@@ -84,7 +84,7 @@ async def test_20000_queues_cost_few_commands_to_list(own_redis: RedisServer, ru
             await wait_until(
                 lambda: own_redis.calls("zremrangebyscore") >= 2, "all are listed again", 60
             )
-            await wait_until(lambda: connection.pending == 0, "all of it is answered")
+            await wait_until(lambda: not connection._pending, "all of it is answered")
             assert own_redis.calls("zadd") == 1 + 40  # "first" was only looked at, and is forgotten
             slow.append(slow_commands(own_redis))
         assert sometimes_quick(slow)

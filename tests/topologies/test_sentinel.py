@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import socket
 import time
 from functools import partial
@@ -85,6 +86,19 @@ async def test_a_sentinel_that_does_not_answer_keeps_nobody_from_the_master(
         print(f"a slot after {took:.2f} s")
         assert took < 2.0
         await queue.close()
+
+
+async def test_a_forced_address_of_the_master_is_no_other_master(
+    trio: SentinelTrio, instances: Instances
+) -> None:
+    """`force_master_ip`, for Sentinels behind a tunnel: they name another host than the client uses."""
+    if "force_master_ip" not in inspect.signature(Sentinel).parameters:
+        pytest.skip("this redis-py does not have it")
+    queue = instances.make(client=trio.client(force_master_ip="localhost"))
+    await queue.ping()
+    await wait_until(lambda: trio.listeners() == 1, "a Sentinel is listened to")
+    await asyncio.sleep(0.5)  # that the connection stays is the subject
+    assert instances.disruptions("read_only") == 0
 
 
 @pytest.mark.slow

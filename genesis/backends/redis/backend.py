@@ -31,9 +31,9 @@ from genesis.backends.protocol import (
     WaitStatus,
 )
 from genesis.backends.redis.calls import Call
-from genesis.backends.redis.cluster import RouterSettings
 from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
+from genesis.backends.redis.link import LinkSettings
 from genesis.backends.redis.members import make_member, ticket_of
 from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
@@ -321,9 +321,9 @@ class RedisBackend:
         driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, redact)
         driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
-            RouterSettings(
+            LinkSettings(
                 channels + driver.instance_id.encode(),
-                [load(name) for name in INSTANCE_SCRIPTS],
+                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
                 self._timeout,
                 self.heartbeat_interval,
                 driver.on_up,

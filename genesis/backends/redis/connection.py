@@ -32,9 +32,9 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
-from genesis.backends.redis.errors import ConnectionLost, reason_of
+from genesis.backends.redis.errors import ConnectionLost
 
-__all__ = ["Connection", "ConnectionLost", "OnReply", "reason_of"]
+__all__ = ["Connection", "ConnectionLost", "OnReply"]
 
 OnReply = Callable[[Any], None]
 
@@ -43,7 +43,7 @@ _MAX_BYTES_PER_TURN = 1 << 18
 _QUIET = 1.0  # seconds
 _NO_REPLY_YET = object()
 _SUBSCRIBED = (b"subscribe", b"ssubscribe")  # pushes that are the reply to a command
-_LINGER_ZERO = struct.pack("ii", 1, 0)
+_DISCARD = struct.pack("ii", 1, 0)  # SO_LINGER of 0: closing discards unsent data and sends a reset
 
 
 class Connection(asyncio.Protocol):
@@ -60,17 +60,15 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         last_received: by `loop.time()`, when bytes last arrived.
-        waiting_since: by `loop.time()`, when the last command was sent while none was pending.
         watched: see `on_busy`.
         up: whether commands can be sent.
-        closed: whether the event loop has dropped the transport.
     """
 
     def __init__(
         self,
         on_push: Callable[[list[Any]], None],
         on_end: Callable[[Connection, ConnectionLost], None],
-        on_busy: Callable[[], None] = lambda: None,
+        on_busy: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
@@ -79,7 +77,6 @@ class Connection(asyncio.Protocol):
         self._on_end = on_end
         self._on_busy = on_busy
         self._transport: asyncio.Transport
-        self._streams: tuple[object, ...] = ()
         reader = hiredis.Reader(notEnoughData=_NO_REPLY_YET)
         self._feed = reader.feed
         self._next_reply = reader.gets
@@ -90,49 +87,47 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._behind = False  # received replies wait for the next iteration of the loop
         self._why_ended: ConnectionLost | None = None
-        self._closing = False
         self.up = True
         self._closed = self._loop.create_future()
         self.watched = True
-        self.last_received = self.waiting_since = self._time()
+        # By loop.time(): `_waiting_since` is when the last command was sent while none was pending.
+        self.last_received = self._waiting_since = self._time()
 
     async def take_over(self, opened: AbstractConnection) -> None:
         """Take over the transport of a connection that redis-py has opened.
 
+        `_reader` and `_writer` are the only private names of redis-py used in this package, because
+        redis-py has no public access to the transport. Every reply to its own commands has been read.
+        Only a push can have arrived since, in the stream's buffer. If its parser ever held a part of a
+        push, the next bytes would not parse as RESP, and the link would reconnect.
+
         Raises:
             redis.exceptions.ConnectionError: it is closed already.
         """
-        transport, self._streams, early = await _take_transport(opened, self)
-        self._transport = transport
+        reader, writer = opened._reader, opened._writer
+        if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
+            raise redis_errors.ConnectionError("the server closed the connection during the handshake")
+        opened._reader = opened._writer = None  # `opened` must not close it when it is collected
+        self._streams = reader, writer  # they would close the transport when they are collected
+        self._transport = cast(asyncio.Transport, writer.transport)
+        # Nothing here suspends: no byte can arrive between the old protocol and the new one.
+        self._transport.set_protocol(self)
+        reader.feed_eof()  # so that `read` returns what it has, without waiting
+        early = await reader.read()  # also resumes reading if the stream had paused it
         self.last_received = self._time()
         if early:
             self.data_received(early)
 
     @property
-    def pending(self) -> int:
-        """Commands without a reply."""
-        return len(self._pending)
-
-    @property
-    def queued(self) -> int:
-        """Commands not written yet: they wait for the next flush, or for the transport's buffer."""
-        return len(self._outgoing)
-
-    @property
-    def peer(self) -> Any:
-        """The address of the other side."""
-        return self._transport.get_extra_info("peername")
-
-    @property
     def idle(self) -> bool:
         """Whether no command is pending, or none was for a while before the oldest pending one."""
-        return not self._pending or self.waiting_since - self.last_received >= _QUIET
+        return not self._pending or self._waiting_since - self.last_received >= _QUIET
 
-    def silent_since(self) -> float | None:
-        """By `loop.time()`, the start of the silence while a reply is due; None if none is due."""
-        if not self._pending or self._behind:
+    def silence(self) -> float | None:
+        """Seconds for which a reply has been due and nothing has arrived; None if none is due."""
+        if not self._pending or self._why_ended is not None:
             return None
-        return max(self.waiting_since, self.last_received)
+        return self._time() - max(self._waiting_since, self.last_received)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
         """Send a command. Its position in the order of commands is fixed before this returns.
@@ -146,10 +141,10 @@ class Connection(asyncio.Protocol):
         data = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]  # bytes is what it takes
         if not self.up:
             why = self._why_ended or ConnectionLost("closed", "the connection was closed")
-            self._loop.call_soon(self._call, on_reply, why, context=self._context)
+            self._loop.call_soon(on_reply, why, context=self._context)
             return
         if not self._pending:
-            self.waiting_since = self._time()
+            self._waiting_since = self._time()
             if not self.watched:
                 self.watched = True
                 self._on_busy()
@@ -169,40 +164,48 @@ class Connection(asyncio.Protocol):
             self._flushing = True
             self._loop.call_soon(self._flush, context=self._context)
 
-    def abort(self, reason: str = "connection", detail: str = "the connection was given up") -> None:
+    def request(self, parts: Sequence[bytes]) -> asyncio.Future[Any]:
+        """Send a command. The future resolves with what `on_reply` would get, errors included."""
+        future = self._loop.create_future()
+
+        def on_reply(reply: Any) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.send(parts, on_reply)
+        return future
+
+    def abort(self, reason: str, detail: str) -> None:
         """End the connection at once. The kernel discards its unsent data.
 
         Pending commands fail in later iterations of the loop, never before this returns.
         """
         if not self._closed.done():
-            _drop_unsent(self._transport)
+            with suppress(OSError, AttributeError):
+                # Without SO_LINGER, the kernel might retry the delivery for minutes.
+                linger = self._transport.get_extra_info("socket").setsockopt
+                linger(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
             self._transport.abort()
         self._end(ConnectionLost(reason, detail))
 
     def close(self) -> None:
         """Accept no more commands, and end the connection after the last pending reply."""
         self.up = False
-        self._closing = True
         if not self._pending and self._why_ended is None:
             self._transport.close()
             self._end(ConnectionLost("closed", "the connection was closed"))
 
     async def wait_closed(self, timeout: float) -> None:
-        """Wait until the transport is closed; after `timeout` seconds, abort it."""
+        """Wait until the event loop has dropped the transport; after `timeout` seconds, abort it."""
         await asyncio.wait({self._closed}, timeout=timeout)
         if not self._closed.done():
             self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
             await asyncio.wait({self._closed}, timeout=timeout)
 
-    @property
-    def closed(self) -> bool:
-        return self._closed.done()
-
     # Called by the transport
 
     def data_received(self, data: bytes) -> None:
         self._feed(data)
-        self.last_received = self._time()
         self._written = False
         if not self._behind:
             self._take_replies()
@@ -240,12 +243,16 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush, context=self._context)
 
     def _take_replies(self) -> None:
+        self._behind = False
+        self.last_received = self._time()
         next_reply, pending = self._next_reply, self._pending
         try:
             for _ in range(_MAX_PER_TURN):
+                if self._why_ended is not None:
+                    return
                 reply = next_reply()
                 if reply is _NO_REPLY_YET:
-                    if self._closing:
+                    if not self.up:
                         self.close()
                     return
                 if type(reply) is hiredis.PushNotification and reply[0] not in _SUBSCRIBED:
@@ -255,25 +262,13 @@ class Connection(asyncio.Protocol):
                 try:
                     callback(reply)
                 except Exception as error:
-                    self._report(callback, error)
-                if self._why_ended is not None:
-                    return
+                    message = f"genesis: a callback of a Redis connection failed: {callback!r}"
+                    self._loop.call_exception_handler({"message": message, "exception": error})
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort("connection", f"what the server sent is no reply: {error!r}")
             return
-        # More replies than fit in one iteration: yield to the loop, and pause reading meanwhile.
-        self._behind = True
-        self._transport.pause_reading()
-        self._loop.call_soon(self._catch_up, context=self._context)
-
-    def _catch_up(self) -> None:
-        self._behind = False
-        if self._why_ended is not None:
-            return
-        self.last_received = self._time()
-        self._take_replies()
-        if not self._behind and self._why_ended is None:
-            self._transport.resume_reading()
+        self._behind = True  # more than fit in one iteration
+        self._loop.call_soon(self._take_replies, context=self._context)
 
     def _end(self, why: ConnectionLost) -> None:
         if self._why_ended is None:
@@ -283,56 +278,11 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._fail, why, context=self._context)
 
     def _fail(self, why: ConnectionLost) -> None:
-        pending = self._pending
+        # With a `call_soon` for each, the loop reports the error of one and continues with the next.
+        pending, call_soon = self._pending, self._loop.call_soon
         for _ in range(min(_MAX_PER_TURN, len(pending))):
-            self._call(pending.popleft(), why)
+            call_soon(pending.popleft(), why, context=self._context)
         if pending:
-            self._loop.call_soon(self._fail, why, context=self._context)
+            call_soon(self._fail, why, context=self._context)
         else:
-            try:
-                self._on_end(self, why)
-            except Exception as error:
-                self._report(self._on_end, error)
-
-    def _call(self, on_reply: OnReply, reply: Any) -> None:
-        try:
-            on_reply(reply)
-        except Exception as error:
-            self._report(on_reply, error)
-
-    def _report(self, callback: Callable[..., None], error: Exception) -> None:
-        message = f"genesis: a callback of a Redis connection failed: {callback!r}"
-        self._loop.call_exception_handler({"message": message, "exception": error, "protocol": self})
-
-
-async def _take_transport(
-    opened: AbstractConnection, protocol: asyncio.Protocol
-) -> tuple[asyncio.Transport, tuple[object, ...], bytes]:
-    """Return the transport of an open redis-py connection, its streams, and the unread bytes.
-
-    `_writer` and `_reader` are the only private names of redis-py used in this package; redis-py has no
-    public access to the transport. Every reply to redis-py's own commands has been read. Only a push
-    can have arrived since, in the stream's buffer. If redis-py's parser ever held a part of a push, the
-    next bytes would not parse as RESP, and the link would reconnect.
-
-    The streams must outlive the transport, because they close it when they are collected. Nothing here
-    suspends, so no byte can arrive between the old protocol and the new one.
-    """
-    reader, writer = opened._reader, opened._writer
-    if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
-        raise redis_errors.ConnectionError("the server closed the connection during the handshake")
-    opened._reader = opened._writer = None  # `opened` must not close it when it is collected
-    transport = cast(asyncio.Transport, writer.transport)
-    transport.set_protocol(protocol)
-    reader.feed_eof()  # so that `read` returns what it has, without waiting
-    early = await reader.read()  # also resumes reading if the stream had paused it
-    return transport, (reader, writer), early
-
-
-def _drop_unsent(transport: asyncio.Transport) -> None:
-    """Set SO_LINGER to 0: closing discards unsent data and sends a reset.
-
-    Without it, the kernel might retry the delivery for minutes.
-    """
-    with suppress(OSError, AttributeError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+            call_soon(self._on_end, self, why, context=self._context)

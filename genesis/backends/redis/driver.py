@@ -25,7 +25,7 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis import verdicts
 from genesis.backends.redis.calls import Call, LocalQueue
-from genesis.backends.redis.cluster import Router, guard_key
+from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.delivery import deliver
@@ -34,6 +34,7 @@ from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
+from genesis.backends.redis.router import Router
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
@@ -233,9 +234,9 @@ class Driver:
         waiting.sort(key=lambda queue: not queue.core.held)
         self._attach_some(waiting)
 
-    def on_down(self, link: Link | None, reason: str, detail: str, alarm: bool) -> None:
+    def on_down(self, link: Link | None, reason: str, detail: str) -> None:
         """A link is down; with None, the slot map of a Cluster cannot be read."""
-        if alarm:
+        if reason != "idle_closed":  # no alarm
             self.is_down(f"link {id(link)}", reason, detail)
         for queue in self.queues.values():
             if link is not None and queue.link is link:

@@ -12,19 +12,19 @@ if the server repeats them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-__all__ = ["Endpoint", "endpoint_of_pool", "pool_of_url", "settings"]
+__all__ = ["AnyOf", "Endpoint", "pool_of_url"]
 
 # Settings that are not copied: they belong to the given client, or are set here.
 _NOT_COPIED = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
-_SECRETS = ("password", "ssl_password")
 # Redis repeats the arguments of an unknown command, and AUTH might be renamed or missing.
 _ECHO = re.compile(r",? with args beginning with:.*", re.DOTALL)
 
@@ -33,52 +33,81 @@ class Endpoint:
     """Creates connections to one address, and removes credentials from their errors.
 
     Args:
-        connection_class: redis-py's or the application's.
-        kwargs: its arguments.
-        secrets: further strings that must not appear in any text.
+        given: has the client's connection class and its arguments.
+        timeout: seconds, for connecting.
+        own: arguments that replace those of the client.
+
+    Attributes:
+        host: the host name.
+        name: address and database: they identify the data that is stored there.
+        untried: see `AnyOf`.
     """
 
-    def __init__(
-        self,
-        connection_class: type[AbstractConnection],
-        kwargs: Mapping[str, Any],
-        secrets: Iterable[object] = (),
-    ) -> None:
-        self._class = connection_class
-        self._kwargs = kwargs
-        self._secrets = [
-            secret
-            for secret in (*secrets, *(kwargs.get(name) for name in _SECRETS))
-            if isinstance(secret, str) and secret
-        ]
+    untried: Sequence[Endpoint] = ()
+
+    def __init__(self, given: ConnectionPool | ClusterNode, timeout: float, **own: Any) -> None:
+        self._class: type[AbstractConnection] = given.connection_class
+        settings = given.connection_kwargs.items()
+        self._kwargs = kwargs = {name: it for name, it in settings if not _NOT_COPIED.match(name)}
+        kwargs.update(
+            own,
+            protocol=3,
+            decode_responses=False,
+            socket_timeout=None,
+            socket_connect_timeout=timeout,
+            health_check_interval=0,
+            retry=Retry(NoBackoff(), 0),
+        )
+        if issubclass(self._class, Connection):  # over TCP
+            kwargs["socket_keepalive"] = True
+        self.host: str = kwargs.get("host", "localhost")
+        address = kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}"
+        self.name = f"{address}/{kwargs.get('db') or 0}"
 
     def connection(self) -> AbstractConnection:
         """A new connection outside any pool, not yet open."""
         return self._class(**self._kwargs)
 
-    @property
-    def name(self) -> str:
-        """Address and database: they identify the data that is stored there."""
-        kwargs = self._kwargs
-        address = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
-        return f"{address}/{kwargs.get('db') or 0}"
-
     def check(self) -> None:
         """Raise ValueError if a connection cannot be created from these settings. Opens none."""
         try:
             self.connection()
+            return
         except Exception as error:
             text = self.redact(error)
-        else:
-            return
+        # Not chained: the error itself might contain a password.
         raise ValueError(f"no connection can be made as the url or the client says: {text}")
 
     def redact(self, error: BaseException) -> str:
         """Format an error without credentials."""
         text = _ECHO.sub("", f"{type(error).__name__}: {error}")
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        for secret in ("password", "ssl_password"):
+            if self._kwargs.get(secret):
+                text = text.replace(str(self._kwargs[secret]), "***")
         return text
+
+
+class AnyOf(Endpoint):
+    """Connects to another of several endpoints each time.
+
+    Args:
+        candidates: called for each round; returns at least one endpoint.
+
+    Attributes:
+        current: the one to which the last connection leads.
+        untried: those left of this round. If `current` fails, a link tries the next at once.
+    """
+
+    def __init__(self, candidates: Callable[[], Sequence[Endpoint]]) -> None:
+        self._candidates = candidates
+
+    def connection(self) -> AbstractConnection:
+        self.current, *self.untried = self.untried or self._candidates()
+        self.host, self.name = self.current.host, self.current.name
+        return self.current.connection()
+
+    def redact(self, error: BaseException) -> str:
+        return self.current.redact(error)
 
 
 def pool_of_url(url: str) -> ConnectionPool:
@@ -96,27 +125,3 @@ def pool_of_url(url: str) -> ConnectionPool:
         "redis://[[user]:password@]host[:port][/db], rediss://... for TLS, or unix://[user@]/path; "
         "write the characters / ? # @ % of a password in percent encoding"
     )
-
-
-def endpoint_of_pool(pool: ConnectionPool, timeout: float) -> Endpoint:
-    """The endpoint of the pool's connections; `timeout` in seconds, for connecting."""
-    kwargs = settings(pool.connection_class, pool.connection_kwargs, timeout)
-    return Endpoint(pool.connection_class, kwargs)
-
-
-def settings(
-    connection_class: type[AbstractConnection], given: Mapping[str, Any], timeout: float
-) -> dict[str, Any]:
-    """The given connection settings, with the timeouts and retries that the link needs."""
-    kwargs = {name: value for name, value in given.items() if not _NOT_COPIED.match(name)}
-    kwargs.update(
-        protocol=3,
-        decode_responses=False,
-        socket_timeout=None,
-        socket_connect_timeout=timeout,
-        health_check_interval=0,
-        retry=Retry(NoBackoff(), 0),
-    )
-    if issubclass(connection_class, Connection):  # over TCP
-        kwargs["socket_keepalive"] = True
-    return kwargs

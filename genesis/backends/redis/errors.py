@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
-from collections.abc import Iterator
 
 import hiredis
 from redis import exceptions as redis_errors
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
 
 __all__ = ["ConnectionLost", "is_permanent", "reason_of"]
 
@@ -28,66 +29,46 @@ class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
         self.detail = detail
 
 
-# The first match counts: some of these classes derive from classes further down.
-_REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((redis_errors.AuthenticationError, redis_errors.AuthorizationError), "denied"),
-    ((redis_errors.NoPermissionError,), "denied"),
-    ((redis_errors.NoScriptError,), "scripts_lost"),
-    ((redis_errors.ReadOnlyError, redis_errors.MasterDownError), "read_only"),
-    ((redis_errors.BusyLoadingError,), "loading"),
-    ((redis_errors.ClusterDownError,), "cluster_down"),
-    ((redis_errors.AskError, redis_errors.TryAgainError), "slot_moving"),
-    ((redis_errors.TimeoutError, TimeoutError, asyncio.TimeoutError), "timeout"),
-    ((redis_errors.ResponseError, hiredis.ReplyError), "refused"),
-    ((redis_errors.ConnectionError, OSError), "connection"),
+_Kinds = tuple[type[BaseException], ...]
+_DENIALS = (AuthenticationError, AuthorizationError, NoPermissionError)
+# Reason, first words of error replies, and what redis-py raises while it connects. The first match
+# counts: some of these classes derive from classes further down.
+_REASONS: tuple[tuple[str, tuple[str, ...], _Kinds], ...] = (
+    ("denied", ("NOPERM", "NOAUTH", "WRONGPASS"), _DENIALS),
+    ("scripts_lost", ("NOSCRIPT",), ()),
+    ("read_only", ("READONLY", "MASTERDOWN"), ()),
+    ("loading", ("LOADING",), (redis_errors.BusyLoadingError,)),
+    ("cluster_down", ("CLUSTERDOWN",), ()),
+    ("slot_moving", ("MOVED", "ASK", "TRYAGAIN"), ()),
+    ("timeout", (), (redis_errors.TimeoutError, TimeoutError, asyncio.TimeoutError)),
+    ("refused", (), (redis_errors.ResponseError, hiredis.ReplyError)),
+    ("connection", (), (redis_errors.ConnectionError, OSError)),
 )
-_REASONS_OF_REPLIES = {
-    "NOPERM": "denied",
-    "NOAUTH": "denied",
-    "WRONGPASS": "denied",
-    "NOSCRIPT": "scripts_lost",
-    "READONLY": "read_only",
-    "MASTERDOWN": "read_only",
-    "LOADING": "loading",
-    "CLUSTERDOWN": "cluster_down",
-    "MOVED": "slot_moving",
-    "ASK": "slot_moving",
-    "TRYAGAIN": "slot_moving",
-}
+# Before 7.0, Redis wraps the error of a command inside a script.
+_WRAPPED = re.compile("-(READONLY|MASTERDOWN|LOADING) ")
 
 
 def reason_of(error: BaseException) -> str:
     """Map an error reply or a connection error to one of a few reasons, for a metric label."""
     if isinstance(error, ConnectionLost):
         return error.reason
+    word = ""
     if isinstance(error, hiredis.ReplyError):
-        text = str(error)
-        known = _REASONS_OF_REPLIES.get(text.partition(" ")[0])
-        if known is not None:
-            return known
-        # Before 7.0, Redis wraps the error of a command inside a script.
-        for word in ("READONLY", "MASTERDOWN", "LOADING"):
-            if f"-{word} " in text:
-                return _REASONS_OF_REPLIES[word]
-    for kinds, reason in _REASONS:
-        if isinstance(error, kinds):
+        wrapped = _WRAPPED.search(str(error))
+        word = wrapped[1] if wrapped else str(error).partition(" ")[0]
+    for reason, words, kinds in _REASONS:
+        if word in words or isinstance(error, kinds):
             return reason
     return "other"
 
 
 def is_permanent(error: BaseException, was_up: bool) -> bool:
     """Whether a retry will most likely fail too; `was_up`: a connection has succeeded before."""
-    for cause in _chain(error):
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, socket.gaierror):
             return cause.errno != socket.EAI_AGAIN or not was_up
         if isinstance(cause, ssl.SSLError):
             return not isinstance(cause, ssl.SSLEOFError)
-    if isinstance(error, redis_errors.OutOfMemoryError):
-        return False
+        cause = cause.__cause__ or cause.__context__
     return reason_of(error) in ("denied", "refused")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

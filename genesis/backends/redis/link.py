@@ -7,10 +7,10 @@ retries them; the core sends a `sync` instead.
 | event                                          | action                                             |
 |------------------------------------------------|----------------------------------------------------|
 | connected                                      | `on_up`                                            |
-| cannot connect                                 | `on_down`, retry after `backoff`                   |
+| cannot connect (to the last of `AnyOf`)        | `on_down`, retry after `_backoff`                  |
 | the connection ends after 1 s up or more       | `on_down`, reconnect at once                       |
-| the connection ends sooner                     | `on_down`, reconnect after `backoff`               |
-| the server closes it while no reply is due     | the same, but without an alarm                     |
+| the connection ends sooner                     | `on_down`, reconnect after `_backoff`              |
+| the server closes it while no reply is due     | the same, with the reason `idle_closed`            |
 | idle for `probe_interval`                      | PING                                               |
 | a reply is overdue by `_SECOND_AFTER`          | open a second connection; the first to reply stays |
 | a reply is overdue by `timeout`                | abort the connection                               |
@@ -28,7 +28,8 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import hiredis
 from redis import exceptions as redis_errors
@@ -38,7 +39,7 @@ from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
 from genesis.backends.redis.scripts import Script
 
-__all__ = ["Link", "backoff"]
+__all__ = ["Link", "LinkSettings", "ignore"]
 
 _SECOND_AFTER = 0.5  # seconds without a due reply after which a second connection is opened
 _STEADY = 1.0  # seconds up after which the count of failures restarts
@@ -46,69 +47,70 @@ _LATE = 0.1  # seconds; a timer that fires later than this shows that the proces
 _RETRY_CANCELLED = 0.05  # seconds until a cancelled attempt is retried, unless the loop ends first
 
 
+def ignore(*_: object) -> None:
+    """A callback that does nothing."""
+
+
+class LinkSettings(NamedTuple):
+    """What the links of one backend have in common."""
+
+    channel: bytes
+    """Subscribed to on each connection."""
+    greeting: Sequence[Sequence[bytes]]
+    """Commands sent on each connection before it is up. An error reply is a failure to connect."""
+    timeout: float
+    """Seconds within which a connection must be up, and within which a reply must come."""
+    probe_interval: float
+    """Seconds without traffic after which a PING is sent."""
+    on_up: Callable[[Link], None]
+    """Called each time a connection is up."""
+    on_down: Callable[[Link | None, str, str], None]
+    """Called with a reason (of `reason_of`, or `idle_closed`) and a detail when a connection ended or
+    could not be opened, after its pending commands have failed and before the next `on_up`. The reason
+    `idle_closed` is no alarm: an idle connection was closed by the server or dropped by the network.
+    Another call follows if the link cannot reconnect at once. None for the link: see cluster.py."""
+    on_push: Callable[[Link, list[Any]], None]
+    """Called with each wake-up."""
+    on_moved: Callable[[], None] = ignore
+    """See `Router`."""
+    on_silent: Callable[[Link], None] = ignore
+    """Called repeatedly while a reply is overdue and the connection is up."""
+
+
 class Link:
     """See the module docstring. Belongs to the event loop that runs when it is created.
-
-    Args:
-        endpoint: the server.
-        channel: subscribed to on each connection.
-        scripts: loaded on each connection.
-        timeout: seconds within which a connection must be up, and within which a reply must come.
-        probe_interval: seconds without traffic after which a PING is sent.
-        on_up: called each time a connection is up.
-        on_down: called with a reason (of `reason_of`, or `idle_closed`), a detail and an alarm flag
-            when a connection ended or could not be opened, after its pending commands have failed and
-            before the next `on_up`. It is no alarm if an idle connection was closed by the server or
-            dropped by the network; an alarm follows if the link cannot reconnect at once.
-        on_push: called with each wake-up of the connection that is up.
-        on_silent: called repeatedly while a reply is overdue and the connection is up.
 
     Attributes:
         why_down: why no connection is up; "" if one is up.
         denied: the last attempt failed for a reason that a retry does not fix: credentials,
             permissions, an unknown host, TLS, or a server without RESP3.
+        answer: the reply to the last command of the greeting.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        channel: bytes,
-        scripts: Sequence[Script],
-        timeout: float,
-        probe_interval: float,
-        on_up: Callable[[Link], None],
-        on_down: Callable[[Link, str, str, bool], None],
-        on_push: Callable[[Link, list[Any]], None],
-        on_silent: Callable[[Link], None] | None = None,
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
         self.endpoint = endpoint
         self.why_down = "not connected yet"
         self.denied = False
+        self.answer: Any = None
+        self._settings = settings
         self._greeting = [
             (b"HELLO", b"3"),  # a custom redis_connect_func might not have sent it
-            (b"SUBSCRIBE", channel),
-            *((b"SCRIPT", b"LOAD", script.source) for script in scripts),
+            (b"SUBSCRIBE", settings.channel),
+            *settings.greeting,
         ]
-        self._timeout = timeout
-        self._second_after = min(_SECOND_AFTER, timeout / 2)
-        self._probe_interval = probe_interval
-        self._on_up = on_up
-        self._on_down = on_down
-        self._on_push = on_push
-        self._on_silent = on_silent
+        self._second_after = min(_SECOND_AFTER, settings.timeout / 2)
+        # A little later: a call that fails at the same time can still send its `leave`.
+        self._abort_after = settings.timeout + min(0.02, settings.timeout / 10)
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None  # up, or ending
         self._successor: Connection | None = None  # replaces it when it has ended
         self._opening: asyncio.Task[Connection] | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.Handle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._watch_due = 0.0
         self._awake_since = 0.0  # by loop.time(): the process was stopped until then
-        self._timed_out = False  # a reply exceeded `timeout`; checked once more before aborting
-        self._was_up = False
-        self._up_since = 0.0
+        self._up_since = 0.0  # by loop.time(); 0: never
         self._failures = 0
-        self._not_before = 0.0  # by loop.time(): no second connection earlier
         self._closing = False
         self._open()
 
@@ -119,18 +121,14 @@ class Link:
     @property
     def silent(self) -> bool:
         """Whether the link is up, but a reply is overdue."""
-        since = self._connection.silent_since() if self._connection is not None else None
-        return since is not None and self._loop.time() - since >= self._second_after
+        return (
+            self._connection is not None and (self._connection.silence() or 0.0) >= self._second_after
+        )
 
     @property
     def ended(self) -> bool:
         """Whether `close` has completed: no connection and no task is left."""
         return self._closing and self._connection is None and self._opening is None
-
-    @property
-    def connection(self) -> Connection | None:
-        """The connection that is up, if any."""
-        return self._connection if self.up else None
 
     def call(
         self,
@@ -160,36 +158,26 @@ class Link:
     def close(self) -> None:
         """Close the link as `Connection.close` does. `on_down` is not called.
 
-        If no reply comes, the connection is aborted by `wait_closed`, or after `timeout`.
+        If no reply comes, the connection is aborted by `wait_closed`, or after the timeout.
         """
         if self._closing:
             return
         self._closing = True
         self.why_down = "the backend was closed"
-        for timer in (self._retry, self._watch_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
         if self._opening is not None:
             self._opening.cancel()
         if self._successor is not None:
             self._successor.abort("closed", self.why_down)
-        connection = self._connection
-        if connection is not None and connection.up:
-            connection.close()
-            if not connection.closed:
-                detail = f"no reply within {self._timeout:g} s"
-                self._watch_timer = self._loop.call_later(
-                    self._timeout, connection.abort, "timeout", detail, context=Context()
-                )
+        if self._connection is not None:
+            self._connection.close()
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
         """After `close`: wait until the connection has ended; after `timeout` seconds, abort it."""
         opening, connection = self._opening, self._connection
-        while opening is not None and not opening.done():
-            # In a loop, because before Python 3.12 `wait_for` swallows a cancellation that arrives in
-            # the iteration in which its future completes.
-            opening.cancel()
-            await asyncio.wait({opening}, timeout=0.05)
+        if opening is not None:
+            await asyncio.wait({opening}, timeout=timeout)
         if connection is not None:
             await connection.wait_closed(timeout)
 
@@ -203,41 +191,49 @@ class Link:
         )
         self._opening.add_done_callback(self._opened, context=Context())
 
-    async def _connect(self) -> Connection:
-        connected: list[Connection] = []
-        try:
-            await asyncio.wait_for(self._handshake(connected), self._timeout)
-        except BaseException as error:
-            for connection in connected:
-                connection.abort("closed", "it was not up in time")
-            if isinstance(error, asyncio.TimeoutError):
-                text = f"no connection within {self._timeout:g} s"
-                raise redis_errors.TimeoutError(text) from None
-            raise
-        return connected[0]
+    def _open_in(self, seconds: float) -> None:
+        self._retry = self._loop.call_later(seconds, self._open, context=Context())
 
-    async def _handshake(self, connected: list[Connection]) -> None:
+    async def _connect(self) -> Connection:
+        timeout = self._settings.timeout
+        try:
+            return await asyncio.wait_for(self._handshake(), timeout)
+        except asyncio.TimeoutError:
+            text = f"no connection to {self.endpoint.name} within {timeout:g} s"
+            raise redis_errors.TimeoutError(text) from None
+
+    async def _handshake(self) -> Connection:
         opened = self.endpoint.connection()
-        connection = Connection(self._pushed, self._ended, self._busy)
+        busy = partial(self._watch_in, self._second_after)
+        connection = Connection(partial(self._settings.on_push, self), self._ended, busy)
         try:
             await opened.connect()  # type: ignore[no-untyped-call]
             await connection.take_over(opened)
         except BaseException:
             await opened.disconnect(nowait=True)
             raise
-        connected.append(connection)
-        replies = await _replies(connection, self._greeting)
-        if type(replies[1]) is not hiredis.PushNotification:
-            raise _NoRESP3(f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}")
+        try:
+            sent = [connection.request(command) for command in self._greeting]
+            replies = [await reply for reply in sent]
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            if type(replies[1]) is not hiredis.PushNotification:
+                text = f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}"
+                raise redis_errors.ResponseError(text)
+        except BaseException:
+            connection.abort("closed", "it was not up in time")
+            raise
+        self.answer = replies[-1]
+        return connection
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
+        # If it failed while a silent connection is still there, `_watch` opens another.
         self._opening = None
         if task.cancelled():
-            if not self._closing:
-                self._retry = self._loop.call_later(_RETRY_CANCELLED, self._open, context=Context())
-            return
-        error = task.exception()
-        if error is not None:
+            if not self._closing and self._connection is None:
+                self._open_in(_RETRY_CANCELLED)
+        elif (error := task.exception()) is not None:
             self._failed(error)
         elif self._closing:
             task.result().close()
@@ -245,42 +241,38 @@ class Link:
             self._use(task.result())
 
     def _failed(self, error: BaseException) -> None:
+        if self._closing or self._connection is not None:
+            return
+        if self.endpoint.untried:
+            self._open()
+            return
+        self._open_in(_backoff(self._failures))
         self._failures += 1
-        pause = backoff(self._failures - 1)
-        if self._closing:
-            return
-        if self._connection is not None:  # it was a second connection
-            self._not_before = self._loop.time() + pause
-            return
-        self.denied = is_permanent(error, self._was_up)
-        self._retry = self._loop.call_later(pause, self._open, context=Context())
-        self._down(reason_of(error), self.endpoint.redact(error), alarm=True)
+        self.denied = is_permanent(error, was_up=self._up_since > 0)
+        self._down(reason_of(error), self.endpoint.redact(error))
 
     def _use(self, connection: Connection) -> None:
         """Use a new connection, unless the current one replies again."""
-        old = self._connection
-        if old is not None:
-            if old.up and not self.silent:
+        if self._connection is not None:
+            if self._connection.up and not self.silent:
                 connection.close()
                 return
             self._successor = connection
-            if old.up:
-                detail = f"no reply for {self._second_after:g} s, but a new connection answers"
-                old.abort("idle_closed" if old.idle else "timeout", detail)
+            reason = "idle_closed" if self._connection.idle else "timeout"
+            detail = f"no reply for {self._second_after:g} s, but a new connection answers"
+            self._connection.abort(reason, detail)
             return
+        self._successor = None
         if not connection.up:  # it has ended since
             self._failed(redis_errors.ConnectionError("the server closed the connection"))
             return
         self._connection = connection
-        self._was_up = True
         self._up_since = self._loop.time()
         self.why_down, self.denied = "", False
         self._watch_in(self._second_after)
-        self._guard(self._on_up, self)
+        self._settings.on_up(self)
 
     def _ended(self, connection: Connection, why: ConnectionLost) -> None:
-        if connection is self._successor:
-            self._successor = None
         if connection is not self._connection:
             return
         self._connection = None
@@ -290,31 +282,18 @@ class Link:
             return
         if self._loop.time() - self._up_since >= _STEADY:
             self._failures = 0
-        successor, self._successor = self._successor, None
-        forgotten = successor is not None or why.reason == "idle_closed"
-        self._down("idle_closed" if forgotten else why.reason, why.detail, alarm=not forgotten)
-        if self._closing:
-            return
-        if successor is not None:
-            self._use(successor)
+        if self._successor is not None:
+            self._retry = self._loop.call_soon(self._use, self._successor, context=Context())
         elif self._opening is None:
-            pause = backoff(self._failures) if self._failures else 0.0
+            self._open_in(_backoff(self._failures) if self._failures else 0.0)
             self._failures += 1
-            self._retry = self._loop.call_later(pause, self._open, context=Context())
+        self._down("idle_closed" if self._successor is not None else why.reason, why.detail)
 
-    def _down(self, reason: str, detail: str, *, alarm: bool) -> None:
+    def _down(self, reason: str, detail: str) -> None:
         self.why_down = detail
-        self._guard(self._on_down, self, reason, detail, alarm)
-
-    def _pushed(self, push: list[Any]) -> None:
-        if self._connection is not None:  # a push before `on_up` is older than any sync
-            self._on_push(self, push)
+        self._settings.on_down(self, reason, detail)
 
     # Supervision
-
-    def _busy(self) -> None:
-        """The first command after an idle period was sent."""
-        self._watch_in(self._second_after)
 
     def _watch_in(self, seconds: float) -> None:
         if self._watch_timer is not None:
@@ -323,78 +302,35 @@ class Link:
         self._watch_timer = self._loop.call_later(seconds, self._watch, context=Context())
 
     def _watch(self) -> None:
-        self._watch_timer = None
         connection, now = self._connection, self._loop.time()
-        if connection is None or not connection.up:
+        if connection is None:
             return
+        silence = connection.silence()
+        if silence is None:
+            if (idle := now - connection.last_received) < self._settings.probe_interval:
+                connection.watched = False
+                self._watch_in(self._settings.probe_interval - idle)
+                return
+            connection.request((b"PING",))
+            silence = 0.0
         if now - self._watch_due > _LATE:
             # The process was stopped: a reply might be in the socket, so that time does not count.
             self._awake_since = now
-        since = connection.silent_since()
-        if since is None:
-            self._timed_out = False
-            if (idle := now - connection.last_received) < self._probe_interval:
-                connection.watched = False
-                self._watch_in(self._probe_interval - idle)
-                return
-            connection.send((b"PING",), _ignore)
-            since = now
-        silent = now - max(since, self._awake_since)
-        if silent < self._timeout:
-            self._timed_out = False
-        elif self._timed_out:
-            connection.abort("timeout", f"no reply within {self._timeout:g} s")
+        silence = min(silence, now - self._awake_since)
+        if silence >= self._abort_after:
+            connection.abort("timeout", f"no reply within {self._settings.timeout:g} s")
             return
-        else:  # check again shortly: the loop might run timers before it reads the socket
-            self._timed_out = True
-            self._watch_in(min(0.02, self._timeout / 10))
+        if silence < self._second_after:
+            self._watch_in(self._second_after - silence)
             return
-        if silent < self._second_after:
-            self._watch_in(self._second_after - silent)
-            return
-        if self._on_silent is not None:
-            self._guard(self._on_silent, self)
-        if self._opening is None and self._retry is None and now >= self._not_before:
-            self._open()
-        self._watch_in(min(self._second_after, self._timeout - silent))
-
-    def _guard(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """Run a callback. Its error is reported and must not end the link."""
-        try:
-            callback(*arguments)
-        except Exception as error:
-            message = f"genesis: a callback of the link to Redis failed: {callback!r}"
-            self._loop.call_exception_handler({"message": message, "exception": error})
+        self._watch_in(min(self._second_after, self._abort_after - silence))
+        if not self._closing:
+            if self._opening is None:
+                self._open()
+            self._settings.on_silent(self)
 
 
-class _NoRESP3(redis_errors.ResponseError):
-    """The server, or a proxy before it, does not speak RESP3."""
-
-
-def _replies(connection: Connection, commands: Sequence[Sequence[bytes]]) -> asyncio.Future[list[Any]]:
-    """Send commands together. Resolves with all replies, or with the first error among them."""
-    done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    replies: list[Any] = []
-
-    def on_reply(reply: Any) -> None:
-        replies.append(reply)
-        if done.done():
-            return
-        if isinstance(reply, Exception):
-            done.set_exception(reply)
-        elif len(replies) == len(commands):
-            done.set_result(replies)
-
-    for command in commands:
-        connection.send(command, on_reply)
-    return done
-
-
-def _ignore(reply: Any) -> None:
-    pass
-
-
-def backoff(failures: int) -> float:
+def _backoff(failures: int) -> float:
     """Seconds until the next attempt: exponential from 20 ms to 1 s, with up to half of it jitter."""
     most = min(1.0, 0.02 * 2.0 ** min(failures, 10))
     return random.uniform(most / 2, most)

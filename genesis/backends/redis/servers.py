@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from genesis.backends.redis.cluster import ClusterRouter, Nodes, Router, RouterSettings, SingleRouter
-from genesis.backends.redis.endpoint import endpoint_of_pool, pool_of_url
-from genesis.backends.redis.sentinel import Master, SentinelRouter
+from genesis.backends.redis.cluster import ClusterRouter, Nodes
+from genesis.backends.redis.endpoint import Endpoint, pool_of_url
+from genesis.backends.redis.link import LinkSettings
+from genesis.backends.redis.router import Router, SingleRouter
+from genesis.backends.redis.sentinel import SentinelRouter
 
 __all__ = ["Servers", "servers_of_client", "servers_of_url"]
 
@@ -23,7 +26,7 @@ _CLUSTERED = (
 class Servers(NamedTuple):
     name: str
     """Identifies the data that is stored there; contains no credentials."""
-    router: Callable[[RouterSettings], Router]
+    router: Callable[[LinkSettings], Router]
     """Creates the router, which starts to connect."""
     redact: Callable[[BaseException], str]
     """Formats an error without credentials."""
@@ -42,11 +45,8 @@ def servers_of_client(client: object, timeout: float) -> Servers:
         nodes = Nodes(client, timeout)
         first = nodes.endpoint(nodes.seeds[0])
         first.check()
-        names = sorted(f"{host}:{port}" for host, port in nodes.seeds)
-        name = f"cluster {','.join(names)}"
-        return Servers(
-            name, lambda settings: ClusterRouter(nodes, settings), first.redact, clustered=True
-        )
+        name = f"cluster {','.join(sorted(f'{host}:{port}' for host, port in nodes.seeds))}"
+        return Servers(name, partial(ClusterRouter, nodes), first.redact, clustered=True)
     if not isinstance(client, Redis):
         raise TypeError(
             "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
@@ -54,15 +54,17 @@ def servers_of_client(client: object, timeout: float) -> Servers:
         )
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
-        master = Master(pool, timeout)
+        if not pool.is_master:
+            raise ValueError("client leads to a replica; give what Sentinel.master_for() returns")
+        master = Endpoint(pool, timeout, connection_pool=None)
         master.check()
-        name = f"sentinel {master.service}"
-        return Servers(name, lambda settings: SentinelRouter(master, settings), master.redact)
+        name = f"sentinel {pool.service_name}"
+        return Servers(name, partial(SentinelRouter, pool), master.redact)
     return _single(pool, timeout)
 
 
 def _single(pool: ConnectionPool, timeout: float) -> Servers:
-    endpoint = endpoint_of_pool(pool, timeout)
+    endpoint = Endpoint(pool, timeout)
     endpoint.check()
 
     def redact(error: BaseException) -> str:
@@ -71,4 +73,4 @@ def _single(pool: ConnectionPool, timeout: float) -> Servers:
             text += _CLUSTERED
         return text
 
-    return Servers(endpoint.name, lambda settings: SingleRouter(endpoint, settings), redact)
+    return Servers(endpoint.name, partial(SingleRouter, endpoint), redact)

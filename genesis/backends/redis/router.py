@@ -1,0 +1,83 @@
+"""Routers: from a queue's keys to the link of the server that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.link import Link, LinkSettings
+
+__all__ = ["Router", "SingleRouter"]
+
+
+class Router:
+    """Belongs to the event loop that runs when it is created.
+
+    It calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
+    the servers are known again. Links that `links` no longer returns are closed then.
+    """
+
+    def __init__(self, settings: LinkSettings) -> None:
+        self._settings = settings
+        self._made: list[Link] = []
+        self._why_unknown = ""  # why `link` returns None, if it does
+        self._unknown_for_good = False  # see `denied`
+
+    def link(self, key: bytes) -> Link | None:
+        """The link to the server that serves `key`, up or down; None while no server is known."""
+        raise NotImplementedError
+
+    def links(self) -> Sequence[Link]:
+        """The links in use."""
+        raise NotImplementedError
+
+    def redirected(self, key: bytes, error: BaseException) -> bool:  # noqa: ARG002
+        """Whether `error` means that another server serves `key`, or none for now.
+
+        If so, the router finds the right server. Retry on `link(key)`: at once after the first MOVED,
+        otherwise after a short delay.
+        """
+        return False
+
+    def why_down(self, key: bytes) -> str:
+        """Why no command on `key` can be sent; "" if it can be sent."""
+        link = self.link(key)
+        return self._why_unknown if link is None else link.why_down
+
+    def denied(self, key: bytes) -> bool:
+        """See `Link`."""
+        link = self.link(key)
+        return self._unknown_for_good if link is None else link.denied
+
+    def abort(self) -> None:
+        """Close all links without waiting."""
+        for link in self._made:
+            link.close()
+
+    async def close(self, timeout: float) -> None:
+        """Close all links after the outstanding replies, at most `timeout` seconds later."""
+        self.abort()
+        await asyncio.gather(*(link.wait_closed(timeout) for link in self._made))
+
+    def _connect(self, endpoint: Endpoint, **changes: Any) -> Link:
+        """A new link, with `changes` to the settings."""
+        self._made = [link for link in self._made if not link.ended]
+        link = Link(endpoint, self._settings._replace(**changes))
+        self._made.append(link)
+        return link
+
+
+class SingleRouter(Router):
+    """One link for all queues."""
+
+    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
+        super().__init__(settings)
+        self._link = self._connect(endpoint)
+
+    def link(self, key: bytes) -> Link | None:  # noqa: ARG002
+        return self._link
+
+    def links(self) -> Sequence[Link]:
+        return (self._link,)
