@@ -6,12 +6,9 @@ from typing import Any
 
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member
+from genesis.backends.redis.output import Command
 from genesis.backends.redis.ticket import LocalTicket, Sessions
-from genesis.backends.redis.verdicts import (
-    Command,
-    Granted,
-    Waiting,
-)  # fmt: skip
+from tests.protocol.instance import Recorder
 
 LEASE = 15.0
 NUMBERS = [0, 0, b"1", 0, 0, 0, 0]
@@ -22,12 +19,13 @@ class Line:
     """A core, and the replies that Redis would give."""
 
     def __init__(self, page: int = 500) -> None:
-        self.core = QueueCore(Sessions(), LEASE, page)
+        self.output = Recorder()
+        self.core = QueueCore("q", self.output, Sessions(), LEASE, page)
         self.serial = 0
 
     def ticket(self, name: str, **options: Any) -> LocalTicket:
         self.serial += 1
-        return LocalTicket(make_member("a", self.serial, 0, "", name), name, b"1", **options)
+        return LocalTicket(make_member("a", self.serial, 0, "", name), b"1", **options)
 
     def enter(self, name: str, now: float = 0, **options: Any) -> LocalTicket:
         ticket = self.ticket(name, **options)
@@ -35,7 +33,7 @@ class Line:
         return ticket
 
     def commands(self) -> list[Command]:
-        commands, self.core.commands = self.core.commands, []
+        commands, self.output.commands = self.output.commands, []
         return commands
 
     def command(self, name: str) -> Command:
@@ -44,7 +42,7 @@ class Line:
         return command
 
     def verdicts(self) -> list[Any]:
-        verdicts, self.core.verdicts = self.core.verdicts, []
+        verdicts, self.output.verdicts = self.output.verdicts, []
         return verdicts
 
     def synced(
@@ -69,13 +67,13 @@ class Line:
     def holding(self, name: str = "held", token: int = 10) -> LocalTicket:
         ticket = self.enter(name)
         self.core.replied(self.command("enter"), granted(token), 0)
-        assert self.verdicts() == [Granted(ticket, None)]
+        assert self.verdicts() == [("granted", ticket, None)]
         return ticket
 
     def waiting(self, name: str = "waits", place: int = 20) -> LocalTicket:
         ticket = self.enter(name)
         self.core.replied(self.command("enter"), [2, place, 1, 1, b"1", 0, b"", [], [], 1, -1, []], 0)
-        assert self.verdicts() == [Waiting(ticket, 1, 1, ())]
+        assert self.verdicts() == [("waiting", ticket, 1, 1, ())]
         return ticket
 
 

@@ -34,11 +34,11 @@ from genesis.backends.redis.calls import Call
 from genesis.backends.redis.cluster import RouterSettings
 from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
-from genesis.backends.redis.members import make_member, ticket_of
+from genesis.backends.redis.members import make_member
 from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
@@ -130,23 +130,12 @@ class RedisBackend:
     async def enter(self, request: EnterRequest) -> EnterResult:
         driver = self._join("enter", request.queue_id, request.item_id)
         queue = driver.open(request.queue_id)
-        serial = next(driver.serials)
-        member = make_member(
-            driver.instance_id, serial, request.head_start, request.context, request.item_id
-        )
-        ticket = Ticket(request.queue_id, request.item_id, ticket_of(member).decode())
-        call = Call(queue, ticket, driver.loop.create_future())
-        call.local = local = LocalTicket(
-            member,
-            call,
-            b"" if request.limit is None else b"%d" % request.limit,
-            request.only_if_free,
-            b"" if request.max_waiting is None else b"%d" % request.max_waiting,
-            _kept(request.place_token),
-        )
+        serial, instance = next(driver.serials), driver.instance_id
+        member = make_member(instance, serial, request.head_start, request.context, request.item_id)
+        call = Call(queue, member, request, _kept(request.place_token), driver.loop)
         if driver.denied(queue):
-            raise self._unavailable("enter", driver.why_down(queue), *ticket[:2])
-        driver.enter(call, local)
+            raise self._unavailable("enter", driver.why_down(queue), *call.ticket[:2])
+        driver.enter(call)
         timer = self._answer_within(driver, call, request.timeout)
         try:
             result = await call.answer
@@ -206,13 +195,13 @@ class RedisBackend:
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
         call = self._call(ticket)
-        if call is None or self._driver is None or not call.local.wanted:
+        if call is None or self._driver is None or not call.wanted:
             return LeaveResult(None)
         call.observed = False
         self._driver.leave(call, context, keep_place)
-        if call.left is None:
+        if call.result is None:
             call.observed = True
-        return call.left
+        return call.result
 
     async def flush(self) -> None:
         if self._driver is not None:
@@ -221,7 +210,7 @@ class RedisBackend:
     def lapsed(self, ticket: Ticket) -> bool:
         call = self._call(ticket)
         driver = self._driver
-        if call is None or driver is None or call.lost or call.local.stage is not Stage.HOLDING:
+        if call is None or driver is None or call.lost or call.stage is not Stage.HOLDING:
             return True
         return driver.loop.time() >= call.queue.core.lease_deadline
 

@@ -1,7 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send come
-out in `commands`, verdicts in `verdicts`; the caller drains both after every event. See README.md:
+No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send and
+verdicts about tickets come out as calls of `Output`. See README.md:
 
 1. No command is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the list
    of its tickets.
@@ -15,16 +15,16 @@ Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call
 
 | stage    | event                                           | next    | verdict |
 |----------|-------------------------------------------------|---------|---------|
-| ENTERING | reply to enter, sync                            | HOLDING | Granted |
-| ENTERING | reply to enter, sync                            | WAITING | Waiting |
-| ENTERING | reply to enter, sync: busy or full              | ENDED   | Refused |
-| ENTERING | reply to enter, sync: either is an error        | ENDED   | Failed  |
-| ENTERING | reply to sync                                   | ENDED   | Evicted |
-| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
-| WAITING  | pushed; evicted; reply to sync                  | ENDED   | Evicted |
-| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | Lost    |
-| HOLDING  | lease lapsed: seen by any event                 | ENDED   | Lost    |
-| any      | reply to leave; reply to a sync without it      | (gone)  | Left    |
+| ENTERING | reply to enter, sync                            | HOLDING | granted |
+| ENTERING | reply to enter, sync                            | WAITING | waiting |
+| ENTERING | reply to enter, sync: busy or full              | ENDED   | refused |
+| ENTERING | reply to enter, sync: either is an error        | ENDED   | failed  |
+| ENTERING | reply to sync                                   | ENDED   | evicted |
+| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | granted |
+| WAITING  | pushed; evicted; reply to sync                  | ENDED   | evicted |
+| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | lost    |
+| HOLDING  | lease lapsed: seen by any event                 | ENDED   | lost    |
+| any      | reply to leave; reply to a sync without it      | (gone)  | left    |
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from genesis.backends.protocol import CallRef, LeaveResult, Refusal, State
-from genesis.backends.redis import verdicts
-from genesis.backends.redis.members import parse_member, parse_origin, ticket_of
+from genesis.backends import protocol
+from genesis.backends.estimate import expected_wait
+from genesis.backends.protocol import CallRef, LeaveResult, LimitDisagreement, State
+from genesis.backends.redis.members import mean_hold_of, parse_member, parse_origin, stats_of, ticket_of
+from genesis.backends.redis.output import Command, Output
 from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage, pages_of
-from genesis.backends.redis.verdicts import Command, Verdict, stats_of
 
 __all__ = ["QueueCore"]
 
@@ -45,12 +46,11 @@ _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync
 _GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
 _TOKEN_MODULUS = 2**32
-_REFUSALS: dict[int, Refusal] = {3: "busy", 4: "full"}
 _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
 class QueueCore:
-    """Args: the instance's sessions; the lease in seconds; the number of tickets per sync command.
+    """Args: the queue; its output; the instance's sessions; the lease (s); tickets per sync command.
 
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
@@ -60,12 +60,14 @@ class QueueCore:
         `confirmed <= session`; they differ while a sync is in flight or the connection is down.
     """
 
-    def __init__(self, sessions: Sessions, lease: float, page: int = 500) -> None:
+    def __init__(
+        self, queue_id: str, output: Output, sessions: Sessions, lease: float, page: int = 500
+    ) -> None:
+        self._queue_id = queue_id
+        self._output = output
         self._sessions = sessions
         self._lease = lease
         self._page = page
-        self.commands: list[Command] = []
-        self.verdicts: list[Verdict] = []
         self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
         self.up = False
         self.session = 0  # carried by every command; 0 before the first sync
@@ -94,7 +96,8 @@ class QueueCore:
             self._sync(now)  # first contact, or no heartbeats were sent while there was no ticket
             return
         ticket.sent = True
-        self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
+        command = Command("enter", self.session, ticket.enter_arguments(), (ticket,), now)
+        self._output.send(command)
 
     def leave(
         self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
@@ -111,7 +114,7 @@ class QueueCore:
         if self.up:
             ticket.left = self.session
             words = ticket.leave_arguments(origin, now)
-            self.commands.append(Command("leave", self.session, words, (ticket,), now))
+            self._output.send(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
         """A new connection is up and has subscribed to this instance's channel."""
@@ -137,7 +140,7 @@ class QueueCore:
         elif self.tickets and self.confirmed == self.session and not self._beating:
             self._beating = True
             self._beats += 1
-            self.commands.append(Command("beat", self.session, (), (), now))
+            self._output.send(Command("beat", self.session, (), (), now))
 
     def replied(self, command: Command, reply: Any, now: float) -> None:
         """A reply came, or an error reply as an exception."""
@@ -209,7 +212,8 @@ class QueueCore:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
-            self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
+            item_id, owner, context = parse_member(member)
+            self._output.emit(protocol.Reclaimed(self._queue_id, item_id, owner, was, context))
         return tuple(parse_member(member) for member, _ in granted)
 
     @property
@@ -234,16 +238,17 @@ class QueueCore:
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row(now)
-            self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
+            self._output.send(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, look, rows, override, version, more, numbers, *rest = reply
         reclaimed, data_lost, previous, granted, holders = rest
         self.know_override(int(version), override)
         if data_lost:
-            self.verdicts.append(verdicts.DataLost(len(self.tickets)))
+            detail = f"queue {self._queue_id!r} registers {len(self.tickets)} tickets again"
+            self._output.emit(protocol.Disrupted("data_lost", detail, lasts=False))
         if previous:
-            self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
+            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(self.limit)))
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers, tuple(map(parse_member, holders)))
         self._take(granted, reclaimed, None)
@@ -270,9 +275,9 @@ class QueueCore:
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
                 who = holders if ticket.asks_who else ()
-                self.verdicts.append(verdicts.Waiting(ticket, position, numbers[0], who))
-        elif code in _REFUSALS:
-            self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
+                self._output.waiting(ticket, position, numbers[0], who)
+        elif code in (3, 4):
+            self._refused(ticket, code, numbers[0], int(numbers[2]), row[2:])
         elif code == 5:
             self._evicted(ticket)
         elif code == 6:
@@ -287,7 +292,7 @@ class QueueCore:
         if rest:
             self._take(rest[0], rest[1], None)
         if previous:
-            self.verdicts.append(verdicts.Disagreement(int(previous), int(ticket.limit)))
+            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(ticket.limit)))
         ticket.resumed = bool(resumed)
         self.crowded = depth > 0
         if code == 1:
@@ -298,9 +303,9 @@ class QueueCore:
             self.look_in(look, now)
             if ticket.wanted:
                 calls = tuple(parse_member(member) for member in holders)
-                self.verdicts.append(verdicts.Waiting(ticket, position, depth, calls))
+                self._output.waiting(ticket, position, depth, calls)
         else:
-            self._refused(ticket, code, (depth, int(limit), rest[2], rest[3]))
+            self._refused(ticket, code, depth, int(limit), rest[2:])
 
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         granted: tuple[CallRef, ...] = ()
@@ -317,7 +322,8 @@ class QueueCore:
         self.lease_deadline = command.sent + self._lease
         self.know_override(int(version), override)
         self._take(granted, reclaimed, None)
-        self.verdicts.append(verdicts.Beaten(now - command.sent, stats_of(numbers)))
+        self._output.emit(protocol.Heartbeat(now - command.sent, "ok"))
+        self._output.emit(protocol.Snapshot(self._queue_id, stats_of(numbers)))
         self.look_in(look, now)
         same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
         if count != self.known or not same:
@@ -328,13 +334,13 @@ class QueueCore:
         self._beating = False
         self._beats, self.due = -1, now + _RETRY
         if command.name == "beat":
-            self.verdicts.append(verdicts.Beaten(now - command.sent, None))
+            self._output.emit(protocol.Heartbeat(now - command.sent, "error"))
         if command.name != "enter":
-            self.verdicts.append(verdicts.Rejected(command.name, error))
+            self._output.rejected(command.name, error)
         for ticket in command.tickets:
             if ticket.stage is Stage.ENTERING and ticket.wanted:
                 self._move(ticket, Stage.ENDED)
-                self.verdicts.append(verdicts.Failed(ticket, error))
+                self._output.failed(ticket, error)
 
     # Tickets
 
@@ -346,7 +352,7 @@ class QueueCore:
             if ticket.stage is Stage.HOLDING:
                 self._lost(ticket, "lapsed")
             elif ticket.stage is Stage.WAITING and ticket.wanted and not self.up:
-                self.verdicts.append(verdicts.OutOfReach(ticket))
+                self._output.out_of_reach(ticket)
         if self.up and self.tickets:
             self._sync(now)
         else:
@@ -358,14 +364,17 @@ class QueueCore:
         news = ticket.stage is not Stage.HOLDING and ticket.wanted
         self._move(ticket, Stage.HOLDING, token)
         if news:
-            self.verdicts.append(verdicts.Granted(ticket, by))
+            self._output.granted(ticket, by)
 
-    def _refused(self, ticket: LocalTicket, code: int, figures: Sequence[int]) -> None:
-        depth, limit, holds, mean = figures
-        if ticket.wanted:
-            reason = _REFUSALS[code]
-            self.verdicts.append(verdicts.Refused(ticket, reason, depth, limit, holds, mean / 1e6))
+    def _refused(
+        self, ticket: LocalTicket, code: int, depth: int, limit: int, holds: Sequence[int]
+    ) -> None:
         self._move(ticket, Stage.ENDED)
+        if ticket.wanted and code == 3:
+            self._output.refused(ticket, "busy", depth, None)
+        elif ticket.wanted:
+            retry_after = expected_wait(depth + 1, limit, mean_hold_of(*holds))
+            self._output.refused(ticket, "full", depth, retry_after)
 
     def _evicted(self, ticket: LocalTicket) -> None:
         if ticket.stage is Stage.HOLDING:
@@ -373,17 +382,17 @@ class QueueCore:
         elif ticket.stage is not Stage.ENDED:
             self._move(ticket, Stage.ENDED)
             if ticket.wanted:
-                self.verdicts.append(verdicts.Evicted(ticket))
+                self._output.evicted(ticket)
 
     def _lost(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
         self._move(ticket, Stage.ENDED)
         if ticket.wanted:
-            self.verdicts.append(verdicts.Lost(ticket, reason))
+            self._output.lost(ticket, reason)
 
     def _gone(self, ticket: LocalTicket, result: LeaveResult, *, confirmed: bool) -> None:
         self._move(ticket, Stage.ENDED)
         del self.tickets[ticket.id]
-        self.verdicts.append(verdicts.Left(ticket, result, confirmed))
+        self._output.left(ticket, result, confirmed)
 
     def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         """Change the stage. Nothing else does."""

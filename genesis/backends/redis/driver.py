@@ -1,8 +1,8 @@
 """`Driver`: runs the cores of a `RedisBackend` in one event loop, with links, timers and futures.
 
-Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core. Then the
-core is drained: its commands are sent; its verdicts resolve futures and become events of the backend.
-All of this is synchronous: there is no await point at which a cancellation could lose anything.
+Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core, and its
+`LocalQueue` gets what the core puts out. All of this is synchronous: there is no await point at which a
+cancellation could lose anything.
 """
 
 from __future__ import annotations
@@ -12,30 +12,19 @@ import heapq
 import itertools
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from typing import Any
 
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    LeaveResult,
-    Left,
-    Recovered,
-    SlotLost,
-)
-from genesis.backends.redis import verdicts
+from genesis.backends.protocol import BackendEvent, Disrupted, LeaveResult, Left, Recovered
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import Router, guard_key
 from genesis.backends.redis.connection import ConnectionLost
-from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.delivery import deliver
 from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
-from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.backends.redis.output import Command
+from genesis.backends.redis.ticket import Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["BEFORE", "Driver"]
@@ -80,7 +69,7 @@ class Driver:
         self.emit = emit
         self._head = instance_id.encode()
         self._tail = (b"%d" % round(lease * 1e6), channels)
-        self._sessions = Sessions()
+        self.sessions = Sessions()
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
         self.calls: dict[str, Call] = {}  # by ticket, until Redis has confirmed that it left
@@ -103,7 +92,7 @@ class Driver:
             keys = queue_keys(self._key_prefix, queue_id)
             if self.clustered:
                 keys = (*keys, guard_key(keys))
-            queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
+            queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys, self.sessions)
             self._attach(queue)
             # Set a timer: a queue into which no call enters must be dropped too.
             later = _RETRY if queue.link is None else self.lease
@@ -111,22 +100,18 @@ class Driver:
             self.index.opened(queue_id)
         return queue
 
-    def new_core(self) -> QueueCore:
-        return QueueCore(self._sessions, self.lease)
-
-    def enter(self, call: Call, ticket: LocalTicket) -> None:
-        queue = call.queue
+    def enter(self, call: Call) -> None:
         self.calls[call.ticket.id] = call
-        queue.core.enter(ticket, self.loop.time())
-        self.drain(queue)
+        call.queue.core.enter(call, self.loop.time())
+        self.schedule(call.queue)
 
     def leave(
         self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
     ) -> None:
         ticket, queue = call.ticket, call.queue
         origin = make_origin(self.instance_id, context, ticket.item_id)
-        queue.core.leave(call.local, self.loop.time(), origin, keep_place, unanswered)
-        self.drain(queue)
+        queue.core.leave(call, self.loop.time(), origin, keep_place, unanswered)
+        self.schedule(queue)
 
     def why_down(self, queue: LocalQueue) -> str:
         why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
@@ -136,39 +121,26 @@ class Driver:
         """Whether a retry cannot help: a wrong password, an unknown host."""
         return queue.link is None and self.router.denied(queue.keys[0])
 
-    def drain(self, queue: LocalQueue) -> None:
-        """Send the core's commands, deliver its verdicts, and set the timer."""
+    def schedule(self, queue: LocalQueue) -> None:
+        """Set the timer after an event of the queue's core."""
         core = queue.core
-        while core.commands or core.verdicts:
-            commands, core.commands = core.commands, []
-            for command in commands:
-                if queue.link is not None:
-                    session = b"%d" % command.session
-                    arguments = (self._head, session, *self._tail, *command.arguments)
-                    on_reply = partial(self._replied, queue, command)
-                    # Without waiters a release is not urgent: it is written with the next command.
-                    urgent = core.crowded or command.name != "leave"
-                    queue.link.call(load(command.name), queue.keys, arguments, on_reply, urgent)
-            found, core.verdicts = core.verdicts, []
-            for verdict in found:
-                deliver(self, queue, verdict)
         when = core.due if core.due < core.lease_deadline else core.lease_deadline
         if when < queue.timer_at:
             self._look_at(queue, when)
 
-    def preface(self) -> tuple[bytes, ...]:
-        """The first arguments of a script that carries no session."""
-        return (self._head, b"", *self._tail)
+    def preface(self, session: bytes = b"") -> tuple[bytes, ...]:
+        """The first arguments of a script; some carry no session."""
+        return (self._head, session, *self._tail)
 
     def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
         """Apply what a script without a session did; `session` is the core's when it was sent."""
         queue.core.take(session, granted, reclaimed, self.loop.time())
         queue.core.look_in(look, self.loop.time())
-        self.drain(queue)
+        self.schedule(queue)
 
     # Replies and messages
 
-    def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
+    def replied(self, queue: LocalQueue, command: Command, reply: Any) -> None:
         if isinstance(reply, Exception):
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
@@ -176,7 +148,7 @@ class Driver:
         else:
             self.is_served(queue, rejected=command.name not in ("sync", "beat"))
         queue.core.replied(command, reply, self.loop.time())
-        self.drain(queue)
+        self.schedule(queue)
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
         """Whether an error reply concerns the server or the connection, not the command."""
@@ -219,7 +191,7 @@ class Driver:
         if call is not None and call.queue.link is link:
             now = self.loop.time()
             call.queue.core.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
-            self.drain(call.queue)
+            self.schedule(call.queue)
 
     # Links
 
@@ -244,9 +216,7 @@ class Driver:
         if link is None or link.denied:
             for call in list(self.calls.values()):
                 if call.granted is None and self.denied(call.queue):
-                    call.fail(
-                        self.unavailable("enter", detail, call.queue.queue_id, call.ticket.item_id)
-                    )
+                    call.fail(self.unavailable("enter", detail, *call.ticket[:2]))
 
     def on_moved(self) -> None:
         """The slot map of the Cluster has changed, or can be read again."""
@@ -277,13 +247,13 @@ class Driver:
         if queue.link is None and link is not None and link.up:
             queue.link = link
             queue.core.connected(self.loop.time())
-            self.drain(queue)
+            self.schedule(queue)
             self._notify()
 
     def _detach(self, queue: LocalQueue) -> None:
         queue.link = None
         queue.core.disconnected()
-        self.drain(queue)
+        self.schedule(queue)
 
     async def until_changed(self, timeout: float) -> None:
         """Wait, at most `timeout` s, until a link goes up or down, or a queue changes its link."""
@@ -339,7 +309,7 @@ class Driver:
         if queue.link is None:
             self._attach(queue)
         core.tick(now)
-        self.drain(queue)
+        self.schedule(queue)
         if core.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
             self.is_served(queue, rejected=False)  # an unused queue must not prolong an outage
@@ -360,7 +330,7 @@ class Driver:
             self._all_left.set_result(None)
 
     def _leaving(self) -> bool:
-        return any(not call.local.wanted for call in self.calls.values())
+        return any(not call.wanted for call in self.calls.values())
 
     async def flush(self) -> None:
         """Wait until every `leave` has an outcome: a reply, a later sync, or the end of the backend."""
@@ -372,20 +342,21 @@ class Driver:
     def end_calls(self) -> None:
         """Give everything back. Every call gets an error."""
         for call in list(self.calls.values()):
-            if not call.local.wanted:
+            if not call.wanted:
                 continue
-            queue_id, item_id, _ = call.ticket
-            if call.local.stage is Stage.HOLDING and not call.lost:
-                call.lost = True
-                self.emit(SlotLost(call.ticket, "closed"))
-            operation = "enter" if call.granted is None else "wait"
-            call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
+            if call.stage is Stage.HOLDING:
+                call.queue.lost(call, "closed")
+            operation, closed = (
+                "enter" if call.granted is None else "wait",
+                BackendUnavailableError.CLOSED,
+            )
+            call.fail(self.unavailable(operation, closed, *call.ticket[:2]))
             self.leave(call)
 
     def end(self) -> None:
         """The last connection has ended: a `leave` without a reply will never get one."""
         for call in list(self.calls.values()):
-            if call.observed and not call.local.wanted:
+            if call.observed and not call.wanted:
                 self.emit(Left(call.ticket, LeaveResult(None), False))
         self.calls.clear()
         if self._all_left is not None and not self.loop.is_closed() and not self._all_left.done():

@@ -14,15 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
+from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import age_of, parse_member, ticket_of
+from genesis.backends.redis.members import age_of, mean_hold_of, parse_member, stats_of, ticket_of
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
-from genesis.backends.redis.verdicts import stats_of
 
 __all__ = ["Requests"]
 
@@ -77,16 +76,16 @@ class Requests:
         waiting = [
             call
             for call in self._driver.calls.values()
-            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING
+            if call.queue.queue_id == queue_id and call.stage is Stage.WAITING
         ]
-        waiting.sort(key=lambda call: -call.local.number)  # of one item_id, the first in line wins
-        own = {call.ticket.item_id: call.local.member for call in waiting}
+        waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
+        own = {call.ticket.item_id: call.member for call in waiting}
         members: list[tuple[int, bytes]] = []
         others: dict[str, list[int]] = {}
         for index, each in enumerate(wanted):
             if isinstance(each, Ticket):
                 if (found := self._driver.calls.get(each.id)) is not None:
-                    members.append((index, found.local.member))
+                    members.append((index, found.member))
             elif each in own:
                 members.append((index, own[each]))
             else:
@@ -108,8 +107,7 @@ class Requests:
         arguments = tuple(member for _, member in members)
         reply = await self._ask("wait_status", queue_id, "places", arguments)
         now, depth, limit, holds, mean, rows, resumed = reply
-        entered = _pairs(resumed)
-        mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
+        entered, mean_hold = _pairs(resumed), mean_hold_of(holds, mean)
         for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
             if position:
                 waited = age_of(member, place, now, entered)
@@ -155,7 +153,7 @@ class Requests:
     async def ping(self) -> None:
         """Require a reply from every server in use."""
         driver = self._driver
-        queue = LocalQueue("ping", (b"ping",), driver.new_core())
+        queue = LocalQueue(driver, "ping", (b"ping",), driver.sessions)
         deadline = driver.loop.time() + self._timeout
         while True:
             while not (links := [link for link in driver.router.links() if link.up]):

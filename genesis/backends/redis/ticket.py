@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import Any
 
 from genesis.backends.redis.members import ticket_of
 
@@ -22,14 +21,13 @@ class LocalTicket:
     """One ticket of this instance. The backend creates it; only the core changes it."""
 
     __slots__ = (
-        "back", "handle", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member",
-        "number", "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+        "back", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member", "number",
+        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
     )  # fmt: skip
 
     def __init__(
         self,
         member: bytes,
-        handle: Any,
         limit: bytes = b"",
         only_if_free: bool = False,
         max_waiting: bytes = b"",
@@ -37,7 +35,6 @@ class LocalTicket:
     ) -> None:
         self.id = ticket_of(member)
         self.member = member
-        self.handle = handle  # opaque to the core: the `Call`
         self.limit = limit
         self.only_if_free = only_if_free
         self.max_waiting = max_waiting
