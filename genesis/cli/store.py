@@ -137,12 +137,12 @@ class Store:
 
     def look(self, queue_ids: Sequence[str]) -> list[QueueLook]:
         """The state of each queue at one instant; one round trip reads many queues."""
-        self._load("look")
+        self._load("stats")
         found: list[QueueLook] = []
         for some, pipeline in self._batches(queue_ids):
             for queue_id in some:
                 keys = self.keys(queue_id)
-                pipeline.execute_command("EVALSHA", load("look").sha, len(keys), *keys)
+                pipeline.execute_command("EVALSHA", load("stats").sha, len(keys), *keys, "", "", 0, "")
             found += [_look(name, row) for name, row in zip(some, pipeline.execute(), strict=True)]
         return found
 
@@ -251,7 +251,8 @@ def _pairs(flat: Any) -> list[tuple[bytes, int]]:
 
 
 def _look(queue_id: str, reply: Any) -> QueueLook:
-    now, numbers, override, version, last, until, epoch, live, lapsed, furthest, holder, head = reply
+    numbers, _, _, _, now, override, version, last, until, epoch, live, lapsed, *members = reply
+    furthest, holder, head = members
     waiting, in_use, limit, oldest_wait, oldest_hold, holds, mean = (int(float(n)) for n in numbers)
     mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
     free = waiting == 0 and in_use < limit

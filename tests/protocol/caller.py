@@ -232,13 +232,13 @@ class Caller:
         if name == "limit":
             if reply != (0,) and reply != ("error",):
                 core.know_override(reply[1], arguments[1])
-                core.take(session, [(m, b"%d" % n) for m, n in reply[2]], (), now)
+                core.take(session, self._effects(*reply[2:]), now)
             return
         if name == "evict":
             if reply != ("error",):
-                core.take(session, [(m, b"%d" % n) for m, n in reply[1]], (), now)
                 if reply[0]:
                     core.evicted(session, ticket_of(arguments[0]), now)
+                core.take(session, self._effects(*reply[1:]), now)
             return
         words = (b"", b"", origin if name == "leave" else b"", b"", b"")
         thawed = Command(
@@ -246,69 +246,38 @@ class Caller:
         )
         core.replied(thawed, self._wordy(name, reply), now)
 
+    def _effects(self, granted: Any, look: int) -> list[Any]:
+        wait = {0: 0, 1: 1_000_000, -1: -1}
+        return [[(member, b"%d" % token) for member, token in granted], [], wait[look]]
+
     def _wordy(self, name: str, reply: Any) -> Any:
         """The reply with everything that `plain` omitted."""
-        look = {0: 0, 1: 1_000_000, -1: -1}
         numbers = [0, 0, b"1", 0, 0, 0, 0]
         if reply == ("error",):
             return RuntimeError("rejected")
         if len(reply) == 1:
-            return [reply[0], 0, 0]
+            return [reply[0], 0]
         if name == "enter":
-            code, number, resumed, granted, wait = reply
-            rest: list[Any] = [1, look[wait], []] if code == 2 else [0, 0] if code in (3, 4) else []
-            if code == 1 and not granted:
-                return [code, number, 1, 0, b"1", resumed, b""]
-            return [
-                code,
-                number,
-                0,
-                0,
-                b"1",
-                resumed,
-                b"",
-                granted,
-                [],
-                *rest,
-            ]
+            row, granted, look = reply
+            return [self._row(row), 0, b"1", b"", *self._effects(granted, look), []]
         if name == "leave":
-            return [reply[0], 0, 0, [(m, b"%d" % n) for m, n in reply[1]], [], look[reply[2]]]
+            return [reply[0], 0, *self._effects(*reply[1:])]
         if name == "beat":
-            _, now, wait, count, tokens, override, version, granted = reply
+            _, now, look, count, tokens, override, version, granted = reply
             held = -1 if tokens is None else len(tokens)
             total = b"%d" % sum(token % 2**32 for token in tokens or ())
-            return [
-                1,
-                now,
-                look[wait],
-                count,
-                held,
-                total,
-                numbers,
-                override,
-                b"%d" % version,
-                granted,
-                [],
-            ]
+            head = [1, now, override, b"%d" % version, numbers, count, held, total]
+            return [*head, *self._effects(granted, look)]
         if reply[0] == -1:
             return list(reply)
-        _, now, wait, rows, override, version, more, lost, granted = reply
-        longer = [[*row, 0, 0] if row[0] in (3, 4) else list(row) for row in rows]
-        return [
-            1,
-            now,
-            look[wait],
-            longer,
-            override,
-            b"%d" % version,
-            more,
-            numbers,
-            [],
-            lost,
-            b"",
-            granted,
-            [],
-        ]
+        _, now, look, rows, override, version, more, lost, granted = reply
+        head = [1, now, override, b"%d" % version, numbers, [self._row(row) for row in rows]]
+        return [*head, lost, b"", [], more, *self._effects(granted, look)]
+
+    def _row(self, row: Any) -> list[Any]:
+        if row[0] == 3:
+            return [*row, 0, 0]
+        return [*row, 1] if row[0] == 2 and len(row) == 3 else list(row)
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
         """Check and deliver the verdicts; calls that were ended leave at once."""

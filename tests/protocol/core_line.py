@@ -49,8 +49,9 @@ class Line:
         self, command: Command, *rows: list[int], now: float = 0, override: bytes = b"",
         version: int = 0, more: int = 0, lost: int = 0, look: int = -1,
     ) -> None:  # fmt: skip
-        head = [1, 1000, look, list(rows), override, b"%d" % version, more, NUMBERS]
-        reply = [*head, [], lost, b"", [], []]
+        listed = [[*row, 0, 1] if row[0] == 2 else row for row in rows]
+        head = [1, 1000, override, b"%d" % version, NUMBERS, listed, lost, b"", []]
+        reply = [*head, more, [], [], look]
         self.core.replied(command, reply, now)
 
     def connected(self, now: float = 0) -> Line:
@@ -60,7 +61,7 @@ class Line:
         sync = self.command("sync")
         self.synced(sync, [1, 1])
         self.core.leave(first, now)
-        self.core.replied(self.command("leave"), [1, 0, 0], now)
+        self.core.replied(self.command("leave"), [1, 0], now)
         self.verdicts()
         return self
 
@@ -72,18 +73,18 @@ class Line:
 
     def waiting(self, name: str = "waits", place: int = 20) -> LocalTicket:
         ticket = self.enter(name)
-        self.core.replied(self.command("enter"), [2, place, 1, 1, b"1", 0, b"", [], [], 1, -1, []], 0)
+        self.core.replied(self.command("enter"), [[2, place, 0, 1], 1, b"1", b"", [], [], -1, []], 0)
         assert self.verdicts() == [("waiting", ticket, 1, 1, ())]
         return ticket
 
 
 def granted(token: int) -> list[Any]:
-    return [1, token, 1, 0, b"1", 0, b""]
+    return [[1, token, 0], 0, b"1", b""]
 
 
 def rows_of(command: Command) -> list[tuple[bytes, bytes, bytes]]:
     """Item, stage and number of each ticket that a sync lists."""
-    words = command.arguments[9:]
+    words = command.arguments[7:]
     return [
-        (words[i].split(b" ")[3], words[i + 1], words[i + 2]) for i in range(0, len(words), 6)
+        (words[i].split(b" ")[3], words[i + 1], words[i + 2]) for i in range(0, len(words), 5)
     ]  # fmt: skip

@@ -106,7 +106,7 @@ def test_the_lease_deadline_counts_from_the_command(line: Line) -> None:
     line.holding()
     line.core.tick(5)
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, 1, 1, b"10", NUMBERS, b"", b"0", [], []], 9)
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, 1, 1, b"10", [], [], -1], 9)
     assert line.core.lease_deadline == 5 + LEASE
     assert line.verdicts()[0] == ("emit", Heartbeat(4, "ok"))
 
@@ -150,10 +150,10 @@ def test_long_lists_go_in_pages_that_meet() -> None:
     line.core.connected(0)
     pages = line.commands()
     assert [list(page.tickets) for page in pages] == [tickets[:2], tickets[2:4], tickets[4:]]
-    assert [page.arguments[5:9] for page in pages] == [
-        (b"1", b"", b"", tickets[1].member),
-        (b"", b"", tickets[1].member, tickets[3].member),
-        (b"", b"1", tickets[3].member, b""),
+    assert [page.arguments[5:7] for page in pages] == [
+        (b"", tickets[1].member),
+        (tickets[1].member, tickets[3].member),
+        (tickets[3].member, b""),
     ]
     for page in pages[:2]:
         line.synced(page, [2, 10], [2, 11])
@@ -198,7 +198,7 @@ def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
 def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.leave(held, 1, b"a 00-1 held")
-    reply = [1, 1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
+    reply = [1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
     line.core.replied(line.command("leave"), reply, 1)
     grant, reclaimed, left = line.verdicts()
     assert grant == ("granted", waits, CallRef("held", "a", "00-1"))
@@ -211,7 +211,7 @@ def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> 
     line.core.tick(line.core.due)
     took = [[waits.member, 30]], [[b"holding", b"b:1 0 00-2 dead"]]
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, 1, 1, b"30", NUMBERS, b"", b"0", *took], 6)
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, 1, 1, b"30", *took, -1], 6)
     assert line.verdicts()[0] == ("granted", waits, CallRef("dead", "b", "00-2"))
 
 
@@ -222,21 +222,11 @@ def test_the_first_call_in_a_queue_learns_from_its_sync_who_holds(context: str) 
     line.core.connected(0)
     waits = LocalTicket(make_member("a", 1, 0, context, "waits"), b"1")
     line.core.enter(waits, 0)
-    rest: tuple[Any, ...] = (
-        [[2, 20]],
-        b"",
-        b"0",
-        0,
-        [1, 1, b"1", 0, 0, 0, 0],
-        [],
-        0,
-        b"",
-        [],
-        [b"b:1 0 00-2 holder"],
-    )
-    line.core.replied(line.command("sync"), [1, 1000, -1, *rest], 0)
+    head: list[Any] = [1, 1000, b"", b"0", [1, 1, b"1", 0, 0, 0, 0], [[2, 20, 0, 1]]]
+    reply = [*head, 0, b"", [b"b:1 0 00-2 holder"], 0, [], [], -1]
+    line.core.replied(line.command("sync"), reply, 0)
     holders = (CallRef("holder", "b", "00-2"),) if context else ()
-    assert line.verdicts() == [("waiting", waits, 0, 1, holders)]
+    assert line.verdicts() == [("waiting", waits, 1, 1, holders)]
 
 
 @pytest.mark.parametrize(("was", "expected"), [(1, "holding"), (2, "waiting"), (3, None)])
@@ -250,13 +240,11 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
     line.core.disconnected()
     line.core.connected(1 + 4e-6)
     sync = line.command("sync")
-    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"3", b"", b"20"), (
-        "for the rest of its time"
-    )
+    assert sync.arguments[7:] == (waits.member, b"k", b"0", b"3", b"20"), "for the rest of its time"
     line.core.disconnected()
     line.core.connected(2)
     sync = line.command("sync")
-    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"0", b"", b"20"), "it has expired"
+    assert sync.arguments[7:] == (waits.member, b"k", b"0", b"0", b"20"), "it has expired"
     line.synced(sync, [7, was])
     assert line.verdicts() == [("left", waits, LeaveResult(expected), True)]
     line.core.sync_soon(3)
@@ -266,7 +254,7 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
 
 def test_a_call_that_took_a_kept_place_lists_which(line: Line) -> None:
     line.enter("x", kept=b"b:0000000001 15")
-    line.core.replied(line.command("enter"), [2, 15, 1, 1, b"1", 1, b"", [], [], 1, -1, []], 0)
+    line.core.replied(line.command("enter"), [[2, 15, 1, 1], 1, b"1", b"", [], [], -1, []], 0)
     line.core.sync_soon(1)
     line.core.tick(1)
     assert line.command("sync").arguments[-1] == b"b:0000000001 15"
@@ -283,10 +271,12 @@ def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> No
     assert line.core.override == (6, b"")
 
 
-@pytest.mark.parametrize(("code", "reason"), [(3, "busy"), (4, "full")])
-def test_refused(line: Line, code: int, reason: str) -> None:
-    ticket = line.enter("x")
-    line.core.replied(line.command("enter"), [code, 0, 1, 2, b"1", 0, b"", [], [], 12, 3_000_000], 0)
+@pytest.mark.parametrize(("free", "reason"), [(True, "busy"), (False, "full")])
+def test_refused(line: Line, free: bool, reason: str) -> None:
+    ticket = line.enter("x", only_if_free=free, max_waiting=b"2")
+    enter = line.command("enter")
+    assert enter.arguments[2] == (b"0" if free else b"2")
+    line.core.replied(enter, [[3, 0, 12, 3_000_000], 2, b"1", b"", [], [], -1, []], 0)
     # A third call would wait for three holds of 3 s; one that does not wait is not told.
     retry_after = 9.0 if reason == "full" else None
     assert line.verdicts() == [("refused", ticket, reason, 2, retry_after)]
@@ -294,7 +284,7 @@ def test_refused(line: Line, code: int, reason: str) -> None:
 
 def test_another_limit_is_reported(line: Line) -> None:
     line.enter("x")
-    line.core.replied(line.command("enter"), [1, 10, 1, 0, b"1", 0, b"4", [], []], 0)
+    line.core.replied(line.command("enter"), [[1, 10, 0], 0, b"1", b"4"], 0)
     assert ("emit", LimitDisagreement("q", 4, 1)) in line.verdicts()
 
 
@@ -317,12 +307,12 @@ def test_a_sync_reports_what_was_evicted_and_reaped_meanwhile(line: Line) -> Non
 def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line) -> None:
     waits = line.waiting()
     session = line.core.session
-    line.core.take(session, [(waits.member, 30)], (), LEASE)  # read after the lease
+    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # read after the lease
     assert line.verdicts() == []
-    line.core.take(session, [(waits.member, 30)], (), LEASE)  # of an old session
+    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # of an old session
     assert line.verdicts() == []
     line.synced(line.command("sync"), [2, 20], now=LEASE)
-    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
     assert line.verdicts() == [("granted", waits, None)]
 
 
@@ -331,7 +321,7 @@ def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(
     waits = line.waiting()
     line.core.tick(LEASE)
     line.core.replied(line.command("sync"), ERROR, LEASE)
-    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
+    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
     assert [v for v in line.verdicts() if v[0] == "granted"] == []
     line.core.tick(LEASE + 1)
     line.synced(line.command("sync"), [1, 30], now=LEASE + 1)
@@ -353,7 +343,7 @@ def test_a_heartbeat_that_differs_is_followed_by_a_sync(
     line.holding()
     line.core.tick(line.core.due)
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, count, held, total, NUMBERS, b"", b"0", [], []], 6)
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, count, held, total, [], [], -1], 6)
     assert rows_of(line.command("sync")) == [(b"held", b"h", b"10")]
 
 
@@ -361,7 +351,7 @@ def test_a_heartbeat_that_agrees_is_followed_by_nothing(line: Line) -> None:
     line.holding()
     line.waiting()
     line.core.tick(line.core.due)
-    line.core.replied(line.command("beat"), [1, 2000, -1, 2, 1, b"10", NUMBERS, b"", b"0", [], []], 6)
+    line.core.replied(line.command("beat"), [1, 2000, b"", b"0", NUMBERS, 2, 1, b"10", [], [], -1], 6)
     assert line.commands() == []
 
 

@@ -10,7 +10,6 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from contextvars import Context
 from types import TracebackType
 
@@ -25,10 +24,7 @@ from genesis.backends.protocol import (
     Grant,
     LeaveResult,
     Listener,
-    QueueEntry,
-    QueueStats,
     Ticket,
-    WaitStatus,
 )
 from genesis.backends.redis.calls import Call
 from genesis.backends.redis.cluster import RouterSettings
@@ -48,7 +44,7 @@ _DEFAULT_URL = "redis://localhost:6379"
 _CLOSE_WITHIN = 1.0  # seconds for which `close` waits for Redis
 
 
-class RedisBackend:
+class RedisBackend(Requests):
     """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
 
     One connection (in a Cluster one per master in use) carries commands, replies and wake-ups, however
@@ -214,26 +210,6 @@ class RedisBackend:
             return True
         return driver.loop.time() >= call.queue.core.lease_deadline
 
-    async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        await self._requests("set_limit", queue_id).set_limit(queue_id, limit)
-
-    async def stats(self, queue_id: str) -> QueueStats:
-        return await self._requests("stats", queue_id).stats(queue_id)
-
-    async def wait_status(
-        self, queue_id: str, wanted: Sequence[Ticket | str]
-    ) -> list[WaitStatus | None]:
-        return await self._requests("wait_status", queue_id).wait_status(queue_id, wanted)
-
-    async def entries(self, queue_id: str) -> list[QueueEntry]:
-        return await self._requests("entries", queue_id).entries(queue_id)
-
-    async def evict(self, queue_id: str, item_id: str) -> int:
-        return await self._requests("evict", queue_id, item_id).evict(queue_id, item_id)
-
-    async def ping(self) -> None:
-        await self._requests("ping").ping()
-
     async def close(self) -> None:
         # Every call of `close` awaits one task: cancelling `close` halfway must not leak connections.
         self._closed = True
@@ -328,9 +304,6 @@ class RedisBackend:
 
     def _call(self, ticket: Ticket) -> Call | None:
         return None if self._driver is None else self._driver.calls.get(ticket.id)
-
-    def _requests(self, operation: str, queue_id: str = "", item_id: str = "") -> Requests:
-        return Requests(self._join(operation, queue_id, item_id), self._timeout)
 
     def _unavailable(
         self, operation: str, cause: str, queue_id: str = "", item_id: str = ""

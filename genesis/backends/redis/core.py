@@ -96,8 +96,8 @@ class QueueCore:
             self._sync(now)  # first contact, or no heartbeats were sent while there was no ticket
             return
         ticket.sent = True
-        command = Command("enter", self.session, ticket.enter_arguments(), (ticket,), now)
-        self._output.send(command)
+        arguments = (ticket.member, ticket.limit, ticket.max_waiting, ticket.kept)
+        self._output.send(Command("enter", self.session, arguments, (ticket,), now))
 
     def leave(
         self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
@@ -191,21 +191,26 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(self, session: int, granted: Sequence[Any], reclaimed: Sequence[Any], now: float) -> None:
+    def take(self, session: int, effects: Sequence[Any], now: float) -> None:
         """Apply what `limit`, `evict` or `stats` did; `session` is the core's when it was sent."""
         # These scripts check no session. If a sync was rejected, others might reap what they grant.
         self._check_lease(now)
+        granted, reclaimed, look = effects
         current = self.up and session == self.session == self.confirmed
-        self._take(granted if current else (), reclaimed, None)
+        self._take((granted if current else (), reclaimed, look), now)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
         """This instance evicted its own ticket; Redis pushes no message to the caller."""
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
-        self, granted: Sequence[Any], reclaimed: Sequence[Any], by: CallRef | None
+        self, effects: Sequence[Any], now: float, by: CallRef | None = None
     ) -> tuple[CallRef, ...]:
-        """Apply a script's grants and reclaimed tickets of all instances. Returns the granted calls."""
+        """Apply the end of a script's reply: grants and reclaimed tickets of all instances, and `look`.
+
+        Returns the granted calls.
+        """
+        granted, reclaimed, look = effects
         by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
         for member, token in granted:
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
@@ -214,6 +219,7 @@ class QueueCore:
             was: State = "holding" if state == b"holding" else "waiting"
             item_id, owner, context = parse_member(member)
             self._output.emit(protocol.Reclaimed(self._queue_id, item_id, owner, was, context))
+        self.look_in(look, now)
         return tuple(parse_member(member) for member, _ in granted)
 
     @property
@@ -231,53 +237,63 @@ class QueueCore:
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
         known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
-        pages = pages_of(self.tickets.values(), self._page)
-        for number, (page, after, until) in enumerate(pages, 1):
-            last = number == len(pages)
-            arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
+        for page, after, until in pages_of(self.tickets.values(), self._page):
+            arguments = [*known, after, until]
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row(now)
-            self._output.send(Command("sync", self.session, tuple(arguments), page, now, last))
+            self._output.send(Command("sync", self.session, tuple(arguments), page, now, not until))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, rows, override, version, more, numbers, *rest = reply
-        reclaimed, data_lost, previous, granted, holders = rest
+        _, redis_now, override, version, numbers, rows, data_lost, previous, holders, *rest = reply
+        more, *effects = rest
         self.know_override(int(version), override)
         if data_lost:
             detail = f"queue {self._queue_id!r} registers {len(self.tickets)} tickets again"
             self._output.emit(protocol.Disrupted("data_lost", detail, lasts=False))
-        if previous:
-            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(self.limit)))
+        self._disagree(previous, self.limit)
         for ticket, row in zip(command.tickets, rows, strict=True):
-            self._judged(ticket, row, numbers, tuple(map(parse_member, holders)))
-        self._take(granted, reclaimed, None)
+            self._judged(ticket, row, numbers[0], int(numbers[2]), holders)
+        self._take(effects, now)
         if not command.last:
             return
         self.confirmed = command.session
-        self.renewed = redis_now
-        self.lease_deadline = command.sent + self._lease
+        self._renewed(command, redis_now)
         # Their `leave` was sent in an older session or never, but Redis removes what no sync lists.
         for ticket in [t for t in self.tickets.values() if not t.wanted and t.left != command.session]:
             self._gone(ticket, LeaveResult(None), confirmed=False)
-        self.look_in(0 if more else look, now)
         if more:
-            self._beats = -1
+            self.sync_soon(now)
 
-    def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Any, holders: Any) -> None:
-        """A row of the reply to a sync, see sync.lua."""
-        code, number, resumed, position, *_ = *row, 0, 0
-        ticket.resumed = ticket.resumed or (code in (1, 2) and resumed == 1)
+    def _renewed(self, command: Command, redis_now: int) -> None:
+        self.renewed = redis_now
+        self.lease_deadline = command.sent + self._lease
+
+    def _disagree(self, previous: bytes, limit: bytes) -> None:
+        if previous:
+            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(limit)))
+
+    def _judged(
+        self, ticket: LocalTicket, row: Sequence[int], depth: int, limit: int, holders: Sequence[bytes]
+    ) -> None:
+        """A row of the reply to `enter` or to a sync, see `admit` in library.lua, and sync.lua."""
+        code, number, *more = row
+        ticket.resumed = ticket.resumed or (code in (1, 2) and more[:1] == [1])
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
             entering = ticket.stage is Stage.ENTERING
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
-                who = holders if ticket.asks_who else ()
-                self._output.waiting(ticket, position, numbers[0], who)
-        elif code in (3, 4):
-            self._refused(ticket, code, numbers[0], int(numbers[2]), row[2:])
+                calls = tuple(map(parse_member, holders)) if ticket.asks_who else ()
+                self._output.waiting(ticket, more[1], depth, calls)
+        elif code == 3:
+            self._move(ticket, Stage.ENDED)
+            if ticket.wanted and ticket.only_if_free:
+                self._output.refused(ticket, "busy", depth, None)
+            elif ticket.wanted:
+                retry_after = expected_wait(depth + 1, limit, mean_hold_of(*more))
+                self._output.refused(ticket, "full", depth, retry_after)
         elif code == 5:
             self._evicted(ticket)
         elif code == 6:
@@ -288,43 +304,29 @@ class QueueCore:
     # Replies
 
     def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
-        code, number, _, depth, limit, resumed, previous, *rest = reply
+        row, depth, limit, previous, *rest = reply
+        holders: Sequence[bytes] = ()
         if rest:
-            self._take(rest[0], rest[1], None)
-        if previous:
-            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(ticket.limit)))
-        ticket.resumed = bool(resumed)
+            *effects, holders = rest
+            self._take(effects, now)
+        self._disagree(previous, ticket.limit)
         self.crowded = depth > 0
-        if code == 1:
-            self._granted(ticket, number, None)
-        elif code == 2:
-            self._move(ticket, Stage.WAITING, number)
-            position, look, holders = rest[2:]
-            self.look_in(look, now)
-            if ticket.wanted:
-                calls = tuple(parse_member(member) for member in holders)
-                self._output.waiting(ticket, position, depth, calls)
-        else:
-            self._refused(ticket, code, depth, int(limit), rest[2:])
+        self._judged(ticket, row, depth, int(limit), holders)
 
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
-        granted: tuple[CallRef, ...] = ()
-        self.crowded = reply[2] > 0
-        if len(reply) > 3:
-            granted = self._take(reply[3], reply[4], parse_origin(origin))
-            self.look_in(reply[5], now)
-        self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
+        was, depth, *effects = reply
+        self.crowded = depth > 0
+        granted = self._take(effects, now, parse_origin(origin)) if effects else ()
+        self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
     def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, count, held, total, numbers, override, version, granted, reclaimed = reply
+        _, redis_now, override, version, numbers, count, held, total, *effects = reply
         self._beating = False
-        self.renewed = redis_now
-        self.lease_deadline = command.sent + self._lease
+        self._renewed(command, redis_now)
         self.know_override(int(version), override)
-        self._take(granted, reclaimed, None)
+        self._take(effects, now)
         self._output.emit(protocol.Heartbeat(now - command.sent, "ok"))
         self._output.emit(protocol.Snapshot(self._queue_id, stats_of(numbers)))
-        self.look_in(look, now)
         same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
         if count != self.known or not same:
             self._sync(now)
@@ -365,16 +367,6 @@ class QueueCore:
         self._move(ticket, Stage.HOLDING, token)
         if news:
             self._output.granted(ticket, by)
-
-    def _refused(
-        self, ticket: LocalTicket, code: int, depth: int, limit: int, holds: Sequence[int]
-    ) -> None:
-        self._move(ticket, Stage.ENDED)
-        if ticket.wanted and code == 3:
-            self._output.refused(ticket, "busy", depth, None)
-        elif ticket.wanted:
-            retry_after = expected_wait(depth + 1, limit, mean_hold_of(*holds))
-            self._output.refused(ticket, "full", depth, retry_after)
 
     def _evicted(self, ticket: LocalTicket) -> None:
         if ticket.stage is Stage.HOLDING:

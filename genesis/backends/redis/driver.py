@@ -132,12 +132,6 @@ class Driver:
         """The first arguments of a script; some carry no session."""
         return (self._head, session, *self._tail)
 
-    def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
-        """Apply what a script without a session did; `session` is the core's when it was sent."""
-        queue.core.take(session, granted, reclaimed, self.loop.time())
-        queue.core.look_in(look, self.loop.time())
-        self.schedule(queue)
-
     # Replies and messages
 
     def replied(self, queue: LocalQueue, command: Command, reply: Any) -> None:

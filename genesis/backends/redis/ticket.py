@@ -37,7 +37,7 @@ class LocalTicket:
         self.member = member
         self.limit = limit
         self.only_if_free = only_if_free
-        self.max_waiting = max_waiting
+        self.max_waiting = b"0" if only_if_free else max_waiting
         self.kept = kept  # the requested kept place, `<kept id> <place>`
         self.resumed = False  # it got that place
         self.stage = Stage.ENTERING
@@ -56,7 +56,7 @@ class LocalTicket:
 
     @property
     def asks_who(self) -> bool:
-        """Whether the reply should name the holders if it must wait, because it has a trace context."""
+        """Whether the reply names the holders if it must wait, because it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
     def leaves(self, keep_until: float, back: bool) -> None:
@@ -80,18 +80,10 @@ class LocalTicket:
     def row(self, now: float) -> tuple[bytes, ...]:
         """The ticket's arguments in sync.lua."""
         if not self.wanted:
-            keep, place = self._kept(now)
-            return self.member, b"k", b"0", keep, b"", place
+            return self.member, b"k", b"0", *self._kept(now)
         stage, number = self.stage.value.encode(), b"%d" % self.number
-        free = b"free" if self.only_if_free else b""
         kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""
-        return self.member, stage, number, free, self.max_waiting, kept
-
-    def enter_arguments(self) -> tuple[bytes, ...]:
-        """The arguments of enter.lua."""
-        head_start = self.member.split(b" ", 2)[1]
-        free, who = b"free" if self.only_if_free else b"", b"who" if self.asks_who else b""
-        return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
+        return self.member, stage, number, self.max_waiting, kept
 
 
 class Sessions:

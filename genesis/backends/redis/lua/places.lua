@@ -1,7 +1,7 @@
 -- The positions of waiters, each in O(log n).
 --
--- KEYS   see library.lua
--- ARGV   1.. members, at most 500
+-- KEYS, ARGV 1 to 4   see library.lua
+-- ARGV   5.. members, at most 500
 -- Reply  {now, depth, limit, holds in the mean, their mean (us), {position or 0, place, ...},
 --         {ticket that took a kept place, when it entered, ...}}
 --
@@ -11,7 +11,8 @@ local time = redis.call('TIME')
 local meta = redis.call('HMGET', KEYS[1], 'limit', 'override', 'holds', 'mean')
 local rows, resumed = {}, {}
 local any_resumed = #redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', '(0', 'LIMIT', 0, 1) > 0
-for _, member in ipairs(ARGV) do
+for i = 5, #ARGV do
+  local member = ARGV[i]
   local rank = redis.call('ZRANK', KEYS[2], member)
   rows[#rows + 1] = rank and rank + 1 or 0
   rows[#rows + 1] = rank and tonumber(redis.call('ZSCORE', KEYS[2], member)) or 0
