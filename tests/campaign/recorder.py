@@ -23,7 +23,7 @@ from genesis.backends.protocol import (
     WaitStatus,
 )
 from genesis.backends.redis.calls import LocalQueue
-from genesis.backends.redis.output import Command
+from genesis.backends.redis.ticket import Command
 from genesis.queue import RedisBackend
 from tests.campaign.history import Log
 

@@ -13,8 +13,7 @@ from typing import Any
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member, make_origin, ticket_of
-from genesis.backends.redis.output import Command
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
 from tests.protocol.instance import (
     BrokenPromiseError,
     Call,

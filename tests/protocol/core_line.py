@@ -6,8 +6,7 @@ from typing import Any
 
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member
-from genesis.backends.redis.output import Command
-from genesis.backends.redis.ticket import LocalTicket, Sessions
+from genesis.backends.redis.ticket import Command, LocalTicket, Sessions
 from tests.protocol.instance import Recorder
 
 LEASE = 15.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.output import Command
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Stage
 
 __all__ = [
     "BrokenPromiseError",

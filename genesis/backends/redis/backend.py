@@ -26,7 +26,7 @@ from genesis.backends.protocol import (
     Listener,
     Ticket,
 )
-from genesis.backends.redis.calls import Call
+from genesis.backends.redis.calls import Call, unavailable
 from genesis.backends.redis.cluster import RouterSettings
 from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
@@ -130,7 +130,7 @@ class RedisBackend(Requests):
         member = make_member(instance, serial, request.head_start, request.context, request.item_id)
         call = Call(queue, member, request, _kept(request.place_token), driver.loop)
         if driver.denied(queue):
-            raise self._unavailable("enter", driver.why_down(queue), *call.ticket[:2])
+            raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
         driver.enter(call)
         timer = self._answer_within(driver, call, request.timeout)
         try:
@@ -179,13 +179,13 @@ class RedisBackend(Requests):
         if not call.answer.done():
             why = driver.why_down(call.queue)
             cause = f"it is out of reach ({why})" if why else "it did not answer in time"
-            call.fail(self._unavailable("enter", cause, *call.ticket[:2]))
+            call.fail(unavailable("enter", cause, *call.ticket[:2]))
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         call = self._call(ticket)
         if call is None or call.granted is None:
             if self._closed:
-                raise self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
+                raise unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
         return await until_granted(call.granted, timeout)
 
@@ -251,7 +251,7 @@ class RedisBackend(Requests):
     def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> Driver:
         """The running driver, or a new one in the running loop."""
         if self._closed:
-            raise self._unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
+            raise unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
         loop = asyncio.get_running_loop()
         driver = self._driver
         if driver is not None and driver.loop is loop:
@@ -304,11 +304,6 @@ class RedisBackend(Requests):
 
     def _call(self, ticket: Ticket) -> Call | None:
         return None if self._driver is None else self._driver.calls.get(ticket.id)
-
-    def _unavailable(
-        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
-    ) -> BackendUnavailableError:
-        return BackendUnavailableError(self.name, operation, cause, queue_id, item_id)
 
 
 async def _shut_down(driver: Driver) -> None:

@@ -21,16 +21,18 @@ from genesis.backends.protocol import (
     new_tuple,
 )
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.output import Command
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
 from genesis.backends.waiting import fail
-from genesis.exceptions import EvictedError
+from genesis.exceptions import BackendUnavailableError, EvictedError
 
 if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
 
-__all__ = ["Call", "LocalQueue"]
+__all__ = ["Call", "LocalQueue", "unavailable"]
+
+unavailable = partial(BackendUnavailableError, "redis")
+"""Args: operation, cause, queue_id, item_id; the ids might be ''."""
 
 
 class Call(LocalTicket):
@@ -135,7 +137,7 @@ class LocalQueue:
         call.answered(EnterResult(call.ticket, None, 0, depth, reason, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
-        call.fail(self.driver.unavailable("enter", self.driver.redact(error), *call.ticket[:2]))
+        call.fail(unavailable("enter", self.driver.redact(error), *call.ticket[:2]))
 
     def evicted(self, call: Call) -> None:
         if call.granted is None:  # before Redis's reply to `enter` was read
@@ -151,7 +153,7 @@ class LocalQueue:
             f"it has renewed nothing for longer than the lease of {self.driver.lease:g} s ({cause}), "
             "so the place in line is lost"
         )
-        call.fail(self.driver.unavailable("wait", why, *call.ticket[:2]))
+        call.fail(unavailable("wait", why, *call.ticket[:2]))
 
     def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted", "closed"]) -> None:
         if not call.lost:

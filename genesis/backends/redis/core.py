@@ -37,8 +37,7 @@ from genesis.backends import protocol
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import CallRef, LeaveResult, LimitDisagreement, State
 from genesis.backends.redis.members import mean_hold_of, parse_member, parse_origin, stats_of, ticket_of
-from genesis.backends.redis.output import Command, Output
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage, pages_of
+from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
 
 __all__ = ["QueueCore"]
 

@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import Any
 
 from genesis.backends.protocol import BackendEvent, Disrupted, LeaveResult, Left, Recovered
-from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.redis.calls import Call, LocalQueue, unavailable
 from genesis.backends.redis.cluster import Router, guard_key
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.errors import reason_of
@@ -23,8 +23,7 @@ from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
 from genesis.backends.redis.members import make_origin
-from genesis.backends.redis.output import Command
-from genesis.backends.redis.ticket import Sessions, Stage
+from genesis.backends.redis.ticket import Command, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["BEFORE", "Driver"]
@@ -78,8 +77,7 @@ class Driver:
         self._timer_due = float("inf")
         self._turns = itertools.count()
         self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
-        self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
-        self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
+        self._changed: asyncio.Future[None] | None = None  # see `until_changed`
         self.closing = False
         self.index = Index(self, key_prefix)
 
@@ -192,7 +190,6 @@ class Driver:
     def on_up(self, link: Link) -> None:
         self.is_up(f"link {id(link)}")
         self.is_up(BEFORE)
-        self.index.up()
         self._notify()
         # Queues with holders first: their lease matters most.
         waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
@@ -210,7 +207,7 @@ class Driver:
         if link is None or link.denied:
             for call in list(self.calls.values()):
                 if call.granted is None and self.denied(call.queue):
-                    call.fail(self.unavailable("enter", detail, *call.ticket[:2]))
+                    call.fail(unavailable("enter", detail, *call.ticket[:2]))
 
     def on_moved(self) -> None:
         """The slot map of the Cluster has changed, or can be read again."""
@@ -249,8 +246,8 @@ class Driver:
         queue.core.disconnected()
         self.schedule(queue)
 
-    async def until_changed(self, timeout: float) -> None:
-        """Wait, at most `timeout` s, until a link goes up or down, or a queue changes its link."""
+    async def until_changed(self, timeout: float | None) -> None:
+        """Wait, at most `timeout` s, until a link or a queue's link changes, or a call has left."""
         if self._changed is None or self._changed.done():
             self._changed = self.loop.create_future()
         await asyncio.wait({self._changed}, timeout=timeout)
@@ -272,15 +269,18 @@ class Driver:
     # Timers
 
     def _look_at(self, queue: LocalQueue, when: float) -> None:
-        if self.closing:
-            return  # the timer would outlive the backend
         queue.timer_at = when
         heapq.heappush(self._due, (when, next(self._turns), queue))
-        if when < self._timer_due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_due = when
-            self._timer = self.loop.call_at(when, self._tick, context=Context())
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Set the timer for the first queue that is due."""
+        if self.closing or not self._due or self._due[0][0] >= self._timer_due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = self._due[0][0]
+        self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
 
     def _tick(self) -> None:
         self._timer, self._timer_due = None, float("inf")
@@ -292,11 +292,7 @@ class Driver:
             if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
                 queue.timer_at = float("inf")
                 self._tick_queue(queue, now)
-        if self._due and self._due[0][0] < self._timer_due and not self.closing:
-            if self._timer is not None:  # set in the loop above, but another queue is due earlier
-                self._timer.cancel()
-            self._timer_due = self._due[0][0]
-            self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
+        self._set_timer()
 
     def _tick_queue(self, queue: LocalQueue, now: float) -> None:
         core = queue.core
@@ -310,28 +306,17 @@ class Driver:
         elif queue.timer_at == float("inf"):
             self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
 
-    def unavailable(
-        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
-    ) -> BackendUnavailableError:
-        return BackendUnavailableError("redis", operation, cause, queue_id, item_id)
-
     # The end
 
     def forget(self, call: Call) -> None:
         """Redis has confirmed, or a sync has implied, that the call has left."""
         self.calls.pop(call.ticket.id, None)
-        if self._all_left is not None and not self._all_left.done() and not self._leaving():
-            self._all_left.set_result(None)
-
-    def _leaving(self) -> bool:
-        return any(not call.wanted for call in self.calls.values())
+        self._notify()
 
     async def flush(self) -> None:
         """Wait until every `leave` has an outcome: a reply, a later sync, or the end of the backend."""
-        while self._leaving():
-            if self._all_left is None or self._all_left.done():
-                self._all_left = self.loop.create_future()
-            await asyncio.wait({self._all_left})
+        while any(not call.wanted for call in self.calls.values()):
+            await self.until_changed(None)
 
     def end_calls(self) -> None:
         """Give everything back. Every call gets an error."""
@@ -344,7 +329,7 @@ class Driver:
                 "enter" if call.granted is None else "wait",
                 BackendUnavailableError.CLOSED,
             )
-            call.fail(self.unavailable(operation, closed, *call.ticket[:2]))
+            call.fail(unavailable(operation, closed, *call.ticket[:2]))
             self.leave(call)
 
     def end(self) -> None:
@@ -353,8 +338,8 @@ class Driver:
             if call.observed and not call.wanted:
                 self.emit(Left(call.ticket, LeaveResult(None), False))
         self.calls.clear()
-        if self._all_left is not None and not self.loop.is_closed() and not self._all_left.done():
-            self._all_left.set_result(None)
+        if not self.loop.is_closed():
+            self._notify()
 
     def stop(self) -> None:
         self.closing = True

@@ -16,14 +16,13 @@ from typing import Any
 
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
-from genesis.backends.redis.calls import LocalQueue
+from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.members import age_of, mean_hold_of, parse_member, stats_of, ticket_of
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
-from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["Requests"]
 
@@ -171,7 +170,7 @@ class Requests:
             if not errors:
                 return
             if not isinstance(errors[0], ConnectionLost):
-                raise driver.unavailable("ping", driver.redact(errors[0]))
+                raise unavailable("ping", driver.redact(errors[0]))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Reap dead instances before the queue is shown. Returns the queue's numbers."""
@@ -246,9 +245,9 @@ class Requests:
                     # while it was idle must not cause an error.
                     continue
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
-                raise driver.unavailable(operation, cause, queue_id)
+                raise unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
-                raise driver.unavailable(operation, driver.redact(answer), queue.queue_id)
+                raise unavailable(operation, driver.redact(answer), queue.queue_id)
             # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)
@@ -256,11 +255,11 @@ class Requests:
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
         driver = queue.driver
         if driver.denied(queue):
-            raise driver.unavailable(operation, driver.why_down(queue), queue.queue_id)
+            raise unavailable(operation, driver.why_down(queue), queue.queue_id)
         left = deadline - driver.loop.time()
         if left <= 0:
             cause = f"it is out of reach ({driver.why_down(queue)})"
-            raise driver.unavailable(operation, cause, queue.queue_id)
+            raise unavailable(operation, cause, queue.queue_id)
         await driver.until_changed(left)
 
     async def _within(
@@ -268,7 +267,7 @@ class Requests:
     ) -> Any:
         done, _ = await asyncio.wait({reply}, timeout=max(0.0, deadline - reply.get_loop().time()))
         if not done:
-            raise BackendUnavailableError("redis", operation, _NO_ANSWER + lost, queue_id)
+            raise unavailable(operation, _NO_ANSWER + lost, queue_id)
         return reply.result()
 
 
