@@ -325,11 +325,8 @@ class Driver:
                 continue
             if call.stage is Stage.HOLDING:
                 call.queue.lost(call, "closed")
-            operation, closed = (
-                "enter" if call.granted is None else "wait",
-                BackendUnavailableError.CLOSED,
-            )
-            call.fail(unavailable(operation, closed, *call.ticket[:2]))
+            operation = "enter" if call.granted is None else "wait"
+            call.fail(unavailable(operation, BackendUnavailableError.CLOSED, *call.ticket[:2]))
             self.leave(call)
 
     def end(self) -> None:

@@ -69,7 +69,16 @@ class Requests:
         members = await self._find(queue_id, wanted)
         statuses: list[WaitStatus | None] = [None] * len(wanted)
         for start in range(0, len(members), _PAGE):
-            await self._place(queue_id, members[start : start + _PAGE], statuses)
+            page = members[start : start + _PAGE]
+            words = tuple(member for _, member in page)
+            reply = await self._ask("wait_status", queue_id, "places", words)
+            now, depth, limit, holds, mean, rows, resumed = reply
+            entered, mean_hold = _pairs(resumed), mean_hold_of(holds, mean)
+            for (index, member), position, place in zip(page, rows[::2], rows[1::2], strict=True):
+                if position:
+                    waited = age_of(member, place, now, entered)
+                    expected = expected_wait(position, int(limit), mean_hold)
+                    statuses[index] = WaitStatus(position, depth, waited, expected)
         return statuses
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
@@ -100,32 +109,16 @@ class Requests:
                     break
         return members
 
-    async def _place(
-        self,
-        queue_id: str,
-        members: list[tuple[int, bytes]],
-        statuses: list[WaitStatus | None],
-    ) -> None:
-        arguments = tuple(member for _, member in members)
-        reply = await self._ask("wait_status", queue_id, "places", arguments)
-        now, depth, limit, holds, mean, rows, resumed = reply
-        entered, mean_hold = _pairs(resumed), mean_hold_of(holds, mean)
-        for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
-            if position:
-                waited = age_of(member, place, now, entered)
-                expected = expected_wait(position, int(limit), mean_hold)
-                statuses[index] = WaitStatus(position, depth, waited, expected)
-
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         await self._reap("entries", queue_id)
         found = []
-        async for member, number, age in self._pages("entries", queue_id, b"holding"):
+        async for member, token, age in self._pages("entries", queue_id, b"holding"):
             item_id, owner, _ = parse_member(member)
-            found.append(QueueEntry(item_id, owner, "holding", age, None, number))
-        position = 0
+            found.append(QueueEntry(item_id, owner, "holding", age, None, token))
+        holders = len(found)
         async for member, _, age in self._pages("entries", queue_id, b"waiting"):
-            position += 1
             item_id, owner, _ = parse_member(member)
+            position = len(found) - holders + 1
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 
