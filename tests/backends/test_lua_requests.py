@@ -61,38 +61,44 @@ def test_stats(line: Line) -> None:
 def test_entries_in_pages_by_number(line: Line) -> None:
     for ticket in ("a1", "a2", "a3", "b1"):
         line.enter(ticket)
-    now, rows, resumed = line.ask("entries", "waiting", "-inf", 2)
-    assert resumed == []
-    assert [name_of(text) for text in rows[::2]] == ["a2", "a3"]
-    assert now <= line.now()
-    assert [name_of(text) for text in line.ask("entries", "waiting", rows[3], 2)[1][::2]] == ["b1"]
-    assert [name_of(text) for text in line.ask("entries", "holding", "-inf", 2)[1][::2]] == ["a1"]
+    rows = line.ask("entries", "waiting", "-inf", 2)
+    assert [name_of(text) for text, _, _ in rows] == ["a2", "a3"]
+    assert [number for _, number, _ in rows] == [line.place("a2"), line.place("a3")]
+    assert LEASE > rows[0][2] > rows[1][2] > 0
+    assert names(line.ask("entries", "waiting", rows[1][1], 2)) == ["b1"]
+    [(text, _, held)] = line.ask("entries", "holding", "-inf", 2)
+    assert name_of(text) == "a1"
+    assert LEASE > held > rows[0][2]
 
 
 def test_places(line: Line) -> None:
     line.enter("a1")
     line.enter("a2")
     line.enter("a3")
-    _, depth, named, holds, mean, rows, resumed = line.ask("places", member("a1"), member("a3"))
-    assert (depth, named, holds, mean) == (2, "1", 0, 0)
-    assert (rows, resumed) == ([0, 0, 2, line.place("a3")], [])
+    numbers, *rows = line.ask("places", member("a1"), member("a3"))
+    assert numbers[:3] == [2, 1, "1"]
+    assert rows == [[0], [2, rows[1][1]]]
+    assert 0 < rows[1][1] < LEASE
 
 
-def test_a_ticket_that_took_a_kept_place_says_when_it_entered(line: Line) -> None:
-    """For a day; the heartbeat removes what is older, and what has expired."""
+def test_a_ticket_that_took_a_kept_place_has_waited_since_it_entered(line: Line) -> None:
+    """For a day that is known; the heartbeat removes what is older, and what has expired."""
     line.enter("b1")
-    place = line.enter("a1")[0][1]
-    line.leave("a1", "", 60_000_000, place)
+    place = line.now() - 50_000_000
+    line.client.zadd(line.past, {f"k a:0000000001 {place}": line.now() + 1_000_000})
+    line.client.expire(line.past, 100)
     line.enter("b2", kept=f"a:0000000001 {place}")
-    ticket, entered = line.ask("places", member("b2"))[-1]
-    assert ticket == "b:0000000002"
-    assert place < entered <= line.now()
-    assert line.ask("entries", "waiting", "-inf", 2)[2] == [ticket, entered]
+
+    def waited() -> list[int]:
+        return [line.ask("places", member("b2"))[1][1], line.ask("entries", "waiting", "-inf", 2)[0][2]]
+
+    assert line.place("b2") == place
+    assert all(0 < us < 50_000_000 for us in waited())
     line.mine("beat", "b")
-    assert line.ask("places", member("b2"))[-1] == [ticket, entered]
-    line.client.zadd(line.past, {f"e {ticket}": 86_500_000_000 - line.now()})
+    assert all(0 < us < 50_000_000 for us in waited())
+    line.client.zadd(line.past, {"e b:0000000002": 86_500_000_000 - line.now()})
     line.mine("beat", "b")
-    assert line.ask("places", member("b2"))[-1] == []
+    assert all(us >= 50_000_000 for us in waited())
 
 
 # Portions

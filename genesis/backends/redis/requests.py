@@ -20,7 +20,7 @@ from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import age_of, mean_hold_of, parse_member, stats_of, ticket_of
+from genesis.backends.redis.members import parse_member, stats_of, ticket_of
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
 
@@ -71,14 +71,12 @@ class Requests:
         for start in range(0, len(members), _PAGE):
             page = members[start : start + _PAGE]
             words = tuple(member for _, member in page)
-            reply = await self._ask("wait_status", queue_id, "places", words)
-            now, depth, limit, holds, mean, rows, resumed = reply
-            entered, mean_hold = _pairs(resumed), mean_hold_of(holds, mean)
-            for (index, member), position, place in zip(page, rows[::2], rows[1::2], strict=True):
+            numbers, *rows = await self._ask("wait_status", queue_id, "places", words)
+            depth, _, limit, *_, mean_hold = stats_of(numbers)
+            for (index, _), (position, *waited) in zip(page, rows, strict=True):
                 if position:
-                    waited = age_of(member, place, now, entered)
-                    expected = expected_wait(position, int(limit), mean_hold)
-                    statuses[index] = WaitStatus(position, depth, waited, expected)
+                    expected = expected_wait(position, limit, mean_hold)
+                    statuses[index] = WaitStatus(position, depth, waited[0] / 1e6, expected)
         return statuses
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
@@ -180,16 +178,12 @@ class Requests:
         after = b"-inf"
         while True:
             arguments = (state, after, b"%d" % _PAGE)
-            now, rows, resumed = await self._ask(operation, queue_id, "entries", arguments)
-            entered = _pairs(resumed)
-            for member, score in zip(rows[::2], rows[1::2], strict=True):
-                number = int(float(score))
-                holds = state == b"holding"
-                age = max(0, now - number) / 1e6 if holds else age_of(member, number, now, entered)
-                yield member, number, age
-            if len(rows) < 2 * _PAGE:
+            rows = await self._ask(operation, queue_id, "entries", arguments)
+            for member, number, age in rows:
+                yield member, number, age / 1e6
+            if len(rows) < _PAGE:
                 return
-            after = rows[-1]
+            after = b"%d" % rows[-1][1]
 
     async def _ask(
         self,
@@ -267,7 +261,3 @@ class Requests:
 def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
     if not reply.done():
         reply.set_result(answer)
-
-
-def _pairs(rows: Sequence[Any]) -> dict[bytes, int]:
-    return dict(zip(rows[::2], rows[1::2], strict=True))

@@ -289,21 +289,29 @@ local function give_back(kept, member)
   end
 end
 
+-- When a waiter entered (us). The time is recorded for those that took a kept place, because it is older.
+local any_resumed = nil
+local function entered_at(member, place)
+  if any_resumed == nil then
+    any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
+  end
+  local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member))
+  return resumed and -tonumber(resumed) or place + head_start_of(member)
+end
+
 -- Us of the longest wait. Tickets behind the first one whose place is its time of entering entered later.
 local function oldest_wait()
-  local first = nil
+  local first = NOW
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
-  local any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
   for i = 1, #rows, 2 do
-    local head_start = head_start_of(rows[i])
-    local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(rows[i]))
-    local entered = resumed and -tonumber(resumed) or tonumber(rows[i + 1]) + head_start
-    first = math.min(first or entered, entered)
-    if head_start == 0 and not resumed then
+    local place = tonumber(rows[i + 1])
+    local entered = entered_at(rows[i], place)
+    first = math.min(first, entered)
+    if entered == place then
       break
     end
   end
-  return first and math.max(0, NOW - first) or 0
+  return NOW - first
 end
 
 -- {waiting, in use, limit, longest wait (us), longest hold (us), holds in the mean, mean hold (us)}
