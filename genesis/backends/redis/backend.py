@@ -9,7 +9,6 @@ import asyncio
 import math
 import os
 import weakref
-from collections import deque
 from contextvars import Context
 from types import TracebackType
 
@@ -105,8 +104,6 @@ class RedisBackend(Requests):
         self._listener: Listener | None = None
         self._driver: Driver | None = None
         self._forgotten: weakref.finalize[..., RedisBackend] | None = None
-        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see _answer_within
-        self._watch: asyncio.TimerHandle | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -132,7 +129,7 @@ class RedisBackend(Requests):
         if driver.denied(queue):
             raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
         driver.enter(call)
-        timer = self._answer_within(driver, call, request.timeout)
+        timer = driver.answer_within(call, request.timeout)
         try:
             result = await call.answer
         except BaseException:
@@ -146,40 +143,6 @@ class RedisBackend(Requests):
             call.observed = False
             driver.leave(call)
         return result
-
-    def _answer_within(
-        self, driver: Driver, call: Call, timeout: float | None
-    ) -> asyncio.TimerHandle | None:
-        """Fail the call if the reply to `enter` does not come in time.
-
-        Calls with the default timeout expire in the order of entering, so they share one timer.
-        """
-        if timeout is not None and timeout < self._timeout:
-            return driver.loop.call_later(timeout, self._expire, driver, call, context=Context())
-        line = self._unanswered
-        while line and line[0][1].answer.done():
-            line.popleft()
-        line.append((driver.loop.time() + self._timeout, call))
-        if self._watch is None:
-            self._watch = driver.loop.call_later(
-                self._timeout, self._expire_some, driver, context=Context()
-            )
-        return None
-
-    def _expire_some(self, driver: Driver) -> None:
-        self._watch = None
-        line, now = self._unanswered, driver.loop.time()
-        while line and (line[0][0] <= now or line[0][1].answer.done()):
-            self._expire(driver, line.popleft()[1])
-        if line:
-            when = line[0][0]
-            self._watch = driver.loop.call_at(when, self._expire_some, driver, context=Context())
-
-    def _expire(self, driver: Driver, call: Call) -> None:
-        if not call.answer.done():
-            why = driver.why_down(call.queue)
-            cause = f"it is out of reach ({why})" if why else "it did not answer in time"
-            call.fail(unavailable("enter", cause, *call.ticket[:2]))
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         call = self._call(ticket)
@@ -283,7 +246,9 @@ class RedisBackend(Requests):
                 backend._listener(event)
 
         redact = self._servers.redact
-        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, redact)
+        driver = Driver(
+            self.instance_id, self._key_prefix, channels, self._lease, self._timeout, emit, redact
+        )
         driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
             RouterSettings(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -42,7 +43,7 @@ class Driver:
         instance_id: the backend's.
         key_prefix: the prefix of the keys.
         channels: the prefix of the wake-up channels.
-        lease: seconds.
+        lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.
         redact: formats an error without credentials.
 
@@ -55,6 +56,7 @@ class Driver:
         key_prefix: str,
         channels: bytes,
         lease: float,
+        timeout: float,
         emit: Callable[[BackendEvent], None],
         redact: Callable[[BaseException], str],
     ) -> None:
@@ -65,6 +67,7 @@ class Driver:
         self.clustered = False
         self._key_prefix = key_prefix
         self.lease = lease
+        self.timeout = timeout
         self.emit = emit
         self._head = instance_id.encode()
         self._tail = (b"%d" % round(lease * 1e6), channels)
@@ -72,6 +75,8 @@ class Driver:
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
         self.calls: dict[str, Call] = {}  # by ticket, until Redis has confirmed that it left
+        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see `answer_within`
+        self._watch: asyncio.TimerHandle | None = None
         self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
@@ -102,6 +107,35 @@ class Driver:
         self.calls[call.ticket.id] = call
         call.queue.core.enter(call, self.loop.time())
         self.schedule(call.queue)
+
+    def answer_within(self, call: Call, timeout: float | None) -> asyncio.TimerHandle | None:
+        """Fail the call if the reply to `enter` does not come in time.
+
+        Calls with the default timeout expire in the order of entering, so they share one timer.
+        """
+        if timeout is not None and timeout < self.timeout:
+            return self.loop.call_later(timeout, self._expire, call, context=Context())
+        line = self._unanswered
+        while line and line[0][1].answer.done():
+            line.popleft()
+        line.append((self.loop.time() + self.timeout, call))
+        if self._watch is None:
+            self._watch = self.loop.call_later(self.timeout, self._expire_some, context=Context())
+        return None
+
+    def _expire_some(self) -> None:
+        self._watch = None
+        line, now = self._unanswered, self.loop.time()
+        while line and (line[0][0] <= now or line[0][1].answer.done()):
+            self._expire(line.popleft()[1])
+        if line:
+            self._watch = self.loop.call_at(line[0][0], self._expire_some, context=Context())
+
+    def _expire(self, call: Call) -> None:
+        if not call.answer.done():
+            why = self.why_down(call.queue)
+            cause = f"it is out of reach ({why})" if why else "it did not answer in time"
+            call.fail(unavailable("enter", cause, *call.ticket[:2]))
 
     def leave(
         self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
@@ -341,6 +375,6 @@ class Driver:
     def stop(self) -> None:
         self.closing = True
         self.index.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()

@@ -38,8 +38,6 @@ class Requests:
     includes the time to connect.
     """
 
-    _timeout: float
-
     def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> Driver:
         """The running driver."""
         raise NotImplementedError
@@ -147,7 +145,7 @@ class Requests:
         """Require a reply from every server in use."""
         driver = self._join("ping")
         queue = LocalQueue(driver, "ping", (b"ping",), driver.sessions)
-        deadline = driver.loop.time() + self._timeout
+        deadline = driver.loop.time() + driver.timeout
         while True:
             while not (links := [link for link in driver.router.links() if link.up]):
                 driver.router.link(b"ping")
@@ -206,7 +204,7 @@ class Requests:
             lost: added to the error if the command was sent and might have run.
         """
         driver = self._join(operation, queue_id)
-        deadline = driver.loop.time() + self._timeout
+        deadline = driver.loop.time() + driver.timeout
 
         def on_reply(queue: LocalQueue, session: int, reply: asyncio.Future[Any], answer: Any) -> None:
             if take is not None and not isinstance(answer, Exception):
