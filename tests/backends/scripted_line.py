@@ -66,9 +66,7 @@ class Line:
         return self.mine("enter", ticket[0], member(ticket, head_start, context), limit, most, kept)
 
     def leave(self, ticket: str, token: object = "", keep: object = "", place: object = "") -> Any:
-        return self.mine(
-            "leave", ticket[0], member(ticket), token, f"{ticket[0]}  item-{ticket}", keep, place
-        )
+        return self.mine("leave", ticket[0], member(ticket), token, member(ticket), keep, place)
 
     def let_lapse(self, instance: str) -> None:
         """Let the lease of this instance lapse."""

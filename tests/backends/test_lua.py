@@ -130,7 +130,7 @@ def test_a_release_is_published_to_the_head_alone(line: Line, ear: Ear) -> None:
     line.enter("b1")
     line.enter("c1")
     token = line.leave("a1")[2][0][1]
-    assert ear.published() == [("b", f"g 1 b:0000000001 {int(token)} a  item-a1")]
+    assert ear.published() == [("b", f"g 1 b:0000000001 {int(token)} {member('a1')}")]
 
 
 def test_what_the_caller_is_granted_is_in_the_reply(line: Line, ear: Ear) -> None:
@@ -165,7 +165,7 @@ def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: E
     *_, granted, reclaimed, _ = line.mine("beat", "c")
     assert names(granted) == ["b1"]
     assert reclaimed == [["holding", member("a1")]]
-    assert ear.published() == [("b", f"g 1 b:0000000001 {int(granted[0][1])} a  item-a1")]
+    assert ear.published() == [("b", f"g 1 b:0000000001 {int(granted[0][1])} {member('a1')}")]
 
 
 def test_a_heartbeat_removes_old_records(line: Line) -> None:

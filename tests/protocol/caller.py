@@ -12,7 +12,7 @@ from typing import Any
 
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.members import make_member, make_origin, ticket_of
+from genesis.backends.redis.members import make_member, ticket_of
 from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
 from tests.protocol.instance import (
     BrokenPromiseError,
@@ -201,9 +201,8 @@ class Caller:
             core.enter(tickets[k], now)
         elif name == "leave":
             k, keep = rest
-            origin = make_origin("abc"[i], "", self.calls[k].name)
             # A call that leaves before the reply has taken no place, from its caller's view.
-            core.leave(tickets[k], now, origin, KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
+            core.leave(tickets[k], now, b"", KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
         elif name == "connected":
             core.connected(now)
         elif name in ("tick", "forget"):
@@ -227,7 +226,6 @@ class Caller:
         i: int,
     ) -> None:
         name, session, sent, arguments, handles, last = command
-        origin = make_origin("abc"[i], "", "x")
         if name == "limit":
             if reply != (0,) and reply != ("error",):
                 core.know_override(reply[1], arguments[1])
@@ -239,7 +237,7 @@ class Caller:
                     core.evicted(session, ticket_of(arguments[0]), now)
                 core.take(session, self._effects(*reply[1:]), now)
             return
-        words = (b"", b"", origin if name == "leave" else b"", b"", b"")
+        words = (b"", b"", b"x:1 0  x" if name == "leave" else b"", b"", b"")
         thawed = Command(
             name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last
         )

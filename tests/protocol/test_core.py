@@ -124,7 +124,7 @@ def test_a_late_message_of_an_old_session_is_ignored(line: Line) -> None:
 
 def test_a_message_grants_and_names_who_made_room(line: Line) -> None:
     waits = line.waiting()
-    line.core.pushed(b"g", line.core.session, waits.id, b"30 b 00-1 their call", 0)
+    line.core.pushed(b"g", line.core.session, waits.id, b"30 b:1 0 00-1 their call", 0)
     assert line.verdicts() == [("granted", waits, CallRef("their call", "b", "00-1"))]
 
 
@@ -197,7 +197,7 @@ def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
 
 def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
-    line.core.leave(held, 1, b"a 00-1 held")
+    line.core.leave(held, 1, b"00-1")
     reply = [1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
     line.core.replied(line.command("leave"), reply, 1)
     grant, reclaimed, left = line.verdicts()

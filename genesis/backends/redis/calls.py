@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,14 +104,28 @@ class LocalQueue:
         self.redirection = ""  # the last MOVED, ASK or CLUSTERDOWN; "" after a script has run
         self.redirected_at = -float("inf")
 
+    def call(
+        self,
+        script: str,
+        session: bytes,
+        arguments: tuple[bytes, ...],
+        on_reply: Callable[[Any], None],
+        urgent: bool = True,
+    ) -> bool:
+        """See `Link.call`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
+        if self.link is None:
+            return False
+        words = (self.driver.head, session, *self.driver.tail, *arguments)
+        sent: bool = self.link.call(load(script), self.keys, words, on_reply, urgent)
+        return sent
+
     # The output of the core, see `Output`
 
     def send(self, command: Command) -> None:
-        arguments = (*self.driver.preface(b"%d" % command.session), *command.arguments)
         on_reply = partial(self.driver.replied, self, command)
         # Without waiters a release is not urgent: it is written with the next command.
         urgent = self.core.crowded or command.name != "leave"
-        self.link.call(load(command.name), self.keys, arguments, on_reply, urgent)
+        self.call(command.name, b"%d" % command.session, command.arguments, on_reply, urgent)
 
     def emit(self, event: BackendEvent) -> None:
         if isinstance(event, LimitDisagreement):

@@ -36,7 +36,7 @@ from typing import Any, Literal
 from genesis.backends import protocol
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import CallRef, LeaveResult, LimitDisagreement, State
-from genesis.backends.redis.members import mean_hold_of, parse_member, parse_origin, stats_of, ticket_of
+from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
 from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
 
 __all__ = ["QueueCore"]
@@ -99,7 +99,7 @@ class QueueCore:
         self._output.send(Command("enter", self.session, arguments, (ticket,), now))
 
     def leave(
-        self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
+        self, ticket: LocalTicket, now: float, context: bytes = b"", keep: float = 0, back: bool = False
     ) -> None:
         """A call leaves. Args: keep, seconds for its place; back, keep the place that it took again."""
         self._check_lease(now)
@@ -112,7 +112,7 @@ class QueueCore:
         ticket.leaves(now + keep if keep else 0.0, back)
         if self.up:
             ticket.left = self.session
-            words = ticket.leave_arguments(origin, now)
+            words = ticket.leave_arguments(context, now)
             self._output.send(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
@@ -164,7 +164,7 @@ class QueueCore:
             self._synced(command, reply, now)
 
     def pushed(self, kind: bytes, session: int, ticket_id: bytes, rest: bytes, now: float) -> None:
-        """A message: `g` granted, `rest` is `<token> <origin>`; `e` evicted."""
+        """A message: `g` granted, `rest` is `<token> <the call that left, or ''>`; `e` evicted."""
         self._check_lease(now)
         ticket = self.tickets.get(ticket_id)
         if session != self.session or not self.up or ticket is None:
@@ -172,7 +172,7 @@ class QueueCore:
         if kind == b"g":
             self.crowded = True
             token, _, origin = rest.partition(b" ")
-            self._granted(ticket, int(token), parse_origin(origin))
+            self._granted(ticket, int(token), parse_member(origin) if origin else None)
         elif kind == b"e":
             self._evicted(ticket)
 
@@ -315,7 +315,7 @@ class QueueCore:
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         was, depth, *effects = reply
         self.crowded = depth > 0
-        granted = self._take(effects, now, parse_origin(origin)) if effects else ()
+        granted = self._take(effects, now, parse_member(origin)) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
     def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:

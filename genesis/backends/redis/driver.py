@@ -23,7 +23,6 @@ from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
-from genesis.backends.redis.members import make_origin
 from genesis.backends.redis.ticket import Command, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
@@ -69,8 +68,8 @@ class Driver:
         self.lease = lease
         self.timeout = timeout
         self.emit = emit
-        self._head = instance_id.encode()
-        self._tail = (b"%d" % round(lease * 1e6), channels)
+        self.head = instance_id.encode()
+        self.tail = (b"%d" % round(lease * 1e6), channels)
         self.sessions = Sessions()
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
@@ -140,10 +139,8 @@ class Driver:
     def leave(
         self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
     ) -> None:
-        ticket, queue = call.ticket, call.queue
-        origin = make_origin(self.instance_id, context, ticket.item_id)
-        queue.core.leave(call, self.loop.time(), origin, keep_place, unanswered)
-        self.schedule(queue)
+        call.queue.core.leave(call, self.loop.time(), context.encode(), keep_place, unanswered)
+        self.schedule(call.queue)
 
     def why_down(self, queue: LocalQueue) -> str:
         why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
@@ -159,10 +156,6 @@ class Driver:
         when = core.due if core.due < core.lease_deadline else core.lease_deadline
         if when < queue.timer_at:
             self._look_at(queue, when)
-
-    def preface(self, session: bytes = b"") -> tuple[bytes, ...]:
-        """The first arguments of a script; some carry no session."""
-        return (self._head, session, *self._tail)
 
     # Replies and messages
 

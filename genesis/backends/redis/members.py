@@ -14,19 +14,18 @@ from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.backends.protocol import CallRef, QueueStats
 
 __all__ = [
-    "age_of", "make_member", "make_origin", "mean_hold_of", "parse_member", "parse_origin", "stats_of",
+    "age_of",
+    "make_member",
+    "mean_hold_of",
+    "parse_member",
+    "stats_of",
     "ticket_of",
-]  # fmt: skip
+]
 
 
 def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
     """Args: head_start in seconds; context is a `traceparent` or ''."""
     return f"{instance}:{serial:010x} {round(head_start * 1e6)} {context} {item_id}".encode()
-
-
-def make_origin(instance: str, context: str, item_id: str) -> bytes:
-    """The description of a leaving call for the call that gets its slot."""
-    return f"{instance} {context} {item_id}".encode()
 
 
 def ticket_of(member: bytes) -> bytes:
@@ -51,14 +50,6 @@ def age_of(member: bytes, place: int, now: int, resumed: dict[bytes, int]) -> fl
 def parse_member(member: bytes) -> CallRef:
     ticket, _, context, item_id = member.decode().split(" ", 3)
     return CallRef(item_id, ticket.rpartition(":")[0], context)
-
-
-def parse_origin(origin: bytes) -> CallRef | None:
-    """None if the slot was free."""
-    if not origin:
-        return None
-    instance, context, item_id = origin.decode().split(" ", 2)
-    return CallRef(item_id, instance, context)
 
 
 def mean_hold_of(holds: int, mean: int) -> float | None:

@@ -21,7 +21,6 @@ from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.members import parse_member, stats_of, ticket_of
-from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Stage
 
 __all__ = ["Requests"]
@@ -216,8 +215,7 @@ class Requests:
             queue = driver.open(queue_id)  # each time: an idle queue might have been dropped meanwhile
             reply = driver.loop.create_future()
             resolve = partial(on_reply, queue, queue.core.session, reply)
-            link, words = queue.link, (*driver.preface(), *arguments)
-            if link is None or not link.call(load(script), queue.keys, words, resolve):
+            if not queue.call(script, b"", arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)

@@ -66,9 +66,11 @@ class LocalTicket:
         self.keep_until = keep_until if self.place else 0.0
         self.back = back and self.kept != b""
 
-    def leave_arguments(self, origin: bytes, now: float) -> tuple[bytes, ...]:
+    def leave_arguments(self, context: bytes, now: float) -> tuple[bytes, ...]:
         """The arguments of leave.lua."""
         holds = self.stage is Stage.HOLDING and not self.keep_until
+        ticket, head_start, _, item_id = self.member.split(b" ", 3)
+        origin = b" ".join((ticket, head_start, context, item_id))
         return self.member, b"%d" % self.number if holds else b"", origin, *self._kept(now)
 
     def _kept(self, now: float) -> tuple[bytes, bytes]:

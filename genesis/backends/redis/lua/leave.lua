@@ -2,7 +2,7 @@
 --
 -- KEYS, ARGV 1 to 4   see library.lua
 -- ARGV   5 member   6 its fencing token, '' if the instance knows none
---        7 `<instance> <context> <item_id>` of the ticket, for the call that gets its slot
+--        7 the member with the context of the hold, for the call that gets its slot
 --        8 us for which the place of a waiter is kept, '' for none   9 its place
 --        or 8 'back' if the call left before it read a reply   9 the `<kept id> <place>` it asked for
 -- Reply  {0}                                   another session is on record: sync first

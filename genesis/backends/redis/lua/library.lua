@@ -161,7 +161,7 @@ local function grant(origin)
   end
   for _, row in ipairs(origin == '' and reclaimed or {}) do
     if row[1] == 'holding' then
-      origin = owner_of(row[2]) .. ' ' .. string.match(row[2], '^%S+ %S+ (.*)$')
+      origin = row[2]
       break
     end
   end
