@@ -15,9 +15,8 @@ from genesis.backends.protocol import QueueEntry
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.index import KEEP, KEEP_OVERRIDDEN, index_keys
 from genesis.backends.redis.keys import channel_prefix, queue_keys
-from genesis.backends.redis.members import age_of, parse_member
+from genesis.backends.redis.members import age_of, parse_member, stats_of
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.verdicts import stats_of
 
 __all__ = ["Instance", "Limits", "QueueLook", "Store"]
 
@@ -136,14 +135,14 @@ class Store:
 
     def look(self, queue_ids: Sequence[str]) -> list[QueueLook]:
         """The state of each queue at one instant; one round trip reads many queues."""
-        script = self._load("look")
+        script = self._load("stats")
         found: list[QueueLook] = []
         for start in range(0, len(queue_ids), _BATCH):
             some = queue_ids[start : start + _BATCH]
             pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
             for queue_id in some:
                 keys = self._keys(queue_id)
-                pipeline.execute_command("EVALSHA", script, len(keys), *keys)
+                pipeline.execute_command("EVALSHA", script, len(keys), *keys, "", "", 0, "")
             found += map(_look, some, pipeline.execute())
         return found
 
@@ -240,13 +239,14 @@ class Store:
 
 
 def _look(queue_id: str, reply: Any) -> QueueLook:
-    now, numbers, override, _, last, until, epoch, live, lapsed, furthest, holder, head = reply
+    numbers, _, _, _, now, override, _, last, until, epoch, live, lapsed, *more = reply
+    furthest, *members = more
     stats = stats_of(numbers)
     free = stats.waiting == 0 and stats.in_use < stats.limit
     expected = expected_wait(stats.waiting + 1, stats.limit, stats.mean_hold)
     last, until, furthest = ((int(time) - now) / 1e6 for time in (last, until, furthest))
     lapsed = {lapsed[i].decode(): (now - int(lapsed[i + 1])) / 1e6 for i in range(0, len(lapsed), 2)}
-    holder, head = (member.decode().split(" ", 3)[-1] for member in (holder, head))  # the item_ids
+    holder, head = (member.decode().split(" ", 3)[-1] for member in members)  # the item_ids
     return QueueLook(
         queue_id,
         *stats,

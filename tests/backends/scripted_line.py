@@ -13,9 +13,9 @@ WAKE = "wake:"
 PORTION = 500
 
 
-def member(ticket: str, head_start: int = 0) -> str:
+def member(ticket: str, head_start: int = 0, context: str = "") -> str:
     """Of `a1`: the first ticket of instance a."""
-    return f"{ticket[0]}:{int(ticket[1:]):010x} {head_start}  item-{ticket}"
+    return f"{ticket[0]}:{int(ticket[1:]):010x} {head_start} {context} item-{ticket}"
 
 
 class Line:
@@ -39,34 +39,34 @@ class Line:
                 assert self.client.ttl(key) > 0, f"{key} has no expiry after {name} {arguments}"
         return reply
 
+    def ask(self, name: str, *arguments: object) -> Any:
+        """Run a script that needs no session, as an instance without tickets."""
+        return self.run(name, "z", "", LEASE, WAKE, *arguments)
+
     def mine(self, name: str, instance: str, *arguments: object) -> Any:
         return self.run(name, instance, self.sessions.get(instance, 0), LEASE, WAKE, *arguments)
 
     def sync(
         self, instance: str, *rows: tuple[object, ...], session: int = 0, confirmed: object = 0,
         renewed: object = 0, override: object = "", version: object = 0, limit: object = 1,
-        pages: tuple[object, ...] = ("1", "1", "", ""),
+        pages: tuple[object, ...] = ("", ""),
     ) -> Any:  # fmt: skip
         self.sessions[instance] = session or self.sessions.get(instance, 0) + 1
         words: list[object] = []
         for ticket, stage, number, *rest in rows:
-            words += [member(str(ticket)), stage, number, *rest, *[""] * (3 - len(rest))]
+            words += [member(str(ticket)), stage, number, *rest, *[""] * (2 - len(rest))]
         return self.mine("sync", instance, confirmed, renewed, override, version, limit, *pages, *words)
 
     def enter(
-        self, ticket: str, limit: object = 1, free: str = "", most: object = "", head_start: int = 0,
-        kept: str = "", who: str = "",
+        self, ticket: str, limit: object = 1, most: object = "", head_start: int = 0, kept: str = "",
+        context: str = "",
     ) -> Any:  # fmt: skip
         if ticket[0] not in self.sessions:
             self.sync(ticket[0], limit=limit)
-        return self.mine(
-            "enter", ticket[0], member(ticket, head_start), limit, free, most, head_start, kept, who
-        )
+        return self.mine("enter", ticket[0], member(ticket, head_start, context), limit, most, kept)
 
     def leave(self, ticket: str, token: object = "", keep: object = "", place: object = "") -> Any:
-        return self.mine(
-            "leave", ticket[0], member(ticket), token, f"{ticket[0]}  item-{ticket}", keep, place
-        )
+        return self.mine("leave", ticket[0], member(ticket), token, member(ticket), keep, place)
 
     def let_lapse(self, instance: str) -> None:
         """Let the lease of this instance lapse."""
@@ -127,4 +127,4 @@ class Ear:
 
 
 def limit(line: Line, version: object, number: object) -> Any:
-    return line.run("limit", "z", "", LEASE, WAKE, version, number)
+    return line.ask("limit", version, number)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from genesis.backends.protocol import BackendEvent, EnterRequest, Snapshot
+from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -43,3 +46,23 @@ async def test_a_heartbeat_does_not_wait_for_the_timer_of_another_queue(
         await wait_until(lambda: bool(beaten), "the second queue had its heartbeat")
         assert beaten[0] - entered < lease / 2
         backend.leave(second.ticket)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a loop that ended has left its connection open
+def test_a_call_in_a_second_loop_is_failed_in_time(own_redis: RedisServer) -> None:
+    """The first loop ended before its timer fired; that is not taken for a timer of the second."""
+    backend = RedisBackend(own_redis.url, operation_timeout=0.3)
+    backend.listen(lambda event: None)
+
+    async def call() -> None:
+        result = await backend.enter(EnterRequest("sales", "a"))
+        backend.leave(result.ticket)
+        await backend.flush()
+
+    asyncio.run(call())
+    own_redis.pause()
+    try:
+        with pytest.raises(BackendUnavailableError):
+            asyncio.run(asyncio.wait_for(call(), 5))
+    finally:
+        own_redis.resume()

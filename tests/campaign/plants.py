@@ -74,7 +74,7 @@ _USED = (
     "  redis.call('ZADD', PAST, math.max(expiry, NOW + RECORD), 'u ' .. string.match(kept, '^%S+'))\n"
     "  redis.call('ZREM', PAST, name)\n"
 )
-_FULL = "waiters >= tonumber(ARGV[8])"
+_FULL = "waiters >= tonumber(most)"
 _STANDS = (
     "    redis.call('ZADD', WAITING, number, member)\n    redis.call('ZADD', TICKETS, 0, member)\n"
 )
@@ -98,7 +98,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     # A late `enter` of a lost connection creates a holder without a call.
     "no-session-check": _change(("enter", _CHECK, "if false then\n")),
     "keep-used-place": _change(("library", _USED, "")),
-    "let-one-in": _change(("enter", _FULL, "waiters > tonumber(ARGV[8])")),
+    "let-one-in": _change(("library", _FULL, "waiters > tonumber(most)")),
     "forget-head-start": _change(
         ("sync", _STANDS, _STANDS.replace("number,", "number + head_start_of(member),"))
     ),

@@ -23,7 +23,7 @@ from genesis.backends.protocol import (
     WaitStatus,
 )
 from genesis.backends.redis.calls import LocalQueue
-from genesis.backends.redis.verdicts import Command
+from genesis.backends.redis.ticket import Command
 from genesis.queue import RedisBackend
 from tests.campaign.history import Log
 
@@ -78,7 +78,7 @@ class Recorder:
         unknown = int(core.session != command.session)
         self._log("beat", queue=queue_id, sent=command.sent, unknown=unknown)
         if synced:
-            self._log("restored", queue=queue_id, redis=reply[1], data_lost=bool(reply[9]))
+            self._log("restored", queue=queue_id, redis=reply[1], data_lost=bool(reply[6]))
 
     def listen(self, listener: Listener) -> None:
         def on_event(event: BackendEvent) -> None:

@@ -180,8 +180,8 @@ async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRe
 def test_every_reason_that_redis_can_be_lost_for_has_a_name() -> None:
     """The backend's reasons for disruptions are those of the counter, the rules and the panels."""
     told = {reason for reason, *_ in errors._REASONS} | {errors.reason_of(Exception())}
-    source = (Path(errors.__file__).parent / "delivery.py").read_text()
-    told |= set(re.findall(r'Disrupted\("(\w+)"', source))
+    for path in Path(errors.__file__).parent.glob("*.py"):
+        told |= set(re.findall(r'Disrupted\("(\w+)"', path.read_text()))
     assert told == set(get_args(names.DisruptionReason))
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.members import make_member, make_origin, ticket_of
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
-from genesis.backends.redis.verdicts import Command
+from genesis.backends.redis.members import make_member, ticket_of
+from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
 from tests.protocol.instance import (
     BrokenPromiseError,
     Call,
     Core,
     Instance,
+    Recorder,
     Step,
     Ticket,
     core_over,
@@ -74,7 +74,6 @@ class Caller:
         kept = b"%s %d" % (self.ids[call.takes], frozen.kept) if frozen.kept else b""
         ticket = LocalTicket(
             self.members[frozen.call],
-            frozen.call,
             call.limit,
             call.only_if_free,
             call.max_waiting,
@@ -89,7 +88,7 @@ class Caller:
     def thaw(self, i: int, frozen: Instance, now: float) -> tuple[Core, dict[int, LocalTicket]]:
         sessions = Sessions()
         sessions.last = frozen.last_session
-        core = self.core_class(sessions, LEASE, self.page)
+        core = self.core_class("q", Recorder(), sessions, LEASE, self.page)
         core.moves = []
         core.up, core.session, core.confirmed = frozen.up, frozen.session, frozen.confirmed
         core.lease_deadline = {-1: math.inf, 1: float(LEASE), 0: -1.0}[frozen.lease]
@@ -116,11 +115,12 @@ class Caller:
             )
         rows = []
         for ticket in core.tickets.values():
+            k = self.by_id[ticket.id]
             rows.append(
                 Ticket(
-                    ticket.handle, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent,
+                    k, ticket.stage.value, ticket.number, ticket.wanted, ticket.sent,
                     ticket.left, ticket.keep_until > 0, ticket.back, ticket.place, ticket.resumed,
-                    int(ticket.kept.split(b" ")[1]) if ticket.kept else 0, views[ticket.handle],
+                    int(ticket.kept.split(b" ")[1]) if ticket.kept else 0, views[k],
                 )
             )  # fmt: skip
         for k in sorted(tickets):
@@ -165,12 +165,13 @@ class Caller:
                 raise BrokenPromiseError("not idle")
             return Step(Instance(core._sessions.last, tickets=instance.tickets), ())
         for ticket in core.tickets.values():
-            stage, view = ticket.stage.value, views[ticket.handle]
+            k = self.by_id[ticket.id]
+            stage, view = ticket.stage.value, views[k]
             if ticket.wanted and stage != view:
                 raise BrokenPromiseError(
-                    f"{self.calls[ticket.handle].name} is {stage}, and its call was told {view}"
+                    f"{self.calls[k].name} is {stage}, and its call was told {view}"
                 )
-        commands = tuple(self._frozen_command(command) for command in core.commands)
+        commands = tuple(self._frozen_command(command) for command in core._output.commands)
         return Step(self.freeze(core, tickets, views, lapsed), commands)
 
     def _frozen_command(self, command: Command) -> tuple[Any, ...]:
@@ -180,7 +181,7 @@ class Caller:
             command.session,
             1,
             arguments,
-            tuple(t.handle for t in command.tickets),
+            tuple(self.by_id[t.id] for t in command.tickets),
             command.last,
         )
 
@@ -200,9 +201,8 @@ class Caller:
             core.enter(tickets[k], now)
         elif name == "leave":
             k, keep = rest
-            origin = make_origin("abc"[i], "", self.calls[k].name)
             # A call that leaves before the reply has taken no place, from its caller's view.
-            core.leave(tickets[k], now, origin, KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
+            core.leave(tickets[k], now, b"", KEPT_FOR / 1e6 if keep else 0.0, views[k] == "e")
         elif name == "connected":
             core.connected(now)
         elif name in ("tick", "forget"):
@@ -217,129 +217,104 @@ class Caller:
             self._reply(core, tickets, rest[0], rest[1], now, i)
 
     def _reply(
-        self, core: Core, tickets: dict[int, LocalTicket], command: Any, reply: Any, now: float, i: int
+        self,
+        core: Core,
+        tickets: dict[int, LocalTicket],
+        command: Any,
+        reply: Any,
+        now: float,
+        i: int,
     ) -> None:
         name, session, sent, arguments, handles, last = command
-        origin = make_origin("abc"[i], "", "x")
         if name == "limit":
             if reply != (0,) and reply != ("error",):
                 core.know_override(reply[1], arguments[1])
-                core.take(session, [(m, b"%d" % n) for m, n in reply[2]], (), now)
+                core.take(session, self._effects(*reply[2:]), now)
             return
         if name == "evict":
             if reply != ("error",):
-                core.take(session, [(m, b"%d" % n) for m, n in reply[1]], (), now)
                 if reply[0]:
                     core.evicted(session, ticket_of(arguments[0]), now)
+                core.take(session, self._effects(*reply[1:]), now)
             return
-        words = (b"", b"", origin if name == "leave" else b"", b"", b"")
+        words = (b"", b"", b"x:1 0  x" if name == "leave" else b"", b"", b"")
         thawed = Command(
             name, session, words, tuple(tickets[k] for k in handles), 0.0 if sent else -1000.0, last
         )
         core.replied(thawed, self._wordy(name, reply), now)
 
+    def _effects(self, granted: Any, look: int) -> list[Any]:
+        wait = {0: 0, 1: 1_000_000, -1: -1}
+        return [[(member, b"%d" % token) for member, token in granted], [], wait[look]]
+
     def _wordy(self, name: str, reply: Any) -> Any:
         """The reply with everything that `plain` omitted."""
-        look = {0: 0, 1: 1_000_000, -1: -1}
         numbers = [0, 0, b"1", 0, 0, 0, 0]
         if reply == ("error",):
             return RuntimeError("rejected")
         if len(reply) == 1:
-            return [reply[0], 0, 0]
+            return [reply[0], 0]
         if name == "enter":
-            code, number, resumed, granted, wait = reply
-            rest: list[Any] = [1, look[wait], []] if code == 2 else [0, 0] if code in (3, 4) else []
-            if code == 1 and not granted:
-                return [code, number, 1, 0, b"1", resumed, b""]
-            return [
-                code,
-                number,
-                0,
-                0,
-                b"1",
-                resumed,
-                b"",
-                granted,
-                [],
-                *([1, *rest[1:]] if code == 2 else [0, *rest]),
-            ]
+            row, granted, look = reply
+            return [self._row(row), 0, b"1", b"", *self._effects(granted, look), []]
         if name == "leave":
-            return [reply[0], 0, 0, [(m, b"%d" % n) for m, n in reply[1]], [], look[reply[2]]]
+            return [reply[0], 0, *self._effects(*reply[1:])]
         if name == "beat":
-            _, now, wait, count, tokens, override, version, granted = reply
+            _, now, look, count, tokens, override, version, granted = reply
             held = -1 if tokens is None else len(tokens)
             total = b"%d" % sum(token % 2**32 for token in tokens or ())
-            return [
-                1,
-                now,
-                look[wait],
-                count,
-                held,
-                total,
-                numbers,
-                override,
-                b"%d" % version,
-                granted,
-                [],
-            ]
+            head = [1, now, override, b"%d" % version, numbers, count, held, total]
+            return [*head, *self._effects(granted, look)]
         if reply[0] == -1:
             return list(reply)
-        _, now, wait, rows, override, version, more, lost, granted = reply
-        longer = [[*row, 0, 0] if row[0] in (3, 4) else list(row) for row in rows]
-        return [
-            1,
-            now,
-            look[wait],
-            longer,
-            override,
-            b"%d" % version,
-            more,
-            numbers,
-            [],
-            lost,
-            b"",
-            granted,
-            [],
-        ]
+        _, now, look, rows, override, version, more, lost, granted = reply
+        head = [1, now, override, b"%d" % version, numbers, [self._row(row) for row in rows]]
+        return [*head, lost, b"", [], more, *self._effects(granted, look)]
+
+    def _row(self, row: Any) -> list[Any]:
+        if row[0] == 3:
+            return [*row, 0, 0]
+        return [*row, 1] if row[0] == 2 and len(row) == 3 else list(row)
 
     def _judge(self, core: Core, views: dict[int, str], event: str, now: float) -> None:
         """Check and deliver the verdicts; calls that were ended leave at once."""
         allowed = {
-            "Granted": "ew",
-            "Waiting": "e",
-            "Refused": "e",
-            "Failed": "e",
-            "Evicted": "ew",
-            "Lost": "h",
-            "OutOfReach": "w",
+            "granted": "ew",
+            "waiting": "e",
+            "refused": "e",
+            "failed": "e",
+            "evicted": "ew",
+            "lost": "h",
+            "out_of_reach": "w",
         }
-        then = {"Granted": "h", "Waiting": "w", "OutOfReach": "w"}
+        then = {"granted": "h", "waiting": "w", "out_of_reach": "w"}
         said: dict[int, list[tuple[str, str]]] = {}
-        moves: list[tuple[int, str, str]] = list(core.moves)
+        moves = [(self.by_id[name], before, after) for name, before, after in core.moves]
         leaving = self.leaving
-        while core.verdicts:
-            verdicts, core.verdicts = core.verdicts, []
-            for verdict in verdicts:
-                ticket = getattr(verdict, "ticket", None)
-                if ticket is None:
+        output = core._output
+        while output.verdicts:
+            verdicts, output.verdicts = output.verdicts, []
+            for kind, *details in verdicts:
+                if kind in ("emit", "rejected"):
                     continue
-                k, kind, view = ticket.handle, type(verdict).__name__, views[ticket.handle]
-                who = self.calls[k].name
-                lapsed = getattr(verdict, "reason", "") == "lapsed"
-                cause = "take" if event == "evicted" and kind == "Granted" else event
+                ticket = details[0]
+                k = self.by_id[ticket.id]
+                who, view = self.calls[k].name, views[k]
+                lapsed = details[1:] == ["lapsed"]
+                cause = "take" if event == "evicted" and kind == "granted" else event
                 said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else cause))
-                if k == leaving and kind == "Left":
+                if k == leaving and kind == "left":
                     view = "l"
-                if kind == "Left":
+                if kind == "left":
                     if view != "l":
                         raise BrokenPromiseError(
-                            f"{who} gets Left, and {'has left' if view == 'x' else 'did not leave'}"
+                            f"{who} gets left, and {'has left' if view == 'x' else 'did not leave'}"
                         )
                     views[k] = "x"
                 elif view not in allowed[kind]:
                     raise BrokenPromiseError(f"{who} gets {kind} after it was told {view}")
                 else:
-                    if kind == "Granted" and now >= core.lease_deadline:
+                    if kind == "granted" and now >= core.lease_deadline:
                         raise BrokenPromiseError(f"limit: {who} is granted after the lease has lapsed")
                     views[k] = then.get(kind, "l")
                     if views[k] == "l" and k != leaving:
@@ -347,7 +322,7 @@ class Caller:
         if leaving >= 0 and views[leaving] != "x":
             views[leaving] = "l"
         for k, before, after in moves:
-            told = [pair for pair in said.get(k, ()) if pair[0] != "Left"]
+            told = [pair for pair in said.get(k, ()) if pair[0] != "left"]
             what, cause = told[0] if told else ("", event)
             self.transitions.add((cause, before, after, what))
             if told:

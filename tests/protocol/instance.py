@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Stage
 
 __all__ = [
     "BrokenPromiseError",
     "Call",
     "Core",
     "Instance",
+    "Recorder",
     "Step",
     "Ticket",
     "core_over",
@@ -75,10 +76,25 @@ class Step(NamedTuple):
     commands: tuple[Any, ...]
 
 
+class Recorder:
+    """The `Output` of a core, recorded: the commands, and all else as (method, arguments)."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.verdicts: list[tuple[Any, ...]] = []
+
+    def send(self, command: Command) -> None:
+        self.commands.append(command)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.verdicts.append((name, *arguments))
+
+
 class Core(QueueCore):
     """The shipped core, recording its transitions."""
 
-    moves: list[tuple[int, str, str]]
+    moves: list[tuple[bytes, str, str]]
+    _output: Recorder
 
 
 def core_over(base: type[QueueCore]) -> type[Core]:
@@ -86,7 +102,7 @@ def core_over(base: type[QueueCore]) -> type[Core]:
         before = ticket.stage
         base._move(self, ticket, stage, number)
         if before is not stage:
-            self.moves.append((ticket.handle, before.name, stage.name))
+            self.moves.append((ticket.id, before.name, stage.name))
 
     return type("Core", (base,), {"_move": move})
 

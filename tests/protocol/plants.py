@@ -66,7 +66,7 @@ PLANTS = {
     ),
     "keep_unlisted": Plant(
         "a sync does not remove what its list lacks",
-        (("sync", "if not known[member] and removed < PORTION then", "if false then"),),
+        (("sync", "if not index_of[member] and removed < PORTION then", "if false then"),),
         "two calls, a break",
     ),
     "no_tombstone": Plant(
@@ -139,7 +139,7 @@ PLANTS = {
     ),
     "waiting_wins": Plant(
         "a holder that a stale replica shows as waiting is left in the line",
-        (("sync", "elseif place and stage == 'h' then", "elseif false then"),),
+        (("sync", "elseif stage == 'h' then --", "elseif stage == 'h' and not place then --"),),
         "two calls, a stale replica",
     ),
     "never_late": Plant(
@@ -219,12 +219,12 @@ PLANTS = {
     ),
     "never_full": Plant(
         "a full line refuses nobody",
-        (("enter", "waiters >= tonumber(ARGV[8])", "false"),),
+        (("enter", "waiters >= tonumber(most)", "false"),),
         "a full line",
     ),
     "never_busy": Plant(
         "a call that does not wait is let into the line",
-        (("enter", "if not free and ARGV[7] == 'free' then", "if false then"),),
+        (("enter", "waiters >= tonumber(most)", "false"),),
         "a call that does not wait",
     ),
     "dead_granted": Plant(
@@ -249,7 +249,7 @@ PLANTS = {
     ),
     "late_sync": Plant(
         "a sync of an old connection is believed",
-        (("sync", "if first_page and session <= math.abs(record) then", "if false then"),),
+        (("sync", "if first_page and session <= record then", "if false then"),),
         "two calls, a break",
     ),
     "short_way_to_the_dead": Plant(
@@ -269,7 +269,7 @@ PLANTS = {
     ),
     "page_removes_all": Plant(
         "a page of a sync removes all that it does not list",
-        (("sync", "if ARGV[13] ~= '' then\n", "if false then\n"),),
+        (("sync", "if ARGV[11] ~= '' then\n", "if false then\n"),),
         "two calls in pages of one, a sync",
     ),
 }

@@ -32,7 +32,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
     if name == "sync" and len(reply) > 2:
         if ghost.lost == 1 and arguments[0] > old.records[i][0]:  # it knew the old data
             ghost = ghost._replace(lost=2)
-        if arguments[6] and session == after.instances[i].session:
+        if not arguments[6] and session == after.instances[i].session:
             ghost = ghost._replace(synced=(*ghost.synced[:i], True, *ghost.synced[i + 1 :]))
         if all(ghost.synced):
             ghost = ghost._replace(lost=0)
@@ -42,7 +42,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
         )
     # Only a ticket that a sync listed as holding returns without a grant.
     listed = (
-        {arguments[n]: arguments[n + 1] for n in range(9, len(arguments), 6)} if name == "sync" else {}
+        {arguments[n]: arguments[n + 1] for n in range(7, len(arguments), 5)} if name == "sync" else {}
     )
     held = {member for _, member in old.holding}
     granted = [member for _, member in new.holding if member not in held and listed.get(member) != b"h"]
@@ -54,7 +54,7 @@ def after_run(world: World, before: State, after: State, i: int, command: Any, r
         raise BrokenPromiseError("the recovery window opens, and no data was lost")
     if name == "sync" and len(reply) > 2:
         for n, row in enumerate(reply[3]):
-            member, stage, number = arguments[9 + 6 * n : 12 + 6 * n]
+            member, stage, number = arguments[7 + 5 * n : 10 + 5 * n]
             if stage == b"w" and row[0] == 2 and row[1] != number and not world.whole.stale:
                 raise BrokenPromiseError(f"FIFO: {world.member(member)} loses its place")
     if granted:
@@ -92,7 +92,7 @@ def kept_again(world: World, command: Any) -> list[int]:
     name, arguments = command[0], command[3]
     if name == "leave":
         return list(command[4]) if arguments[3] == b"back" else []
-    rows = [arguments[n : n + 6] for n in range(9, len(arguments), 6)] if name == "sync" else []
+    rows = [arguments[n : n + 5] for n in range(7, len(arguments), 5)] if name == "sync" else []
     return [world.caller.by_member[row[0]] for row in rows if row[1] == b"k" and row[3] == b"back"]
 
 

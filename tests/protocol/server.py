@@ -298,13 +298,13 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
         return (0,)
     fresh = renewal(instance, FRESH) if instance >= 0 else 0
     if name == "enter":
-        granted = pairs(reply[7]) if len(reply) > 7 else ()
-        look = sign(reply[10]) if reply[0] == 2 else -1
-        return (reply[0], reply[1], reply[5], granted, look)
+        row, _, _, _, *effects = reply
+        granted, look = (pairs(effects[0]), sign(effects[2])) if effects else ((), -1)
+        return (tuple(row[: 2 if row[0] == 3 else 3]), granted, look)
     if name == "leave":
-        return (reply[0], pairs(reply[3]), sign(reply[5])) if len(reply) > 3 else (reply[0],)
+        return (reply[0], pairs(reply[2]), sign(reply[4])) if len(reply) > 2 else (reply[0],)
     if name == "beat":
-        _, _, look, count, held, total, _, override, version, granted, _ = reply
+        _, _, override, version, _, count, held, total, granted, _, look = reply
         tokens = None
         if held >= 0:
             prefix = b"%c:" % (97 + instance)
@@ -314,8 +314,8 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
     if name == "sync":
         if reply[0] == -1:
             return (-1, reply[1])
-        _, _, look, rows, override, version, more, _, _, lost, _, granted, _ = reply
-        short = tuple(tuple(row[: 2 if row[0] in (3, 4) else 3]) for row in rows)
+        _, _, override, version, _, rows, lost, _, _, more, granted, _, look = reply
+        short = tuple(tuple(row[: 2 if row[0] == 3 else 3]) for row in rows)
         return (1, fresh, sign(look), short, override, int(version), more, lost, pairs(granted))
     if name == "limit":
         return (1, int(reply[1]), pairs(reply[2]), sign(reply[4]))

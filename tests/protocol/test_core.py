@@ -7,24 +7,17 @@ from typing import Any
 
 import pytest
 
-from genesis.backends.protocol import CallRef
+from genesis.backends.protocol import (
+    CallRef,
+    Disrupted,
+    Heartbeat,
+    LeaveResult,
+    LimitDisagreement,
+    Reclaimed,
+    State,
+)
 from genesis.backends.redis.members import make_member
 from genesis.backends.redis.ticket import LocalTicket, Stage
-from genesis.backends.redis.verdicts import (
-    Beaten,
-    DataLost,
-    Disagreement,
-    Evicted,
-    Failed,
-    Granted,
-    Left,
-    Lost,
-    OutOfReach,
-    Reclaimed,
-    Refused,
-    Rejected,
-    Waiting,
-)  # fmt: skip
 from tests.protocol.core_line import ERROR, LEASE, NUMBERS, Line, granted, rows_of
 
 
@@ -41,7 +34,7 @@ def test_the_first_call_enters_with_a_sync() -> None:
     sync = line.command("sync")
     assert rows_of(sync) == [(b"x", b"e", b"0")]
     line.synced(sync, [1, 10])
-    assert line.verdicts() == [Granted(ticket, None)]
+    assert line.verdicts() == [("granted", ticket, None)]
     assert line.core.lease_deadline == LEASE
 
 
@@ -53,7 +46,7 @@ def test_a_lost_reply_to_enter_is_asked_for_by_the_next_sync(line: Line) -> None
     sync = line.command("sync")
     assert rows_of(sync) == [(b"x", b"e", b"0")]
     line.synced(sync, [1, 10])  # Redis had granted it
-    assert line.verdicts() == [Granted(ticket, None)]
+    assert line.verdicts() == [("granted", ticket, None)]
 
 
 def test_no_command_is_sent_twice(line: Line) -> None:
@@ -68,7 +61,7 @@ def test_without_a_connection_enter_and_leave_are_only_noted() -> None:
     line = Line()
     stays, leaves = line.enter("stays"), line.enter("leaves")
     line.core.leave(leaves, 0)
-    assert line.verdicts()[0][0] is leaves
+    assert line.verdicts() == [("left", leaves, LeaveResult(None), True)]
     line.core.connected(0)
     assert rows_of(line.command("sync")) == [(b"stays", b"e", b"0")]
     assert stays.wanted
@@ -77,7 +70,7 @@ def test_without_a_connection_enter_and_leave_are_only_noted() -> None:
 def test_a_lapsed_lease_ends_holders_and_asks_for_waiters_again(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.tick(LEASE)
-    assert line.verdicts() == [Lost(held, "lapsed")]
+    assert line.verdicts() == [("lost", held, "lapsed")]
     sync = line.command("sync")
     assert rows_of(sync) == [(b"waits", b"w", b"20")]
     line.synced(sync, [2, 20], now=LEASE)
@@ -113,11 +106,9 @@ def test_the_lease_deadline_counts_from_the_command(line: Line) -> None:
     line.holding()
     line.core.tick(5)
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, 1, 1, b"10", NUMBERS, b"", b"0", [], []], 9)
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, 1, 1, b"10", [], [], -1], 9)
     assert line.core.lease_deadline == 5 + LEASE
-    [beaten] = line.verdicts()
-    assert isinstance(beaten, Beaten)
-    assert beaten.seconds == 4
+    assert line.verdicts()[0] == ("emit", Heartbeat(4, "ok"))
 
 
 def test_a_late_message_of_an_old_session_is_ignored(line: Line) -> None:
@@ -133,8 +124,8 @@ def test_a_late_message_of_an_old_session_is_ignored(line: Line) -> None:
 
 def test_a_message_grants_and_names_who_made_room(line: Line) -> None:
     waits = line.waiting()
-    line.core.pushed(b"g", line.core.session, waits.id, b"30 b 00-1 their call", 0)
-    assert line.verdicts() == [Granted(waits, CallRef("their call", "b", "00-1"))]
+    line.core.pushed(b"g", line.core.session, waits.id, b"30 b:1 0 00-1 their call", 0)
+    assert line.verdicts() == [("granted", waits, CallRef("their call", "b", "00-1"))]
 
 
 def test_sync_first_is_answered_with_a_sync_once(line: Line) -> None:
@@ -158,11 +149,11 @@ def test_long_lists_go_in_pages_that_meet() -> None:
     tickets = [line.enter(str(i)) for i in range(5)]
     line.core.connected(0)
     pages = line.commands()
-    assert [[t.handle for t in page.tickets] for page in pages] == [["0", "1"], ["2", "3"], ["4"]]
-    assert [page.arguments[5:9] for page in pages] == [
-        (b"1", b"", b"", tickets[1].member),
-        (b"", b"", tickets[1].member, tickets[3].member),
-        (b"", b"1", tickets[3].member, b""),
+    assert [list(page.tickets) for page in pages] == [tickets[:2], tickets[2:4], tickets[4:]]
+    assert [page.arguments[5:7] for page in pages] == [
+        (b"", tickets[1].member),
+        (tickets[1].member, tickets[3].member),
+        (tickets[3].member, b""),
     ]
     for page in pages[:2]:
         line.synced(page, [2, 10], [2, 11])
@@ -174,7 +165,7 @@ def test_long_lists_go_in_pages_that_meet() -> None:
 def test_an_error_ends_the_call_and_a_sync_follows(line: Line) -> None:
     ticket = line.enter("x")
     line.core.replied(line.command("enter"), ERROR, 1)
-    assert line.verdicts() == [Failed(ticket, ERROR)]
+    assert line.verdicts() == [("failed", ticket, ERROR)]
     line.core.tick(line.core.due)
     assert rows_of(line.command("sync")) == []
 
@@ -183,12 +174,10 @@ def test_an_error_reply_to_leave_is_repaired_by_the_sync(line: Line) -> None:
     held = line.holding()
     line.core.leave(held, 1)
     line.core.replied(line.command("leave"), ERROR, 1)
-    assert line.verdicts() == [Rejected("leave", ERROR)]
+    assert line.verdicts() == [("rejected", "leave", ERROR)]
     line.core.tick(line.core.due)
     line.synced(line.command("sync"))
-    [left] = line.verdicts()
-    assert isinstance(left, Left)
-    assert (left.ticket, left.confirmed) == (held, False)
+    assert line.verdicts() == [("left", held, LeaveResult(None), False)]
 
 
 def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
@@ -202,21 +191,19 @@ def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
     sync = line.command("sync")
     assert rows_of(sync) == []
     line.synced(sync)
-    [left] = line.verdicts()
-    assert not left.confirmed
+    assert line.verdicts() == [("left", held, LeaveResult(None), False)]
     assert line.core.tickets == {}
 
 
 def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
-    line.core.leave(held, 1, b"a 00-1 held")
-    reply = [1, 1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
+    line.core.leave(held, 1, b"00-1")
+    reply = [1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
     line.core.replied(line.command("leave"), reply, 1)
     grant, reclaimed, left = line.verdicts()
-    assert grant == Granted(waits, CallRef("held", "a", "00-1"))
-    assert reclaimed == Reclaimed(CallRef("dead", "b", ""), "waiting")
-    assert left.result.was == "holding"
-    assert left.result.granted_to == (CallRef("waits", "a", ""),)
+    assert grant == ("granted", waits, CallRef("held", "a", "00-1"))
+    assert reclaimed == ("emit", Reclaimed("q", "dead", "b", "waiting"))
+    assert left == ("left", held, LeaveResult("holding", (CallRef("waits", "a", ""),)), True)
 
 
 def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
@@ -224,8 +211,8 @@ def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> 
     line.core.tick(line.core.due)
     took = [[waits.member, 30]], [[b"holding", b"b:1 0 00-2 dead"]]
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, 1, 1, b"30", NUMBERS, b"", b"0", *took], 6)
-    assert line.verdicts()[0] == Granted(waits, CallRef("dead", "b", "00-2"))
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, 1, 1, b"30", *took, -1], 6)
+    assert line.verdicts()[0] == ("granted", waits, CallRef("dead", "b", "00-2"))
 
 
 @pytest.mark.parametrize("context", ["", "00-1"])
@@ -233,28 +220,18 @@ def test_the_first_call_in_a_queue_learns_from_its_sync_who_holds(context: str) 
     """If it has a context; nobody else wants to know."""
     line = Line()
     line.core.connected(0)
-    waits = LocalTicket(make_member("a", 1, 0, context, "waits"), "waits", b"1")
+    waits = LocalTicket(make_member("a", 1, 0, context, "waits"), b"1")
     line.core.enter(waits, 0)
-    rest: tuple[Any, ...] = (
-        [[2, 20]],
-        b"",
-        b"0",
-        0,
-        [1, 1, b"1", 0, 0, 0, 0],
-        [],
-        0,
-        b"",
-        [],
-        [b"b:1 0 00-2 holder"],
-    )
-    line.core.replied(line.command("sync"), [1, 1000, -1, *rest], 0)
+    head: list[Any] = [1, 1000, b"", b"0", [1, 1, b"1", 0, 0, 0, 0], [[2, 20, 0, 1]]]
+    reply = [*head, 0, b"", [b"b:1 0 00-2 holder"], 0, [], [], -1]
+    line.core.replied(line.command("sync"), reply, 0)
     holders = (CallRef("holder", "b", "00-2"),) if context else ()
-    assert line.verdicts() == [Waiting(waits, 0, 1, holders)]
+    assert line.verdicts() == [("waiting", waits, 1, 1, holders)]
 
 
 @pytest.mark.parametrize(("was", "expected"), [(1, "holding"), (2, "waiting"), (3, None)])
 def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
-    line: Line, was: int, expected: str | None
+    line: Line, was: int, expected: State | None
 ) -> None:
     """It might have been granted a slot meanwhile, or have been removed."""
     waits = line.waiting()
@@ -263,16 +240,13 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
     line.core.disconnected()
     line.core.connected(1 + 4e-6)
     sync = line.command("sync")
-    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"3", b"", b"20"), (
-        "for the rest of its time"
-    )
+    assert sync.arguments[7:] == (waits.member, b"k", b"0", b"3", b"20"), "for the rest of its time"
     line.core.disconnected()
     line.core.connected(2)
     sync = line.command("sync")
-    assert sync.arguments[9:] == (waits.member, b"k", b"0", b"0", b"", b"20"), "it has expired"
+    assert sync.arguments[7:] == (waits.member, b"k", b"0", b"0", b"20"), "it has expired"
     line.synced(sync, [7, was])
-    [left] = line.verdicts()
-    assert left.result.was == expected
+    assert line.verdicts() == [("left", waits, LeaveResult(expected), True)]
     line.core.sync_soon(3)
     line.core.tick(3)
     assert rows_of(line.command("sync")) == []
@@ -280,7 +254,7 @@ def test_a_kept_place_is_listed_until_redis_has_confirmed_it(
 
 def test_a_call_that_took_a_kept_place_lists_which(line: Line) -> None:
     line.enter("x", kept=b"b:0000000001 15")
-    line.core.replied(line.command("enter"), [2, 15, 1, 1, b"1", 1, b"", [], [], 1, -1, []], 0)
+    line.core.replied(line.command("enter"), [[2, 15, 1, 1], 1, b"1", b"", [], [], -1, []], 0)
     line.core.sync_soon(1)
     line.core.tick(1)
     assert line.command("sync").arguments[-1] == b"b:0000000001 15"
@@ -297,27 +271,28 @@ def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> No
     assert line.core.override == (6, b"")
 
 
-@pytest.mark.parametrize(("code", "reason"), [(3, "busy"), (4, "full")])
-def test_refused(line: Line, code: int, reason: str) -> None:
-    ticket = line.enter("x")
-    line.core.replied(line.command("enter"), [code, 0, 1, 2, b"1", 0, b"", [], [], 12, 3_000_000], 0)
-    [refused] = line.verdicts()
-    assert isinstance(refused, Refused)
-    assert (refused.ticket, refused.reason, refused.depth, refused.limit) == (ticket, reason, 2, 1)
-    assert (refused.holds, refused.mean_hold) == (12, 3.0)
+@pytest.mark.parametrize(("free", "reason"), [(True, "busy"), (False, "full")])
+def test_refused(line: Line, free: bool, reason: str) -> None:
+    ticket = line.enter("x", only_if_free=free, max_waiting=b"2")
+    enter = line.command("enter")
+    assert enter.arguments[2] == (b"0" if free else b"2")
+    line.core.replied(enter, [[3, 0, 12, 3_000_000], 2, b"1", b"", [], [], -1, []], 0)
+    # A third call would wait for three holds of 3 s; one that does not wait is not told.
+    retry_after = 9.0 if reason == "full" else None
+    assert line.verdicts() == [("refused", ticket, reason, 2, retry_after)]
 
 
 def test_another_limit_is_reported(line: Line) -> None:
     line.enter("x")
-    line.core.replied(line.command("enter"), [1, 10, 1, 0, b"1", 0, b"4", [], []], 0)
-    assert Disagreement(4, 1) in line.verdicts()
+    line.core.replied(line.command("enter"), [[1, 10, 0], 0, b"1", b"4"], 0)
+    assert ("emit", LimitDisagreement("q", 4, 1)) in line.verdicts()
 
 
 def test_evicted_and_lost(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.pushed(b"e", line.core.session, held.id, b"", 0)
     line.core.evicted(line.core.session, waits.id, 0)
-    assert line.verdicts() == [Lost(held, "evicted"), Evicted(waits)]
+    assert line.verdicts() == [("lost", held, "evicted"), ("evicted", waits)]
 
 
 def test_a_sync_reports_what_was_evicted_and_reaped_meanwhile(line: Line) -> None:
@@ -325,19 +300,20 @@ def test_a_sync_reports_what_was_evicted_and_reaped_meanwhile(line: Line) -> Non
     line.core.disconnected()
     line.core.connected(1)
     line.synced(line.command("sync"), [6, 0], [5, 0], lost=1)
-    assert line.verdicts() == [DataLost(2), Lost(held, "reaped"), Evicted(waits)]
+    lost = Disrupted("data_lost", "queue 'q' registers 2 tickets again", lasts=False)
+    assert line.verdicts() == [("emit", lost), ("lost", held, "reaped"), ("evicted", waits)]
 
 
 def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line) -> None:
     waits = line.waiting()
     session = line.core.session
-    line.core.take(session, [(waits.member, 30)], (), LEASE)  # read after the lease
+    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # read after the lease
     assert line.verdicts() == []
-    line.core.take(session, [(waits.member, 30)], (), LEASE)  # of an old session
+    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # of an old session
     assert line.verdicts() == []
     line.synced(line.command("sync"), [2, 20], now=LEASE)
-    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
-    assert line.verdicts() == [Granted(waits, None)]
+    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
+    assert line.verdicts() == [("granted", waits, None)]
 
 
 def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(line: Line) -> None:
@@ -345,18 +321,18 @@ def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(
     waits = line.waiting()
     line.core.tick(LEASE)
     line.core.replied(line.command("sync"), ERROR, LEASE)
-    line.core.take(line.core.session, [(waits.member, 30)], (), LEASE)
-    assert [v for v in line.verdicts() if isinstance(v, Granted)] == []
+    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
+    assert [v for v in line.verdicts() if v[0] == "granted"] == []
     line.core.tick(LEASE + 1)
     line.synced(line.command("sync"), [1, 30], now=LEASE + 1)
-    assert line.verdicts() == [Granted(waits, None)]
+    assert line.verdicts() == [("granted", waits, None)]
 
 
 def test_a_disconnected_waiter_fails_when_its_lease_lapses(line: Line) -> None:
     waits = line.waiting()
     line.core.disconnected()
     line.core.tick(LEASE)
-    assert line.verdicts() == [OutOfReach(waits)]
+    assert line.verdicts() == [("out_of_reach", waits)]
     assert line.commands() == []
 
 
@@ -367,7 +343,7 @@ def test_a_heartbeat_that_differs_is_followed_by_a_sync(
     line.holding()
     line.core.tick(line.core.due)
     beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, -1, count, held, total, NUMBERS, b"", b"0", [], []], 6)
+    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, count, held, total, [], [], -1], 6)
     assert rows_of(line.command("sync")) == [(b"held", b"h", b"10")]
 
 
@@ -375,7 +351,7 @@ def test_a_heartbeat_that_agrees_is_followed_by_nothing(line: Line) -> None:
     line.holding()
     line.waiting()
     line.core.tick(line.core.due)
-    line.core.replied(line.command("beat"), [1, 2000, -1, 2, 1, b"10", NUMBERS, b"", b"0", [], []], 6)
+    line.core.replied(line.command("beat"), [1, 2000, b"", b"0", NUMBERS, 2, 1, b"10", [], [], -1], 6)
     assert line.commands() == []
 
 

@@ -17,44 +17,44 @@ NAMED = {bound.name: bound for bound in (*FAST, *ALL)}
 Row: TypeAlias = tuple[str, str, str, str]  # event, stage, stage afterwards, verdict
 SHOWN: dict[str, set[Row]] = {
     "two calls, no fault": {
-        ("pushed", "WAITING", "HOLDING", "Granted"),
-        ("reply to sync", "ENTERING", "HOLDING", "Granted"),
-        ("reply to sync", "ENTERING", "WAITING", "Waiting"),
+        ("pushed", "WAITING", "HOLDING", "granted"),
+        ("reply to sync", "ENTERING", "HOLDING", "granted"),
+        ("reply to sync", "ENTERING", "WAITING", "waiting"),
     },
     "two calls of one instance, a rejection": {
-        ("reply to enter", "ENTERING", "ENDED", "Failed"),
-        ("reply to enter", "ENTERING", "HOLDING", "Granted"),
-        ("reply to enter", "ENTERING", "WAITING", "Waiting"),
-        ("reply to leave", "WAITING", "HOLDING", "Granted"),
-        ("reply to sync", "ENTERING", "ENDED", "Failed"),
-        ("reply to sync", "WAITING", "HOLDING", "Granted"),
+        ("reply to enter", "ENTERING", "ENDED", "failed"),
+        ("reply to enter", "ENTERING", "HOLDING", "granted"),
+        ("reply to enter", "ENTERING", "WAITING", "waiting"),
+        ("reply to leave", "WAITING", "HOLDING", "granted"),
+        ("reply to sync", "ENTERING", "ENDED", "failed"),
+        ("reply to sync", "WAITING", "HOLDING", "granted"),
     },
     "one call, a break, an eviction": {
-        ("pushed", "HOLDING", "ENDED", "Lost"),
-        ("reply to sync", "ENTERING", "ENDED", "Evicted"),
-        ("reply to sync", "HOLDING", "ENDED", "Lost"),
+        ("pushed", "HOLDING", "ENDED", "lost"),
+        ("reply to sync", "ENTERING", "ENDED", "evicted"),
+        ("reply to sync", "HOLDING", "ENDED", "lost"),
     },
     "two calls, an eviction by an instance": {
-        ("evicted", "HOLDING", "ENDED", "Lost"),
-        ("evicted", "WAITING", "ENDED", "Evicted"),
-        ("pushed", "WAITING", "ENDED", "Evicted"),
-        ("take", "WAITING", "HOLDING", "Granted"),
+        ("evicted", "HOLDING", "ENDED", "lost"),
+        ("evicted", "WAITING", "ENDED", "evicted"),
+        ("pushed", "WAITING", "ENDED", "evicted"),
+        ("take", "WAITING", "HOLDING", "granted"),
     },
     "two calls in pages of one, a loss": {
-        ("reply to beat", "WAITING", "HOLDING", "Granted"),
+        ("reply to beat", "WAITING", "HOLDING", "granted"),
     },
     "two calls, an early lapse": {
-        ("lease lapsed", "HOLDING", "ENDED", "Lost"),
+        ("lease lapsed", "HOLDING", "ENDED", "lost"),
     },
     "two calls, a clock step, a record expires": {
-        ("reply to sync", "WAITING", "ENDED", "Evicted"),
+        ("reply to sync", "WAITING", "ENDED", "evicted"),
     },
     "three calls in portions of one, a kill": {
-        ("reply to enter", "WAITING", "HOLDING", "Granted"),
+        ("reply to enter", "WAITING", "HOLDING", "granted"),
     },
     "a call that does not wait": {
-        ("reply to enter", "ENTERING", "ENDED", "Refused"),
-        ("reply to sync", "ENTERING", "ENDED", "Refused"),
+        ("reply to enter", "ENTERING", "ENDED", "refused"),
+        ("reply to sync", "ENTERING", "ENDED", "refused"),
     },
 }
 """The rows of the table in core.py, each at a bound in which it is seen."""

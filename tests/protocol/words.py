@@ -61,12 +61,12 @@ def command_in_words(world: World, command: Any) -> str:
     if name == "sync":
         rows = [
             f"{world.member(arguments[n])} {arguments[n + 1].decode()} {arguments[n + 2]}"
-            for n in range(9, len(arguments), 6)
+            for n in range(7, len(arguments), 5)
         ]
         page = (
             ""
-            if arguments[5] and arguments[6]
-            else f", page{' 1' if arguments[5] else ''}{', last' if arguments[6] else ''}"
+            if not arguments[5] and not arguments[6]
+            else f", page{'' if arguments[5] else ' 1'}{'' if arguments[6] else ', last'}"
         )
         return f"sync (session {session}, confirmed {arguments[0]}{page}) of [{', '.join(rows)}]"
     what = world.member(arguments[0]) if name in ("enter", "leave", "evict") else ""

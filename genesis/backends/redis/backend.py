@@ -9,8 +9,6 @@ import asyncio
 import math
 import os
 import weakref
-from collections import deque
-from collections.abc import Sequence
 from contextvars import Context
 from types import TracebackType
 
@@ -25,20 +23,17 @@ from genesis.backends.protocol import (
     Grant,
     LeaveResult,
     Listener,
-    QueueEntry,
-    QueueStats,
     Ticket,
-    WaitStatus,
 )
-from genesis.backends.redis.calls import Call
+from genesis.backends.redis.calls import Call, unavailable
 from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
 from genesis.backends.redis.link import LinkSettings
-from genesis.backends.redis.members import make_member, ticket_of
+from genesis.backends.redis.members import make_member
 from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
-from genesis.backends.redis.ticket import LocalTicket, Stage
+from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
@@ -48,7 +43,7 @@ _DEFAULT_URL = "redis://localhost:6379"
 _CLOSE_WITHIN = 1.0  # seconds for which `close` waits for Redis
 
 
-class RedisBackend:
+class RedisBackend(Requests):
     """Keeps queues in Redis, shared by every instance with the same server and `key_prefix`.
 
     One connection (in a Cluster one per master in use) carries commands, replies and wake-ups, however
@@ -109,8 +104,6 @@ class RedisBackend:
         self._listener: Listener | None = None
         self._driver: Driver | None = None
         self._forgotten: weakref.finalize[..., RedisBackend] | None = None
-        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see _answer_within
-        self._watch: asyncio.TimerHandle | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -130,24 +123,13 @@ class RedisBackend:
     async def enter(self, request: EnterRequest) -> EnterResult:
         driver = self._join("enter", request.queue_id, request.item_id)
         queue = driver.open(request.queue_id)
-        serial = next(driver.serials)
-        member = make_member(
-            driver.instance_id, serial, request.head_start, request.context, request.item_id
-        )
-        ticket = Ticket(request.queue_id, request.item_id, ticket_of(member).decode())
-        call = Call(queue, ticket, driver.loop.create_future())
-        call.local = local = LocalTicket(
-            member,
-            call,
-            b"" if request.limit is None else b"%d" % request.limit,
-            request.only_if_free,
-            b"" if request.max_waiting is None else b"%d" % request.max_waiting,
-            _kept(request.place_token),
-        )
+        serial, instance = next(driver.serials), driver.instance_id
+        member = make_member(instance, serial, request.head_start, request.context, request.item_id)
+        call = Call(queue, member, request, _kept(request.place_token), driver.loop)
         if driver.denied(queue):
-            raise self._unavailable("enter", driver.why_down(queue), *ticket[:2])
-        driver.enter(call, local)
-        timer = self._answer_within(driver, call, request.timeout)
+            raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
+        driver.enter(call)
+        timer = driver.answer_within(call, request.timeout)
         try:
             result = await call.answer
         except BaseException:
@@ -162,57 +144,23 @@ class RedisBackend:
             driver.leave(call)
         return result
 
-    def _answer_within(
-        self, driver: Driver, call: Call, timeout: float | None
-    ) -> asyncio.TimerHandle | None:
-        """Fail the call if the reply to `enter` does not come in time.
-
-        Calls with the default timeout expire in the order of entering, so they share one timer.
-        """
-        if timeout is not None and timeout < self._timeout:
-            return driver.loop.call_later(timeout, self._expire, driver, call, context=Context())
-        line = self._unanswered
-        while line and line[0][1].answer.done():
-            line.popleft()
-        line.append((driver.loop.time() + self._timeout, call))
-        if self._watch is None:
-            self._watch = driver.loop.call_later(
-                self._timeout, self._expire_some, driver, context=Context()
-            )
-        return None
-
-    def _expire_some(self, driver: Driver) -> None:
-        self._watch = None
-        line, now = self._unanswered, driver.loop.time()
-        while line and (line[0][0] <= now or line[0][1].answer.done()):
-            self._expire(driver, line.popleft()[1])
-        if line:
-            when = line[0][0]
-            self._watch = driver.loop.call_at(when, self._expire_some, driver, context=Context())
-
-    def _expire(self, driver: Driver, call: Call) -> None:
-        if not call.answer.done():
-            why = driver.why_down(call.queue)
-            cause = f"it is out of reach ({why})" if why else "it did not answer in time"
-            call.fail(self._unavailable("enter", cause, *call.ticket[:2]))
-
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         call = self._call(ticket)
         if call is None or call.granted is None:
             if self._closed:
-                raise self._unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
+                raise unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
         return await until_granted(call.granted, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
         call = self._call(ticket)
-        if call is None or self._driver is None or not call.local.wanted:
+        if call is None or self._driver is None or not call.wanted:
             return LeaveResult(None)
         call.observed = False
         self._driver.leave(call, context, keep_place)
-        if call.left is None:
+        if call.result is None:
             call.observed = True
-        return call.left
+        return call.result
 
     async def flush(self) -> None:
         if self._driver is not None:
@@ -221,29 +169,9 @@ class RedisBackend:
     def lapsed(self, ticket: Ticket) -> bool:
         call = self._call(ticket)
         driver = self._driver
-        if call is None or driver is None or call.lost or call.local.stage is not Stage.HOLDING:
+        if call is None or driver is None or call.lost or call.stage is not Stage.HOLDING:
             return True
         return driver.loop.time() >= call.queue.core.lease_deadline
-
-    async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        await self._requests("set_limit", queue_id).set_limit(queue_id, limit)
-
-    async def stats(self, queue_id: str) -> QueueStats:
-        return await self._requests("stats", queue_id).stats(queue_id)
-
-    async def wait_status(
-        self, queue_id: str, wanted: Sequence[Ticket | str]
-    ) -> list[WaitStatus | None]:
-        return await self._requests("wait_status", queue_id).wait_status(queue_id, wanted)
-
-    async def entries(self, queue_id: str) -> list[QueueEntry]:
-        return await self._requests("entries", queue_id).entries(queue_id)
-
-    async def evict(self, queue_id: str, item_id: str) -> int:
-        return await self._requests("evict", queue_id, item_id).evict(queue_id, item_id)
-
-    async def ping(self) -> None:
-        await self._requests("ping").ping()
 
     async def close(self) -> None:
         # Every call of `close` awaits one task: cancelling `close` halfway must not leak connections.
@@ -286,7 +214,7 @@ class RedisBackend:
     def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> Driver:
         """The running driver, or a new one in the running loop."""
         if self._closed:
-            raise self._unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
+            raise unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
         loop = asyncio.get_running_loop()
         driver = self._driver
         if driver is not None and driver.loop is loop:
@@ -318,7 +246,9 @@ class RedisBackend:
                 backend._listener(event)
 
         redact = self._servers.redact
-        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, emit, redact)
+        driver = Driver(
+            self.instance_id, self._key_prefix, channels, self._lease, self._timeout, emit, redact
+        )
         driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
             LinkSettings(
@@ -339,14 +269,6 @@ class RedisBackend:
 
     def _call(self, ticket: Ticket) -> Call | None:
         return None if self._driver is None else self._driver.calls.get(ticket.id)
-
-    def _requests(self, operation: str, queue_id: str = "", item_id: str = "") -> Requests:
-        return Requests(self._join(operation, queue_id, item_id), self._timeout)
-
-    def _unavailable(
-        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
-    ) -> BackendUnavailableError:
-        return BackendUnavailableError(self.name, operation, cause, queue_id, item_id)
 
 
 async def _shut_down(driver: Driver) -> None:

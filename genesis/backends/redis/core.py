@@ -1,7 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send come
-out in `commands`, verdicts in `verdicts`; the caller drains both after every event. See README.md:
+No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send and
+verdicts about tickets come out as calls of `Output`. See README.md:
 
 1. No command is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the list
    of its tickets.
@@ -15,16 +15,16 @@ Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call
 
 | stage    | event                                           | next    | verdict |
 |----------|-------------------------------------------------|---------|---------|
-| ENTERING | reply to enter, sync                            | HOLDING | Granted |
-| ENTERING | reply to enter, sync                            | WAITING | Waiting |
-| ENTERING | reply to enter, sync: busy or full              | ENDED   | Refused |
-| ENTERING | reply to enter, sync: either is an error        | ENDED   | Failed  |
-| ENTERING | reply to sync                                   | ENDED   | Evicted |
-| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | Granted |
-| WAITING  | pushed; evicted; reply to sync                  | ENDED   | Evicted |
-| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | Lost    |
-| HOLDING  | lease lapsed: seen by any event                 | ENDED   | Lost    |
-| any      | reply to leave; reply to a sync without it      | (gone)  | Left    |
+| ENTERING | reply to enter, sync                            | HOLDING | granted |
+| ENTERING | reply to enter, sync                            | WAITING | waiting |
+| ENTERING | reply to enter, sync: busy or full              | ENDED   | refused |
+| ENTERING | reply to enter, sync: either is an error        | ENDED   | failed  |
+| ENTERING | reply to sync                                   | ENDED   | evicted |
+| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | granted |
+| WAITING  | pushed; evicted; reply to sync                  | ENDED   | evicted |
+| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | lost    |
+| HOLDING  | lease lapsed: seen by any event                 | ENDED   | lost    |
+| any      | reply to leave; reply to a sync without it      | (gone)  | left    |
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from genesis.backends.protocol import CallRef, LeaveResult, Refusal, State
-from genesis.backends.redis import verdicts
-from genesis.backends.redis.members import parse_member, parse_origin, ticket_of
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage, pages_of
-from genesis.backends.redis.verdicts import Command, Verdict, stats_of
+from genesis.backends import protocol
+from genesis.backends.estimate import expected_wait
+from genesis.backends.protocol import CallRef, LeaveResult, LimitDisagreement, State
+from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
+from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
 
 __all__ = ["QueueCore"]
 
@@ -45,12 +45,11 @@ _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync
 _GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
 _TOKEN_MODULUS = 2**32
-_REFUSALS: dict[int, Refusal] = {3: "busy", 4: "full"}
 _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
 class QueueCore:
-    """Args: the instance's sessions; the lease in seconds; the number of tickets per sync command.
+    """Args: the queue; its output; the instance's sessions; the lease (s); tickets per sync command.
 
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
@@ -60,12 +59,14 @@ class QueueCore:
         `confirmed <= session`; they differ while a sync is in flight or the connection is down.
     """
 
-    def __init__(self, sessions: Sessions, lease: float, page: int = 500) -> None:
+    def __init__(
+        self, queue_id: str, output: Output, sessions: Sessions, lease: float, page: int = 500
+    ) -> None:
+        self._queue_id = queue_id
+        self._output = output
         self._sessions = sessions
         self._lease = lease
         self._page = page
-        self.commands: list[Command] = []
-        self.verdicts: list[Verdict] = []
         self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
         self.up = False
         self.session = 0  # carried by every command; 0 before the first sync
@@ -94,10 +95,11 @@ class QueueCore:
             self._sync(now)  # first contact, or no heartbeats were sent while there was no ticket
             return
         ticket.sent = True
-        self.commands.append(Command("enter", self.session, ticket.enter_arguments(), (ticket,), now))
+        arguments = (ticket.member, ticket.limit, ticket.max_waiting, ticket.kept)
+        self._output.send(Command("enter", self.session, arguments, (ticket,), now))
 
     def leave(
-        self, ticket: LocalTicket, now: float, origin: bytes = b"", keep: float = 0, back: bool = False
+        self, ticket: LocalTicket, now: float, context: bytes = b"", keep: float = 0, back: bool = False
     ) -> None:
         """A call leaves. Args: keep, seconds for its place; back, keep the place that it took again."""
         self._check_lease(now)
@@ -110,8 +112,8 @@ class QueueCore:
         ticket.leaves(now + keep if keep else 0.0, back)
         if self.up:
             ticket.left = self.session
-            words = ticket.leave_arguments(origin, now)
-            self.commands.append(Command("leave", self.session, words, (ticket,), now))
+            words = ticket.leave_arguments(context, now)
+            self._output.send(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
         """A new connection is up and has subscribed to this instance's channel."""
@@ -137,7 +139,7 @@ class QueueCore:
         elif self.tickets and self.confirmed == self.session and not self._beating:
             self._beating = True
             self._beats += 1
-            self.commands.append(Command("beat", self.session, (), (), now))
+            self._output.send(Command("beat", self.session, (), (), now))
 
     def replied(self, command: Command, reply: Any, now: float) -> None:
         """A reply came, or an error reply as an exception."""
@@ -162,7 +164,7 @@ class QueueCore:
             self._synced(command, reply, now)
 
     def pushed(self, kind: bytes, session: int, ticket_id: bytes, rest: bytes, now: float) -> None:
-        """A message: `g` granted, `rest` is `<token> <origin>`; `e` evicted."""
+        """A message: `g` granted, `rest` is `<token> <the call that left, or ''>`; `e` evicted."""
         self._check_lease(now)
         ticket = self.tickets.get(ticket_id)
         if session != self.session or not self.up or ticket is None:
@@ -170,7 +172,7 @@ class QueueCore:
         if kind == b"g":
             self.crowded = True
             token, _, origin = rest.partition(b" ")
-            self._granted(ticket, int(token), parse_origin(origin))
+            self._granted(ticket, int(token), parse_member(origin) if origin else None)
         elif kind == b"e":
             self._evicted(ticket)
 
@@ -188,28 +190,35 @@ class QueueCore:
         if microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
-    def take(self, session: int, granted: Sequence[Any], reclaimed: Sequence[Any], now: float) -> None:
+    def take(self, session: int, effects: Sequence[Any], now: float) -> None:
         """Apply what `limit`, `evict` or `stats` did; `session` is the core's when it was sent."""
         # These scripts check no session. If a sync was rejected, others might reap what they grant.
         self._check_lease(now)
+        granted, reclaimed, look = effects
         current = self.up and session == self.session == self.confirmed
-        self._take(granted if current else (), reclaimed, None)
+        self._take((granted if current else (), reclaimed, look), now)
 
     def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
         """This instance evicted its own ticket; Redis pushes no message to the caller."""
         self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
-        self, granted: Sequence[Any], reclaimed: Sequence[Any], by: CallRef | None
+        self, effects: Sequence[Any], now: float, by: CallRef | None = None
     ) -> tuple[CallRef, ...]:
-        """Apply a script's grants and reclaimed tickets of all instances. Returns the granted calls."""
+        """Apply the end of a script's reply: grants and reclaimed tickets of all instances, and `look`.
+
+        Returns the granted calls.
+        """
+        granted, reclaimed, look = effects
         by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
         for member, token in granted:
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
                 self._granted(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
-            self.verdicts.append(verdicts.Reclaimed(parse_member(member), was))
+            item_id, owner, context = parse_member(member)
+            self._output.emit(protocol.Reclaimed(self._queue_id, item_id, owner, was, context))
+        self.look_in(look, now)
         return tuple(parse_member(member) for member, _ in granted)
 
     @property
@@ -227,52 +236,63 @@ class QueueCore:
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
         known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
-        pages = pages_of(self.tickets.values(), self._page)
-        for number, (page, after, until) in enumerate(pages, 1):
-            last = number == len(pages)
-            arguments = [*known, b"1" if number == 1 else b"", b"1" if last else b"", after, until]
+        for page, after, until in pages_of(self.tickets.values(), self._page):
+            arguments = [*known, after, until]
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row(now)
-            self.commands.append(Command("sync", self.session, tuple(arguments), page, now, last))
+            self._output.send(Command("sync", self.session, tuple(arguments), page, now, not until))
 
     def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, rows, override, version, more, numbers, *rest = reply
-        reclaimed, data_lost, previous, granted, holders = rest
+        _, redis_now, override, version, numbers, rows, data_lost, previous, holders, *rest = reply
+        more, *effects = rest
         self.know_override(int(version), override)
         if data_lost:
-            self.verdicts.append(verdicts.DataLost(len(self.tickets)))
-        if previous:
-            self.verdicts.append(verdicts.Disagreement(int(previous), int(self.limit)))
+            detail = f"queue {self._queue_id!r} registers {len(self.tickets)} tickets again"
+            self._output.emit(protocol.Disrupted("data_lost", detail, lasts=False))
+        self._disagree(previous, self.limit)
         for ticket, row in zip(command.tickets, rows, strict=True):
-            self._judged(ticket, row, numbers, tuple(map(parse_member, holders)))
-        self._take(granted, reclaimed, None)
+            self._judged(ticket, row, numbers[0], int(numbers[2]), holders)
+        self._take(effects, now)
         if not command.last:
             return
         self.confirmed = command.session
-        self.renewed = redis_now
-        self.lease_deadline = command.sent + self._lease
+        self._renewed(command, redis_now)
         # Their `leave` was sent in an older session or never, but Redis removes what no sync lists.
         for ticket in [t for t in self.tickets.values() if not t.wanted and t.left != command.session]:
             self._gone(ticket, LeaveResult(None), confirmed=False)
-        self.look_in(0 if more else look, now)
         if more:
-            self._beats = -1
+            self.sync_soon(now)
 
-    def _judged(self, ticket: LocalTicket, row: Sequence[int], numbers: Any, holders: Any) -> None:
-        """A row of the reply to a sync, see sync.lua."""
-        code, number, resumed, position, *_ = *row, 0, 0
-        ticket.resumed = ticket.resumed or (code in (1, 2) and resumed == 1)
+    def _renewed(self, command: Command, redis_now: int) -> None:
+        self.renewed = redis_now
+        self.lease_deadline = command.sent + self._lease
+
+    def _disagree(self, previous: bytes, limit: bytes) -> None:
+        if previous:
+            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(limit)))
+
+    def _judged(
+        self, ticket: LocalTicket, row: Sequence[int], depth: int, limit: int, holders: Sequence[bytes]
+    ) -> None:
+        """A row of the reply to `enter` or to a sync, see `admit` in library.lua, and sync.lua."""
+        code, number, *more = row
+        ticket.resumed = ticket.resumed or (code in (1, 2) and more[:1] == [1])
         if code == 1:
             self._granted(ticket, number, None)
         elif code == 2:
             entering = ticket.stage is Stage.ENTERING
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
-                who = holders if ticket.asks_who else ()
-                self.verdicts.append(verdicts.Waiting(ticket, position, numbers[0], who))
-        elif code in _REFUSALS:
-            self._refused(ticket, code, (numbers[0], int(numbers[2]), *(row[2:4] or (0, 0))))
+                calls = tuple(map(parse_member, holders)) if ticket.asks_who else ()
+                self._output.waiting(ticket, more[1], depth, calls)
+        elif code == 3:
+            self._move(ticket, Stage.ENDED)
+            if ticket.wanted and ticket.only_if_free:
+                self._output.refused(ticket, "busy", depth, None)
+            elif ticket.wanted:
+                retry_after = expected_wait(depth + 1, limit, mean_hold_of(*more))
+                self._output.refused(ticket, "full", depth, retry_after)
         elif code == 5:
             self._evicted(ticket)
         elif code == 6:
@@ -283,42 +303,29 @@ class QueueCore:
     # Replies
 
     def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
-        code, number, _, depth, limit, resumed, previous, *rest = reply
+        row, depth, limit, previous, *rest = reply
+        holders: Sequence[bytes] = ()
         if rest:
-            self._take(rest[0], rest[1], None)
-        if previous:
-            self.verdicts.append(verdicts.Disagreement(int(previous), int(ticket.limit)))
-        ticket.resumed = bool(resumed)
+            *effects, holders = rest
+            self._take(effects, now)
+        self._disagree(previous, ticket.limit)
         self.crowded = depth > 0
-        if code == 1:
-            self._granted(ticket, number, None)
-        elif code == 2:
-            self._move(ticket, Stage.WAITING, number)
-            position, look, holders = rest[2:]
-            self.look_in(look, now)
-            if ticket.wanted:
-                calls = tuple(parse_member(member) for member in holders)
-                self.verdicts.append(verdicts.Waiting(ticket, position, depth, calls))
-        else:
-            self._refused(ticket, code, (depth, int(limit), rest[2], rest[3]))
+        self._judged(ticket, row, depth, int(limit), holders)
 
     def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
-        granted: tuple[CallRef, ...] = ()
-        self.crowded = reply[2] > 0
-        if len(reply) > 3:
-            granted = self._take(reply[3], reply[4], parse_origin(origin))
-            self.look_in(reply[5], now)
-        self._gone(ticket, LeaveResult(_WAS[reply[0]], granted), confirmed=True)
+        was, depth, *effects = reply
+        self.crowded = depth > 0
+        granted = self._take(effects, now, parse_member(origin)) if effects else ()
+        self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
     def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, look, count, held, total, numbers, override, version, granted, reclaimed = reply
+        _, redis_now, override, version, numbers, count, held, total, *effects = reply
         self._beating = False
-        self.renewed = redis_now
-        self.lease_deadline = command.sent + self._lease
+        self._renewed(command, redis_now)
         self.know_override(int(version), override)
-        self._take(granted, reclaimed, None)
-        self.verdicts.append(verdicts.Beaten(now - command.sent, stats_of(numbers)))
-        self.look_in(look, now)
+        self._take(effects, now)
+        self._output.emit(protocol.Heartbeat(now - command.sent, "ok"))
+        self._output.emit(protocol.Snapshot(self._queue_id, stats_of(numbers)))
         same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
         if count != self.known or not same:
             self._sync(now)
@@ -328,13 +335,13 @@ class QueueCore:
         self._beating = False
         self._beats, self.due = -1, now + _RETRY
         if command.name == "beat":
-            self.verdicts.append(verdicts.Beaten(now - command.sent, None))
+            self._output.emit(protocol.Heartbeat(now - command.sent, "error"))
         if command.name != "enter":
-            self.verdicts.append(verdicts.Rejected(command.name, error))
+            self._output.rejected(command.name, error)
         for ticket in command.tickets:
             if ticket.stage is Stage.ENTERING and ticket.wanted:
                 self._move(ticket, Stage.ENDED)
-                self.verdicts.append(verdicts.Failed(ticket, error))
+                self._output.failed(ticket, error)
 
     # Tickets
 
@@ -346,7 +353,7 @@ class QueueCore:
             if ticket.stage is Stage.HOLDING:
                 self._lost(ticket, "lapsed")
             elif ticket.stage is Stage.WAITING and ticket.wanted and not self.up:
-                self.verdicts.append(verdicts.OutOfReach(ticket))
+                self._output.out_of_reach(ticket)
         if self.up and self.tickets:
             self._sync(now)
         else:
@@ -358,14 +365,7 @@ class QueueCore:
         news = ticket.stage is not Stage.HOLDING and ticket.wanted
         self._move(ticket, Stage.HOLDING, token)
         if news:
-            self.verdicts.append(verdicts.Granted(ticket, by))
-
-    def _refused(self, ticket: LocalTicket, code: int, figures: Sequence[int]) -> None:
-        depth, limit, holds, mean = figures
-        if ticket.wanted:
-            reason = _REFUSALS[code]
-            self.verdicts.append(verdicts.Refused(ticket, reason, depth, limit, holds, mean / 1e6))
-        self._move(ticket, Stage.ENDED)
+            self._output.granted(ticket, by)
 
     def _evicted(self, ticket: LocalTicket) -> None:
         if ticket.stage is Stage.HOLDING:
@@ -373,17 +373,17 @@ class QueueCore:
         elif ticket.stage is not Stage.ENDED:
             self._move(ticket, Stage.ENDED)
             if ticket.wanted:
-                self.verdicts.append(verdicts.Evicted(ticket))
+                self._output.evicted(ticket)
 
     def _lost(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
         self._move(ticket, Stage.ENDED)
         if ticket.wanted:
-            self.verdicts.append(verdicts.Lost(ticket, reason))
+            self._output.lost(ticket, reason)
 
     def _gone(self, ticket: LocalTicket, result: LeaveResult, *, confirmed: bool) -> None:
         self._move(ticket, Stage.ENDED)
         del self.tickets[ticket.id]
-        self.verdicts.append(verdicts.Left(ticket, result, confirmed))
+        self._output.left(ticket, result, confirmed)
 
     def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         """Change the stage. Nothing else does."""

@@ -1,8 +1,8 @@
 """`Driver`: runs the cores of a `RedisBackend` in one event loop, with links, timers and futures.
 
-Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core. Then the
-core is drained: its commands are sent; its verdicts resolve futures and become events of the backend.
-All of this is synchronous: there is no await point at which a cancellation could lose anything.
+Every event of a queue (a call, a reply, a message, a connection, a timer) goes into its core, and its
+`LocalQueue` gets what the core puts out. All of this is synchronous: there is no await point at which a
+cancellation could lose anything.
 """
 
 from __future__ import annotations
@@ -10,33 +10,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from typing import Any
 
-from genesis.backends.protocol import (
-    BackendEvent,
-    Disrupted,
-    LeaveResult,
-    Left,
-    Recovered,
-    SlotLost,
-)
-from genesis.backends.redis import verdicts
-from genesis.backends.redis.calls import Call, LocalQueue
+from genesis.backends.protocol import BackendEvent, Disrupted, LeaveResult, Left, Recovered
+from genesis.backends.redis.calls import Call, LocalQueue, unavailable
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.connection import ConnectionLost
-from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.delivery import deliver
 from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.link import Link
-from genesis.backends.redis.members import make_origin
 from genesis.backends.redis.router import Router
-from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, Sessions, Stage
 from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["BEFORE", "Driver"]
@@ -55,7 +43,7 @@ class Driver:
         instance_id: the backend's.
         key_prefix: the prefix of the keys.
         channels: the prefix of the wake-up channels.
-        lease: seconds.
+        lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.
         redact: formats an error without credentials.
 
@@ -68,6 +56,7 @@ class Driver:
         key_prefix: str,
         channels: bytes,
         lease: float,
+        timeout: float,
         emit: Callable[[BackendEvent], None],
         redact: Callable[[BaseException], str],
     ) -> None:
@@ -78,20 +67,22 @@ class Driver:
         self.clustered = False
         self._key_prefix = key_prefix
         self.lease = lease
+        self.timeout = timeout
         self.emit = emit
-        self._head = instance_id.encode()
-        self._tail = (b"%d" % round(lease * 1e6), channels)
-        self._sessions = Sessions()
+        self.head = instance_id.encode()
+        self.tail = (b"%d" % round(lease * 1e6), channels)
+        self.sessions = Sessions()
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
         self.calls: dict[str, Call] = {}  # by ticket, until Redis has confirmed that it left
+        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see `answer_within`
+        self._watch: asyncio.TimerHandle | None = None
         self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
         self._turns = itertools.count()
         self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
-        self._changed: asyncio.Future[None] | None = None  # resolved when a link comes up or goes down
-        self._all_left: asyncio.Future[None] | None = None  # resolved when the last call has left
+        self._changed: asyncio.Future[None] | None = None  # see `until_changed`
         self.closing = False
         self.index = Index(self, key_prefix)
 
@@ -104,7 +95,7 @@ class Driver:
             keys = queue_keys(self._key_prefix, queue_id)
             if self.clustered:
                 keys = (*keys, guard_key(keys))
-            queue = self.queues[queue_id] = LocalQueue(queue_id, keys, self.new_core())
+            queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys, self.sessions)
             self._attach(queue)
             # Set a timer: a queue into which no call enters must be dropped too.
             later = _RETRY if queue.link is None else self.lease
@@ -112,22 +103,45 @@ class Driver:
             self.index.opened(queue_id)
         return queue
 
-    def new_core(self) -> QueueCore:
-        return QueueCore(self._sessions, self.lease)
-
-    def enter(self, call: Call, ticket: LocalTicket) -> None:
-        queue = call.queue
+    def enter(self, call: Call) -> None:
         self.calls[call.ticket.id] = call
-        queue.core.enter(ticket, self.loop.time())
-        self.drain(queue)
+        call.queue.core.enter(call, self.loop.time())
+        self.schedule(call.queue)
+
+    def answer_within(self, call: Call, timeout: float | None) -> asyncio.TimerHandle | None:
+        """Fail the call if the reply to `enter` does not come in time.
+
+        Calls with the default timeout expire in the order of entering, so they share one timer.
+        """
+        if timeout is not None and timeout < self.timeout:
+            return self.loop.call_later(timeout, self._expire, call, context=Context())
+        line = self._unanswered
+        while line and line[0][1].answer.done():
+            line.popleft()
+        line.append((self.loop.time() + self.timeout, call))
+        if self._watch is None:
+            self._watch = self.loop.call_later(self.timeout, self._expire_some, context=Context())
+        return None
+
+    def _expire_some(self) -> None:
+        self._watch = None
+        line, now = self._unanswered, self.loop.time()
+        while line and (line[0][0] <= now or line[0][1].answer.done()):
+            self._expire(line.popleft()[1])
+        if line:
+            self._watch = self.loop.call_at(line[0][0], self._expire_some, context=Context())
+
+    def _expire(self, call: Call) -> None:
+        if not call.answer.done():
+            why = self.why_down(call.queue)
+            cause = f"it is out of reach ({why})" if why else "it did not answer in time"
+            call.fail(unavailable("enter", cause, *call.ticket[:2]))
 
     def leave(
         self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
     ) -> None:
-        ticket, queue = call.ticket, call.queue
-        origin = make_origin(self.instance_id, context, ticket.item_id)
-        queue.core.leave(call.local, self.loop.time(), origin, keep_place, unanswered)
-        self.drain(queue)
+        call.queue.core.leave(call, self.loop.time(), context.encode(), keep_place, unanswered)
+        self.schedule(call.queue)
 
     def why_down(self, queue: LocalQueue) -> str:
         why = "" if queue.link is not None else self.router.why_down(queue.keys[0])
@@ -137,39 +151,16 @@ class Driver:
         """Whether a retry cannot help: a wrong password, an unknown host."""
         return queue.link is None and self.router.denied(queue.keys[0])
 
-    def drain(self, queue: LocalQueue) -> None:
-        """Send the core's commands, deliver its verdicts, and set the timer."""
+    def schedule(self, queue: LocalQueue) -> None:
+        """Set the timer after an event of the queue's core."""
         core = queue.core
-        while core.commands or core.verdicts:
-            commands, core.commands = core.commands, []
-            for command in commands:
-                if queue.link is not None:
-                    session = b"%d" % command.session
-                    arguments = (self._head, session, *self._tail, *command.arguments)
-                    on_reply = partial(self._replied, queue, command)
-                    # Without waiters a release is not urgent: it is written with the next command.
-                    urgent = core.crowded or command.name != "leave"
-                    queue.link.call(load(command.name), queue.keys, arguments, on_reply, urgent)
-            found, core.verdicts = core.verdicts, []
-            for verdict in found:
-                deliver(self, queue, verdict)
         when = core.due if core.due < core.lease_deadline else core.lease_deadline
         if when < queue.timer_at:
             self._look_at(queue, when)
 
-    def preface(self) -> tuple[bytes, ...]:
-        """The first arguments of a script that carries no session."""
-        return (self._head, b"", *self._tail)
-
-    def absorb(self, queue: LocalQueue, session: int, granted: Any, reclaimed: Any, look: int) -> None:
-        """Apply what a script without a session did; `session` is the core's when it was sent."""
-        queue.core.take(session, granted, reclaimed, self.loop.time())
-        queue.core.look_in(look, self.loop.time())
-        self.drain(queue)
-
     # Replies and messages
 
-    def _replied(self, queue: LocalQueue, command: verdicts.Command, reply: Any) -> None:
+    def replied(self, queue: LocalQueue, command: Command, reply: Any) -> None:
         if isinstance(reply, Exception):
             late = queue.link is None or command.session != queue.core.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
@@ -177,7 +168,7 @@ class Driver:
         else:
             self.is_served(queue, rejected=command.name not in ("sync", "beat"))
         queue.core.replied(command, reply, self.loop.time())
-        self.drain(queue)
+        self.schedule(queue)
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
         """Whether an error reply concerns the server or the connection, not the command."""
@@ -220,14 +211,13 @@ class Driver:
         if call is not None and call.queue.link is link:
             now = self.loop.time()
             call.queue.core.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
-            self.drain(call.queue)
+            self.schedule(call.queue)
 
     # Links
 
     def on_up(self, link: Link) -> None:
         self.is_up(f"link {id(link)}")
         self.is_up(BEFORE)
-        self.index.up()
         self._notify()
         # Queues with holders first: their lease matters most.
         waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
@@ -245,9 +235,7 @@ class Driver:
         if link is None or link.denied:
             for call in list(self.calls.values()):
                 if call.granted is None and self.denied(call.queue):
-                    call.fail(
-                        self.unavailable("enter", detail, call.queue.queue_id, call.ticket.item_id)
-                    )
+                    call.fail(unavailable("enter", detail, *call.ticket[:2]))
 
     def on_moved(self) -> None:
         """The slot map of the Cluster has changed, or can be read again."""
@@ -278,16 +266,16 @@ class Driver:
         if queue.link is None and link is not None and link.up:
             queue.link = link
             queue.core.connected(self.loop.time())
-            self.drain(queue)
+            self.schedule(queue)
             self._notify()
 
     def _detach(self, queue: LocalQueue) -> None:
         queue.link = None
         queue.core.disconnected()
-        self.drain(queue)
+        self.schedule(queue)
 
-    async def until_changed(self, timeout: float) -> None:
-        """Wait, at most `timeout` s, until a link goes up or down, or a queue changes its link."""
+    async def until_changed(self, timeout: float | None) -> None:
+        """Wait, at most `timeout` s, until a link or a queue's link changes, or a call has left."""
         if self._changed is None or self._changed.done():
             self._changed = self.loop.create_future()
         await asyncio.wait({self._changed}, timeout=timeout)
@@ -309,15 +297,18 @@ class Driver:
     # Timers
 
     def _look_at(self, queue: LocalQueue, when: float) -> None:
-        if self.closing:
-            return  # the timer would outlive the backend
         queue.timer_at = when
         heapq.heappush(self._due, (when, next(self._turns), queue))
-        if when < self._timer_due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_due = when
-            self._timer = self.loop.call_at(when, self._tick, context=Context())
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Set the timer for the first queue that is due."""
+        if self.closing or not self._due or self._due[0][0] >= self._timer_due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = self._due[0][0]
+        self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
 
     def _tick(self) -> None:
         self._timer, self._timer_due = None, float("inf")
@@ -329,72 +320,55 @@ class Driver:
             if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
                 queue.timer_at = float("inf")
                 self._tick_queue(queue, now)
-        if self._due and self._due[0][0] < self._timer_due and not self.closing:
-            if self._timer is not None:  # set in the loop above, but another queue is due earlier
-                self._timer.cancel()
-            self._timer_due = self._due[0][0]
-            self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
+        self._set_timer()
 
     def _tick_queue(self, queue: LocalQueue, now: float) -> None:
         core = queue.core
         if queue.link is None:
             self._attach(queue)
         core.tick(now)
-        self.drain(queue)
+        self.schedule(queue)
         if core.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
             self.is_served(queue, rejected=False)  # an unused queue must not prolong an outage
         elif queue.timer_at == float("inf"):
             self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
 
-    def unavailable(
-        self, operation: str, cause: str, queue_id: str = "", item_id: str = ""
-    ) -> BackendUnavailableError:
-        return BackendUnavailableError("redis", operation, cause, queue_id, item_id)
-
     # The end
 
     def forget(self, call: Call) -> None:
         """Redis has confirmed, or a sync has implied, that the call has left."""
         self.calls.pop(call.ticket.id, None)
-        if self._all_left is not None and not self._all_left.done() and not self._leaving():
-            self._all_left.set_result(None)
-
-    def _leaving(self) -> bool:
-        return any(not call.local.wanted for call in self.calls.values())
+        self._notify()
 
     async def flush(self) -> None:
         """Wait until every `leave` has an outcome: a reply, a later sync, or the end of the backend."""
-        while self._leaving():
-            if self._all_left is None or self._all_left.done():
-                self._all_left = self.loop.create_future()
-            await asyncio.wait({self._all_left})
+        while any(not call.wanted for call in self.calls.values()):
+            await self.until_changed(None)
 
     def end_calls(self) -> None:
         """Give everything back. Every call gets an error."""
         for call in list(self.calls.values()):
-            if not call.local.wanted:
+            if not call.wanted:
                 continue
-            queue_id, item_id, _ = call.ticket
-            if call.local.stage is Stage.HOLDING and not call.lost:
-                call.lost = True
-                self.emit(SlotLost(call.ticket, "closed"))
+            if call.stage is Stage.HOLDING:
+                call.queue.lost(call, "closed")
             operation = "enter" if call.granted is None else "wait"
-            call.fail(self.unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id))
+            call.fail(unavailable(operation, BackendUnavailableError.CLOSED, *call.ticket[:2]))
             self.leave(call)
 
     def end(self) -> None:
         """The last connection has ended: a `leave` without a reply will never get one."""
         for call in list(self.calls.values()):
-            if call.observed and not call.local.wanted:
+            if call.observed and not call.wanted:
                 self.emit(Left(call.ticket, LeaveResult(None), False))
         self.calls.clear()
-        if self._all_left is not None and not self.loop.is_closed() and not self._all_left.done():
-            self._all_left.set_result(None)
+        if not self.loop.is_closed():
+            self._notify()
 
     def stop(self) -> None:
         self.closing = True
         self.index.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()

@@ -58,9 +58,7 @@ class Index:
         self._fresh: list[str] = []  # queues opened since the last write
         self._disagreements: dict[bytes, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due = float("inf")
         self._next_full = 0.0  # by loop.time(): when everything in use is written again
-        self._missed = True  # the last write found no connection to a server of the index
 
     def opened(self, queue_id: str) -> None:
         """A queue is used for the first time."""
@@ -73,12 +71,6 @@ class Index:
             facts = {"queue": queue_id, "limits": sorted((previous, current))}
             self._disagreements[_pack({**facts, "instance": self._driver.instance_id})] = None
 
-    def up(self) -> None:
-        """A connection is up."""
-        if self._missed and self._timer is not None:
-            self._next_full = 0.0
-            self._write_in(_SOON)
-
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -90,30 +82,43 @@ class Index:
     def _write_in(self, seconds: float) -> None:
         loop = self._driver.loop
         due = loop.time() + min(seconds, self._driver.lease / 3)
-        if due < self._due and not self._driver.closing:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = due
-            self._timer = loop.call_at(due, self._write, context=Context())
+        if self._driver.closing or (self._timer is not None and self._timer.when() <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._write, context=Context())
 
     def _write(self) -> None:
         driver = self._driver
-        self._timer, self._due = None, float("inf")
+        self._timer = None
         now = driver.loop.time()
         queues, self._fresh = self._fresh, []
+        written = True
         if now >= self._next_full:
             self._next_full = now + driver.lease / 3
             queues = list(dict.fromkeys((*queues, *driver.queues)))
             disagreements, self._disagreements = [*self._disagreements], {}
-            self._missed = not self._add(self._instances_key, [b""])
+            written = self._add(self._instances_key, [])
             if disagreements:
-                self._add(self._limits_key, disagreements)
-        if queues and not self._add(self._queues_key, queues):
-            self._missed = True
+                self._add(self._limits_key, [(facts, KEEP) for facts in disagreements])
+        if queues:
+            written &= self._add(
+                self._queues_key, [(name.encode(), self._keep(name)) for name in queues]
+            )
+        if not written:  # no connection to a server of the index
+            self._next_full = now + _SOON
         self._write_in(self._next_full - now)
 
-    def _add(self, key: bytes, members: Sequence[str | bytes]) -> bool:
-        """Get the server's time, then add `members`. Returns False if there is no connection."""
+    def _keep(self, queue_id: str) -> float:
+        """Seconds for which a queue is listed."""
+        queue = self._driver.queues.get(queue_id)
+        return KEEP_OVERRIDDEN if queue is not None and queue.core.override[1] else KEEP
+
+    def _add(self, key: bytes, rows: Sequence[tuple[bytes, float]]) -> bool:
+        """Get the server's time, then add members, each for so many seconds; none: this instance.
+
+        Returns False if there is no connection.
+        """
         link = self._driver.router.link(key)
         if link is None:
             return False
@@ -123,38 +128,26 @@ class Index:
                 self._driver.router.redirected(key, reply)
                 return
             now = int(reply[0]) * 1_000_000 + int(reply[1])
-            if key == self._instances_key:
-                self._facts = self._facts or self._describe(now)
-                self._send(link, key, now, [self._facts])
-            else:
-                self._send(link, key, now, members)
+            self._facts = self._facts or self._describe(now)
+            self._send(link, key, now, rows or [(self._facts, KEEP)])
 
         return link.send((b"TIME",), on_time)
 
-    def _send(self, link: Link, key: bytes, now: int, members: Sequence[str | bytes]) -> None:
+    def _send(self, link: Link, key: bytes, now: int, rows: Sequence[tuple[bytes, float]]) -> None:
         """Send one command per iteration of the loop, so that thousands of queues delay no call.
 
         Each batch has its own time, so that a reader can continue from a score.
         """
         parts = [b"ZADD", key, b"GT"]
-        for member in members[:_BATCH]:
-            keep = self._keep(member)
-            parts += (
-                b"%d" % (now + round(keep * 1e6)),
-                member.encode() if isinstance(member, str) else member,
-            )
+        for member, keep in rows[:_BATCH]:
+            parts += (b"%d" % (now + round(keep * 1e6)), member)
         link.send(parts, _ignore)
-        if len(members) > _BATCH:
-            rest = members[_BATCH:]
+        if len(rows) > _BATCH:
+            rest = rows[_BATCH:]
             self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
         else:
             link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), _ignore)
             link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
-
-    def _keep(self, member: str | bytes) -> float:
-        """Seconds for which a member is listed. A str is a queue_id."""
-        queue = self._driver.queues.get(member) if isinstance(member, str) else None
-        return KEEP_OVERRIDDEN if queue is not None and queue.core.override[1] else KEEP
 
     def _describe(self, now: int) -> bytes:
         facts = {

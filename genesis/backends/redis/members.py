@@ -1,24 +1,31 @@
-"""The form of a ticket in Redis: `<instance>:<serial> <head start (us)> <context> <item_id>`.
+"""How tickets and numbers are written in Redis.
 
-Only the item_id might contain spaces, so it comes last. Serials have a fixed width: an instance's
-members sort in the order of entering, and its tickets form a range.
+A ticket is a member of a sorted set: `<instance>:<serial> <head start (us)> <context> <item_id>`. Only
+the item_id might contain spaces, so it comes last. Serials have a fixed width: an instance's members
+sort in the order of entering, and its tickets form a range.
 """
 
 from __future__ import annotations
 
-from genesis.backends.protocol import CallRef
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["age_of", "make_member", "make_origin", "parse_member", "parse_origin", "ticket_of"]
+from genesis.backends.estimate import FEWEST_HOLDS
+from genesis.backends.protocol import CallRef, QueueStats
+
+__all__ = [
+    "age_of",
+    "make_member",
+    "mean_hold_of",
+    "parse_member",
+    "stats_of",
+    "ticket_of",
+]
 
 
 def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
     """Args: head_start in seconds; context is a `traceparent` or ''."""
     return f"{instance}:{serial:010x} {round(head_start * 1e6)} {context} {item_id}".encode()
-
-
-def make_origin(instance: str, context: str, item_id: str) -> bytes:
-    """The description of a leaving call for the call that gets its slot."""
-    return f"{instance} {context} {item_id}".encode()
 
 
 def ticket_of(member: bytes) -> bytes:
@@ -45,9 +52,14 @@ def parse_member(member: bytes) -> CallRef:
     return CallRef(item_id, ticket.rpartition(":")[0], context)
 
 
-def parse_origin(origin: bytes) -> CallRef | None:
-    """None if the slot was free."""
-    if not origin:
-        return None
-    instance, context, item_id = origin.decode().split(" ", 2)
-    return CallRef(item_id, instance, context)
+def mean_hold_of(holds: int, mean: int) -> float | None:
+    """The mean hold in seconds, None while it is unknown. Args: holds in the mean; their mean (us)."""
+    return mean / 1e6 if holds >= FEWEST_HOLDS else None
+
+
+def stats_of(numbers: Sequence[Any]) -> QueueStats:
+    """Convert the reply of `numbers` in library.lua."""
+    waiting, in_use, limit, oldest_wait, oldest_hold, *holds = numbers
+    return QueueStats(
+        waiting, in_use, int(limit), oldest_wait / 1e6, oldest_hold / 1e6, mean_hold_of(*holds)
+    )

@@ -14,15 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from genesis.backends.estimate import FEWEST_HOLDS, expected_wait
+from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
-from genesis.backends.redis.calls import LocalQueue
+from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.connection import ConnectionLost
+from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import age_of, parse_member, ticket_of
-from genesis.backends.redis.scripts import load
+from genesis.backends.redis.members import parse_member, stats_of, ticket_of
 from genesis.backends.redis.ticket import Stage
-from genesis.backends.redis.verdicts import stats_of
 
 __all__ = ["Requests"]
 
@@ -32,31 +31,29 @@ _REPEATABLE = "; it may have been applied, and is safe to repeat"
 
 
 class Requests:
-    """See the module docstring.
+    """The part of `RedisBackend` that sends these commands. See the module docstring.
 
-    Args:
-        driver: sends the commands.
-        timeout: seconds within which each reply must come, including the time to connect.
-
-    Every method raises `BackendUnavailableError` if no reply comes in time.
+    Every method raises `BackendUnavailableError` if no reply comes within the operation timeout, which
+    includes the time to connect.
     """
 
-    def __init__(self, driver: Driver, timeout: float) -> None:
-        self._driver = driver
-        self._timeout = timeout
+    def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> Driver:
+        """The running driver."""
+        raise NotImplementedError
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
 
-        def take(queue: LocalQueue, session: int, reply: Any) -> None:
+        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
             if reply[0]:
-                queue.core.know_override(int(reply[1]), value)
-                self._driver.absorb(queue, session, *reply[2:])
+                core.know_override(int(reply[1]), value)
+                core.take(session, reply[2:], now)
 
         # Compare and set: a late duplicate must not undo a newer override.
-        version, reply = self._driver.open(queue_id).core.override[0], [0, 0]
+        driver = self._join("set_limit", queue_id)
+        version, reply = driver.open(queue_id).core.override[0], [0, 0]
         while reply[0] == 0:
-            arguments = (*self._driver.preface(), b"%d" % version, value)
+            arguments = (b"%d" % version, value)
             reply = await self._ask("set_limit", queue_id, "limit", arguments, take, _REPEATABLE)
             version = int(reply[1])
 
@@ -69,24 +66,32 @@ class Requests:
         members = await self._find(queue_id, wanted)
         statuses: list[WaitStatus | None] = [None] * len(wanted)
         for start in range(0, len(members), _PAGE):
-            await self._place(queue_id, members[start : start + _PAGE], statuses)
+            page = members[start : start + _PAGE]
+            words = tuple(member for _, member in page)
+            numbers, *rows = await self._ask("wait_status", queue_id, "places", words)
+            depth, _, limit, *_, mean_hold = stats_of(numbers)
+            for (index, _), (position, *waited) in zip(page, rows, strict=True):
+                if position:
+                    expected = expected_wait(position, limit, mean_hold)
+                    statuses[index] = WaitStatus(position, depth, waited[0] / 1e6, expected)
         return statuses
 
     async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
         """The members of `wanted`: this instance's from memory, others by a scan of the line."""
+        calls = self._join("wait_status", queue_id).calls
         waiting = [
             call
-            for call in self._driver.calls.values()
-            if call.queue.queue_id == queue_id and call.local.stage is Stage.WAITING
+            for call in calls.values()
+            if call.queue.queue_id == queue_id and call.stage is Stage.WAITING
         ]
-        waiting.sort(key=lambda call: -call.local.number)  # of one item_id, the first in line wins
-        own = {call.ticket.item_id: call.local.member for call in waiting}
+        waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
+        own = {call.ticket.item_id: call.member for call in waiting}
         members: list[tuple[int, bytes]] = []
         others: dict[str, list[int]] = {}
         for index, each in enumerate(wanted):
             if isinstance(each, Ticket):
-                if (found := self._driver.calls.get(each.id)) is not None:
-                    members.append((index, found.local.member))
+                if (found := calls.get(each.id)) is not None:
+                    members.append((index, found.member))
             elif each in own:
                 members.append((index, own[each]))
             else:
@@ -99,37 +104,21 @@ class Requests:
                     break
         return members
 
-    async def _place(
-        self,
-        queue_id: str,
-        members: list[tuple[int, bytes]],
-        statuses: list[WaitStatus | None],
-    ) -> None:
-        arguments = tuple(member for _, member in members)
-        reply = await self._ask("wait_status", queue_id, "places", arguments)
-        now, depth, limit, holds, mean, rows, resumed = reply
-        entered = _pairs(resumed)
-        mean_hold = mean / 1e6 if holds >= FEWEST_HOLDS else None
-        for (index, member), position, place in zip(members, rows[::2], rows[1::2], strict=True):
-            if position:
-                waited = age_of(member, place, now, entered)
-                expected = expected_wait(position, int(limit), mean_hold)
-                statuses[index] = WaitStatus(position, depth, waited, expected)
-
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         await self._reap("entries", queue_id)
         found = []
-        async for member, number, age in self._pages("entries", queue_id, b"holding"):
+        async for member, token, age in self._pages("entries", queue_id, b"holding"):
             item_id, owner, _ = parse_member(member)
-            found.append(QueueEntry(item_id, owner, "holding", age, None, number))
-        position = 0
+            found.append(QueueEntry(item_id, owner, "holding", age, None, token))
+        holders = len(found)
         async for member, _, age in self._pages("entries", queue_id, b"waiting"):
-            position += 1
             item_id, owner, _ = parse_member(member)
+            position = len(found) - holders + 1
             found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
         return found
 
     async def evict(self, queue_id: str, item_id: str) -> int:
+        self._join("evict", queue_id, item_id)
         evicted = 0
         # Waiters first: a slot that an evicted holder frees must not go to one of them.
         for state in (b"waiting", b"holding"):
@@ -143,20 +132,19 @@ class Requests:
         return evicted
 
     async def _evict(self, queue_id: str, member: bytes) -> int:
-        def take(queue: LocalQueue, session: int, reply: Any) -> None:
+        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
             if reply[0]:
-                queue.core.evicted(session, ticket_of(member), self._driver.loop.time())
-            self._driver.absorb(queue, session, *reply[1:])
+                core.evicted(session, ticket_of(member), now)
+            core.take(session, reply[1:], now)
 
-        arguments = (*self._driver.preface(), member)
-        reply = await self._ask("evict", queue_id, "evict", arguments, take, _REPEATABLE)
+        reply = await self._ask("evict", queue_id, "evict", (member,), take, _REPEATABLE)
         return int(reply[0])
 
     async def ping(self) -> None:
         """Require a reply from every server in use."""
-        driver = self._driver
-        queue = LocalQueue("ping", (b"ping",), driver.new_core())
-        deadline = driver.loop.time() + self._timeout
+        driver = self._join("ping")
+        queue = LocalQueue(driver, "ping", (b"ping",), driver.sessions)
+        deadline = driver.loop.time() + driver.timeout
         while True:
             while not (links := [link for link in driver.router.links() if link.up]):
                 driver.router.link(b"ping")
@@ -164,21 +152,21 @@ class Requests:
             replies = []
             for link in links:
                 replies.append(driver.loop.create_future())
-                link.send((b"PING",), _resolver(replies[-1]))
+                link.send((b"PING",), partial(_resolve, replies[-1]))
             answers = [await self._within("ping", "", reply, deadline, "") for reply in replies]
             errors = [answer for answer in answers if isinstance(answer, Exception)]
             if not errors:
                 return
             if not isinstance(errors[0], ConnectionLost):
-                raise driver.unavailable("ping", driver.redact(errors[0]))
+                raise unavailable("ping", driver.redact(errors[0]))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Reap dead instances before the queue is shown. Returns the queue's numbers."""
 
-        def take(queue: LocalQueue, session: int, reply: Any) -> None:
-            self._driver.absorb(queue, session, *reply[1:])
+        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
+            core.take(session, reply[1:4], now)
 
-        return (await self._ask(operation, queue_id, "stats", self._driver.preface(), take))[0]
+        return (await self._ask(operation, queue_id, "stats", (), take))[0]
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
@@ -187,16 +175,12 @@ class Requests:
         after = b"-inf"
         while True:
             arguments = (state, after, b"%d" % _PAGE)
-            now, rows, resumed = await self._ask(operation, queue_id, "entries", arguments)
-            entered = _pairs(resumed)
-            for member, score in zip(rows[::2], rows[1::2], strict=True):
-                number = int(float(score))
-                holds = state == b"holding"
-                age = max(0, now - number) / 1e6 if holds else age_of(member, number, now, entered)
-                yield member, number, age
-            if len(rows) < 2 * _PAGE:
+            rows = await self._ask(operation, queue_id, "entries", arguments)
+            for member, number, age in rows:
+                yield member, number, age / 1e6
+            if len(rows) < _PAGE:
                 return
-            after = rows[-1]
+            after = b"%d" % rows[-1][1]
 
     async def _ask(
         self,
@@ -204,7 +188,7 @@ class Requests:
         queue_id: str,
         script: str,
         arguments: tuple[bytes, ...],
-        take: Callable[[LocalQueue, int, Any], None] | None = None,
+        take: Callable[[QueueCore, int, Any, float], None] | None = None,
         lost: str = "",
     ) -> Any:
         """Send a command as soon as a connection is up, and wait for the reply.
@@ -213,20 +197,25 @@ class Requests:
             operation: the operation named in errors.
             queue_id: the queue.
             script: the script's name.
-            arguments: its ARGV.
-            take: called with the reply, even if the caller was cancelled.
+            arguments: its ARGV from the fifth on.
+            take: called with the core, the session in which the command was sent, the reply and the
+                time, even if the caller was cancelled.
             lost: added to the error if the command was sent and might have run.
         """
-        driver = self._driver
-        deadline = driver.loop.time() + self._timeout
+        driver = self._join(operation, queue_id)
+        deadline = driver.loop.time() + driver.timeout
+
+        def on_reply(queue: LocalQueue, session: int, reply: asyncio.Future[Any], answer: Any) -> None:
+            if take is not None and not isinstance(answer, Exception):
+                take(queue.core, session, answer, driver.loop.time())
+                driver.schedule(queue)
+            _resolve(reply, answer)
+
         while True:
             queue = driver.open(queue_id)  # each time: an idle queue might have been dropped meanwhile
             reply = driver.loop.create_future()
-            resolve = _resolver(
-                reply, None if take is None else partial(take, queue, queue.core.session)
-            )
-            link = queue.link
-            if link is None or not link.call(load(script), queue.keys, arguments, resolve):
+            resolve = partial(on_reply, queue, queue.core.session, reply)
+            if not queue.call(script, b"", arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
@@ -239,43 +228,32 @@ class Requests:
                     # while it was idle must not cause an error.
                     continue
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
-                raise driver.unavailable(operation, cause, queue_id)
+                raise unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
-                raise driver.unavailable(operation, driver.redact(answer), queue.queue_id)
+                raise unavailable(operation, driver.redact(answer), queue.queue_id)
             # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)
 
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
-        driver = self._driver
+        driver = queue.driver
         if driver.denied(queue):
-            raise driver.unavailable(operation, driver.why_down(queue), queue.queue_id)
+            raise unavailable(operation, driver.why_down(queue), queue.queue_id)
         left = deadline - driver.loop.time()
         if left <= 0:
             cause = f"it is out of reach ({driver.why_down(queue)})"
-            raise driver.unavailable(operation, cause, queue.queue_id)
+            raise unavailable(operation, cause, queue.queue_id)
         await driver.until_changed(left)
 
     async def _within(
         self, operation: str, queue_id: str, reply: asyncio.Future[Any], deadline: float, lost: str
     ) -> Any:
-        done, _ = await asyncio.wait({reply}, timeout=max(0.0, deadline - self._driver.loop.time()))
+        done, _ = await asyncio.wait({reply}, timeout=max(0.0, deadline - reply.get_loop().time()))
         if not done:
-            raise self._driver.unavailable(operation, _NO_ANSWER + lost, queue_id)
+            raise unavailable(operation, _NO_ANSWER + lost, queue_id)
         return reply.result()
 
 
-def _resolver(
-    reply: asyncio.Future[Any], take: Callable[[Any], None] | None = None
-) -> Callable[[Any], None]:
-    def resolve(answer: Any) -> None:
-        if take is not None and not isinstance(answer, Exception):
-            take(answer)
-        if not reply.done():
-            reply.set_result(answer)
-
-    return resolve
-
-
-def _pairs(rows: Sequence[Any]) -> dict[bytes, int]:
-    return dict(zip(rows[::2], rows[1::2], strict=True))
+def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
+    if not reply.done():
+        reply.set_result(answer)

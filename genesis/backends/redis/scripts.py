@@ -1,4 +1,4 @@
-"""Loads the Lua scripts, one per atomic operation, and resolves their `@include library` lines."""
+"""Loads the Lua scripts, one per atomic operation, and resolves their `@include` lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple
 __all__ = ["INSTANCE_SCRIPTS", "Script", "load", "source_of"]
 
 INSTANCE_SCRIPTS = ("beat", "enter", "entries", "evict", "leave", "limit", "places", "stats", "sync")
-_INCLUDE = "-- @include library\n"
 
 
 class Script(NamedTuple):
@@ -23,7 +22,9 @@ def source_of(name: str) -> str:
     """The text of one script as it is sent to Redis."""
     folder = resources.files("genesis.backends.redis") / "lua"
     text = (folder / f"{name}.lua").read_text()
-    return text.replace(_INCLUDE, (folder / "library.lua").read_text())
+    for part in ("preface", "library"):
+        text = text.replace(f"-- @include {part}\n", (folder / f"{part}.lua").read_text())
+    return text
 
 
 @cache

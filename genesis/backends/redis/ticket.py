@@ -1,14 +1,15 @@
-"""A ticket of this instance, how a `sync` lists it, and the session numbers."""
+"""What goes into a core and comes out of it: tickets, sessions; commands, verdicts, events."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
+from genesis.backends.protocol import BackendEvent, CallRef, LeaveResult, Refusal
 from genesis.backends.redis.members import ticket_of
 
-__all__ = ["LocalTicket", "Sessions", "Stage", "pages_of"]
+__all__ = ["Command", "LocalTicket", "Output", "Sessions", "Stage", "pages_of"]
 
 
 class Stage(enum.Enum):
@@ -22,14 +23,13 @@ class LocalTicket:
     """One ticket of this instance. The backend creates it; only the core changes it."""
 
     __slots__ = (
-        "back", "handle", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member",
-        "number", "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+        "back", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member", "number",
+        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
     )  # fmt: skip
 
     def __init__(
         self,
         member: bytes,
-        handle: Any,
         limit: bytes = b"",
         only_if_free: bool = False,
         max_waiting: bytes = b"",
@@ -37,10 +37,9 @@ class LocalTicket:
     ) -> None:
         self.id = ticket_of(member)
         self.member = member
-        self.handle = handle  # opaque to the core: the `Call`
         self.limit = limit
         self.only_if_free = only_if_free
-        self.max_waiting = max_waiting
+        self.max_waiting = b"0" if only_if_free else max_waiting
         self.kept = kept  # the requested kept place, `<kept id> <place>`
         self.resumed = False  # it got that place
         self.stage = Stage.ENTERING
@@ -59,7 +58,7 @@ class LocalTicket:
 
     @property
     def asks_who(self) -> bool:
-        """Whether the reply should name the holders if it must wait, because it has a trace context."""
+        """Whether the reply names the holders if it must wait, because it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
     def leaves(self, keep_until: float, back: bool) -> None:
@@ -67,9 +66,11 @@ class LocalTicket:
         self.keep_until = keep_until if self.place else 0.0
         self.back = back and self.kept != b""
 
-    def leave_arguments(self, origin: bytes, now: float) -> tuple[bytes, ...]:
+    def leave_arguments(self, context: bytes, now: float) -> tuple[bytes, ...]:
         """The arguments of leave.lua."""
         holds = self.stage is Stage.HOLDING and not self.keep_until
+        ticket, head_start, _, item_id = self.member.split(b" ", 3)
+        origin = b" ".join((ticket, head_start, context, item_id))
         return self.member, b"%d" % self.number if holds else b"", origin, *self._kept(now)
 
     def _kept(self, now: float) -> tuple[bytes, bytes]:
@@ -83,18 +84,10 @@ class LocalTicket:
     def row(self, now: float) -> tuple[bytes, ...]:
         """The ticket's arguments in sync.lua."""
         if not self.wanted:
-            keep, place = self._kept(now)
-            return self.member, b"k", b"0", keep, b"", place
+            return self.member, b"k", b"0", *self._kept(now)
         stage, number = self.stage.value.encode(), b"%d" % self.number
-        free = b"free" if self.only_if_free else b""
         kept = self.kept if self.resumed or self.stage is Stage.ENTERING else b""
-        return self.member, stage, number, free, self.max_waiting, kept
-
-    def enter_arguments(self) -> tuple[bytes, ...]:
-        """The arguments of enter.lua."""
-        head_start = self.member.split(b" ", 2)[1]
-        free, who = b"free" if self.only_if_free else b"", b"who" if self.asks_who else b""
-        return self.member, self.limit, free, self.max_waiting, head_start, self.kept, who
+        return self.member, stage, number, self.max_waiting, kept
 
 
 class Sessions:
@@ -120,3 +113,55 @@ def pages_of(
     pages = [tuple(listed[i : i + size]) for i in range(0, len(listed), size)] or [()]
     bounds = [b"", *(page[-1].member for page in pages[:-1]), b""]
     return list(zip(pages, bounds[:-1], bounds[1:], strict=True))
+
+
+class Command(NamedTuple):
+    """A script call. The driver puts instance, session, lease and channel prefix before `arguments`."""
+
+    name: Literal["enter", "leave", "beat", "sync"]
+    session: int
+    arguments: tuple[bytes, ...]
+    tickets: tuple[LocalTicket, ...]
+    sent: float
+    last: bool = True
+    """Whether this is the last page of a sync."""
+
+
+class Output(Protocol):
+    """Called by a core in the middle of an event, in order. No method may cause another event.
+
+    A `call` is a ticket that was passed to `QueueCore.enter`. Once it has left, only `left` is called.
+    """
+
+    def send(self, command: Command) -> None:
+        """Send a command."""
+
+    def emit(self, event: BackendEvent) -> None:
+        """Pass on an event that concerns no ticket of this instance."""
+
+    def granted(self, call: Any, by: CallRef | None) -> None:
+        """It holds a slot; `by` is the call that freed it, if it is known."""
+
+    def waiting(self, call: Any, position: int, depth: int, holders: tuple[CallRef, ...]) -> None:
+        """It stands in the line."""
+
+    def refused(self, call: Any, reason: Refusal, depth: int, retry_after: float | None) -> None:
+        """It was not let into the line."""
+
+    def failed(self, call: Any, error: Exception) -> None:
+        """Redis replied to `enter`, or to the sync that listed it, with an error."""
+
+    def evicted(self, call: Any) -> None:
+        """It was evicted before it held a slot."""
+
+    def out_of_reach(self, call: Any) -> None:
+        """It waits, and the lease lapsed during an outage of the connection."""
+
+    def lost(self, call: Any, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
+        """It has lost its slot."""
+
+    def left(self, call: Any, result: LeaveResult, confirmed: bool) -> None:
+        """It has left: the last verdict; see `genesis.backends.protocol.Left`."""
+
+    def rejected(self, command: str, error: Exception) -> None:
+        """Redis rejected a command other than `enter`. A sync follows."""

@@ -19,6 +19,9 @@
 --   7 override  string  `<version> <limit>`, without an expiry while there is an override
 --   8           never exists; declared in a Cluster, see cluster.py
 --
+-- ARGV of every script: 1 instance of the caller, '' for none   2 its session, '' for a script that needs
+-- none   3 its lease (us)   4 prefix of the wake-up channels
+--
 -- A member is `<instance>:<serial> <head start (us)> <context> <item_id>`; the part before the first space
 -- is the ticket. Serials have a fixed width, so members sort in the order of entering.
 --
@@ -88,6 +91,28 @@ local function push(owner, kind, member, rest)
   redis.pcall('PUBLISH', channel .. owner, text)
 end
 
+-- Removes a ticket. Returns 1 if it was holding, 2 if it was waiting, 3 if it was not in the queue.
+local function remove(member)
+  redis.call('ZREM', TICKETS, member)
+  if redis.call('ZREM', HOLDING, member) == 1 then
+    return 1
+  end
+  return redis.call('ZREM', WAITING, member) == 1 and 2 or 3
+end
+
+-- Records an override, '' for none. The version of an ended one is kept for a while, so that a sync does not
+-- restore it.
+local function set_override(number, text)
+  redis.call('SET', KEYS[7], string.format('%.0f', number) .. ' ' .. text)
+  redis.call('HSET', META, 'version', number)
+  if text == '' then
+    redis.call('EXPIRE', KEYS[7], RECORD / 1000000)
+    redis.call('HDEL', META, 'override')
+  else
+    redis.call('HSET', META, 'override', text)
+  end
+end
+
 -- Marks an instance as reaped and removes its tickets, within the portion of this call. The record stays:
 -- late commands must be rejected, and the instance must learn that it was reaped.
 local function reap(owner)
@@ -99,13 +124,7 @@ local function reap(owner)
   local room = math.max(0, PORTION - #reclaimed)
   local mine = redis.call('ZRANGEBYLEX', TICKETS, first, final, 'LIMIT', 0, room)
   for _, member in ipairs(mine) do
-    local state = 'waiting'
-    if redis.call('ZREM', WAITING, member) == 0 then
-      state = 'holding'
-      redis.call('ZREM', HOLDING, member)
-    end
-    redis.call('ZREM', TICKETS, member)
-    reclaimed[#reclaimed + 1] = {state, member}
+    reclaimed[#reclaimed + 1] = {remove(member) == 1 and 'holding' or 'waiting', member}
   end
   if #mine == room then
     more = true
@@ -142,7 +161,7 @@ local function grant(origin)
   end
   for _, row in ipairs(origin == '' and reclaimed or {}) do
     if row[1] == 'holding' then
-      origin = owner_of(row[2]) .. ' ' .. string.match(row[2], '^%S+ %S+ (.*)$')
+      origin = row[2]
       break
     end
   end
@@ -167,8 +186,7 @@ local function grant(origin)
       free = free - 1
     else
       reap(owner)
-      if redis.call('ZREM', WAITING, head) == 1 then -- the portion did not reach this ticket
-        redis.call('ZREM', TICKETS, head)
+      if remove(head) == 2 then -- the portion did not reach this ticket
         reclaimed[#reclaimed + 1] = {'waiting', head}
       end
       free = limit - redis.call('ZCARD', HOLDING)
@@ -227,6 +245,40 @@ local function take_kept(kept, member)
   return tonumber(string.match(kept, ' (.+)$'))
 end
 
+-- Lets a newcomer take a free slot, or a place in the line. Returns {1, token, 1 if it took its kept place},
+-- {2, place, 1 if it took its kept place, position}, or {3, 0, holds in the mean, their mean} if `most` wait;
+-- and the number of waiters.
+local function admit(member, most, kept)
+  grant('') -- a newcomer never overtakes
+  local waiters, holders = redis.call('ZCARD', WAITING), redis.call('ZCARD', HOLDING)
+  local free = waiters == 0 and holders < limit and NOW >= window
+  if not free and most ~= '' and waiters >= tonumber(most) then
+    local holds = redis.call('HMGET', META, 'holds', 'mean')
+    return {3, 0, tonumber(holds[1] or 0), tonumber(holds[2] or 0)}, waiters
+  end
+  local number = next_number()
+  local place = take_kept(kept, member)
+  local row = {1, number, place and 1 or 0}
+  redis.call('ZADD', TICKETS, 0, member)
+  if waiters == 0 and holders == 0 then
+    redis.call('EXPIRE', TICKETS, ttl())
+  end
+  if free then
+    redis.call('ZADD', HOLDING, number, member)
+    if holders == 0 then
+      redis.call('EXPIRE', HOLDING, ttl())
+    end
+    return row, 0
+  end
+  row[1], row[2] = 2, place or number - head_start_of(member)
+  redis.call('ZADD', WAITING, row[2], member)
+  if waiters == 0 then
+    redis.call('EXPIRE', WAITING, ttl())
+  end
+  row[4] = redis.call('ZRANK', WAITING, member) + 1
+  return row, waiters + 1
+end
+
 -- Gives a kept place back if the call that took it left before it read the reply. Its token stays valid.
 local function give_back(kept, member)
   local taken = 'r ' .. ticket_of(member)
@@ -237,21 +289,29 @@ local function give_back(kept, member)
   end
 end
 
+-- When a waiter entered (us). The time is recorded for those that took a kept place, because it is older.
+local any_resumed = nil
+local function entered_at(member, place)
+  if any_resumed == nil then
+    any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
+  end
+  local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member))
+  return resumed and -tonumber(resumed) or place + head_start_of(member)
+end
+
 -- Us of the longest wait. Tickets behind the first one whose place is its time of entering entered later.
 local function oldest_wait()
-  local first = nil
+  local first = NOW
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
-  local any_resumed = #redis.call('ZRANGEBYSCORE', PAST, '-inf', '(0', 'LIMIT', 0, 1) > 0
   for i = 1, #rows, 2 do
-    local head_start = head_start_of(rows[i])
-    local resumed = any_resumed and redis.call('ZSCORE', PAST, 'e ' .. ticket_of(rows[i]))
-    local entered = resumed and -tonumber(resumed) or tonumber(rows[i + 1]) + head_start
-    first = math.min(first or entered, entered)
-    if head_start == 0 and not resumed then
+    local place = tonumber(rows[i + 1])
+    local entered = entered_at(rows[i], place)
+    first = math.min(first, entered)
+    if entered == place then
       break
     end
   end
-  return first and math.max(0, NOW - first) or 0
+  return NOW - first
 end
 
 -- {waiting, in use, limit, longest wait (us), longest hold (us), holds in the mean, mean hold (us)}

@@ -1,25 +1,29 @@
--- The numbers of a queue at one instant, after dead instances were reaped.
+-- The state of a queue at one instant. For an instance, after dead instances were reaped; for the command
+-- line (ARGV 1 is '') read-only: only an instance reaps, and reports what it reaped.
 --
--- KEYS   see library.lua
--- ARGV   1 instance of the caller   2 ''   3 lease (us)   4 prefix of the wake-up channels
--- Reply  {numbers (see library.lua), granted, reclaimed, look}
+-- KEYS, ARGV 1 to 4   see library.lua
+-- Reply  {numbers (see library.lua), granted, reclaimed, look, now, override or '', its version, last, until,
+--         `epoch` or '', number of instances with a running lease, {instance, lease deadline, ...} of the
+--         first lapsed, the latest lease deadline, member of the longest hold or '', member at the head or ''}
 --
--- Races  Reaping and counting are one step, so tickets of a dead instance are never counted.
+-- Races  One step: tickets of a dead instance are never counted, and a slot is never shown as free during a
+--        hand-off.
 
-local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
-local time = redis.call('TIME')
-local NOW = time[1] * 1000000 + time[2]
-local meta = redis.call('HMGET', KEYS[1], 'last', 'limit', 'override', 'until')
-local override = meta[3]
-if not override then
-  local kept = redis.call('GET', KEYS[7])
-  override = kept and string.match(kept, '^%d+ (%d+)$')
+-- @include preface
+
+if not override and redis.call('EXISTS', WAITING, HOLDING) == 0 then
+  limit = 1
 end
-local last, window = tonumber(meta[1] or 0), tonumber(meta[4] or 0)
-local named = meta[2] and meta[2] ~= '' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 and meta[2]
-local limit = tonumber(override or named or 1)
--- @include library
-
-reap_lapsed()
-grant('')
-return {numbers(), granted, reclaimed, more and 0 or -1}
+if instance ~= '' then
+  reap_lapsed()
+  grant('')
+end
+local live = redis.call('ZRANGEBYSCORE', LEASES, '(' .. string.format('%.0f', NOW), '+inf', 'LIMIT', 0, 1)[1]
+live = live and redis.call('ZCARD', LEASES) - redis.call('ZRANK', LEASES, live) or 0
+local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '(0', NOW, 'WITHSCORES', 'LIMIT', 0, 10)
+local furthest = redis.call('ZRANGE', LEASES, -1, -1, 'WITHSCORES')[2] or '0'
+return {
+  numbers(), granted, reclaimed, more and 0 or -1, NOW, override or '', string.format('%.0f', version), last,
+  window, redis.call('HGET', META, 'epoch') or '', live, lapsed, furthest,
+  redis.call('ZRANGE', HOLDING, 0, 0)[1] or '', redis.call('ZRANGE', WAITING, 0, 0)[1] or '',
+}
