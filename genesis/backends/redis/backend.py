@@ -26,6 +26,7 @@ from genesis.backends.protocol import (
     Ticket,
 )
 from genesis.backends.redis.calls import Call, unavailable
+from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.driver import BEFORE, Driver
 from genesis.backends.redis.keys import channel_prefix, check_key_prefix
 from genesis.backends.redis.link import LinkSettings
@@ -96,7 +97,7 @@ class RedisBackend(Requests):
         )
         self._pid = os.getpid()
         self._instance_id = new_instance_id()
-        self.heartbeat_interval = lease / 3
+        self.heartbeat_interval = lease / BEATS_PER_LEASE
         self.store = f"redis {self._servers.name} {key_prefix}"
         self._lease = lease
         self._timeout = timeout

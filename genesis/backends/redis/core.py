@@ -1,12 +1,12 @@
 """The state of one queue of one instance: a protocol without I/O.
 
-No socket, no clock, no task. Events go in as method calls, each with the time. Commands to send and
-verdicts about tickets come out as calls of `Output`. See README.md:
+No socket, no clock, no task. Events go in as method calls, with the time where it matters. Commands to
+send and verdicts about tickets come out as calls of `Output`. See README.md:
 
-1. No command is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the list
-   of its tickets.
+1. No step of a call is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the
+   list of its tickets.
 2. Every command carries the session of the last `sync`. Replies and messages of another session are
-   ignored, because the reply to the `sync` contains the same information.
+   ignored, because the reply to the `sync` restores the state of every ticket.
 3. A grant is valid only while the lease runs. The lease deadline counts from the time at which the
    renewal was sent, and it is checked before anything received is processed.
 4. No caller waits for the reply to `leave`. If it is lost, the next `sync` does not list the ticket.
@@ -35,12 +35,13 @@ from typing import Any, Literal
 
 from genesis.backends import protocol
 from genesis.backends.estimate import expected_wait
-from genesis.backends.protocol import CallRef, LeaveResult, LimitDisagreement, State
+from genesis.backends.protocol import CallRef, LeaveResult, State
 from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
 from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
 
-__all__ = ["QueueCore"]
+__all__ = ["BEATS_PER_LEASE", "QueueCore"]
 
+BEATS_PER_LEASE = 3
 _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync
 _GRACE = 0.01  # seconds after a deadline of Redis, so that it has passed there
@@ -56,7 +57,7 @@ class QueueCore:
         `known` is the number of tickets WAITING or HOLDING, `held` the number HOLDING, `token_sum` the
         sum of their tokens. A heartbeat's reply is compared with them. They change with replies, not
         with calls, so they are Redis's state at the last reply read;
-        `confirmed <= session`; they differ while a sync is in flight or the connection is down.
+        `confirmed <= session`; they differ from the sending of a sync until its reply is read.
     """
 
     def __init__(
@@ -125,15 +126,14 @@ class QueueCore:
 
     def disconnected(self) -> None:
         """The connection is down: no more replies. Redis might still run commands already sent."""
-        self.up = self._beating = False
-        self.due = math.inf
+        self.up, self._beating, self.due = False, False, math.inf
 
     def tick(self, now: float) -> None:
         """`lease_deadline` or `due` has passed."""
         self._check_lease(now)
         if not self.up or now < self.due:
             return
-        self.due = now + self._lease / 3 if self.tickets else math.inf
+        self.due = now + self._lease / BEATS_PER_LEASE if self.tickets else math.inf
         if self._beats < 0 or (self._beats >= _FULL_EVERY and self.confirmed == self.session):
             self._sync(now)
         elif self.tickets and self.confirmed == self.session and not self._beating:
@@ -145,7 +145,7 @@ class QueueCore:
         """A reply came, or an error reply as an exception."""
         self._check_lease(now)
         if command.session != self.session or not self.up:
-            return  # the reply to the sync contains the same information
+            return  # the reply to the sync restores the state of every ticket
         if isinstance(reply, Exception):
             self._rejected(command, reply, now)
         elif reply[0] == 0:
@@ -231,7 +231,7 @@ class QueueCore:
     def _sync(self, now: float) -> None:
         self.session = self._sessions.next()
         self._beating, self._beats = False, 0
-        self.due = now + self._lease / 3
+        self.due = now + self._lease / BEATS_PER_LEASE
         # Set before the reply: a grant read more than a lease from now must not be trusted.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
@@ -270,7 +270,7 @@ class QueueCore:
 
     def _disagree(self, previous: bytes, limit: bytes) -> None:
         if previous:
-            self._output.emit(LimitDisagreement(self._queue_id, int(previous), int(limit)))
+            self._output.emit(protocol.LimitDisagreement(self._queue_id, int(previous), int(limit)))
 
     def _judged(
         self, ticket: LocalTicket, row: Sequence[int], depth: int, limit: int, holders: Sequence[bytes]

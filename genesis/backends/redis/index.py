@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.link import Link
 from genesis.version import VERSION
 
@@ -81,7 +82,7 @@ class Index:
 
     def _write_in(self, seconds: float) -> None:
         loop = self._driver.loop
-        due = loop.time() + min(seconds, self._driver.lease / 3)
+        due = loop.time() + min(seconds, self._driver.lease / BEATS_PER_LEASE)
         if self._driver.closing or (self._timer is not None and self._timer.when() <= due):
             return
         if self._timer is not None:
@@ -95,7 +96,7 @@ class Index:
         queues, self._fresh = self._fresh, []
         written = True
         if now >= self._next_full:
-            self._next_full = now + driver.lease / 3
+            self._next_full = now + driver.lease / BEATS_PER_LEASE
             queues = list(dict.fromkeys((*queues, *driver.queues)))
             disagreements, self._disagreements = [*self._disagreements], {}
             written = self._add(self._instances_key, [])

@@ -26,10 +26,10 @@
 -- is the ticket. Serials have a fixed width, so members sort in the order of entering.
 --
 -- All times and numbers are microseconds of Redis's clock, incremented where they would repeat. Therefore
--- fencing tokens grow even after a queue was idle or its data was lost, waiters that re-register come
--- before all newcomers, and no instance's clock is needed.
+-- fencing tokens grow even after a queue was idle or its data was lost, waiters that re-register get
+-- their old places, and no instance's clock is needed.
 --
--- Invariants after every script
+-- Invariants after every script that grants, and after the last page of a sync
 --   a ticket is in exactly one of waiting and holding, and in tickets; or in none of the three
 --   an instance with tickets has a session and a lease, unless its reaping is incomplete
 --   there is no free slot while a call waits, except in the recovery window or if the reply's `look` is 0
@@ -135,8 +135,8 @@ local function reap(owner)
   end
 end
 
--- Reaps the instances whose lease has lapsed, except the caller. The caller is alive, or this is a late
--- command of a dead one: a ticket that it enters after its own reaping would never be removed.
+-- Reaps the instances whose lease has lapsed, except the caller. If this is a late command of a dead instance, it
+-- would be reaped and then add a ticket that nobody removes.
 local function reap_lapsed()
   local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '(0', NOW, 'LIMIT', 0, 10)
   for _, owner in ipairs(lapsed) do
@@ -206,7 +206,7 @@ local function grant(origin)
   end
 end
 
--- Us until the caller should send its next command: the next lease deadline, or the end of the window.
+-- Microseconds until the caller should send its next command: the next lease deadline, or the end of the window.
 local function look()
   if more then
     return 0
@@ -299,7 +299,7 @@ local function entered_at(member, place)
   return resumed and -tonumber(resumed) or place + head_start_of(member)
 end
 
--- Us of the longest wait. Tickets behind the first one whose place is its time of entering entered later.
+-- The longest wait in microseconds. Tickets behind the first one whose place is its time of entering entered later.
 local function oldest_wait()
   local first = NOW
   local rows = redis.call('ZRANGE', WAITING, 0, 99, 'WITHSCORES')
