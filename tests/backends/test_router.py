@@ -204,6 +204,21 @@ async def test_the_map_is_read_again_after_a_move(cluster: Cluster) -> None:
     cluster.move(slot_of(other), source)
 
 
+async def test_an_outdated_map_that_names_a_silent_node_is_read_again(
+    cluster: Cluster, own_redis: RedisServer
+) -> None:
+    """A node that has not yet heard of a fail-over names the old master, which accepts connections."""
+    queue = queue_at(cluster, cluster.masters()[0])
+    async with routed(cluster, timeout=10.0) as calls:
+        await wait_until(lambda: calls.moves, "the map was read")
+        router: Any = calls.router
+        router._owners[slot_of(queue)] = ("127.0.0.1", own_redis.port)
+        own_redis.pause()
+        began = time.monotonic()
+        assert await calls.increment(queue) > 0
+        assert time.monotonic() - began < 5.0  # a connection is waited for up to 10 s
+
+
 @pytest.mark.parametrize("how", ["killed", "stands still"])
 async def test_a_master_that_fails_is_replaced_by_its_replica(how: str) -> None:
     cluster = Cluster(replicas=1)

@@ -103,6 +103,8 @@ class ClusterRouter(Router):
                 on_down=self._link_down,
                 on_silent=lambda link: self._refresh_in(0.0),  # noqa: ARG005
             )
+            # The map might be outdated, and name a node that is away: while it is not up, poll the map.
+            self._refresh_in(_REFRESH_DOWN)
         return link
 
     def links(self) -> Sequence[Link]:
