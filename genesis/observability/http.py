@@ -13,6 +13,7 @@ import concurrent.futures
 import errno
 import logging
 import re
+import selectors
 import socket
 import socketserver
 import threading
@@ -59,6 +60,9 @@ def _simple_answer(path: str) -> _Answer:
     return _Answer(200, b"healthy\n") if path == "/health" else _Answer(404, b"not found\n")
 
 
+_READY = _Answer(200, b"ready\n")
+
+
 def _not_ready(reason: str) -> _Answer:
     return _Answer(503, f"not ready: {reason}\n".encode())
 
@@ -66,20 +70,25 @@ def _not_ready(reason: str) -> _Answer:
 async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
     if getattr(queue, "draining", False):
         return _not_ready("the queue is draining")
+    if queue is None:
+        return _READY
+    ping = asyncio.ensure_future(queue.ping())
     try:
-        if queue is not None:
-            await asyncio.wait_for(queue.ping(), seconds)
-    except (TimeoutError, asyncio.TimeoutError):
+        done, _ = await asyncio.wait({ping}, timeout=seconds)
+    finally:
+        ping.cancel()  # no effect if it is done; needed too if the client has disconnected
+    if not done:
         return _not_ready(f"the backend did not answer within {seconds:g} s")
-    except Exception as error:
-        # Show only the type of other errors: a message might contain an address or a password.
-        cause = type(error).__name__
-        if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
-            cause = error.cause
-        elif type(error) is RuntimeError and "event loop" in str(error):
-            cause = str(error)
-        return _not_ready(f"the backend does not answer ({cause})")
-    return _Answer(200, b"ready\n")
+    error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
+    if error is None:
+        return _READY
+    # Show only the type of other errors: a message might contain an address or a password.
+    cause = type(error).__name__
+    if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
+        cause = error.cause
+    elif type(error) is RuntimeError and "event loop" in str(error):
+        cause = str(error)
+    return _not_ready(f"the backend does not answer ({cause})")
 
 
 def _known_formats(accept: str) -> str:
@@ -175,7 +184,7 @@ class ObservabilityServer:
         """Stop listening. Responses in progress still complete unless the process exits."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await asyncio.to_thread(listener.stop)
+            listener.stop()
 
     async def __aenter__(self) -> ObservabilityServer:
         await self.start()
@@ -203,11 +212,16 @@ class ObservabilityServer:
 
 
 class _Listener(socketserver.ThreadingTCPServer):
-    """Accepts connections in one thread and handles each in another, see `http.server`."""
+    """Accepts connections in one thread and handles each in another, see `http.server`.
+
+    `serve_forever` polls twice a second for a stop. Here a socket pair wakes the thread instead: an
+    idle process sleeps, and a stop takes effect at once.
+    """
 
     allow_reuse_address = True
     daemon_threads = True  # the exit of the process must not wait for a scrape
     request_queue_size = 128
+    timeout = 0  # for `handle_request`, which is called only when the socket is readable
 
     def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
@@ -215,13 +229,22 @@ class _Listener(socketserver.ThreadingTCPServer):
         self._open: set[Any] = set()
         super().__init__(address, _Handler)
         self.socket.setblocking(False)  # a client that has disconnected must not block the thread
-        self._thread = threading.Thread(target=self.serve_forever, name="genesis-server", daemon=True)
+        self._stop, self._stopped = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="genesis-server", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        self.shutdown()
+        self._stop.close()
         self._thread.join()
+        self._stopped.close()
         self.server_close()
+
+    def _serve(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for readable in (self.socket, self._stopped):
+                selector.register(readable, selectors.EVENT_READ)
+            while all(key.fileobj is not self._stopped for key, _ in selector.select()):
+                self.handle_request()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:

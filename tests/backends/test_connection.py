@@ -6,11 +6,13 @@ import asyncio
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hiredis
 import pytest
 
+from genesis.backends.redis.connection import Connection
 from genesis.backends.redis.errors import ConnectionLost, reason_of
 from tests.backends.linked import CHANNEL, linked
 from tests.support.redis_server import RedisServer
@@ -190,3 +192,32 @@ def _sockets_to(port: int, state: str) -> list[str]:
     """Sockets of this machine that lead to `port`; state 01 is established, 04 FIN-WAIT-1."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [row[1] for row in rows if row[2].endswith(f":{port:04X}") and row[3] == state]
+
+
+async def test_replies_that_have_arrived_are_not_lost_with_the_connection() -> None:
+    """Thousands of replies, then an orderly end: it must not overtake them."""
+    count = 4_000
+
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = 0
+        while asked < count:
+            asked += (await reader.read(1 << 20)).count(b"PING")
+        writer.write(b"+PONG\r\n" * count)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
+    ended = asyncio.Event()
+    connection = Connection(lambda push: None, lambda *_: ended.set(), lambda: None)
+    opened: Any = SimpleNamespace()  # what `take_over` needs of a connection of redis-py
+    opened._reader, opened._writer = await asyncio.open_connection(
+        "127.0.0.1", server.sockets[0].getsockname()[1]
+    )
+    await connection.take_over(opened)
+    replies: list[Any] = []
+    for _ in range(count):
+        connection.send((b"PING",), replies.append)
+    await asyncio.wait_for(ended.wait(), 30)
+    assert [type(reply) for reply in replies if reply != b"PONG"] == []
+    assert len(replies) == count
+    server.close()

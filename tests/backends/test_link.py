@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import pytest
+from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import Connection as RedisPyConnection
 
-from genesis.backends.redis.errors import ConnectionLost, reason_of
-from tests.backends.linked import TIMEOUT, Watched, linked, proxied
+from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
+from tests.backends.linked import CHANNEL, TIMEOUT, Watched, linked, proxied
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import quiesce, wait_until
 
@@ -232,3 +233,47 @@ async def test_a_server_that_ends_while_nobody_calls_raises_the_alarm_at_the_fir
         await wait_until(lambda: len(watched.downs) >= 2, "the retry failed")
         assert watched.downs[0][0] == "idle_closed"
         assert watched.alarms[0] == "connection"
+
+
+async def test_a_user_that_may_not_subscribe_can_connect_where_that_is_enough(
+    own_redis: RedisServer,
+) -> None:
+    """A Sentinel names the master to such a user too; only the early notice of a new one is missing."""
+    client: Any = own_redis.client
+    client.execute_command("ACL SETUSER asks on >x ~* +@all -subscribe")
+    url = own_redis.url.replace("redis://", "redis://asks:x@")
+    async with linked(url, must_subscribe=False) as watched:
+        await watched.is_up()
+        assert await watched.ask(b"PING") == b"PONG"
+    async with linked(url) as watched:
+        await wait_until(lambda: watched.downs, "it was refused")
+        assert watched.link.denied
+
+
+async def test_wake_ups_of_a_second_connection_count_once_it_is_used(redis_server: RedisServer) -> None:
+    """Otherwise one might overtake the reply to `enter`, which is still on its way on the first."""
+    async with linked(redis_server.url) as watched:
+        await watched.is_up()
+        second = await watched.link._handshake()
+        await watched.ask(b"PUBLISH", CHANNEL, b"hello")
+        await watched.ask(b"ECHO", b"last")
+        await second.request((b"PING",))
+        assert watched.events.count([b"message", CHANNEL, b"hello"]) == 1
+        second.abort("closed", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (redis_errors.ReadOnlyError(), "read_only"),
+        (redis_errors.MasterDownError("MASTERDOWN"), "read_only"),
+        (redis_errors.ClusterDownError("CLUSTERDOWN"), "cluster_down"),
+        (redis_errors.NoScriptError(), "scripts_lost"),
+        (redis_errors.TryAgainError(), "slot_moving"),
+        (redis_errors.OutOfMemoryError(), "refused"),
+    ],
+)
+def test_what_a_connect_function_raises_is_retried(error: Exception, reason: str) -> None:
+    """A client's `redis_connect_func` might write, and find a replica or a full server."""
+    assert reason_of(error) == reason
+    assert not is_permanent(error, was_up=False)

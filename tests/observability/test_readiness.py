@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -122,3 +123,31 @@ def test_a_timeout_that_is_not_positive_is_an_error(make: Callable[..., Any]) ->
     """A ping that has no time would never be answered."""
     with pytest.raises(ValueError, match="ready_timeout"):
         make(ready_timeout=0)
+
+
+async def test_a_cancelled_ping_is_an_answer(registry: CollectorRegistry) -> None:
+    """An application that cancels all tasks at its end still answers its probes."""
+
+    class Cancelled:
+        async def ping(self) -> None:
+            raise asyncio.CancelledError
+
+    reply = await request(asgi_app(Cancelled(), registry), "/ready")
+    assert (reply.status, reply.body) == (
+        503,
+        b"not ready: the backend does not answer (CancelledError)\n",
+    )
+
+
+async def test_stopping_needs_no_thread_of_the_application(registry: CollectorRegistry) -> None:
+    """All threads of the default executor might be blocked."""
+    server = ObservabilityServer(registry=registry, port=0)
+    await server.start()
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    blocked = [loop.run_in_executor(None, release.wait) for _ in range(64)]
+    try:
+        await asyncio.wait_for(server.stop(), 10)
+    finally:
+        release.set()
+        await asyncio.gather(*blocked)

@@ -368,3 +368,11 @@ def test_an_idle_queue_is_forgotten_when_its_lease_has_lapsed(line: Line) -> Non
     line.core.tick(LEASE)
     assert line.core.idle
     assert line.commands() == []
+
+
+def test_a_late_reply_without_a_session_sets_no_timer_while_disconnected(line: Line) -> None:
+    """`tick` would not reset it, and the driver's timer would fire again and again."""
+    session = line.core.session
+    line.core.disconnected()
+    line.core.take(session, ((), (), 0), 1.0)
+    assert line.core.due == math.inf

@@ -160,6 +160,7 @@ class ClusterRouter(Router):
             on_up=self._refreshed,
             on_down=self._not_refreshed,
             on_push=ignore,  # wake-ups come on every link
+            was_up=self._owners != [None] * _SLOTS,
         )
 
     def _candidates(self) -> list[Endpoint]:

@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush, context=self._context)
 
     def _take_replies(self) -> None:
-        self._behind = False
+        behind, self._behind = self._behind, False
         self.last_received = self._time()
         next_reply, pending = self._next_reply, self._pending
         try:
@@ -252,6 +252,8 @@ class Connection(asyncio.Protocol):
                     return
                 reply = next_reply()
                 if reply is _NO_REPLY_YET:
+                    if behind:
+                        self._transport.resume_reading()
                     if not self.up:
                         self.close()
                     return
@@ -267,7 +269,10 @@ class Connection(asyncio.Protocol):
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort("connection", f"what the server sent is no reply: {error!r}")
             return
-        self._behind = True  # more than fit in one iteration
+        # More than fit in one iteration. The end of the connection must not overtake what was received.
+        self._behind = True
+        if not behind:
+            self._transport.pause_reading()
         self._loop.call_soon(self._take_replies, context=self._context)
 
     def _end(self, why: ConnectionLost) -> None:

@@ -187,7 +187,7 @@ class QueueCore:
 
     def look_in(self, microseconds: int, now: float) -> None:
         """Send a heartbeat in so many us, as a lease lapses or a window ends; negative: not needed."""
-        if microseconds >= 0:
+        if self.up and microseconds >= 0:
             self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
 
     def take(self, session: int, effects: Sequence[Any], now: float) -> None:

@@ -35,11 +35,19 @@ _DENIALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 # counts: some of these classes derive from classes further down.
 _REASONS: tuple[tuple[str, tuple[str, ...], _Kinds], ...] = (
     ("denied", ("NOPERM", "NOAUTH", "WRONGPASS"), _DENIALS),
-    ("scripts_lost", ("NOSCRIPT",), ()),
-    ("read_only", ("READONLY", "MASTERDOWN"), ()),
+    ("scripts_lost", ("NOSCRIPT",), (redis_errors.NoScriptError,)),
+    (
+        "read_only",
+        ("READONLY", "MASTERDOWN"),
+        (redis_errors.ReadOnlyError, redis_errors.MasterDownError),
+    ),
     ("loading", ("LOADING",), (redis_errors.BusyLoadingError,)),
-    ("cluster_down", ("CLUSTERDOWN",), ()),
-    ("slot_moving", ("MOVED", "ASK", "TRYAGAIN"), ()),
+    ("cluster_down", ("CLUSTERDOWN",), (redis_errors.ClusterDownError,)),
+    (
+        "slot_moving",
+        ("MOVED", "ASK", "TRYAGAIN"),
+        (redis_errors.AskError, redis_errors.TryAgainError),
+    ),
     ("timeout", (), (redis_errors.TimeoutError, TimeoutError, asyncio.TimeoutError)),
     ("refused", (), (redis_errors.ResponseError, hiredis.ReplyError)),
     ("connection", (), (redis_errors.ConnectionError, OSError)),
@@ -71,4 +79,6 @@ def is_permanent(error: BaseException, was_up: bool) -> bool:
         if isinstance(cause, ssl.SSLError):
             return not isinstance(cause, ssl.SSLEOFError)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, redis_errors.OutOfMemoryError):
+        return False
     return reason_of(error) in ("denied", "refused")

@@ -31,7 +31,6 @@ from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple
 
-import hiredis
 from redis import exceptions as redis_errors
 
 from genesis.backends.redis.connection import Connection, OnReply
@@ -75,6 +74,10 @@ class LinkSettings(NamedTuple):
     """See `Router`."""
     on_silent: Callable[[Link], None] = ignore
     """Called repeatedly while a reply is overdue and the connection is up."""
+    must_subscribe: bool = True
+    """False: a user without the permission to subscribe can connect."""
+    was_up: bool = False
+    """Whether the server, or one of `AnyOf`, was reached before: see `is_permanent`."""
 
 
 class Link:
@@ -205,7 +208,7 @@ class Link:
     async def _handshake(self) -> Connection:
         opened = self.endpoint.connection()
         busy = partial(self._watch_in, self._second_after)
-        connection = Connection(partial(self._settings.on_push, self), self._ended, busy)
+        connection = Connection(lambda push: self._pushed(connection, push), self._ended, busy)
         try:
             await opened.connect()  # type: ignore[no-untyped-call]
             await connection.take_over(opened)
@@ -214,17 +217,17 @@ class Link:
             raise
         try:
             sent = [connection.request(command) for command in self._greeting]
-            replies = [await reply for reply in sent]
-            for reply in replies:
+            hello, subscribed, *replies = [await reply for reply in sent]
+            for reply in (hello, *([subscribed] if self._settings.must_subscribe else []), *replies):
                 if isinstance(reply, Exception):
                     raise reply
-            if type(replies[1]) is not hiredis.PushNotification:
-                text = f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}"
+            if type(hello) is not dict:
+                text = f"HELLO 3 did not lead to RESP3: {hello!r:.200}"
                 raise redis_errors.ResponseError(text)
         except BaseException:
             connection.abort("closed", "it was not up in time")
             raise
-        self.answer = replies[-1]
+        self.answer = replies[-1] if replies else None
         return connection
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
@@ -248,7 +251,7 @@ class Link:
             return
         self._open_in(_backoff(self._failures))
         self._failures += 1
-        self.denied = is_permanent(error, was_up=self._up_since > 0)
+        self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
         self._down(reason_of(error), self.endpoint.redact(error))
 
     def _use(self, connection: Connection) -> None:
@@ -292,6 +295,11 @@ class Link:
     def _down(self, reason: str, detail: str) -> None:
         self.why_down = detail
         self._settings.on_down(self, reason, detail)
+
+    def _pushed(self, connection: Connection, push: list[Any]) -> None:
+        # Only in one order with the replies: a second connection subscribes before it is used.
+        if connection is self._connection:
+            self._settings.on_push(self, push)
 
     # Supervision
 

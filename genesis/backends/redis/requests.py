@@ -22,6 +22,7 @@ from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.members import parse_member, stats_of, ticket_of
 from genesis.backends.redis.ticket import Stage
+from genesis.exceptions import BackendUnavailableError
 
 __all__ = ["Requests"]
 
@@ -237,6 +238,8 @@ class Requests:
 
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
         driver = queue.driver
+        if driver.closing:
+            raise unavailable(operation, BackendUnavailableError.CLOSED, queue.queue_id)
         if driver.denied(queue):
             raise unavailable(operation, driver.why_down(queue), queue.queue_id)
         left = deadline - driver.loop.time()

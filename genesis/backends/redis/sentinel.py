@@ -51,6 +51,7 @@ class SentinelRouter(SingleRouter):
             self._sentinels,
             channel=b"+switch-master",
             greeting=(),
+            must_subscribe=False,  # without it, a replacement is noticed only when the master is lost
             timeout=share,
             on_up=self._ask,
             on_down=self._sentinel_down,
