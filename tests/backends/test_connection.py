@@ -215,9 +215,12 @@ async def test_replies_that_have_arrived_are_not_lost_with_the_connection() -> N
     )
     await connection.take_over(opened)
     replies: list[Any] = []
-    for _ in range(count):
-        connection.send((b"PING",), replies.append)
-    await asyncio.wait_for(ended.wait(), 30)
-    assert [type(reply) for reply in replies if reply != b"PONG"] == []
+    try:
+        for _ in range(count):
+            connection.send((b"PING",), replies.append)
+        await asyncio.wait_for(ended.wait(), 30)
+    finally:
+        connection.abort("closed", "the test has ended")
+        server.close()
     assert len(replies) == count
-    server.close()
+    assert sum(reply != b"PONG" for reply in replies) == 0

@@ -255,11 +255,13 @@ async def test_wake_ups_of_a_second_connection_count_once_it_is_used(redis_serve
     async with linked(redis_server.url) as watched:
         await watched.is_up()
         second = await watched.link._handshake()
-        await watched.ask(b"PUBLISH", CHANNEL, b"hello")
-        await watched.ask(b"ECHO", b"last")
-        await second.request((b"PING",))
+        try:
+            await watched.ask(b"PUBLISH", CHANNEL, b"hello")
+            await watched.ask(b"ECHO", b"last")
+            await second.request((b"PING",))
+        finally:
+            second.abort("closed", "the test has ended")
         assert watched.events.count([b"message", CHANNEL, b"hello"]) == 1
-        second.abort("closed", "")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ async def one_long_line(server: RedisServer) -> None:
         tasks = []
         for start in range(0, WAITING, 1_000):
             tasks += [asyncio.create_task(wait(start + number)) for number in range(1_000)]
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the rate of arrivals
         await wait_until(all_wait, "all wait", 60)
         took, watch = await _break(server, queue)
         client: Any = server.client

@@ -216,6 +216,7 @@ async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: R
     assert not task.done()
     task.cancel()
     await asyncio.wait({task})
+    assert task.cancelled()  # it still had its slot
     await wait_until(lambda: not own_redis.client.exists(HOLDING), "it has left")
     del task
     gc.collect()
@@ -224,8 +225,10 @@ async def test_a_queue_that_is_only_used_by_a_task_is_not_forgotten(own_redis: R
 
 async def _hold_a_queue_of_its_own(server: RedisServer) -> None:
     async with queue_on(server, lease=1.0, operation_timeout=1.0).slot("line") as slot:
-        await asyncio.sleep(30)
-        assert not slot.lost
+        try:
+            await asyncio.Event().wait()
+        finally:
+            assert not slot.lost
 
 
 # Forks

@@ -144,7 +144,7 @@ class EntersSlowly(InMemoryBackend):
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
         result = await super().enter(entry)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.03)  # that it takes so long is the subject
         return result
 
 

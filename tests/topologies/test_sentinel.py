@@ -97,7 +97,11 @@ async def test_a_forced_address_of_the_master_is_no_other_master(
     queue = instances.make(client=trio.client(force_master_ip="localhost"))
     await queue.ping()
     await wait_until(lambda: trio.listeners() == 1, "a Sentinel is listened to")
-    await asyncio.sleep(0.5)  # that the connection stays is the subject
+    router: Any = queue._backend._inner._driver.router  # type: ignore[attr-defined]
+    router._ask(router._sentinel_link)
+    connection = router._sentinel_link._connection
+    await wait_until(lambda: not connection._pending, "it has named the master once more")
+    await queue.ping()
     assert instances.disruptions("read_only") == 0
 
 
