@@ -102,6 +102,7 @@ async def test_a_forced_address_of_the_master_is_no_other_master(
     connection = router._sentinel_link._connection
     await wait_until(lambda: not connection._pending, "it has named the master once more")
     await queue.ping()
+    assert router._address == ("localhost", trio.master.port)
     assert instances.disruptions("read_only") == 0
 
 
