@@ -48,6 +48,7 @@ ON_BOTH_LOOPS = (
     "test_own_backends.py",
     "test_slot_requests.py",
     "test_surface.py",
+    "test_timers.py",
 )
 
 

@@ -129,7 +129,7 @@ class AllProcesses(MultiProcessCollector):
                 continue
             for key, value, until, _ in entries:
                 if until >= now:
-                    choose = min if f'"{names.BACKEND_UP}"' in key else max
+                    choose = min if json.loads(key)[0] == names.BACKEND_UP else max
                     found[key] = choose(value, found.get(key, value))
         return found
 

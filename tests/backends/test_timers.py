@@ -66,3 +66,15 @@ def test_a_call_in_a_second_loop_is_failed_in_time(own_redis: RedisServer) -> No
             asyncio.run(asyncio.wait_for(call(), 5))
     finally:
         own_redis.resume()
+
+
+async def test_a_queue_can_be_opened_while_the_index_is_about_to_be_written(
+    redis_server: RedisServer,
+) -> None:
+    """For a delay that rounds to zero, uvloop returns a handle without `when()`."""
+    async with RedisBackend(redis_server.url) as backend:
+        await backend.ping()
+        driver = backend._driver
+        assert driver is not None
+        driver.index._write_in(0.0)
+        await backend.stats("opened meanwhile")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ class Index:
         self._fresh: list[str] = []  # queues opened since the last write
         self._disagreements: dict[bytes, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # of the timer: uvloop's handle of a timer might have no `when`
         self._next_full = 0.0  # by loop.time(): when everything in use is written again
 
     def opened(self, queue_id: str) -> None:
@@ -83,15 +85,16 @@ class Index:
     def _write_in(self, seconds: float) -> None:
         loop = self._driver.loop
         due = loop.time() + min(seconds, self._driver.lease / BEATS_PER_LEASE)
-        if self._driver.closing or (self._timer is not None and self._timer.when() <= due):
+        if self._driver.closing or self._due <= due:
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._due = due
         self._timer = loop.call_at(due, self._write, context=Context())
 
     def _write(self) -> None:
         driver = self._driver
-        self._timer = None
+        self._timer, self._due = None, math.inf
         now = driver.loop.time()
         queues, self._fresh = self._fresh, []
         written = True
