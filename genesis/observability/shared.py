@@ -72,7 +72,8 @@ class BackendUp(Collector):
 
     def met(self, backend: Any) -> None:
         """The backend has replied. That ends no outage: another part of it might be unreachable."""
-        self.set(backend, self._reached.get(backend, True))
+        with self._lock:
+            self.set(backend, self._reached.get(backend, True))
 
     def set(self, backend: Any, reached: bool | None) -> None:
         """The backend with all its parts is reached, or is not, or (None) was closed."""

@@ -18,8 +18,8 @@ __all__ = ["Watch", "Watches"]
 MAX_ITEMS = 500
 """Per command."""
 
-MIN_TICK = 0.05
-"""Seconds."""
+MIN_TICK, MAX_TICK = 0.05, 3600.0
+"""Seconds. A ticker without a timer would stay for ever, so even an infinite `every` has a tick."""
 
 TIMER_SLACK = 0.002
 """Seconds by which a timer might fire early."""
@@ -45,7 +45,7 @@ class Watch:
         self.item_id = item_id
         self._every = every
         self._least = min(at_least, every)
-        self.tick = max(self._least, MIN_TICK)
+        self.tick = min(max(self._least, MIN_TICK), MAX_TICK)
         self._request = request
         self._last: WaitStatus | None = None
         self._last_at = 0.0

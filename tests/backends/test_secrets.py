@@ -18,6 +18,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.credentials import CredentialProvider
 
 from genesis import Queue
+from genesis.backends.redis.endpoint import AnyOf, Endpoint, pool_of_url
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import ObservabilityServer, Telemetry
 from genesis.queue import RedisBackend
@@ -196,3 +197,14 @@ def test_a_bad_url_is_refused_without_showing_it(url: str) -> None:
     text = _all_of(caught.value)
     shown = "".join(line for line in text.splitlines() if "RedisBackend(url)" not in line)
     assert not re.search("s3cret", shown), text
+
+
+def test_an_error_of_an_earlier_sentinel_shows_no_password() -> None:
+    """Each Sentinel can have its own; the error might come after the next one was tried."""
+    urls = ("redis://:first-secret@localhost:1", "redis://:second-secret@localhost:2")
+    endpoints = [Endpoint(pool_of_url(url), 1.0) for url in urls]
+    sentinels = AnyOf(lambda: endpoints)
+    for _ in range(3):
+        sentinels.connection()
+        for secret in ("first-secret", "second-secret"):
+            assert secret not in sentinels.redact(ValueError(f"AUTH {secret} failed"))

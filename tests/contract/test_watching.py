@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,3 +205,14 @@ async def _told_while_moving_up(line: Line) -> list[float]:
                 break
             await before.pop().dropped()
     return told
+
+
+async def test_a_watch_without_end_has_a_tick(line: Line) -> None:
+    """Its ticker ends with the first tick at which nobody watches; it must come."""
+    await line.call("holder")
+    await line.call("waiter")
+    watch = line.queue.watch("sales", "waiter", every=math.inf, at_least=math.inf)
+    assert (await anext(watch)).position == 1
+    (ticker,) = line.queue.watches._tickers.values()
+    assert ticker._timer is not None
+    await line.grants()

@@ -80,7 +80,10 @@ class Endpoint:
 
     def redact(self, error: BaseException) -> str:
         """Format an error without credentials."""
-        text = _ECHO.sub("", f"{type(error).__name__}: {error}")
+        return self.hide(_ECHO.sub("", f"{type(error).__name__}: {error}"))
+
+    def hide(self, text: str) -> str:
+        """Replace the passwords in a text."""
         for secret in ("password", "ssl_password"):
             if self._kwargs.get(secret):
                 text = text.replace(str(self._kwargs[secret]), "***")
@@ -94,20 +97,25 @@ class AnyOf(Endpoint):
         candidates: called for each round; returns at least one endpoint.
 
     Attributes:
-        current: the one to which the last connection leads.
-        untried: those left of this round. If `current` fails, a link tries the next at once.
+        host, name: of the endpoint to which the last connection leads.
+        untried: those left of this round. If that endpoint fails, a link tries the next at once.
     """
 
     def __init__(self, candidates: Callable[[], Sequence[Endpoint]]) -> None:
         self._candidates = candidates
+        self._round: Sequence[Endpoint] = ()
 
     def connection(self) -> AbstractConnection:
-        self.current, *self.untried = self.untried or self._candidates()
-        self.host, self.name = self.current.host, self.current.name
-        return self.current.connection()
+        if not self.untried:
+            self._round = self.untried = self._candidates()
+        endpoint, *self.untried = self.untried
+        self.host, self.name = endpoint.host, endpoint.name
+        return endpoint.connection()
 
-    def redact(self, error: BaseException) -> str:
-        return self.current.redact(error)
+    def hide(self, text: str) -> str:
+        for endpoint in self._round:  # the error might be of an earlier connection
+            text = endpoint.hide(text)
+        return text
 
 
 def pool_of_url(url: str) -> ConnectionPool:

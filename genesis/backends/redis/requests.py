@@ -1,4 +1,4 @@
-"""Commands that concern no ticket of this instance: limits, evictions, introspection.
+"""Commands that are not a step of a call: limits, evictions, introspection.
 
 When the connection is lost, read-only commands are retried. Commands that write are idempotent, and are
 retried only if the connection was idle before.
