@@ -102,7 +102,7 @@ async def test_denied(line: Line) -> None:
 
 
 async def test_read_only(line: Line, run: Run) -> None:
-    replica = RedisServer("--replicaof", f"127.0.0.1 {line.server.port}")
+    replica = RedisServer("--replicaof", "127.0.0.1", str(line.server.port))
     try:
         await wait_until(lambda: in_step(replica), "the replica follows")
         result = await line.doctor("--url", replica.url)
@@ -116,7 +116,7 @@ async def test_read_only(line: Line, run: Run) -> None:
     [
         ("-zadd", "zadd"),
         ("-subscribe", "subscribe"),
-        ("-script|load", "script|load"),
+        ("-script", "script|load"),
         ("-hset", "hset"),
     ],
 )

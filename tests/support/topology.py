@@ -205,7 +205,7 @@ class SentinelTrio:
         try:
             master = RedisServer(*options, client=client)
             self.servers.append(master)
-            follow = ("--replicaof", f"127.0.0.1 {master.port}")
+            follow = ("--replicaof", "127.0.0.1", str(master.port))
             self.servers.append(RedisServer(*follow, *options, client=client))
             _until(lambda: in_step(self.servers[1]), "the replica follows the master")
             for number in range(3):

@@ -125,7 +125,7 @@ async def test_a_stale_replica_that_takes_over_strands_nobody(
 ) -> None:
     """It lacks the last 200 calls: holders and waiters register again, and continue."""
     async with TcpProxy(own_redis.port) as line, TcpProxy(own_redis.port) as replication:
-        replica = RedisServer("--replicaof", f"127.0.0.1 {replication.port}")
+        replica = RedisServer("--replicaof", "127.0.0.1", str(replication.port))
         try:
             await wait_until(partial(in_step, replica), "in step")
             load = Load([instances.make(url=line.url) for _ in range(3)], ["sales", "support"])
