@@ -15,7 +15,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE
 from tests.support.fleet import BEAT, SALES, Fleet, leave_as_granted, seconds, works_again
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, find_redis_server, server_version
 from tests.support.waiting import wait_until
 
 # Out of memory
@@ -246,7 +246,8 @@ def _killed(client: Any) -> bool:
 @pytest.mark.slow
 async def test_a_redis_that_loads_its_data_is_waited_for() -> None:
     """LOADING: calls fail in time, and are served when it has loaded; the holder keeps its slot."""
-    server = RedisServer("--enable-debug-command", "yes", "--key-load-delay", "0")
+    debug = ("--enable-debug-command", "yes") if server_version(find_redis_server()) >= (7,) else ()
+    server = RedisServer(*debug, "--key-load-delay", "0")
     client: Any = server.client
     queue = Queue(RedisBackend(server.url, lease=20.0, operation_timeout=0.5))
     try:
