@@ -25,16 +25,7 @@ class GenesisError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle calls __init__ with the message instead of the original arguments.
-        return _restored, (type(self), self.args, self.__dict__)
-
-
-def _restored(
-    kind: type[GenesisError], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> GenesisError:
-    error = kind.__new__(kind)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
+        return self.__new__, (type(self),), {**self.__dict__, "args": self.args}
 
 
 class QueueTimeoutError(GenesisError, TimeoutError):
