@@ -28,7 +28,7 @@ class Calls:
     __slots__ = (
         "_budget",
         "_delayed",
-        "_empty_waiters",
+        "_emptied",
         "_pumping",
         "agreements",
         "holding",
@@ -41,7 +41,7 @@ class Calls:
         # Request: id of its task. A reference to the task itself would keep an abandoned task, and
         # with it the slot, alive for ever.
         self.holding: dict[object, int] = {}
-        self._empty_waiters: list[asyncio.Future[None]] = []
+        self._emptied: asyncio.Future[None] | None = None  # while somebody waits for it
         self._budget = _MAX_BURST  # calls that can still enter without a delay
         self._delayed: deque[asyncio.Future[None]] = deque()  # entries, in order
         self._pumping = False  # entries are delayed, or the last of them has not run yet
@@ -101,24 +101,19 @@ class Calls:
             self.agreements[queue_id] = (calls - 1, agreed)
             return
         del self.agreements[queue_id]
-        if self._empty_waiters and not self.agreements:
-            for future in self._empty_waiters:
-                if not future.done():
-                    future.set_result(None)
-            self._empty_waiters.clear()
+        if self._emptied is not None and not self.agreements:
+            self._emptied.set_result(None)
+            self._emptied = None
 
     @property
     def count(self) -> int:
         return sum(calls for calls, _ in self.agreements.values())
 
     def when_empty(self) -> asyncio.Future[None]:
-        """A future that completes when no call waits or holds a slot."""
-        future: asyncio.Future[None] = self.loop.create_future()
-        if self.agreements:
-            self._empty_waiters.append(future)
-        else:
-            future.set_result(None)
-        return future
+        """A future that completes when the last call leaves. Shared: it must not be cancelled."""
+        if self._emptied is None:
+            self._emptied = self.loop.create_future()
+        return self._emptied
 
     def this_task_holds(self) -> bool:
         task = task_id()

@@ -16,7 +16,6 @@ from genesis.observability.telemetry import Telemetry
 from genesis.queue.arguments import (
     check_id,
     check_limit,
-    check_pace,
     check_place_token,
     check_seconds,
     check_timeout,
@@ -204,7 +203,6 @@ class Queue:
             TypeError, ValueError: at once; a bad argument.
         """
         queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
-        every, at_least = check_pace(queue_id, every, at_least)
         return Watch(self.watches, queue_id, item_id, every, at_least)
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
@@ -301,8 +299,9 @@ class Queue:
         if calls is None:
             return 0
         deadline = None if timeout is None else loop.time() + timeout
-        await asyncio.wait({calls.when_empty()}, timeout=timeout)
-        if calls.count:
+        if calls.agreements:
+            await asyncio.wait({calls.when_empty()}, timeout=timeout)
+        if calls.agreements:
             return calls.count
         flushed = asyncio.ensure_future(self._backend.flush())
         try:

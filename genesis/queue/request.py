@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
 from genesis.exceptions import QueueFullError, QueueTimeoutError
-from genesis.queue.arguments import check_pace
 from genesis.queue.calls import Calls
 from genesis.queue.slot import Slot
 from genesis.queue.watch import Watch
@@ -159,7 +158,6 @@ class SlotRequest:
         Arguments, results and errors are those of `Queue.watch`. The iterator ends at once when the
         wait ends.
         """
-        every, at_least = check_pace(self.queue_id, every, at_least)
         watch = Watch(self._queue.watches, self.queue_id, self.item_id, every, at_least, self)
         if self._entered and (self.slot is not None or self._calls is None):
             watch.end()  # the wait is over
