@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection
+from operator import attrgetter
+from typing import TypeAlias
 
 from genesis.backends.estimate import HoldMean
 from genesis.backends.protocol import Grant, QueueStats, Ticket
 
-__all__ = ["Line", "LocalTicket", "Waiter"]
+__all__ = ["Line", "LocalTicket", "Place", "Waiter"]
+
+Place: TypeAlias = tuple[float, int]
+"""The time of entering less the head start, and a number that orders equal times."""
+
+_place = attrgetter("place")
 
 
 class LocalTicket:
@@ -28,14 +34,13 @@ class LocalTicket:
 class Waiter(LocalTicket):
     """A ticket that had to wait. It keeps this type when it becomes a holder."""
 
-    __slots__ = ("future", "number", "place")
+    __slots__ = ("future", "place")
 
     def __init__(
         self,
         ticket: Ticket,
         since: float,
-        place: float,
-        number: int,
+        place: Place,
         context: str,
         future: asyncio.Future[Grant],
     ) -> None:
@@ -43,13 +48,8 @@ class Waiter(LocalTicket):
         self.since = since
         self.token = 0
         self.context = context
-        self.place = place  # the time of entering less the head start
-        self.number = number  # orders equal places
+        self.place = place
         self.future = future
-
-
-def _key(waiter: Waiter) -> tuple[float, int]:
-    return waiter.place, waiter.number
 
 
 class Line:
@@ -73,7 +73,7 @@ class Line:
         """Insert a waiter by place. Returns its position."""
         order = self.order
         self.waiting[waiter.ticket.id] = waiter
-        if order and _key(order[-1]) > (waiter.place, waiter.number):
+        if order and order[-1].place > waiter.place:
             index = self._index(waiter)
             order.insert(index, waiter)
             return index + 1
@@ -89,15 +89,6 @@ class Line:
         """1 is next."""
         return self._index(waiter) + 1
 
-    def first_of(self, item_ids: Collection[str]) -> dict[str, Waiter]:
-        """The first waiter in line for each of these ids that has one."""
-        found: dict[str, Waiter] = {}
-        for waiter in self.order:
-            item_id = waiter.ticket.item_id
-            if item_id in item_ids and item_id not in found:
-                found[item_id] = waiter
-        return found
-
     def stats(self, now: float) -> QueueStats:
         waiting, holding = self.waiting, self.holding
         return QueueStats(
@@ -110,4 +101,4 @@ class Line:
         )
 
     def _index(self, waiter: Waiter) -> int:
-        return bisect_left(self.order, _key(waiter), key=_key)
+        return bisect_left(self.order, waiter.place, key=_place)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
-from genesis.backends.line import Line, LocalTicket, Waiter
+from genesis.backends.line import Line, LocalTicket, Place, Waiter
 from genesis.backends.places import encode
 from genesis.backends.protocol import (
     BackendEvent,
@@ -54,8 +54,7 @@ _HOLDERS_SHOWN = 5
 
 
 class _KeptPlace(NamedTuple):
-    place: float
-    number: int
+    place: Place
     until: float
 
 
@@ -118,17 +117,15 @@ class InMemoryBackend:
             refusal = self._refusal(line, ticket, only_if_free, max_waiting)
             if refusal is not None:
                 return refusal
-        now = place = self._clock()
+        now = self._clock()
         kept = self._take_place(token) if token else None
-        if kept is not None:
-            place, number = kept.place, kept.number
-        elif head_start:
-            place = now - head_start
-        position = line.add(Waiter(ticket, now, place, number, context, loop.create_future()))
+        place = kept.place if kept is not None else (now - head_start if head_start else now, number)
+        position = line.add(Waiter(ticket, now, place, context, loop.create_future()))
         holders = self._first_holders(line) if context else ()
         depth = len(line.waiting)
         return new_tuple(
-            EnterResult, (ticket, None, position, depth, None, None, place, kept is not None, holders)
+            EnterResult,
+            (ticket, None, position, depth, None, None, place[0], kept is not None, holders),
         )
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
@@ -190,7 +187,8 @@ class InMemoryBackend:
     ) -> list[WaitStatus | None]:
         line = self._line("wait_status", queue_id)
         names = {item for item in wanted if isinstance(item, str)}
-        first = line.first_of(names) if names else {}
+        backwards = reversed(line.order) if names else ()
+        first = {w.ticket.item_id: w for w in backwards if w.ticket.item_id in names}
         now, depth = self._clock(), len(line.waiting)
         found: list[WaitStatus | None] = []
         for item in wanted:
@@ -270,8 +268,8 @@ class InMemoryBackend:
         return kept if kept is not None and kept.until > self._clock() else None
 
     def _keep_place(self, waiter: Waiter, seconds: float) -> None:
-        token = encode(waiter.ticket.queue_id, waiter.ticket.id, waiter.place)
-        self._kept[token] = _KeptPlace(waiter.place, waiter.number, self._clock() + seconds)
+        token = encode(waiter.ticket.queue_id, waiter.ticket.id, waiter.place[0])
+        self._kept[token] = _KeptPlace(waiter.place, self._clock() + seconds)
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
         line = self._known.get(queue_id)
