@@ -131,7 +131,7 @@ class Queue:
         if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        now = timeout is not None and timeout == 0
+        now = timeout == 0
         request = new_tuple(
             EnterRequest,
             (
