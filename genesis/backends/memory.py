@@ -94,7 +94,7 @@ class InMemoryBackend:
         self._listener = listener
 
     async def enter(self, request: EnterRequest) -> EnterResult:
-        queue_id, item_id, limit, only_if_free, context, max_waiting, head_start, token, _ = request
+        queue_id, item_id, limit, context, max_waiting, head_start, token, _ = request
         if self._closed:
             raise self._closed_error("enter", queue_id, item_id)
         loop = get_running_loop()
@@ -112,11 +112,9 @@ class InMemoryBackend:
             line.holding[key] = LocalTicket(ticket, self._clock(), number, context)
             grant = new_tuple(Grant, (number, None, 0.0))
             resumed = token != "" and self._take_place(token) is not None
-            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, None, resumed, ()))
-        if only_if_free or max_waiting is not None:
-            refusal = self._refusal(line, ticket, only_if_free, max_waiting)
-            if refusal is not None:
-                return refusal
+            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, resumed, ()))
+        if max_waiting is not None and len(line.waiting) >= max_waiting:
+            return self._refused(line, ticket)
         now = self._clock()
         kept = self._take_place(token) if token else None
         place = kept.place if kept is not None else (now - head_start if head_start else now, number)
@@ -125,7 +123,7 @@ class InMemoryBackend:
         depth = len(line.waiting)
         return new_tuple(
             EnterResult,
-            (ticket, None, position, depth, None, None, place[0], kept is not None, holders),
+            (ticket, None, position, depth, None, place[0], kept is not None, holders),
         )
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
@@ -246,21 +244,12 @@ class InMemoryBackend:
             for holder in line.holding.values():
                 self._emit(SlotLost(holder.ticket, "closed"))
 
-    def _refusal(
-        self, line: Line, ticket: Ticket, only_if_free: bool, max_waiting: int | None
-    ) -> EnterResult | None:
-        """The result of a refused call, None if the call is not refused. The line must be full."""
+    def _refused(self, line: Line, ticket: Ticket) -> EnterResult:
         depth = len(line.waiting)
-        if only_if_free:
-            refused = EnterResult(ticket, None, 0, depth, "busy")
-        elif max_waiting is not None and depth >= max_waiting:
-            expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
-            refused = EnterResult(ticket, None, 0, depth, "full", expected)
-        else:
-            return None
-        if not line.holding and not line.waiting:
+        if not line.holding and not depth:
             del self._lines[ticket.queue_id]
-        return refused
+        expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
+        return EnterResult(ticket, None, 0, depth, expected)
 
     def _take_place(self, token: str) -> _KeptPlace | None:
         """Remove and return the place that `token` names; None if it is not kept."""

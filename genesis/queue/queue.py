@@ -29,8 +29,6 @@ from genesis.version import VERSION
 __all__ = ["Queue"]
 
 _ZERO = 0.0  # compared by identity: a default argument needs no check
-_ONE_REPLY = 1.0
-"""Seconds that timeout=0 allows for the backend's reply."""
 
 
 class Queue:
@@ -131,22 +129,22 @@ class Queue:
         if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        now = timeout == 0
+        if timeout == 0:
+            max_waiting = 0
         request = new_tuple(
             EnterRequest,
             (
                 queue_id,
                 item_id,
                 max_concurrent,
-                now,
                 "",
                 max_waiting,
                 head_start,
                 token,
-                _ONE_REPLY if now else timeout,
+                timeout,
             ),
         )
-        return SlotRequest(self, request, timeout, keep_place)
+        return SlotRequest(self, request, keep_place)
 
     def semaphore(
         self,

@@ -42,7 +42,6 @@ class SlotRequest:
         "_keep_place",
         "_queue",
         "_request",
-        "_timeout",
         "_waits_at",
         "_watches",
         "resumed",
@@ -50,12 +49,9 @@ class SlotRequest:
         "ticket",
     )
 
-    def __init__(
-        self, queue: Queue, request: EnterRequest, timeout: float | None, keep_place: float
-    ) -> None:
+    def __init__(self, queue: Queue, request: EnterRequest, keep_place: float) -> None:
         self._queue = queue
         self._request = request
-        self._timeout = timeout
         self._keep_place = keep_place
         self._entered = False
         self._calls: Calls | None = None  # while the call is in the queue
@@ -92,7 +88,7 @@ class SlotRequest:
             self._stop_waiting()  # a watch that was created before must not wait for ever
             raise
         self._calls = calls
-        backend, timeout = queue._backend, self._timeout
+        backend, timeout = queue._backend, request.timeout
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
@@ -103,7 +99,7 @@ class SlotRequest:
             if result.resumed:
                 self.resumed = True
             if grant is None:
-                if result.refusal is not None:
+                if not result.position:
                     raise self._refused(result)
                 self.ticket = result.ticket
                 self._waits_at = result
@@ -118,8 +114,8 @@ class SlotRequest:
             cancelled = isinstance(error, asyncio.CancelledError)
             waited = self.ticket is not None
             self._give_up(self._keep_place if cancelled else 0.0)
-            if waited and isinstance(error, TimeoutError) and self._timeout is not None:
-                raise QueueTimeoutError(self.queue_id, self.item_id, self._timeout) from None
+            if waited and isinstance(error, TimeoutError) and request.timeout is not None:
+                raise QueueTimeoutError(self.queue_id, self.item_id, request.timeout) from None
             raise
         calls.holding[self] = id(current_task(calls.loop))
         self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
@@ -168,9 +164,9 @@ class SlotRequest:
         return watch
 
     def _refused(self, result: EnterResult) -> Exception:
-        if result.refusal == "full":
-            return QueueFullError(self.queue_id, self.item_id, result.depth, result.retry_after)
-        return QueueTimeoutError(self.queue_id, self.item_id, 0)
+        if self._request.timeout == 0:
+            return QueueTimeoutError(self.queue_id, self.item_id, 0)
+        return QueueFullError(self.queue_id, self.item_id, result.depth, result.retry_after)
 
     def _stop_waiting(self) -> None:
         watches, self._watches, self.ticket = self._watches, None, None
