@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -19,53 +20,38 @@ Place: TypeAlias = tuple[float, int]
 _place = attrgetter("place")
 
 
+@dataclass(eq=False, slots=True)
 class LocalTicket:
     """One ticket in the queue: a waiter while `token` is 0, then a holder."""
 
-    __slots__ = ("context", "since", "ticket", "token")
-
-    def __init__(self, ticket: Ticket, since: float, token: int, context: str) -> None:
-        self.ticket = ticket
-        self.since = since  # a waiter's time of entering, a holder's time of its grant
-        self.token = token
-        self.context = context
+    ticket: Ticket
+    since: float  # a waiter's time of entering, a holder's time of its grant
+    token: int
+    context: str
 
 
+@dataclass(eq=False, slots=True)
 class Waiter(LocalTicket):
     """A ticket that had to wait. It keeps this type when it becomes a holder."""
 
-    __slots__ = ("future", "place")
-
-    def __init__(
-        self,
-        ticket: Ticket,
-        since: float,
-        place: Place,
-        context: str,
-        future: asyncio.Future[Grant],
-    ) -> None:
-        self.ticket = ticket
-        self.since = since
-        self.token = 0
-        self.context = context
-        self.place = place
-        self.future = future
+    place: Place
+    future: asyncio.Future[Grant]
 
 
+@dataclass(eq=False, slots=True)
 class Line:
     """One queue. While nobody waits or holds, only its mean hold is still meaningful."""
 
-    __slots__ = ("effective_limit", "holding", "holds", "limit", "order", "override", "waiting")
-
-    def __init__(self) -> None:
-        self.holds = HoldMean()
-        self.holding: dict[str, LocalTicket] = {}  # in the order of the grants
-        self.waiting: dict[str, Waiter] = {}  # in the order of entering
-        self.order: deque[Waiter] = deque()  # the same waiters, ordered by place
-        self.set_limit(None, None)
+    holds: HoldMean = field(default_factory=HoldMean)
+    holding: dict[str, LocalTicket] = field(default_factory=dict)  # in the order of the grants
+    waiting: dict[str, Waiter] = field(default_factory=dict)  # in the order of entering
+    order: deque[Waiter] = field(default_factory=deque)  # the same waiters, ordered by place
+    limit: int | None = None  # the last `max_concurrent` of a call site
+    override: int | None = None
+    effective_limit: int = 1
 
     def set_limit(self, limit: int | None, override: int | None) -> None:
-        self.limit = limit  # the last `max_concurrent` of a call site
+        self.limit = limit
         self.override = override
         self.effective_limit = (limit or 1) if override is None else override
 

@@ -118,7 +118,7 @@ class InMemoryBackend:
         now = self._clock()
         kept = self._take_place(token) if token else None
         place = kept.place if kept is not None else (now - head_start if head_start else now, number)
-        position = line.add(Waiter(ticket, now, place, context, loop.create_future()))
+        position = line.add(Waiter(ticket, now, 0, context, place, loop.create_future()))
         holders = self._first_holders(line) if context else ()
         depth = len(line.waiting)
         return new_tuple(

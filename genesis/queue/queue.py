@@ -120,17 +120,17 @@ class Queue:
         item_id = str(uuid.uuid4()) if item_id is None else check_id("item_id", item_id)
         if max_concurrent is not None:
             check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        if timeout is not None:
-            timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
         if max_waiting is not None:
             check_limit("max_waiting", queue_id, max_waiting, least=0)
+        if timeout is not None:
+            timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
+            if timeout == 0:
+                max_waiting = 0
         if head_start is not _ZERO:
             head_start = check_seconds(f"queue {queue_id!r}: head_start", head_start)
         if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        if timeout == 0:
-            max_waiting = 0
         request = new_tuple(
             EnterRequest,
             (
