@@ -6,6 +6,7 @@ import asyncio
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SlotRequest"]
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class SlotRequest:
     """The result of `Queue.slot`. Enter it once, with `async with`.
 
@@ -36,30 +38,16 @@ class SlotRequest:
         slot: the slot while it is held, otherwise None.
     """
 
-    __slots__ = (
-        "_calls",
-        "_entered",
-        "_keep_place",
-        "_queue",
-        "_request",
-        "_waits_at",
-        "_watches",
-        "resumed",
-        "slot",
-        "ticket",
-    )
-
-    def __init__(self, queue: Queue, request: EnterRequest, keep_place: float) -> None:
-        self._queue = queue
-        self._request = request
-        self._keep_place = keep_place
-        self._entered = False
-        self._calls: Calls | None = None  # while the call is in the queue
-        self._watches: list[Watch] | None = None  # of this request, until its wait ends
-        self.ticket: Ticket | None = None  # while it waits
-        self._waits_at: EnterResult | None = None  # once it waits
-        self.resumed = False
-        self.slot: Slot | None = None
+    _queue: Queue
+    _request: EnterRequest
+    _keep_place: float
+    _entered: bool = False
+    _calls: Calls | None = None  # while the call is in the queue
+    _watches: list[Watch] | None = None  # of this request, until its wait ends
+    ticket: Ticket | None = None  # while it waits
+    _waits_at: EnterResult | None = None  # once it waits
+    resumed: bool = False
+    slot: Slot | None = None
 
     @property
     def place_token(self) -> str | None:
