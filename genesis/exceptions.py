@@ -21,28 +21,20 @@ __all__ = [
 
 
 class GenesisError(Exception):
-    """The base of all errors. They survive pickle and copy, with message and attributes."""
+    """The base of all errors. They survive pickle and copy, with message and attributes.
+
+    Each of the others has the attributes `queue_id` and `item_id`.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle calls __init__ with the message instead of the original arguments.
-        return _restored, (type(self), self.args, self.__dict__)
-
-
-def _restored(
-    kind: type[GenesisError], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> GenesisError:
-    error = kind.__new__(kind)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
+        return self.__new__, (type(self),), {**self.__dict__, "args": self.args}
 
 
 class QueueTimeoutError(GenesisError, TimeoutError):
     """The item got no slot within its `timeout`, and has left the line.
 
     Attributes:
-        queue_id: the queue.
-        item_id: the item.
         timeout: seconds, as given.
     """
 
@@ -65,8 +57,6 @@ class QueueFullError(GenesisError):
     """`max_waiting` calls already waited, so the item was not enqueued.
 
     Attributes:
-        queue_id: the queue.
-        item_id: the item.
         depth: the number of waiters.
         retry_after: seconds; the expected wait at the end of the line, None if not known.
     """
@@ -102,8 +92,6 @@ class LimitMismatchError(GenesisError, ValueError):
     """Two call sites of one `Queue` named different limits for a queue in use.
 
     Attributes:
-        queue_id: the queue.
-        item_id: the item that was refused.
         current: the limit of the calls in the queue.
         requested: the limit of the refused call.
     """
@@ -127,8 +115,7 @@ class BackendUnavailableError(GenesisError, ConnectionError):
         backend: the kind of backend.
         operation: the operation that failed.
         cause: the reason, without credentials.
-        queue_id: the queue, or "".
-        item_id: the item, or "".
+        queue_id, item_id: "" if the operation is about none.
     """
 
     CLOSED = "it was closed"

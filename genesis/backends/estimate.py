@@ -6,6 +6,8 @@ queue's hash; `lua/leave.lua` repeats `HoldMean.add` and `RECENT_HOLDS`, so chan
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = ["FEWEST_HOLDS", "RECENT_HOLDS", "HoldMean", "expected_wait"]
 
 FEWEST_HOLDS = 10
@@ -15,14 +17,12 @@ RECENT_HOLDS = 100
 """The weight of the latest hold is at least one in this many; older holds fade out."""
 
 
+@dataclass(slots=True)
 class HoldMean:
     """The mean of all holds up to `RECENT_HOLDS`, after that exponentially weighted."""
 
-    __slots__ = ("count", "mean")
-
-    def __init__(self) -> None:
-        self.count = 0  # stops at RECENT_HOLDS
-        self.mean = 0.0
+    count: int = 0  # stops at RECENT_HOLDS
+    mean: float = 0.0
 
     def add(self, hold: float) -> None:
         """Add a hold, in seconds."""

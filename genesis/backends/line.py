@@ -5,67 +5,53 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeAlias
 
 from genesis.backends.estimate import HoldMean
 from genesis.backends.protocol import Grant, QueueStats, Ticket
 
-__all__ = ["Line", "LocalTicket", "Waiter"]
+__all__ = ["Line", "LocalTicket", "Place", "Waiter"]
+
+Place: TypeAlias = tuple[float, int]
+"""The time of entering less the head start, and a number that orders equal times."""
+
+_place = attrgetter("place")
 
 
+@dataclass(eq=False, slots=True)
 class LocalTicket:
     """One ticket in the queue: a waiter while `token` is 0, then a holder."""
 
-    __slots__ = ("context", "since", "ticket", "token")
-
-    def __init__(self, ticket: Ticket, since: float, token: int, context: str) -> None:
-        self.ticket = ticket
-        self.since = since  # a waiter's time of entering, a holder's time of its grant
-        self.token = token
-        self.context = context
+    ticket: Ticket
+    since: float  # a waiter's time of entering, a holder's time of its grant
+    token: int
+    context: str
 
 
+@dataclass(eq=False, slots=True)
 class Waiter(LocalTicket):
     """A ticket that had to wait. It keeps this type when it becomes a holder."""
 
-    __slots__ = ("future", "number", "place")
-
-    def __init__(
-        self,
-        ticket: Ticket,
-        since: float,
-        place: float,
-        number: int,
-        context: str,
-        future: asyncio.Future[Grant],
-    ) -> None:
-        self.ticket = ticket
-        self.since = since
-        self.token = 0
-        self.context = context
-        self.place = place  # the time of entering less the head start
-        self.number = number  # orders equal places
-        self.future = future
+    place: Place
+    future: asyncio.Future[Grant]
 
 
-def _key(waiter: Waiter) -> tuple[float, int]:
-    return waiter.place, waiter.number
-
-
+@dataclass(eq=False, slots=True)
 class Line:
     """One queue. While nobody waits or holds, only its mean hold is still meaningful."""
 
-    __slots__ = ("effective_limit", "holding", "holds", "limit", "order", "override", "waiting")
-
-    def __init__(self) -> None:
-        self.holds = HoldMean()
-        self.holding: dict[str, LocalTicket] = {}  # in the order of the grants
-        self.waiting: dict[str, Waiter] = {}  # in the order of entering
-        self.order: deque[Waiter] = deque()  # the same waiters, ordered by place
-        self.set_limit(None, None)
+    holds: HoldMean = field(default_factory=HoldMean)
+    holding: dict[str, LocalTicket] = field(default_factory=dict)  # in the order of the grants
+    waiting: dict[str, Waiter] = field(default_factory=dict)  # in the order of entering
+    order: deque[Waiter] = field(default_factory=deque)  # the same waiters, ordered by place
+    limit: int | None = None  # the last `max_concurrent` of a call site
+    override: int | None = None
+    effective_limit: int = 1
 
     def set_limit(self, limit: int | None, override: int | None) -> None:
-        self.limit = limit  # the last `max_concurrent` of a call site
+        self.limit = limit
         self.override = override
         self.effective_limit = (limit or 1) if override is None else override
 
@@ -73,7 +59,7 @@ class Line:
         """Insert a waiter by place. Returns its position."""
         order = self.order
         self.waiting[waiter.ticket.id] = waiter
-        if order and _key(order[-1]) > (waiter.place, waiter.number):
+        if order and order[-1].place > waiter.place:
             index = self._index(waiter)
             order.insert(index, waiter)
             return index + 1
@@ -89,15 +75,6 @@ class Line:
         """1 is next."""
         return self._index(waiter) + 1
 
-    def first_of(self, item_ids: Collection[str]) -> dict[str, Waiter]:
-        """The first waiter in line for each of these ids that has one."""
-        found: dict[str, Waiter] = {}
-        for waiter in self.order:
-            item_id = waiter.ticket.item_id
-            if item_id in item_ids and item_id not in found:
-                found[item_id] = waiter
-        return found
-
     def stats(self, now: float) -> QueueStats:
         waiting, holding = self.waiting, self.holding
         return QueueStats(
@@ -110,4 +87,4 @@ class Line:
         )
 
     def _index(self, waiter: Waiter) -> int:
-        return bisect_left(self.order, _key(waiter), key=_key)
+        return bisect_left(self.order, waiter.place, key=_place)

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
-from genesis.backends.line import Line, LocalTicket, Waiter
-from genesis.backends.places import decode
+from genesis.backends.line import Line, LocalTicket, Place, Waiter
+from genesis.backends.places import encode
 from genesis.backends.protocol import (
     BackendEvent,
     CallRef,
@@ -54,9 +54,7 @@ _HOLDERS_SHOWN = 5
 
 
 class _KeptPlace(NamedTuple):
-    queue_id: str
-    place: float
-    number: int
+    place: Place
     until: float
 
 
@@ -77,7 +75,7 @@ class InMemoryBackend:
         self._listener: Listener | None = None
         self._lines: dict[str, Line] = {}
         self._overrides: dict[str, int] = {}
-        self._kept: dict[str, _KeptPlace] = {}  # by the id of the ticket that had the place
+        self._kept: dict[str, _KeptPlace] = {}  # by place token
         # Queues in use, and idle ones for their mean hold.
         self._known: dict[str, Line] = {}
         # One counter for all queues: tokens must increase in each queue, and the state of an idle
@@ -96,7 +94,7 @@ class InMemoryBackend:
         self._listener = listener
 
     async def enter(self, request: EnterRequest) -> EnterResult:
-        queue_id, item_id, limit, only_if_free, context, max_waiting, head_start, token, _ = request
+        queue_id, item_id, limit, context, max_waiting, head_start, token, _ = request
         if self._closed:
             raise self._closed_error("enter", queue_id, item_id)
         loop = get_running_loop()
@@ -113,34 +111,28 @@ class InMemoryBackend:
         if not line.waiting and len(line.holding) < line.effective_limit:
             line.holding[key] = LocalTicket(ticket, self._clock(), number, context)
             grant = new_tuple(Grant, (number, None, 0.0))
-            resumed = token != "" and self._take_place(request) is not None
-            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, None, resumed, ()))
-        if only_if_free or max_waiting is not None:
-            refusal = self._refusal(line, ticket, only_if_free, max_waiting)
-            if refusal is not None:
-                return refusal
-        now = place = self._clock()
-        kept = self._take_place(request) if token else None
-        if kept is not None:
-            place, number = kept.place, kept.number
-        elif head_start:
-            place = now - head_start
-        position = line.add(Waiter(ticket, now, place, number, context, loop.create_future()))
+            resumed = token != "" and self._take_place(token) is not None
+            return new_tuple(EnterResult, (ticket, grant, 0, 0, None, None, resumed, ()))
+        if max_waiting is not None and len(line.waiting) >= max_waiting:
+            return self._refused(line, ticket)
+        now = self._clock()
+        kept = self._take_place(token) if token else None
+        place = kept.place if kept is not None else (now - head_start if head_start else now, number)
+        position = line.add(Waiter(ticket, now, 0, context, place, loop.create_future()))
         holders = self._first_holders(line) if context else ()
         depth = len(line.waiting)
         return new_tuple(
-            EnterResult, (ticket, None, position, depth, None, None, place, kept is not None, holders)
+            EnterResult,
+            (ticket, None, position, depth, None, place[0], kept is not None, holders),
         )
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         line = self._lines.get(ticket.queue_id)
-        local = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
-        if not local:
+        waiter = line and (line.waiting.get(ticket.id) or line.holding.get(ticket.id))
+        if not isinstance(waiter, Waiter):
             self._check("wait", *ticket[:2])
             raise EvictedError(ticket.queue_id, ticket.item_id)
-        if not isinstance(local, Waiter):
-            return Grant(local.token)
-        return await until_granted(local.future, timeout)
+        return await until_granted(waiter.future, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
         line = self._lines.get(ticket.queue_id)
@@ -177,40 +169,25 @@ class InMemoryBackend:
         return line is None or ticket.id not in line.holding
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
-        self._check("set_limit", queue_id)
+        line = self._line("set_limit", queue_id)
         if limit is None:
             self._overrides.pop(queue_id, None)
         else:
             self._overrides[queue_id] = limit
-        line = self._lines.get(queue_id)
-        if line is not None:
-            line.set_limit(line.limit, limit)
-            self._hand_over(line)
+        line.set_limit(line.limit, limit)
+        self._hand_over(line)
 
     async def stats(self, queue_id: str) -> QueueStats:
-        self._check("stats", queue_id)
-        line = self._lines.get(queue_id)
-        if line is None:
-            idle, limit = self._known.get(queue_id), self._overrides.get(queue_id, 1)
-            mean = None if idle is None else idle.holds.value
-            return QueueStats(0, 0, limit, 0.0, 0.0, mean)
-        return line.stats(self._clock())
+        return self._line("stats", queue_id).stats(self._clock())
 
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        self._check("wait_status", queue_id)
-        line = self._lines.get(queue_id)
-        if line is None:
-            return [None] * len(wanted)
+        line = self._line("wait_status", queue_id)
         names = {item for item in wanted if isinstance(item, str)}
-        first = line.first_of(names) if names else {}
-        depth, limit, mean, now = (
-            len(line.waiting),
-            line.effective_limit,
-            line.holds.value,
-            self._clock(),
-        )
+        backwards = reversed(line.order) if names else ()
+        first = {w.ticket.item_id: w for w in backwards if w.ticket.item_id in names}
+        now, depth = self._clock(), len(line.waiting)
         found: list[WaitStatus | None] = []
         for item in wanted:
             waiter = first.get(item) if isinstance(item, str) else line.waiting.get(item.id)
@@ -218,24 +195,23 @@ class InMemoryBackend:
                 found.append(None)
                 continue
             position = line.position(waiter)
-            expected = expected_wait(position, limit, mean)
+            expected = expected_wait(position, line.effective_limit, line.holds.value)
             found.append(WaitStatus(position, depth, now - waiter.since, expected))
         return found
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        self._check("entries", queue_id)
-        line = self._lines.get(queue_id)
-        if line is None:
-            return []
-        now = self._clock()
-        holders = [self._describe(holder, now, None) for holder in line.holding.values()]
-        return holders + [self._describe(p, now, n) for n, p in enumerate(line.order, 1)]
+        line, now, instance = self._line("entries", queue_id), self._clock(), self.instance_id
+        holders = [
+            QueueEntry(p.ticket.item_id, instance, "holding", now - p.since, None, p.token)
+            for p in line.holding.values()
+        ]
+        return holders + [
+            QueueEntry(p.ticket.item_id, instance, "waiting", now - p.since, position, None)
+            for position, p in enumerate(line.order, 1)
+        ]
 
     async def evict(self, queue_id: str, item_id: str) -> int:
-        self._check("evict", queue_id)
-        line = self._lines.get(queue_id)
-        if line is None:
-            return 0
+        line = self._line("evict", queue_id)
         waiters = [p for p in line.waiting.values() if p.ticket.item_id == item_id]
         holders = [p for p in line.holding.values() if p.ticket.item_id == item_id]
         for waiter in waiters:
@@ -245,7 +221,7 @@ class InMemoryBackend:
             del line.holding[holder.ticket.id]
         self._hand_over(line)
         if not line.holding and not line.waiting:
-            del self._lines[queue_id]
+            self._lines.pop(queue_id, None)
         for holder in holders:  # last: the listener might call this backend
             self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
@@ -268,35 +244,21 @@ class InMemoryBackend:
             for holder in line.holding.values():
                 self._emit(SlotLost(holder.ticket, "closed"))
 
-    def _refusal(
-        self, line: Line, ticket: Ticket, only_if_free: bool, max_waiting: int | None
-    ) -> EnterResult | None:
-        """The result of a refused call, None if the call is not refused. The line must be full."""
+    def _refused(self, line: Line, ticket: Ticket) -> EnterResult:
         depth = len(line.waiting)
-        if only_if_free:
-            refused = EnterResult(ticket, None, 0, depth, "busy")
-        elif max_waiting is not None and depth >= max_waiting:
-            expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
-            refused = EnterResult(ticket, None, 0, depth, "full", expected)
-        else:
-            return None
-        if not line.holding and not line.waiting:
+        if not line.holding and not depth:
             del self._lines[ticket.queue_id]
-        return refused
+        expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
+        return EnterResult(ticket, None, 0, depth, expected)
 
-    def _take_place(self, request: EnterRequest) -> _KeptPlace | None:
-        """Remove and return the kept place that the request names; None if it is not kept."""
-        token = decode(request.place_token)
-        kept = self._kept.get(token.kept_id)
-        if kept is None or (kept.queue_id, kept.place) != (request.queue_id, token.place):
-            return None
-        del self._kept[token.kept_id]
-        return kept if kept.until > self._clock() else None
+    def _take_place(self, token: str) -> _KeptPlace | None:
+        """Remove and return the place that `token` names; None if it is not kept."""
+        kept = self._kept.pop(token, None)
+        return kept if kept is not None and kept.until > self._clock() else None
 
     def _keep_place(self, waiter: Waiter, seconds: float) -> None:
-        until = self._clock() + seconds
-        kept = _KeptPlace(waiter.ticket.queue_id, waiter.place, waiter.number, until)
-        self._kept[waiter.ticket.id] = kept
+        token = encode(waiter.ticket.queue_id, waiter.ticket.id, waiter.place[0])
+        self._kept[token] = _KeptPlace(waiter.place, self._clock() + seconds)
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
         line = self._known.get(queue_id)
@@ -310,6 +272,15 @@ class InMemoryBackend:
             line.set_limit(limit, override)
         if self._timer is None:
             self._arm()
+        return line
+
+    def _line(self, operation: str, queue_id: str) -> Line:
+        """The queue as an operation that is no step of a call sees it; an empty line if it is idle."""
+        self._check(operation, queue_id)
+        line = self._lines.get(queue_id)
+        if line is None:
+            line = self._known.get(queue_id) or Line()
+            line.set_limit(None, self._overrides.get(queue_id))
         return line
 
     def _adopt_limit(self, queue_id: str, line: Line, limit: int) -> None:
@@ -341,22 +312,12 @@ class InMemoryBackend:
         first = islice(line.holding.values(), _HOLDERS_SHOWN)
         return tuple(CallRef(p.ticket.item_id, self.instance_id, p.context) for p in first)
 
-    def _describe(self, local: LocalTicket, now: float, position: int | None) -> QueueEntry:
-        return QueueEntry(
-            item_id=local.ticket.item_id,
-            instance_id=self.instance_id,
-            state="holding" if position is None else "waiting",
-            age=now - local.since,
-            position=position,
-            fencing_token=local.token if position is None else None,
-        )
-
     def _report(self) -> None:
         """Emit a `Snapshot` of every queue in use, as a shared backend does with its heartbeat."""
         self._timer = None
         now = self._clock()
-        for kept_id in [k for k, kept in self._kept.items() if kept.until <= now]:
-            del self._kept[kept_id]
+        for token in [token for token, kept in self._kept.items() if kept.until <= now]:
+            del self._kept[token]
         for queue_id, line in self._lines.items():
             self._emit(Snapshot(queue_id, line.stats(now)))
         if self._lines or self._kept:

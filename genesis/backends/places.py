@@ -43,13 +43,9 @@ def decode(token: str) -> PlaceToken:
         ValueError: `token` was not made by `encode`.
     """
     try:
-        version, number, kept_id, queue_id = bytes.fromhex(token).decode().split(" ", 3)
-        place = float(number)
+        version, place, kept_id, queue_id = bytes.fromhex(token).decode().split(" ", 3)
+        if version == _VERSION and kept_id and queue_id and math.isfinite(float(place)):
+            return PlaceToken(queue_id, kept_id, float(place))
     except ValueError:
-        raise ValueError(_MALFORMED) from None
-    if version != _VERSION or not kept_id or not queue_id or not math.isfinite(place):
-        raise ValueError(_MALFORMED)
-    return PlaceToken(queue_id, kept_id, place)
-
-
-_MALFORMED = "it is not a place token; take it from SlotRequest.place_token, unchanged"
+        pass
+    raise ValueError("it is not a place token; take it from SlotRequest.place_token, unchanged")

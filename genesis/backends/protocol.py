@@ -6,7 +6,7 @@ States of a ticket, whatever the backend:
 |----------|-----------------------------------------|-----------|
 | -        | `enter`, a slot is free, nobody waits   | holding   |
 | -        | `enter`, otherwise                      | waiting   |
-| -        | `enter`, `only_if_free` or the line full | refused  |
+| -        | `enter`, `max_waiting` calls wait        | refused   |
 | waiting  | grant                                   | holding   |
 | waiting  | `leave` (timeout, cancellation)         | abandoned |
 | waiting  | evict                                   | evicted   |
@@ -45,18 +45,19 @@ __all__ = [
     "QueueStats",
     "Reclaimed",
     "Recovered",
-    "Refusal",
     "SlotLost",
     "Snapshot",
     "State",
     "Ticket",
     "WaitStatus",
+    "ONE_REPLY",
     "new_tuple",
 ]
 
 State: TypeAlias = Literal["waiting", "holding"]
-Refusal: TypeAlias = Literal["busy", "full"]
-"""Why a call was refused: `only_if_free` and no slot was free; `max_waiting` calls already wait."""
+
+ONE_REPLY = 1.0
+"""Seconds for the reply to a call that does not wait."""
 
 new_tuple = tuple.__new__
 """`new_tuple(Type, (every, field))` creates a named tuple at a third of the cost of `Type(...)`. It is
@@ -70,18 +71,17 @@ class EnterRequest(NamedTuple):
     item_id: str
     limit: int | None = None
     """The call site's limit; None uses the limit in force, or 1."""
-    only_if_free: bool = False
-    """Take a slot now or be refused (`busy`); never wait."""
     context: str = ""
     """W3C `traceparent` of the caller, stored with the ticket; the backend does not interpret it."""
     max_waiting: int | None = None
-    """Refuse the call (`full`) if no slot is free and this many calls already wait."""
+    """Refuse the call if no slot is free and this many calls already wait; 0 if it must not wait."""
     head_start: float = 0.0
     """Seconds; the place is that of a call that entered this much earlier."""
     place_token: str = ""
     """`EnterResult.place_token` of an earlier ticket: take its place if it is still kept."""
     timeout: float | None = None
-    """Seconds within which the backend must reply; at most, and by default, its operation timeout."""
+    """Seconds within which the backend must reply; at most, and by default, its operation timeout. 0
+    allows one reply: at most `ONE_REPLY`."""
 
 
 class Ticket(NamedTuple):
@@ -115,7 +115,7 @@ class Grant(NamedTuple):
 
 
 class EnterResult(NamedTuple):
-    """The reply to `enter`: granted (`grant`), waiting (`position` > 0), or refused (`refusal`)."""
+    """The reply to `enter`: granted (`grant`), waiting (`position` > 0), or refused (neither)."""
 
     ticket: Ticket
     grant: Grant | None
@@ -123,9 +123,8 @@ class EnterResult(NamedTuple):
     """1 is next; 0 when granted or refused."""
     depth: int
     """The number of waiters, including this call if it waits."""
-    refusal: Refusal | None = None
     retry_after: float | None = None
-    """Seconds; for a call refused with `full`, the expected wait if it is known."""
+    """Seconds; for a refused call, the expected wait if it is known."""
     place: float | None = None
     """For a waiter: the backend's own number by which the line is ordered."""
     resumed: bool = False

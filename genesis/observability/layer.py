@@ -109,7 +109,7 @@ class ObservedBackend:
         else:
             self._count_operation("enter", "ok", now - began)
             if not result.position:
-                recorder.refused(result.refusal or "busy", result.depth)
+                recorder.refused("busy" if entry.timeout == 0 else "full", result.depth)
                 return result
             recorder.enqueued(result, self._observe_ok["enter"], now - began)
         self._recorders[result.ticket.id] = recorder

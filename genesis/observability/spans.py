@@ -167,7 +167,7 @@ class CallSpans:
             for name, value in (
                 (names.AT_LIMIT, entry.limit),
                 (names.HEAD_START, entry.head_start or None),
-                (names.TIMEOUT_SECONDS, 0.0 if entry.only_if_free else None),
+                (names.TIMEOUT_SECONDS, 0.0 if entry.timeout == 0 else None),
             ):
                 if value is not None:
                     self._acquire.set_attribute(name, value)

@@ -11,7 +11,6 @@ __all__ = [
     "MAX_SECONDS",
     "check_id",
     "check_limit",
-    "check_pace",
     "check_place_token",
     "check_seconds",
     "check_timeout",
@@ -114,12 +113,3 @@ def check_place_token(queue_id: str, value: object) -> str:
             f"queue {queue_id!r}: place_token is of queue {other!r}; a place is taken in its own queue"
         )
     return token
-
-
-def check_pace(queue_id: str, every: object, at_least: object) -> tuple[float, float]:
-    """Return `every` and `at_least` as floats; raise unless both are seconds and `every` is not 0."""
-    often = check_seconds(f"queue {queue_id!r}: every", every, math.inf)
-    seldom = check_seconds(f"queue {queue_id!r}: at_least", at_least, math.inf)
-    if often == 0:
-        raise ValueError(f"queue {queue_id!r}: every must be more than 0 seconds")
-    return often, seldom

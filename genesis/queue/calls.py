@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from dataclasses import dataclass, field
 from typing import Any
 
 from genesis.backends.protocol import EnterRequest
@@ -18,6 +19,7 @@ _MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delay
 _MAX_BURST = 250  # net new calls until the next one is delayed
 
 
+@dataclass(eq=False, slots=True)
 class Calls:
     """Counts the calls per queue, checks that they name one limit, and ends calls closed midway.
 
@@ -25,26 +27,16 @@ class Calls:
     leave, so they must not be counted and must not bind later calls to their limit.
     """
 
-    __slots__ = (
-        "_budget",
-        "_delayed",
-        "_empty_waiters",
-        "_pumping",
-        "agreements",
-        "holding",
-        "loop",
-    )
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.agreements: dict[str, tuple[int, int | None]] = {}  # queue_id: (calls, their limit)
-        # Request: id of its task. A reference to the task itself would keep an abandoned task, and
-        # with it the slot, alive for ever.
-        self.holding: dict[object, int] = {}
-        self._empty_waiters: list[asyncio.Future[None]] = []
-        self._budget = _MAX_BURST  # calls that can still enter without a delay
-        self._delayed: deque[asyncio.Future[None]] = deque()  # entries, in order
-        self._pumping = False  # entries are delayed, or the last of them has not run yet
+    loop: asyncio.AbstractEventLoop
+    agreements: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    """By queue_id: the number of calls, and their limit."""
+    # Request: id of its task. A reference to the task itself would keep an abandoned task, and
+    # with it the slot, alive for ever.
+    holding: dict[object, int] = field(default_factory=dict)
+    _emptied: asyncio.Future[None] | None = None  # while somebody waits for it
+    _budget: int = _MAX_BURST  # calls that can still enter without a delay
+    _delayed: deque[asyncio.Future[None]] = field(default_factory=deque)  # entries, in order
+    _pumping: bool = False  # entries are delayed, or the last of them has not run yet
 
     def delay(self) -> asyncio.Future[None]:
         """A future that completes in a later iteration of the loop, in FIFO order. Cancellable."""
@@ -101,24 +93,19 @@ class Calls:
             self.agreements[queue_id] = (calls - 1, agreed)
             return
         del self.agreements[queue_id]
-        if self._empty_waiters and not self.agreements:
-            for future in self._empty_waiters:
-                if not future.done():
-                    future.set_result(None)
-            self._empty_waiters.clear()
+        if self._emptied is not None and not self.agreements:
+            self._emptied.set_result(None)
+            self._emptied = None
 
     @property
     def count(self) -> int:
         return sum(calls for calls, _ in self.agreements.values())
 
     def when_empty(self) -> asyncio.Future[None]:
-        """A future that completes when no call waits or holds a slot."""
-        future: asyncio.Future[None] = self.loop.create_future()
-        if self.agreements:
-            self._empty_waiters.append(future)
-        else:
-            future.set_result(None)
-        return future
+        """A future that completes when the last call leaves. Shared: it must not be cancelled."""
+        if self._emptied is None:
+            self._emptied = self.loop.create_future()
+        return self._emptied
 
     def this_task_holds(self) -> bool:
         task = task_id()

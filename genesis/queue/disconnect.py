@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = ["Client", "until_disconnected"]
@@ -19,17 +20,12 @@ class _Request(Protocol):
     async def body(self) -> bytes: ...
 
 
+@dataclass(eq=False, slots=True)
 class Client:
-    """The client of a request.
+    """The client of a request."""
 
-    Attributes:
-        gone: whether it disconnected before the block ended.
-    """
-
-    __slots__ = ("gone",)
-
-    def __init__(self) -> None:
-        self.gone = False
+    gone: bool = False
+    """Whether it disconnected before the block ended."""
 
 
 @asynccontextmanager

@@ -16,7 +16,6 @@ from genesis.observability.telemetry import Telemetry
 from genesis.queue.arguments import (
     check_id,
     check_limit,
-    check_pace,
     check_place_token,
     check_seconds,
     check_timeout,
@@ -30,8 +29,6 @@ from genesis.version import VERSION
 __all__ = ["Queue"]
 
 _ZERO = 0.0  # compared by identity: a default argument needs no check
-_ONE_REPLY = 1.0
-"""Seconds that timeout=0 allows for the backend's reply."""
 
 
 class Queue:
@@ -123,31 +120,31 @@ class Queue:
         item_id = str(uuid.uuid4()) if item_id is None else check_id("item_id", item_id)
         if max_concurrent is not None:
             check_limit("max_concurrent", queue_id, max_concurrent, least=1)
-        if timeout is not None:
-            timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
         if max_waiting is not None:
             check_limit("max_waiting", queue_id, max_waiting, least=0)
+        if timeout is not None:
+            timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
+            if timeout == 0:
+                max_waiting = 0
         if head_start is not _ZERO:
             head_start = check_seconds(f"queue {queue_id!r}: head_start", head_start)
         if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        now = timeout is not None and timeout == 0
         request = new_tuple(
             EnterRequest,
             (
                 queue_id,
                 item_id,
                 max_concurrent,
-                now,
                 "",
                 max_waiting,
                 head_start,
                 token,
-                _ONE_REPLY if now else timeout,
+                timeout,
             ),
         )
-        return SlotRequest(self, request, timeout, keep_place)
+        return SlotRequest(self, request, keep_place)
 
     def semaphore(
         self,
@@ -204,7 +201,6 @@ class Queue:
             TypeError, ValueError: at once; a bad argument.
         """
         queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
-        every, at_least = check_pace(queue_id, every, at_least)
         return Watch(self.watches, queue_id, item_id, every, at_least)
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
@@ -301,8 +297,9 @@ class Queue:
         if calls is None:
             return 0
         deadline = None if timeout is None else loop.time() + timeout
-        await asyncio.wait({calls.when_empty()}, timeout=timeout)
-        if calls.count:
+        if calls.agreements:
+            await asyncio.wait({calls.when_empty()}, timeout=timeout)
+        if calls.agreements:
             return calls.count
         flushed = asyncio.ensure_future(self._backend.flush())
         try:

@@ -6,12 +6,12 @@ import asyncio
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
 from genesis.exceptions import QueueFullError, QueueTimeoutError
-from genesis.queue.arguments import check_pace
 from genesis.queue.calls import Calls
 from genesis.queue.slot import Slot
 from genesis.queue.watch import Watch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SlotRequest"]
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class SlotRequest:
     """The result of `Queue.slot`. Enter it once, with `async with`.
 
@@ -37,34 +38,16 @@ class SlotRequest:
         slot: the slot while it is held, otherwise None.
     """
 
-    __slots__ = (
-        "_calls",
-        "_entered",
-        "_keep_place",
-        "_queue",
-        "_request",
-        "_timeout",
-        "_waits_at",
-        "_watches",
-        "resumed",
-        "slot",
-        "ticket",
-    )
-
-    def __init__(
-        self, queue: Queue, request: EnterRequest, timeout: float | None, keep_place: float
-    ) -> None:
-        self._queue = queue
-        self._request = request
-        self._timeout = timeout
-        self._keep_place = keep_place
-        self._entered = False
-        self._calls: Calls | None = None  # while the call is in the queue
-        self._watches: list[Watch] | None = None  # of this request, until its wait ends
-        self.ticket: Ticket | None = None  # while it waits
-        self._waits_at: EnterResult | None = None  # once it waits
-        self.resumed = False
-        self.slot: Slot | None = None
+    _queue: Queue
+    _request: EnterRequest
+    _keep_place: float
+    _entered: bool = False
+    _calls: Calls | None = None  # while the call is in the queue
+    _watches: list[Watch] | None = None  # of this request, until its wait ends
+    ticket: Ticket | None = None  # while it waits
+    _waits_at: EnterResult | None = None  # once it waits
+    resumed: bool = False
+    slot: Slot | None = None
 
     @property
     def place_token(self) -> str | None:
@@ -93,7 +76,7 @@ class SlotRequest:
             self._stop_waiting()  # a watch that was created before must not wait for ever
             raise
         self._calls = calls
-        backend, timeout = queue._backend, self._timeout
+        backend, timeout = queue._backend, request.timeout
         if timeout is not None:
             deadline = calls.loop.time() + timeout
         try:
@@ -104,7 +87,7 @@ class SlotRequest:
             if result.resumed:
                 self.resumed = True
             if grant is None:
-                if result.refusal is not None:
+                if not result.position:
                     raise self._refused(result)
                 self.ticket = result.ticket
                 self._waits_at = result
@@ -119,8 +102,8 @@ class SlotRequest:
             cancelled = isinstance(error, asyncio.CancelledError)
             waited = self.ticket is not None
             self._give_up(self._keep_place if cancelled else 0.0)
-            if waited and isinstance(error, TimeoutError) and self._timeout is not None:
-                raise QueueTimeoutError(self.queue_id, self.item_id, self._timeout) from None
+            if waited and isinstance(error, TimeoutError) and request.timeout is not None:
+                raise QueueTimeoutError(self.queue_id, self.item_id, request.timeout) from None
             raise
         calls.holding[self] = id(current_task(calls.loop))
         self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
@@ -159,7 +142,6 @@ class SlotRequest:
         Arguments, results and errors are those of `Queue.watch`. The iterator ends at once when the
         wait ends.
         """
-        every, at_least = check_pace(self.queue_id, every, at_least)
         watch = Watch(self._queue.watches, self.queue_id, self.item_id, every, at_least, self)
         if self._entered and (self.slot is not None or self._calls is None):
             watch.end()  # the wait is over
@@ -170,9 +152,9 @@ class SlotRequest:
         return watch
 
     def _refused(self, result: EnterResult) -> Exception:
-        if result.refusal == "full":
-            return QueueFullError(self.queue_id, self.item_id, result.depth, result.retry_after)
-        return QueueTimeoutError(self.queue_id, self.item_id, 0)
+        if self._request.timeout == 0:
+            return QueueTimeoutError(self.queue_id, self.item_id, 0)
+        return QueueFullError(self.queue_id, self.item_id, result.depth, result.retry_after)
 
     def _stop_waiting(self) -> None:
         watches, self._watches, self.ticket = self._watches, None, None

@@ -18,9 +18,10 @@ __all__ = ["QueueSemaphore"]
 
 
 class _Use(NamedTuple):
-    request: SlotRequest
     token: int
+    task: int
     frame: int
+    request: SlotRequest
 
 
 class QueueSemaphore:
@@ -54,8 +55,8 @@ class QueueSemaphore:
         frame = _frame_id(sys._getframe(1))
         request = self()
         slot = await request.__aenter__()
-        use = _Use(request, slot.fencing_token, frame)
-        self._held.setdefault(task_id(), []).append(use)
+        use = _Use(slot.fencing_token, task_id(), frame, request)
+        self._held.setdefault(use.task, []).append(use)
         return slot
 
     async def __aexit__(
@@ -73,35 +74,26 @@ class QueueSemaphore:
         The same frame enters and leaves an `async with` statement, whichever task or garbage collector
         resumes it. A direct call has no such frame; it takes the task's last request.
         """
-        block, task = _frame_id(frame), task_id()
-        own = self._held.get(task, ())
-        for use in reversed(own):
-            if use.frame == block != 0:
-                return self._forget(task, use)
-        if closed or frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
-            found = [
-                (use.token, other, use)
-                for other, uses in self._held.items()
-                for use in uses
-                if use.frame == block != 0
-            ]
-            if found:
-                # A frame that ended might have had the same id; its requests are older.
-                _, other, use = max(found)
-                return self._forget(other, use)
-        elif own:
-            return self._forget(task, own[-1])
-        raise RuntimeError(
-            f"queue {self.queue_id!r}: this task holds no slot of this semaphore, so it has none to "
-            "give back. Leave a semaphore in the task that entered it, or use `async with sem() as "
-            "slot`, whose slot can be left anywhere."
-        )
-
-    def _forget(self, task: int, use: _Use) -> SlotRequest:
-        uses = self._held[task]
+        block = _frame_id(frame)
+        own = self._held.get(task_id(), [])
+        found = [use for use in own if use.frame == block != 0]
+        if not found and (closed or frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR):
+            everywhere = (use for uses in self._held.values() for use in uses)
+            # A frame that ended might have had the same id; its requests are older.
+            found = sorted(use for use in everywhere if use.frame == block != 0)
+        elif not found:
+            found = own
+        if not found:
+            raise RuntimeError(
+                f"queue {self.queue_id!r}: this task holds no slot of this semaphore, so it has none "
+                "to give back. Leave a semaphore in the task that entered it, or use `async with sem() "
+                "as slot`, whose slot can be left anywhere."
+            )
+        use = found[-1]
+        uses = self._held[use.task]
         uses.remove(use)
         if not uses:
-            del self._held[task]
+            del self._held[use.task]
         return use.request
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from genesis.backends.protocol import Grant, Ticket
 from genesis.exceptions import SlotLostError
@@ -10,6 +11,7 @@ from genesis.exceptions import SlotLostError
 __all__ = ["Slot"]
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Slot:
     """A slot of a queue, held until the `async with` block is left.
 
@@ -22,14 +24,11 @@ class Slot:
             (Kleppmann, "How to do distributed locking", 2016).
     """
 
-    __slots__ = ("_grant", "_lapsed", "_lost", "ticket")
-
-    def __init__(self, ticket: Ticket, grant: Grant, lapsed: Callable[[Ticket], bool]) -> None:
-        self.ticket = ticket
-        self._grant = grant
-        # None after the block is left: a slot that was given back cannot be lost.
-        self._lapsed: Callable[[Ticket], bool] | None = lapsed
-        self._lost = False
+    ticket: Ticket
+    _grant: Grant
+    # None after the block is left: a slot that was given back cannot be lost.
+    _lapsed: Callable[[Ticket], bool] | None
+    _lost: bool = False
 
     @property
     def queue_id(self) -> str:

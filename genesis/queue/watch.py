@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextvars import Context
 from typing import TYPE_CHECKING
 
 from genesis.backends.protocol import Ticket, WaitStatus
 from genesis.exceptions import BackendUnavailableError
+from genesis.queue.arguments import check_seconds
 
 if TYPE_CHECKING:
     from genesis.queue.queue import Queue
@@ -43,8 +45,10 @@ class Watch:
         self._watches = watches
         self.queue_id = queue_id
         self.item_id = item_id
-        self._every = every
-        self._least = min(at_least, every)
+        self._every = check_seconds(f"queue {queue_id!r}: every", every, math.inf)
+        if self._every == 0:
+            raise ValueError(f"queue {queue_id!r}: every must be more than 0 seconds")
+        self._least = min(check_seconds(f"queue {queue_id!r}: at_least", at_least, math.inf), every)
         self.tick = min(max(self._least, MIN_TICK), MAX_TICK)
         self._request = request
         self._last: WaitStatus | None = None

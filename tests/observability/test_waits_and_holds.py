@@ -50,10 +50,9 @@ async def test_a_refusal_is_counted_with_its_reason_and_is_no_wait(
 ) -> None:
     """busy, full and draining each have a counter, an event and an outcome that is not an error."""
     await enter(observed, "holder")
-    refused = await enter(observed, "refused", only_if_free=True)
-    assert refused.refusal == "busy"
-    refused = await observed.enter(EnterRequest("sales", "refused", max_waiting=0))
-    assert refused.refusal == "full"
+    for timeout in (0.0, None):
+        entry = EnterRequest("sales", "refused", max_waiting=0, timeout=timeout)
+        assert (await observed.enter(entry))[1:3] == (None, 0)
     observed.refused(EnterRequest("sales", "refused"), "draining")
     assert refusals(registry) == {"full": 1, "busy": 1, "draining": 1}
     assert waits(registry) == {"granted": 1}

@@ -24,7 +24,7 @@ PAUSED = (
 )
 PAUSED_TWO = (Call("a1", 0, limit=b"0"), Call("b1", 1, limit=b"0"))
 KEEP = (Call("a1", 0), Call("a2", 0, keeps=True), Call("b1", 1, takes=1))
-FREE = (A1, Call("a2", 0, only_if_free=True), B1)
+FREE = (A1, Call("a2", 0, max_waiting=b"0"), B1)
 FULL = (A1, Call("a2", 0, max_waiting=b"1"), B1)
 
 FAST = [

@@ -75,7 +75,6 @@ class Caller:
         ticket = LocalTicket(
             self.members[frozen.call],
             call.limit,
-            call.only_if_free,
             call.max_waiting,
             kept,
         )

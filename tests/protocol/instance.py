@@ -29,7 +29,6 @@ class Call(NamedTuple):
 
     name: str
     owner: int
-    only_if_free: bool = False
     max_waiting: bytes = b""
     keeps: bool = False  # if it gives up while waiting, its place might be kept
     takes: int = -1  # the call whose kept place it asks for

@@ -175,7 +175,7 @@ def check_line(world: World, old: Data, new: Data, listed: dict[bytes, bytes], c
     there = {member for _, member in (*old.waiting, *old.holding)}
     for rank, (_, member) in enumerate(new.waiting):
         call = world.calls[world.caller.by_member[member]]
-        if call.only_if_free:
+        if call.max_waiting == b"0":
             raise BrokenPromiseError(f"{call.name}, which does not wait, stands in the line")
         if member in there or not call.max_waiting or listed.get(member) == b"w":
             continue

@@ -271,15 +271,13 @@ def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> No
     assert line.core.override == (6, b"")
 
 
-@pytest.mark.parametrize(("free", "reason"), [(True, "busy"), (False, "full")])
-def test_refused(line: Line, free: bool, reason: str) -> None:
-    ticket = line.enter("x", only_if_free=free, max_waiting=b"2")
+def test_refused(line: Line) -> None:
+    ticket = line.enter("x", max_waiting=b"2")
     enter = line.command("enter")
-    assert enter.arguments[2] == (b"0" if free else b"2")
+    assert enter.arguments[2] == b"2"
     line.core.replied(enter, [[3, 0, 12, 3_000_000], 2, b"1", b"", [], [], -1, []], 0)
-    # A third call would wait for three holds of 3 s; one that does not wait is not told.
-    retry_after = 9.0 if reason == "full" else None
-    assert line.verdicts() == [("refused", ticket, reason, 2, retry_after)]
+    # A third call would wait for three holds of 3 s.
+    assert line.verdicts() == [("refused", ticket, 2, 9.0)]
 
 
 def test_another_limit_is_reported(line: Line) -> None:

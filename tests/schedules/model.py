@@ -48,11 +48,11 @@ class Model:
         free = not depth and len(line.holding) < self.limit(entry.queue_id)
         if free:
             line.holding.append(ticket)
-        elif not entry.only_if_free:
+        elif entry.max_waiting is None:
             line.waiting.append(ticket)
             depth += 1
         state = "granted" if result.grant else "waiting" if result.position else "refused"
-        expected = "granted" if free else "refused" if entry.only_if_free else "waiting"
+        expected = "granted" if free else "waiting" if entry.max_waiting is None else "refused"
         if (state, result.depth) != (expected, depth) or result.position not in (0, depth):
             self.fail(f"{entry.item_id}: {result}, not {expected} at depth {depth}")
         self.forget(entry.queue_id)

@@ -58,10 +58,8 @@ def errors(registry: CollectorRegistry, sink: str) -> float:
     return registry.get_sample_value("genesis_telemetry_errors_total", {"sink": sink}) or 0
 
 
-async def enter(
-    backend: QueueBackend, item_id: str = "call-1", *, only_if_free: bool = False
-) -> EnterResult:
-    return await backend.enter(EnterRequest("sales", item_id, 1, only_if_free))
+async def enter(backend: QueueBackend, item_id: str = "call-1") -> EnterResult:
+    return await backend.enter(EnterRequest("sales", item_id, 1))
 
 
 async def end_as(queue: Queue, outcome: str) -> None:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis, RedisCluster
 from genesis.backends.identity import new_instance_id
 from genesis.backends.places import decode
 from genesis.backends.protocol import (
+    ONE_REPLY,
     BackendEvent,
     EnterRequest,
     EnterResult,
@@ -130,7 +131,7 @@ class RedisBackend(Requests):
         if driver.denied(queue):
             raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
         driver.enter(call)
-        timer = driver.answer_within(call, request.timeout)
+        timer = driver.answer_within(call, ONE_REPLY if request.timeout == 0 else request.timeout)
         try:
             result = await call.answer
         except BaseException:
@@ -140,7 +141,7 @@ class RedisBackend(Requests):
         finally:
             if timer is not None:
                 timer.cancel()
-        if result.refusal is not None:
+        if result.grant is None and not result.position:  # refused
             call.observed = False
             driver.leave(call)
         return result

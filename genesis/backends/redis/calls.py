@@ -16,7 +16,6 @@ from genesis.backends.protocol import (
     LeaveResult,
     Left,
     LimitDisagreement,
-    Refusal,
     SlotLost,
     Ticket,
     new_tuple,
@@ -58,7 +57,6 @@ class Call(LocalTicket):
         super().__init__(
             member,
             b"" if limit is None else b"%d" % limit,
-            request.only_if_free,
             b"" if most is None else b"%d" % most,
             kept,
         )
@@ -135,7 +133,7 @@ class LocalQueue:
     def granted(self, call: Call, by: CallRef | None) -> None:
         grant = Grant(call.number, by)
         if call.granted is None:
-            fields = (call.ticket, grant, 0, 0, None, None, None, call.resumed, ())
+            fields = (call.ticket, grant, 0, 0, None, None, call.resumed, ())
             call.answered(new_tuple(EnterResult, fields))
         elif not call.granted.done():
             call.granted.set_result(grant)
@@ -144,12 +142,10 @@ class LocalQueue:
         call.granted = call.answer.get_loop().create_future()
         position, depth = max(1, position), max(1, depth)
         place, resumed = call.number, call.resumed
-        call.answered(
-            EnterResult(call.ticket, None, position, depth, None, None, place, resumed, holders)
-        )
+        call.answered(EnterResult(call.ticket, None, position, depth, None, place, resumed, holders))
 
-    def refused(self, call: Call, reason: Refusal, depth: int, retry_after: float | None) -> None:
-        call.answered(EnterResult(call.ticket, None, 0, depth, reason, retry_after))
+    def refused(self, call: Call, depth: int, retry_after: float | None) -> None:
+        call.answered(EnterResult(call.ticket, None, 0, depth, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
         call.fail(unavailable("enter", self.driver.redact(error), *call.ticket[:2]))

@@ -288,11 +288,9 @@ class QueueCore:
                 self._output.waiting(ticket, more[1], depth, calls)
         elif code == 3:
             self._move(ticket, Stage.ENDED)
-            if ticket.wanted and ticket.only_if_free:
-                self._output.refused(ticket, "busy", depth, None)
-            elif ticket.wanted:
+            if ticket.wanted:
                 retry_after = expected_wait(depth + 1, limit, mean_hold_of(*more))
-                self._output.refused(ticket, "full", depth, retry_after)
+                self._output.refused(ticket, depth, retry_after)
         elif code == 5:
             self._evicted(ticket)
         elif code == 6:

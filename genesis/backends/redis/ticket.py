@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from genesis.backends.protocol import BackendEvent, CallRef, LeaveResult, Refusal
+from genesis.backends.protocol import BackendEvent, CallRef, LeaveResult
 from genesis.backends.redis.members import ticket_of
 
 __all__ = ["Command", "LocalTicket", "Output", "Sessions", "Stage", "pages_of"]
@@ -24,22 +24,20 @@ class LocalTicket:
 
     __slots__ = (
         "back", "id", "keep_until", "kept", "left", "limit", "max_waiting", "member", "number",
-        "only_if_free", "place", "resumed", "sent", "stage", "wanted",
+        "place", "resumed", "sent", "stage", "wanted",
     )  # fmt: skip
 
     def __init__(
         self,
         member: bytes,
         limit: bytes = b"",
-        only_if_free: bool = False,
         max_waiting: bytes = b"",
         kept: bytes = b"",
     ) -> None:
         self.id = ticket_of(member)
         self.member = member
         self.limit = limit
-        self.only_if_free = only_if_free
-        self.max_waiting = b"0" if only_if_free else max_waiting
+        self.max_waiting = max_waiting
         self.kept = kept  # the requested kept place, `<kept id> <place>`
         self.resumed = False  # it got that place
         self.stage = Stage.ENTERING
@@ -145,7 +143,7 @@ class Output(Protocol):
     def waiting(self, call: Any, position: int, depth: int, holders: tuple[CallRef, ...]) -> None:
         """It stands in the line."""
 
-    def refused(self, call: Any, reason: Refusal, depth: int, retry_after: float | None) -> None:
+    def refused(self, call: Any, depth: int, retry_after: float | None) -> None:
         """It was not let into the line."""
 
     def failed(self, call: Any, error: Exception) -> None:
