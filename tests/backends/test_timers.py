@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -76,5 +77,40 @@ async def test_a_queue_can_be_opened_while_the_index_is_about_to_be_written(
         await backend.ping()
         driver = backend._driver
         assert driver is not None
-        driver.index._write_in(0.0)
+        driver.index.write_in(0.0)
         await backend.stats("opened meanwhile")
+
+
+async def test_the_index_is_not_built_during_an_outage_and_is_complete_after_it(
+    own_redis: RedisServer,
+) -> None:
+    """With 20,000 queues that would stall the loop every half second."""
+    async with RedisBackend(own_redis.url, lease=3.0) as backend:
+        backend.listen(lambda event: None)
+        tickets = [(await backend.enter(EnterRequest(queue_id, "a"))).ticket for queue_id in "abc"]
+        driver = backend._driver
+        assert driver is not None
+        index: Any = driver.index
+        built, write, add = 0, index.write, index._add
+        writes = 0
+
+        def counted_write(now: float) -> None:
+            nonlocal writes
+            writes += 1
+            write(now)
+
+        def counted_add(*arguments: Any) -> Any:
+            nonlocal built
+            built += not all(link.up for link in driver.router.links())
+            return add(*arguments)
+
+        index.write, index._add = counted_write, counted_add
+        own_redis.kill()
+        await wait_until(lambda: bool(driver.down), "the connection is down")
+        await wait_until(lambda: writes >= 3, "three writes were due")
+        assert built == 0
+        own_redis.start()
+        client: Any = own_redis.client
+        await wait_until(lambda: client.zcard("genesis:queue:index:queues") == 3, "all are listed")
+        for ticket in tickets:
+            backend.leave(ticket)

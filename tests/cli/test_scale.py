@@ -80,7 +80,7 @@ async def test_20000_queues_cost_few_commands_to_list(own_redis: RedisServer, ru
         for _ in range(3):
             client.config_resetstat()
             driver.index._next_full = 0.0
-            driver.index._write_in(0.0)
+            driver.index.write_in(0.0)
             await wait_until(
                 lambda: own_redis.calls("zremrangebyscore") >= 2, "all are listed again", 60
             )

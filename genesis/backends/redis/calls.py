@@ -23,7 +23,7 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket
 from genesis.backends.waiting import fail
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
@@ -74,33 +74,26 @@ class Call(LocalTicket):
         if not self.answer.done():
             self.answer.set_result(result)
 
-    def fail(self, error: Exception) -> None:
-        """End the wait with an error, whether it is for `answer` or for `granted`."""
+    def fail(self, cause: str) -> None:
+        """End the wait, whether it is for `answer` or for `granted`: Redis cannot be reached."""
         future: asyncio.Future[Any] = self.answer if self.granted is None else self.granted
-        fail(future, error)
+        operation = "enter" if self.granted is None else "wait"
+        fail(future, unavailable(operation, cause, *self.ticket[:2]))
 
 
-class LocalQueue:
+class LocalQueue(QueueCore):
     """One queue in which this instance has tickets, or had some within the last lease.
 
-    Invariant: `link` is None exactly while `core.up` is false.
+    Invariant: `link` is None exactly while `up` is false.
     """
 
-    __slots__ = (
-        "core", "driver", "keys", "link", "queue_id", "redirected_at", "redirection", "rejected_since",
-        "timer_at",
-    )  # fmt: skip
-
-    def __init__(
-        self, driver: Driver, queue_id: str, keys: tuple[bytes, ...], sessions: Sessions
-    ) -> None:
+    def __init__(self, driver: Driver, queue_id: str, keys: tuple[bytes, ...]) -> None:
+        super().__init__(queue_id, driver.sessions, driver.lease)
         self.driver = driver
-        self.queue_id = queue_id
         self.keys = keys
-        self.core = QueueCore(queue_id, self, sessions, driver.lease)
         self.link: Any = None
         self.timer_at = float("inf")  # the driver's next tick of this queue
-        self.rejected_since: float | None = None  # when Redis began to reject heartbeats and syncs
+        self.rejection = ""  # the last error reply to another command than `enter`
         self.redirection = ""  # the last MOVED, ASK or CLUSTERDOWN; "" after a script has run
         self.redirected_at = -float("inf")
 
@@ -124,7 +117,7 @@ class LocalQueue:
     def send(self, command: Command) -> None:
         on_reply = partial(self.driver.replied, self, command)
         # Without waiters a release is not urgent: it is written with the next command.
-        urgent = self.core.crowded or command.name != "leave"
+        urgent = self.crowded or command.name != "leave"
         self.call(command.name, b"%d" % command.session, command.arguments, on_reply, urgent)
 
     def emit(self, event: BackendEvent) -> None:
@@ -152,23 +145,20 @@ class LocalQueue:
         call.answered(EnterResult(call.ticket, None, 0, depth, reason, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
-        call.fail(unavailable("enter", self.driver.redact(error), *call.ticket[:2]))
+        call.fail(self.driver.redact(error))
 
     def evicted(self, call: Call) -> None:
         if call.granted is None:  # before Redis's reply to `enter` was read
             call.granted = call.answer.get_loop().create_future()
             call.answered(EnterResult(call.ticket, None, 1, 1))
-        call.fail(EvictedError(*call.ticket[:2]))
+        fail(call.granted, EvictedError(*call.ticket[:2]))
 
     def out_of_reach(self, call: Call) -> None:
-        self._lose_place(call, self.driver.why_down(self))
-
-    def _lose_place(self, call: Any, cause: str) -> None:
-        why = (
+        cause = self.driver.why_down(self) or self.rejection
+        call.fail(
             f"it has renewed nothing for longer than the lease of {self.driver.lease:g} s ({cause}), "
             "so the place in line is lost"
         )
-        call.fail(unavailable("wait", why, *call.ticket[:2]))
 
     def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted", "closed"]) -> None:
         if not call.lost:
@@ -182,12 +172,5 @@ class LocalQueue:
         self.driver.forget(call)
 
     def rejected(self, command: str, error: Exception) -> None:
-        driver, now = self.driver, self.driver.loop.time()
-        if self.rejected_since is None:
-            self.rejected_since = now
-        detail = f"queue {self.queue_id!r}: {command}: {driver.redact(error)}"
-        driver.is_down(f"queue {self.queue_id}", "refused", detail)
-        if now - self.rejected_since >= driver.lease:  # connected, but not renewed: places are lost
-            for call in self.core.tickets.values():
-                if call.stage is Stage.WAITING and call.wanted:
-                    self._lose_place(call, detail)
+        self.rejection = f"queue {self.queue_id!r}: {command}: {self.driver.redact(error)}"
+        self.driver.is_down(f"queue {self.queue_id}", "refused", self.rejection)
