@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from redis import Redis, RedisCluster, RedisError
@@ -15,13 +14,14 @@ from genesis.backends.protocol import QueueEntry
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.index import KEEP, KEEP_OVERRIDDEN, index_keys
 from genesis.backends.redis.keys import channel_prefix, queue_keys
-from genesis.backends.redis.members import age_of, parse_member, stats_of
+from genesis.backends.redis.members import parse_member, stats_of
 from genesis.backends.redis.scripts import load
 
 __all__ = ["Instance", "Limits", "QueueLook", "Store"]
 
 _PAGE = 500  # members per command
 _BATCH = 100  # queues per round trip
+_NOBODY = ("", "", 0, "")  # ARGV 1 to 4 of a script that only reads
 
 
 class Instance(NamedTuple):
@@ -126,41 +126,42 @@ class Store:
 
     def _listed(self, key: bytes) -> Iterator[tuple[bytes, int, float]]:
         """Of an index: each member, Redis's time (us), and the seconds since the member was written."""
-        now = self._now(key)
-        for member, until in dict(self._rows(key)).items():
-            if until > now:
-                yield member, now, (now - until) / 1e6 + KEEP
+        last = now = self._now(key)
+        read = partial(self.client.zrangebyscore, key, withscores=True, score_cast_func=int)
+        found: dict[bytes, int] = {}
+        # Scores grow: a member that is written meanwhile is read again, not missed.
+        while rows := read(f"({last}", "+inf", 0, _PAGE):
+            last = rows[-1][1]
+            # A page might end between members that share a score.
+            found.update([*rows, *read(last, last)])
+        for member, until in found.items():
+            yield member, now, (now - until) / 1e6 + KEEP
 
     # Queues
 
     def look(self, queue_ids: Sequence[str]) -> list[QueueLook]:
         """The state of each queue at one instant; one round trip reads many queues."""
-        script = self._load("stats")
+        script = load("stats")
+        self.client.script_load(script.source.decode())
         found: list[QueueLook] = []
         for start in range(0, len(queue_ids), _BATCH):
             some = queue_ids[start : start + _BATCH]
             pipeline = self.client.pipeline(**({} if self.clustered else {"transaction": False}))
             for queue_id in some:
                 keys = self._keys(queue_id)
-                pipeline.execute_command("EVALSHA", script, len(keys), *keys, "", "", 0, "")
+                pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *_NOBODY)
             found += map(_look, some, pipeline.execute())
         return found
 
     def entries(self, queue_id: str) -> list[QueueEntry]:
         """The holders in the order of their grants, then the waiters in the order of the line."""
-        meta, waiting, holding, _, _, past, *_ = self._keys(queue_id)
-        now = self._now(meta)
         found = []
-        for member, number in self._rows(holding):
+        for member, token, age in self._pages(queue_id, "holding"):
             item_id, owner, _ = parse_member(member)
-            age = max(0, now - number) / 1e6
-            found.append(QueueEntry(item_id, owner, "holding", age, None, number))
-        records = takewhile(lambda row: row[1] < 0, self._rows(past))
-        resumed = {name.removeprefix(b"e "): -entered for name, entered in records}
-        for position, (member, place) in enumerate(self._rows(waiting), 1):
+            found.append(QueueEntry(item_id, owner, "holding", age / 1e6, None, token))
+        for position, (member, _, age) in enumerate(self._pages(queue_id, "waiting"), 1):
             item_id, owner, _ = parse_member(member)
-            age = age_of(member, place, now, resumed)
-            found.append(QueueEntry(item_id, owner, "waiting", age, position, None))
+            found.append(QueueEntry(item_id, owner, "waiting", age / 1e6, position, None))
         return found
 
     def set_limit(self, queue_id: str, limit: int | None) -> int:
@@ -168,7 +169,7 @@ class Store:
         value = b"" if limit is None else b"%d" % limit
         reply: list[Any] = [b"0"]
         while len(reply) == 1:
-            reply = self._run("limit", queue_id, reply[0], value)
+            reply = self._run("limit", queue_id, *self._caller(), reply[0], value)
         # List the queue, so that the pause of an unused queue stays visible.
         until = self._now(self._queues) + round(KEEP_OVERRIDDEN * 1e6)
         self.client.execute_command("ZADD", self._queues, "GT", until, queue_id.encode())
@@ -177,12 +178,12 @@ class Store:
 
     def evict(self, queue_id: str, item_id: str) -> int:
         """Remove all tickets of an item from the queue. Returns their number."""
-        _, waiting, holding, *_ = self._keys(queue_id)
         evicted = 0
         # Waiters first: a slot that an evicted holder frees must not go to one of them.
-        for key in (waiting, holding):
-            for member in [m for m, _ in self._rows(key) if parse_member(m).item_id == item_id]:
-                evicted += int(self._run("evict", queue_id, member)[0])
+        for state in ("waiting", "holding"):
+            rows = list(self._pages(queue_id, state))
+            for member in [member for member, *_ in rows if parse_member(member).item_id == item_id]:
+                evicted += int(self._run("evict", queue_id, *self._caller(), member)[0])
         return evicted
 
     def replies(self, commands: Iterable[Sequence[str]]) -> list[Any]:
@@ -215,27 +216,20 @@ class Store:
         seconds, microseconds = self.client.time(**where)
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    def _load(self, name: str) -> bytes:
-        script = load(name)
-        self.client.script_load(script.source.decode())
-        return script.sha
+    def _caller(self) -> tuple[Any, ...]:
+        """ARGV 1 to 4 of a script that writes: instance "cli", which has no session and no tickets."""
+        lease = max((each.lease for each in self.instances()), default=15.0)
+        return "cli", "", round(lease * 1e6), channel_prefix(self.key_prefix)
 
-    def _run(self, name: str, queue_id: str, *arguments: bytes) -> Any:
-        """Run a script that needs no session, as the instance "cli", which has no tickets."""
-        leases = [each.lease for each in self.instances()]
-        lease = round(max(leases, default=15.0) * 1e6)
-        keys = self._keys(queue_id)
-        preface = ("cli", "", lease, channel_prefix(self.key_prefix))
-        return self.client.evalsha(self._load(name).decode(), len(keys), *keys, *preface, *arguments)
+    def _run(self, name: str, queue_id: str, *arguments: Any) -> Any:
+        return self.client.register_script(load(name).source)(self._keys(queue_id), arguments)
 
-    def _rows(self, key: bytes) -> Iterator[tuple[bytes, int]]:
-        """Read a sorted set in pages. Scores grow: a member that moves is read again, not missed."""
-        read = partial(self.client.zrangebyscore, key, withscores=True, score_cast_func=int)
-        last = "-inf"
-        while rows := read(f"({last}", "+inf", 0, _PAGE):
-            last = rows[-1][1]
-            yield from (row for row in rows if row[1] < last)
-            yield from read(last, last)  # a page might end between members that share a score
+    def _pages(self, queue_id: str, state: str) -> Iterator[tuple[bytes, int, int]]:
+        """All of one state in order: member, number, microseconds for which it has waited or held."""
+        after: Any = "-inf"
+        while rows := self._run("entries", queue_id, *_NOBODY, state, after, _PAGE):
+            yield from rows
+            after = rows[-1][1]
 
 
 def _look(queue_id: str, reply: Any) -> QueueLook:

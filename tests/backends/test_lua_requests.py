@@ -71,7 +71,17 @@ def test_entries_in_pages_by_number(line: Line) -> None:
     assert LEASE > held > rows[0][2]
 
 
-def test_positions(line: Line) -> None:
+def test_a_page_of_entries_ends_with_all_that_share_a_number(line: Line) -> None:
+    """With head starts, two places can be equal; the next page begins after their number."""
+    for ticket in ("a1", "a2", "a3", "b1", "b2"):
+        line.enter(ticket)
+    line.client.zadd(line.waiting, {member("b1"): line.place("a3")})
+    rows = line.ask("entries", "waiting", "-inf", 2)
+    assert names(rows) == ["a2", "a3", "b1"]
+    assert names(line.ask("entries", "waiting", rows[-1][1], 2)) == ["b2"]
+
+
+def test_places(line: Line) -> None:
     line.enter("a1")
     line.enter("a2")
     line.enter("a3")

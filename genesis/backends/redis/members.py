@@ -14,7 +14,6 @@ from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.backends.protocol import CallRef, QueueStats
 
 __all__ = [
-    "age_of",
     "make_member",
     "mean_hold_of",
     "parse_member",
@@ -31,20 +30,6 @@ def make_member(instance: str, serial: int, head_start: float, context: str, ite
 def ticket_of(member: bytes) -> bytes:
     """`<instance>:<serial>`"""
     return member[: member.index(b" ")]
-
-
-def age_of(member: bytes, place: int, now: int, resumed: dict[bytes, int]) -> float:
-    """Seconds that a waiter has waited.
-
-    Args:
-        member: the waiter.
-        place: its number in the line (us).
-        now: Redis's time (us).
-        resumed: by ticket, when it entered (us): for tickets that took a kept place, because that
-            place is older than their entry.
-    """
-    entered = resumed.get(ticket_of(member)) or place + int(member.split(b" ", 2)[1])
-    return max(0, now - entered) / 1e6
 
 
 def parse_member(member: bytes) -> CallRef:

@@ -5,12 +5,14 @@
 -- Reply  {{member, number, us for which it has held or waited}, ...}
 --
 -- Races  A page begins after a number, not after a rank: if a ticket leaves between two pages, no other
---        ticket is skipped.
+--        ticket is skipped. With head starts, numbers of waiters can be equal: a page ends after all of them.
 
 -- @include preface
 
 local key = ARGV[5] == 'holding' and HOLDING or WAITING
-local found = redis.call('ZRANGEBYSCORE', key, '(' .. ARGV[6], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[7])
+local after = '(' .. ARGV[6]
+local final = redis.call('ZRANGEBYSCORE', key, after, '+inf', 'WITHSCORES', 'LIMIT', ARGV[7] - 1, 1)[2] or '+inf'
+local found = redis.call('ZRANGEBYSCORE', key, after, final, 'WITHSCORES')
 local rows = {}
 for i = 1, #found, 2 do
   local number = tonumber(found[i + 1])
