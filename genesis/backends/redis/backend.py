@@ -163,7 +163,7 @@ class RedisBackend(Requests):
 
     def lapsed(self, ticket: Ticket) -> bool:
         call = self._call(ticket)
-        if call is None or call.lost or call.stage is not Stage.HOLDING:
+        if call is None or not call.wanted or call.stage is not Stage.HOLDING:
             return True
         return call.queue.driver.loop.time() >= call.queue.lease_deadline
 

@@ -44,7 +44,7 @@ class Call(LocalTicket):
     calls `leave`.
     """
 
-    __slots__ = ("answer", "granted", "lost", "observed", "queue", "result", "ticket")
+    __slots__ = ("answer", "granted", "observed", "queue", "result", "ticket")
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class Call(LocalTicket):
         self.ticket = Ticket(request.queue_id, request.item_id, self.id.decode())
         self.answer: asyncio.Future[EnterResult] = loop.create_future()
         self.granted: asyncio.Future[Grant] | None = None
-        self.lost = False  # never reset
         self.observed = True  # emit its `Left`: `enter` has returned this ticket
         self.result: LeaveResult | None = None
 
@@ -160,10 +159,8 @@ class LocalQueue(QueueCore):
             "so the place in line is lost"
         )
 
-    def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted", "closed"]) -> None:
-        if not call.lost:
-            call.lost = True
-            self.driver.emit(SlotLost(call.ticket, reason))
+    def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
+        self.driver.emit(SlotLost(call.ticket, reason))
 
     def left(self, call: Call, result: LeaveResult, confirmed: bool) -> None:
         call.result = result

@@ -1,8 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
 No socket, no clock, no task. Events go in as method calls, with the time where it matters. Commands to
-send and verdicts about tickets come out as calls of `Output`'s methods, which a subclass implements. See
-README.md:
+send and verdicts about tickets come out as calls of the methods of `Output`. See README.md:
 
 1. No step of a call is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the
    list of its tickets.

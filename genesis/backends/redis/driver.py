@@ -15,7 +15,14 @@ from heapq import heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from genesis.backends.protocol import BackendEvent, Disrupted, LeaveResult, Left, Recovered
+from genesis.backends.protocol import (
+    BackendEvent,
+    Disrupted,
+    LeaveResult,
+    Left,
+    Recovered,
+    SlotLost,
+)
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.connection import ConnectionLost
@@ -352,10 +359,10 @@ class Driver:
         for call in list(self.calls.values()):
             if not call.wanted:
                 continue
-            if call.stage is Stage.HOLDING:
-                call.queue.lost(call, "closed")
             call.fail(BackendUnavailableError.CLOSED)
             self.leave(call)
+            if call.stage is Stage.HOLDING:
+                self.emit(SlotLost(call.ticket, "closed"))
 
     async def close(self) -> None:
         """Wait for Redis's replies, then end."""

@@ -22,12 +22,12 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.link import Link
+from genesis.backends.redis.link import Link, ignore
 from genesis.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Index:
         self._driver = driver
         self._queues_key, self._instances_key, self._limits_key = index_keys(key_prefix)
         self._facts = b""  # the member of this instance; empty until Redis has told the time
-        self._fresh: list[LocalQueue] = []  # opened since the last write
+        self._fresh: dict[str, LocalQueue] = {}  # opened since the last write
         self._disagreements: dict[bytes, None] = {}
         self._interval = driver.lease / BEATS_PER_LEASE
         self._next_full = 0.0  # by loop.time(): when everything in use is written again
@@ -65,7 +65,7 @@ class Index:
 
     def opened(self, queue: LocalQueue) -> None:
         """A queue is used for the first time."""
-        self._fresh.append(queue)
+        self._fresh[queue.queue_id] = queue
         self.write_in(_SOON)
 
     def disagreed(self, queue_id: str, previous: int, current: int) -> None:
@@ -78,7 +78,7 @@ class Index:
         if self._facts and self._driver.loop.is_running():
             link = self._driver.router.link(self._instances_key)
             if link is not None:
-                link.send((b"ZREM", self._instances_key, self._facts), _ignore)
+                link.send((b"ZREM", self._instances_key, self._facts), ignore)
 
     def write_in(self, seconds: float) -> None:
         """Write in so many seconds, or earlier."""
@@ -88,21 +88,20 @@ class Index:
     def write(self, now: float) -> None:
         """Write the queues that are new, or everything in use."""
         self.due = now + min(_SOON, self._interval)
-        queues: Iterable[LocalQueue] = self._fresh
-        self._fresh = []
+        queues, self._fresh = self._fresh, {}
         links = map(self._driver.router.link, (self._queues_key, self._instances_key))
         if not all(link is not None and link.up for link in links):
             self._next_full = now  # in an outage, build no list until it is over
             return
         if now >= self._next_full:
             self._next_full = now + self._interval
-            queues = self._driver.queues.values()
+            queues |= self._driver.queues
             disagreements, self._disagreements = self._disagreements, {}
             self._add(self._instances_key, [])
             if disagreements:
                 self._add(self._limits_key, [(facts, KEEP) for facts in disagreements])
         if queues:
-            rows = [(queue.queue_id.encode(), _keep(queue)) for queue in queues]
+            rows = [(name.encode(), _keep(queue)) for name, queue in queues.items()]
             self._add(self._queues_key, rows)
         self.due = self._next_full
 
@@ -130,13 +129,13 @@ class Index:
         parts = [b"ZADD", key, b"GT"]
         for member, keep in rows[:_BATCH]:
             parts += (b"%d" % (now + round(keep * 1e6)), member)
-        link.send(parts, _ignore)
+        link.send(parts, ignore)
         if len(rows) > _BATCH:
             rest = rows[_BATCH:]
             self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
         else:
-            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), _ignore)
-            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
+            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), ignore)
+            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), ignore)
 
     def _describe(self, now: int) -> bytes:
         facts = {
@@ -157,7 +156,3 @@ def _keep(queue: LocalQueue) -> float:
 
 def _pack(facts: dict[str, Any]) -> bytes:
     return json.dumps(facts, sort_keys=True).encode()
-
-
-def _ignore(reply: Any) -> None:
-    pass
