@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BEFORE", "CLOSE_WITHIN", "Driver"]
 
-_MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
+_MAX_PER_TURN = 100  # queues that the timer handles per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
 CLOSE_WITHIN = 1.0  # seconds for which closing waits for Redis
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
@@ -90,7 +90,8 @@ class Driver:
         self._due: list[tuple[float, str]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
-        self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
+        # By `loop.time()`, since when these are down: links (None: the slot map), queues, slots.
+        self.down: dict[Link | str | None, float] = {}
         self._changed: asyncio.Future[None] | None = None  # see `until_changed`
         self.closing = False
         self.index = Index(self, key_prefix)
@@ -217,18 +218,17 @@ class Driver:
     # Links
 
     def on_up(self, link: Link) -> None:
-        self.is_up(f"link {id(link)}")
+        self.is_up(link)
         self.is_up(BEFORE)
         self._notify()
-        # Queues with holders first: their lease matters most.
-        waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
-        waiting.sort(key=lambda queue: not queue.held)
-        self._attach_some(waiting)
+        for queue in self.queues.values():
+            if queue.link is None and self._link_of(queue) is link:
+                self._look_soon(queue)
 
     def on_down(self, link: Link | None, reason: str, detail: str) -> None:
         """A link is down; with None, the slot map of a Cluster cannot be read."""
         if reason != "idle_closed":  # no alarm
-            self.is_down(f"link {id(link)}", reason, detail)
+            self.is_down(link, reason, detail)
         for queue in self.queues.values():
             if link is not None and queue.link is link:
                 self._detach(queue)
@@ -240,27 +240,22 @@ class Driver:
 
     def on_moved(self) -> None:
         """The slot map of the Cluster has changed, or can be read again."""
-        self.is_up(f"link {id(None)}")
-        in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
-        for part in [part for part in self.down if part.startswith("link ") and part not in in_use]:
+        self.is_up(None)
+        in_use = self.router.links()
+        for part in [part for part in self.down if isinstance(part, Link) and part not in in_use]:
             self.is_up(part)  # its node serves no slot any more, so its outage is over
-        moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
-        for queue in moved:
-            self._detach(queue)
-            if self._link_of(queue) is None:
-                self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
-        self._attach_some(moved)
+        for queue in self.queues.values():
+            link = self._link_of(queue)
+            if queue.link is not link:
+                self._detach(queue)
+                if link is None:
+                    self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
+                elif link.up:
+                    self._look_soon(queue)
         self._notify()
 
     def _link_of(self, queue: LocalQueue) -> Link | None:
         return self.router.link(queue.keys[0])
-
-    def _attach_some(self, queues: list[LocalQueue]) -> None:
-        for queue in queues[:_MAX_PER_TURN]:
-            self._attach(queue)
-        if len(queues) > _MAX_PER_TURN:
-            rest = queues[_MAX_PER_TURN:]
-            self.loop.call_soon(self._attach_some, rest, context=Context())
 
     def _attach(self, queue: LocalQueue) -> None:
         link = self._link_of(queue)
@@ -285,12 +280,12 @@ class Driver:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
-    def is_up(self, part: str) -> None:
+    def is_up(self, part: Link | str | None) -> None:
         since = self.down.pop(part, None)
         if since is not None and not self.down:
             self.emit(Recovered(self.loop.time() - since))
 
-    def is_down(self, part: str, reason: str, detail: str) -> None:
+    def is_down(self, part: Link | str | None, reason: str, detail: str) -> None:
         if part not in self.down:  # one event per outage, however many retries fail
             self.down[part] = self.loop.time()
             self.emit(Disrupted(reason, detail))
@@ -302,8 +297,13 @@ class Driver:
         heappush(self._due, (when, queue.queue_id))
         self.wake_at(when)
 
+    def _look_soon(self, queue: LocalQueue) -> None:
+        # Queues with holders first: their lease matters most.
+        self._look_at(queue, self.loop.time() - bool(queue.held))
+
     def _look_later(self, queue: LocalQueue) -> None:
-        self._look_at(queue, self.loop.time() + (_RETRY if queue.link is None else self.lease))
+        # Without a redirection, a queue that has no link gets one by `on_up` or `on_moved`.
+        self._look_at(queue, self.loop.time() + (_RETRY if queue.redirection else self.lease))
 
     def wake_at(self, when: float) -> None:
         """Set the one timer of the instance, unless it is set for an earlier time."""

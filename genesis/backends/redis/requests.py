@@ -170,9 +170,11 @@ class Requests:
         deadline = driver.loop.time() + driver.timeout
 
         def on_reply(queue: LocalQueue, session: int, reply: asyncio.Future[Any], answer: Any) -> None:
-            if script != "entries" and not isinstance(answer, Exception):
-                queue.asked(script, session, arguments, answer, driver.loop.time())
-                driver.schedule(queue)
+            if not isinstance(answer, Exception):
+                driver.is_served(queue)
+                if script != "entries":
+                    queue.asked(script, session, arguments, answer, driver.loop.time())
+                    driver.schedule(queue)
             _resolve(reply, answer)
 
         while True:
@@ -184,7 +186,6 @@ class Requests:
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
             if not isinstance(answer, Exception):
-                driver.is_served(queue)
                 return answer
             if isinstance(answer, ConnectionLost):
                 if not lost or answer.reason == "idle_closed":
