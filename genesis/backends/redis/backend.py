@@ -15,7 +15,6 @@ from types import TracebackType
 from redis.asyncio import Redis, RedisCluster
 
 from genesis.backends.identity import new_instance_id
-from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     EnterRequest,
@@ -29,7 +28,6 @@ from genesis.backends.redis.calls import Call, unavailable
 from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.driver import BEFORE, CLOSE_WITHIN, Driver
 from genesis.backends.redis.keys import check_key_prefix
-from genesis.backends.redis.members import make_member
 from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import Stage
@@ -121,9 +119,7 @@ class RedisBackend(Requests):
     async def enter(self, request: EnterRequest) -> EnterResult:
         driver = self._join("enter", request.queue_id, request.item_id)
         queue = driver.open(request.queue_id)
-        serial, instance = next(driver.serials), driver.instance_id
-        member = make_member(instance, serial, request.head_start, request.context, request.item_id)
-        call = Call(queue, member, request, _kept(request.place_token), driver.loop)
+        call = Call(queue, request)
         if driver.denied(queue):
             raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
         driver.enter(call, request.timeout)
@@ -253,14 +249,6 @@ def _forget(driver: Driver) -> None:
     """Finalizer: the backend was collected without `close`, perhaps in another thread."""
     if not driver.closing and not driver.loop.is_closed():
         driver.loop.call_soon_threadsafe(driver.abort, context=Context())
-
-
-def _kept(token: str) -> bytes:
-    """Convert a place token to `<kept id> <place>`."""
-    if not token:
-        return b""
-    place = decode(token)
-    return f"{place.kept_id} {place.place:.0f}".encode()
 
 
 def _check_seconds(name: str, value: object) -> None:

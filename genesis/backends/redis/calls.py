@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     CallRef,
@@ -22,6 +23,7 @@ from genesis.backends.protocol import (
     new_tuple,
 )
 from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.members import make_member
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Command, LocalTicket
 from genesis.backends.waiting import fail
@@ -46,25 +48,19 @@ class Call(LocalTicket):
 
     __slots__ = ("answer", "granted", "observed", "queue", "result", "ticket")
 
-    def __init__(
-        self,
-        queue: LocalQueue,
-        member: bytes,
-        request: EnterRequest,
-        kept: bytes,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        limit, most = request.limit, request.max_waiting
+    def __init__(self, queue: LocalQueue, request: EnterRequest) -> None:
+        driver, limit, most = queue.driver, request.limit, request.max_waiting
+        serial, context = next(driver.serials), request.context
         super().__init__(
-            member,
+            make_member(driver.instance_id, serial, request.head_start, context, request.item_id),
             b"" if limit is None else b"%d" % limit,
             request.only_if_free,
             b"" if most is None else b"%d" % most,
-            kept,
+            _kept(request.place_token),
         )
         self.queue = queue
         self.ticket = Ticket(request.queue_id, request.item_id, self.id.decode())
-        self.answer: asyncio.Future[EnterResult] = loop.create_future()
+        self.answer: asyncio.Future[EnterResult] = driver.loop.create_future()
         self.granted: asyncio.Future[Grant] | None = None
         self.observed = True  # emit its `Left`: `enter` has returned this ticket
         self.result: LeaveResult | None = None
@@ -78,6 +74,14 @@ class Call(LocalTicket):
         future: asyncio.Future[Any] = self.answer if self.granted is None else self.granted
         operation = "enter" if self.granted is None else "wait"
         fail(future, unavailable(operation, cause, *self.ticket[:2]))
+
+
+def _kept(token: str) -> bytes:
+    """Convert a place token to `<kept id> <place>`."""
+    if not token:
+        return b""
+    place = decode(token)
+    return f"{place.kept_id} {place.place:.0f}".encode()
 
 
 class LocalQueue(QueueCore):

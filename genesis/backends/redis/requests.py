@@ -55,43 +55,33 @@ class Requests:
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        members = await self._find(queue_id, wanted)
-        statuses: list[WaitStatus | None] = [None] * len(wanted)
-        for start in range(0, len(members), _PAGE):
-            page = members[start : start + _PAGE]
-            words = [member for _, member in page]
-            numbers, *_, rows = await self._ask("wait_status", queue_id, "stats", *words)
-            depth, _, limit, *_, mean_hold = stats_of(numbers)
-            for (index, _), (position, *waited) in zip(page, rows, strict=True):
-                if position:
-                    expected = expected_wait(position, limit, mean_hold)
-                    statuses[index] = WaitStatus(position, depth, waited[0] / 1e6, expected)
-        return statuses
-
-    async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
-        """The members of `wanted`: this instance's from memory, others by a scan of the line."""
-        driver = self._join("wait_status", queue_id)
-        calls, queue = driver.calls, driver.open(queue_id)
-        waiting = [call for call in queue.tickets.values() if call.stage is Stage.WAITING]
+        own = self._join("wait_status", queue_id).open(queue_id).tickets.values()
+        waiting: list[Any] = [call for call in own if call.stage is Stage.WAITING]
         waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
-        own = {parse_member(call.member).item_id: call.member for call in waiting}
-        members: list[tuple[int, bytes]] = []
-        others: dict[str, list[int]] = {}
-        for index, each in enumerate(wanted):
-            if isinstance(each, Ticket):
-                if (found := calls.get(each.id)) is not None:
-                    members.append((index, found.member))
-            elif each in own:
-                members.append((index, own[each]))
-            else:
-                others.setdefault(each, []).append(index)
+        members: dict[Ticket | str, bytes] = {}
+        for call in waiting:
+            members[call.ticket] = members[call.ticket.item_id] = call.member
+        others = {each for each in wanted if isinstance(each, str) and each not in members}
         if others:
             async for member, _, _ in self._pages("wait_status", queue_id, b"waiting"):
-                for index in others.pop(parse_member(member).item_id, ()):
-                    members.append((index, member))
-                if not others:
-                    break
-        return members
+                item_id = parse_member(member).item_id
+                if item_id in others:
+                    members[item_id] = member
+                    others.remove(item_id)
+                    if not others:
+                        break
+        found = [members.get(each) for each in wanted]
+        asked = [member for member in found if member is not None]
+        statuses: dict[bytes | None, WaitStatus] = {}
+        for start in range(0, len(asked), _PAGE):
+            page = asked[start : start + _PAGE]
+            numbers, *_, rows = await self._ask("wait_status", queue_id, "stats", *page)
+            depth, _, limit, *_, mean_hold = stats_of(numbers)
+            for member, (position, *waited) in zip(page, rows, strict=True):
+                if position:
+                    expected = expected_wait(position, limit, mean_hold)
+                    statuses[member] = WaitStatus(position, depth, waited[0] / 1e6, expected)
+        return [statuses.get(member) for member in found]
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
         await self._ask("entries", queue_id, "stats")  # it reaps dead instances
