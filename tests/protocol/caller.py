@@ -13,7 +13,7 @@ from typing import Any
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member, ticket_of
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Stage
 from tests.protocol.instance import (
     BrokenPromiseError,
     Call,
@@ -85,9 +85,8 @@ class Caller:
         return ticket
 
     def thaw(self, i: int, frozen: Instance, now: float) -> tuple[Core, dict[int, LocalTicket]]:
-        sessions = Sessions()
-        sessions.last = frozen.last_session
-        core = self.core_class("q", sessions, LEASE, self.page)
+        core = self.core_class("q", LEASE, self.page)
+        core.last_session = frozen.last_session
         core.up, core.session, core.confirmed = frozen.up, frozen.session, frozen.confirmed
         core.lease_deadline = {-1: math.inf, 1: float(LEASE), 0: -1.0}[frozen.lease]
         core.renewed, core.limit, core.failing = frozen.renewed, frozen.limit, frozen.failing
@@ -126,7 +125,7 @@ class Caller:
                 rows.append(Ticket(k, "x", wanted=False, view="x"))
         deadline = core.lease_deadline
         return Instance(
-            core._sessions.last, True, lapsed, core.up, core.session, core.confirmed,
+            core.last_session, True, lapsed, core.up, core.session, core.confirmed,
             -1 if deadline == math.inf else 1 if deadline > 0 else 0, core.renewed, *core.override,
             core.limit, core.failing, core.due < math.inf, core._beating, min(core._beats, 0),
             tuple(rows),
@@ -162,7 +161,7 @@ class Caller:
         if name == "forget":
             if not core.idle:
                 raise BrokenPromiseError("not idle")
-            return Step(Instance(core._sessions.last, tickets=instance.tickets), ())
+            return Step(Instance(core.last_session, tickets=instance.tickets), ())
         for ticket in core.tickets.values():
             k = self.by_id[ticket.id]
             stage, view = ticket.stage.value, views[k]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genesis.backends.redis.members import make_member
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions
+from genesis.backends.redis.ticket import Command, LocalTicket
 from tests.protocol.instance import core_over
 
 LEASE = 15.0
@@ -17,7 +17,7 @@ class Line:
     """A core, and the replies that Redis would give."""
 
     def __init__(self, page: int = 500) -> None:
-        self.core = core_over()("q", Sessions(), LEASE, page)
+        self.core = core_over()("q", LEASE, page)
         self.serial = 0
 
     def ticket(self, name: str, **options: Any) -> LocalTicket:

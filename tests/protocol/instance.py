@@ -84,12 +84,17 @@ class Core(QueueCore):
     commands: list[Command]
     verdicts: list[tuple[Any, ...]]
     moves: list[tuple[bytes, str, str]]
+    last_session: int
 
 
 def core_over(base: Any = QueueCore) -> type[Core]:
     def create(self: Any, *arguments: Any) -> None:
         base.__init__(self, *arguments)
-        self.commands, self.verdicts, self.moves = [], [], []
+        self.commands, self.verdicts, self.moves, self.last_session = [], [], [], 0
+
+    def next_session(self: Any, above: int) -> int:
+        self.last_session = max(self.last_session, above) + 1
+        return int(self.last_session)
 
     def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         before = ticket.stage
@@ -103,7 +108,8 @@ def core_over(base: Any = QueueCore) -> type[Core]:
     names = [name for name, value in vars(Output).items() if inspect.isfunction(value)]
     output = {name: recorded(name) for name in names if not name.startswith("_")}
     output["send"] = lambda self, command: self.commands.append(command)
-    return type("Core", (base,), {**output, "__init__": create, "_move": move})
+    own = {"__init__": create, "_move": move, "next_session": next_session}
+    return type("Core", (base,), output | own)
 
 
 def frozen(argument: bytes) -> Any:

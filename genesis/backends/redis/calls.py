@@ -91,7 +91,7 @@ class LocalQueue(QueueCore):
     """
 
     def __init__(self, driver: Driver, queue_id: str, keys: tuple[bytes, ...]) -> None:
-        super().__init__(queue_id, driver.sessions, driver.lease)
+        super().__init__(queue_id, driver.lease)
         self.driver = driver
         self.keys = keys
         self.link: Any = None
@@ -122,6 +122,10 @@ class LocalQueue(QueueCore):
         # Without waiters a release is not urgent: it is written with the next command.
         urgent = self.crowded or command.name != "leave"
         self.call(command.name, b"%d" % command.session, command.arguments, on_reply, urgent)
+
+    def next_session(self, above: int) -> int:
+        self.driver.last_session = max(self.driver.last_session, above) + 1
+        return self.driver.last_session
 
     def emit(self, event: BackendEvent) -> None:
         if isinstance(event, LimitDisagreement):

@@ -37,7 +37,7 @@ from genesis.backends import protocol
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import CallRef, LeaveResult, State
 from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
-from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
+from genesis.backends.redis.ticket import Command, LocalTicket, Output, Stage
 
 __all__ = ["BEATS_PER_LEASE", "QueueCore"]
 
@@ -50,7 +50,7 @@ _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
 class QueueCore(Output):
-    """Args: the queue; the instance's sessions; the lease (s); tickets per sync command.
+    """Args: the queue; the lease (s); tickets per sync command.
 
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
@@ -60,9 +60,8 @@ class QueueCore(Output):
         `confirmed <= session`; they differ from the sending of a sync until its reply is read.
     """
 
-    def __init__(self, queue_id: str, sessions: Sessions, lease: float, page: int = 500) -> None:
+    def __init__(self, queue_id: str, lease: float, page: int = 500) -> None:
         self.queue_id = queue_id
-        self._sessions = sessions
         self._lease = lease
         self._page = page
         self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
@@ -156,8 +155,7 @@ class QueueCore(Output):
         elif command.name == "beat":
             self._on_beat(command, reply, now)
         elif reply[0] == -1:
-            self._sessions.last = max(self._sessions.last, reply[1])
-            self._sync(now)
+            self._sync(now, above=reply[1])
         else:
             self._on_sync(command, reply, now)
 
@@ -178,18 +176,16 @@ class QueueCore(Output):
         """Send a sync with the next `tick`, because this instance and Redis might disagree."""
         self._beats, self.due = -1, now
 
-    def asked(
-        self, script: str, session: int, arguments: Sequence[bytes], reply: Any, now: float
-    ) -> None:
+    def asked(self, script: str, session: int, words: Sequence[bytes], reply: Any, now: float) -> None:
         """The reply to `limit`, `evict` or `stats`; `session` is the core's when it was sent."""
         self._check_lease(now)
         head, *effects = reply[:4]
         if not effects:
             return
         if script == "limit":
-            self._know_override(int(head), arguments[1])
+            self._know_override(int(head), words[1])
         elif script == "evict" and head:  # Redis pushes no message to the caller
-            self.pushed(b"e", session, ticket_of(arguments[0]), b"", now)
+            self.pushed(b"e", session, ticket_of(words[0]), b"", now)
         # These scripts check no session. If a sync was rejected, others might reap what they grant.
         granted, reclaimed, look = effects
         current = self.up and session == self.session == self.confirmed
@@ -222,20 +218,24 @@ class QueueCore(Output):
 
     # Sync
 
-    def _sync(self, now: float) -> None:
-        self.session = self._sessions.next()
+    def _sync(self, now: float, above: int = 0) -> None:
+        self.session = self.next_session(above)
         self._beating, self._beats = False, 0
         self.due = now + self._lease / BEATS_PER_LEASE
         # Set before the reply: a grant read more than a lease from now must not be trusted.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
         known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
-        for page, after, until in pages_of(self.tickets.values(), self._page):
-            arguments = [*known, after, until]
+        listed = [ticket for ticket in self.tickets.values() if ticket.listed]
+        for start in range(0, max(1, len(listed)), self._page):
+            page = tuple(listed[start : start + self._page])
+            last = start + self._page >= len(listed)
+            arguments = [*known, listed[start - 1].member if start else b""]
+            arguments.append(b"" if last else page[-1].member)
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row(now)
-            self.send(Command("sync", self.session, tuple(arguments), page, now, not until))
+            self.send(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _on_sync(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, override, version, numbers, rows, data_lost, previous, holders, *rest = reply

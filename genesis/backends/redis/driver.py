@@ -32,7 +32,7 @@ from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
-from genesis.backends.redis.ticket import Command, Sessions, Stage
+from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Driver:
         channels = channel_prefix(key_prefix)
         self.head = instance_id.encode()
         self.tail = (b"%d" % round(lease * 1e6), channels)
-        self.sessions = Sessions()
+        self.last_session = 0
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
         # Shared by the calls whose `enter` has returned: the garbage collector has less to visit.
