@@ -126,12 +126,10 @@ class RedisBackend(Requests):
         try:
             result = await call.answer
         except BaseException:
-            call.observed = False
             driver.leave(call, unanswered=True)
             raise
         call.answer = driver.answered
         if result.refusal is not None:
-            call.observed = False
             driver.leave(call)
         return result
 
@@ -147,10 +145,8 @@ class RedisBackend(Requests):
         call = self._call(ticket)
         if call is None or not call.wanted:
             return LeaveResult(None)
-        call.observed = False
         call.queue.driver.leave(call, context, keep_place)
-        if call.result is None:
-            call.observed = True
+        call.observed = call.result is None
         return call.result
 
     async def flush(self) -> None:

@@ -62,7 +62,7 @@ class Call(LocalTicket):
         self.ticket = Ticket(request.queue_id, request.item_id, self.id.decode())
         self.answer: asyncio.Future[EnterResult] = driver.loop.create_future()
         self.granted: asyncio.Future[Grant] | None = None
-        self.observed = True  # emit its `Left`: `enter` has returned this ticket
+        self.observed = False  # emit its `Left`: `leave` has returned None
         self.result: LeaveResult | None = None
 
     def answered(self, result: EnterResult) -> None:

@@ -388,7 +388,7 @@ class Driver:
     def _end(self) -> None:
         """The last connection has ended: a `leave` without a reply will never get one."""
         for call in list(self.calls.values()):
-            if call.observed and not call.wanted:
+            if call.observed:
                 self.emit(Left(call.ticket, LeaveResult(None), False))
         self.calls.clear()
         if not self.loop.is_closed():
