@@ -23,11 +23,10 @@ import math
 import os
 import socket
 from collections.abc import Sequence
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.link import Link, ignore
+from genesis.backends.redis.link import ignore
 from genesis.version import VERSION
 
 if TYPE_CHECKING:
@@ -117,25 +116,19 @@ class Index:
                 return
             now = int(reply[0]) * 1_000_000 + int(reply[1])
             self._facts = self._facts or self._describe(now)
-            self._send(link, key, now, rows or [(self._facts, KEEP)])
+            parts = [b"ZADD", key, b"GT"]
+            for member, keep in rows[:_BATCH] or [(self._facts, KEEP)]:
+                parts += (b"%d" % (now + round(keep * 1e6)), member)
+            link.send(parts, ignore)
+            if len(rows) > _BATCH:
+                # One command per round trip, so that thousands of queues delay no call. Each batch has
+                # its own time, so that a reader can continue from a score.
+                self._add(key, rows[_BATCH:])
+            else:
+                link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), ignore)
+                link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), ignore)
 
         link.send((b"TIME",), on_time)
-
-    def _send(self, link: Link, key: bytes, now: int, rows: Sequence[tuple[bytes, float]]) -> None:
-        """Send one command per iteration of the loop, so that thousands of queues delay no call.
-
-        Each batch has its own time, so that a reader can continue from a score.
-        """
-        parts = [b"ZADD", key, b"GT"]
-        for member, keep in rows[:_BATCH]:
-            parts += (b"%d" % (now + round(keep * 1e6)), member)
-        link.send(parts, ignore)
-        if len(rows) > _BATCH:
-            rest = rows[_BATCH:]
-            self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
-        else:
-            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), ignore)
-            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), ignore)
 
     def _describe(self, now: int) -> bytes:
         facts = {
