@@ -167,14 +167,14 @@ class Store:
     def set_limit(self, queue_id: str, limit: int | None) -> int:
         """Override the limit; None ends the override. Returns how many waiters were granted a slot."""
         value = b"" if limit is None else b"%d" % limit
-        reply: list[Any] = [0, b"0"]
-        while not reply[0]:
-            reply = self._run("limit", queue_id, *self._caller(), reply[1], value)
+        reply: list[Any] = [b"0"]
+        while len(reply) == 1:
+            reply = self._run("limit", queue_id, *self._caller(), reply[0], value)
         # List the queue, so that the pause of an unused queue stays visible.
         until = self._now(self._queues) + round(KEEP_OVERRIDDEN * 1e6)
         self.client.execute_command("ZADD", self._queues, "GT", until, queue_id.encode())
         self.client.expire(self._queues, round(KEEP_OVERRIDDEN + KEEP))
-        return len(reply[2])
+        return len(reply[1])
 
     def evict(self, queue_id: str, item_id: str) -> int:
         """Remove all tickets of an item from the queue. Returns their number."""
@@ -233,7 +233,7 @@ class Store:
 
 
 def _look(queue_id: str, reply: Any) -> QueueLook:
-    numbers, _, _, _, now, override, _, last, until, epoch, live, lapsed, *more = reply
+    numbers, now, override, _, last, until, epoch, live, lapsed, *more = reply
     furthest, *members = more
     stats = stats_of(numbers)
     free = stats.waiting == 0 and stats.in_use < stats.limit

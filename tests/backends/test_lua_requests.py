@@ -11,26 +11,26 @@ from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, source_of
 from tests.backends.scripted_line import LEASE, PORTION, Ear, Line, limit, member, name_of, names
 
-# limit, evict, stats, entries, places
+# limit, evict, stats, entries
 
 
 def test_a_raised_limit_grants_at_once(line: Line, ear: Ear) -> None:
     for ticket in ("a1", "b1", "c1"):
         line.enter(ticket)
-    code, version, granted, reclaimed, look = limit(line, 0, 2)
-    assert (code, names(granted), reclaimed, look) == (1, ["b1"], [], -1)
+    version, granted, reclaimed, look = limit(line, 0, 2)
+    assert (names(granted), reclaimed, look) == (["b1"], [], -1)
     assert len(ear.published()) == 1
-    assert limit(line, 0, 3) == [0, version]  # late, or sent twice
-    assert limit(line, version, 0)[0] == 1
+    assert limit(line, 0, 3) == [version]  # late, or sent twice
+    assert limit(line, version, 0)[1:] == [[], [], -1]
     line.leave("a1")
     line.leave("b1")
     assert line.order() == ["c1"]
 
 
 def test_the_number_of_an_ended_override_is_kept_for_a_while(line: Line) -> None:
-    version = limit(line, 0, 2)[1]
+    version = limit(line, 0, 2)[0]
     assert line.client.ttl(line.override) == -1
-    ended = limit(line, version, "")[1]
+    ended = limit(line, version, "")[0]
     assert line.client.get(line.override) == f"{ended} "
     assert 0 < line.client.ttl(line.override) <= 600
     assert line.sync("a", override=2, version=version)[2:4] == ["", ended]
@@ -85,7 +85,7 @@ def test_places(line: Line) -> None:
     line.enter("a1")
     line.enter("a2")
     line.enter("a3")
-    numbers, *rows = line.ask("places", member("a1"), member("a3"))
+    numbers, *_, rows = line.ask("stats", member("a1"), member("a3"))
     assert numbers[:3] == [2, 1, "1"]
     assert rows == [[0], [2, rows[1][1]]]
     assert 0 < rows[1][1] < LEASE
@@ -100,7 +100,10 @@ def test_a_ticket_that_took_a_kept_place_has_waited_since_it_entered(line: Line)
     line.enter("b2", kept=f"a:0000000001 {place}")
 
     def waited() -> list[int]:
-        return [line.ask("places", member("b2"))[1][1], line.ask("entries", "waiting", "-inf", 2)[0][2]]
+        return [
+            line.ask("stats", member("b2"))[4][0][1],
+            line.ask("entries", "waiting", "-inf", 2)[0][2],
+        ]
 
     assert line.place("b2") == place
     assert all(0 < us < 50_000_000 for us in waited())
@@ -166,7 +169,7 @@ def test_ten_thousand_unlisted_tickets_are_removed_in_portions(line: Line) -> No
 def test_ten_thousand_waiters_are_granted_in_portions(line: Line) -> None:
     line.sync("a")
     line.many("a", 10_000)
-    granted = limit(line, 0, 100_000)[2]
+    granted = limit(line, 0, 100_000)[1]
     assert len(granted) == PORTION
     while len(granted):
         granted = line.mine("beat", "a")[8]
@@ -229,7 +232,7 @@ def test_numbers_are_written_in_full(line: Line) -> None:
     """Redis would write 1.7e15 otherwise, and microseconds would be lost."""
     token = line.enter("a1")[0][1]
     assert line.client.hget(line.meta, "last") == str(token)
-    version = limit(line, 0, 5)[1]
+    version = limit(line, 0, 5)[0]
     assert re.fullmatch(r"\d{16}", version)
     assert line.client.hget(line.meta, "version") == version
 
@@ -251,9 +254,8 @@ def test_every_key_that_a_script_touches_is_declared(line: Line) -> None:
         line.mine("beat", "c")
         limit(line, 4, 2)
         line.mine("evict", "c", member("c1"))
-        line.ask("stats")
+        line.ask("stats", member("c1"))
         line.ask("entries", "waiting", "-inf", 5)
-        line.ask("places", member("c1"))
         line.client.echo("the end")
         for command in monitor.listen():
             words = command["command"].split(" ")

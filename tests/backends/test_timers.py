@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from genesis.backends.protocol import BackendEvent, EnterRequest, Snapshot
+from genesis.backends.protocol import BackendEvent, EnterRequest, SlotLost, Snapshot
 from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
@@ -76,5 +78,37 @@ async def test_a_queue_can_be_opened_while_the_index_is_about_to_be_written(
         await backend.ping()
         driver = backend._driver
         assert driver is not None
-        driver.index._write_in(0.0)
+        driver.index.write_in(0.0)
         await backend.stats("opened meanwhile")
+
+
+async def test_an_outage_costs_nothing_for_each_queue(own_redis: RedisServer) -> None:
+    """Otherwise 20,000 queues would keep the loop busy: with their timers, and with their index."""
+    async with RedisBackend(own_redis.url, lease=0.9) as backend:
+        lost: list[BackendEvent] = []
+        backend.listen(lambda event: lost.append(event) if isinstance(event, SlotLost) else None)
+        tickets = [(await backend.enter(EnterRequest(queue_id, "a"))).ticket for queue_id in "abc"]
+        driver: Any = backend._driver
+        done: list[str] = []
+
+        def counted(name: str, method: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: Any) -> None:
+                done.append(name)
+                method(*arguments)
+
+            return call
+
+        driver.index.write = counted("write due", driver.index.write)
+        driver.index._add = counted("add", driver.index._add)
+        driver._tick_queue = counted("tick", driver._tick_queue)
+        own_redis.kill()
+        await wait_until(lambda: len(lost) == 3, "all leases have lapsed")
+        done.clear()
+        await wait_until(lambda: done.count("write due") == 3, "three writes of the index were due")
+        assert done.count("add") == 0
+        assert done.count("tick") <= 3  # one for each queue and lease
+        own_redis.start()
+        client: Any = own_redis.client
+        await wait_until(lambda: client.zcard("genesis:queue:index:queues") == 3, "all are listed")
+        for ticket in tickets:
+            backend.leave(ticket)

@@ -35,7 +35,7 @@ def _queue(server: RedisServer) -> Queue:
 
 def _cores(queue: Queue) -> list[Any]:
     backend: Any = queue._backend
-    return [local.core for local in backend._inner._driver.queues.values()]
+    return list(backend._inner._driver.queues.values())
 
 
 async def _break(server: RedisServer, queue: Queue) -> tuple[float, LoopWatch]:

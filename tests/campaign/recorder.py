@@ -55,8 +55,8 @@ class Recorder:
 
         def open_queue(queue_id: str) -> LocalQueue:
             queue = honest(queue_id)
-            if "replied" not in vars(queue.core):
-                vars(queue.core)["replied"] = partial(self._replied, queue, queue.core.replied)
+            if "replied" not in vars(queue):
+                vars(queue)["replied"] = partial(self._replied, queue, queue.replied)
             return queue
 
         vars(driver)["open"] = open_queue
@@ -64,18 +64,18 @@ class Recorder:
     def _replied(
         self, queue: LocalQueue, honest: Any, command: Command, reply: Any, now: float
     ) -> None:
-        core, queue_id = queue.core, queue.queue_id
-        current = command.session == core.session and core.up
+        queue_id = queue.queue_id
+        current = command.session == queue.session and queue.up
         honest(command, reply, now)
         if not current or isinstance(reply, Exception) or reply[0] != 1:
             return
-        synced = command.name == "sync" and command.last and core.confirmed == command.session
+        synced = command.name == "sync" and command.last and queue.confirmed == command.session
         if not synced and command.name != "beat":
             return
         self._deadlines[queue_id] = command.sent + self._inner.heartbeat_interval * 3
         self._log("deadline", queue=queue_id, until=self._deadlines[queue_id])
         # A heartbeat whose numbers differ is followed by a sync.
-        unknown = int(core.session != command.session)
+        unknown = int(queue.session != command.session)
         self._log("beat", queue=queue_id, sent=command.sent, unknown=unknown)
         if synced:
             self._log("restored", queue=queue_id, redis=reply[1], data_lost=bool(reply[6]))

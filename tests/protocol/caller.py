@@ -13,13 +13,12 @@ from typing import Any
 from genesis.backends.redis import core as core_module
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member, ticket_of
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Stage
 from tests.protocol.instance import (
     BrokenPromiseError,
     Call,
     Core,
     Instance,
-    Recorder,
     Step,
     Ticket,
     core_over,
@@ -40,7 +39,7 @@ class Caller:
         self, calls: tuple[Call, ...], page: int = 500, core: type[Core] | None = None
     ) -> None:
         self.calls, self.page = calls, page
-        self.core_class = core or core_over(QueueCore)
+        self.core_class = core or core_over()
         serials = [
             sum(other.owner == call.owner for other in calls[:k]) for k, call in enumerate(calls)
         ]
@@ -85,13 +84,11 @@ class Caller:
         return ticket
 
     def thaw(self, i: int, frozen: Instance, now: float) -> tuple[Core, dict[int, LocalTicket]]:
-        sessions = Sessions()
-        sessions.last = frozen.last_session
-        core = self.core_class("q", Recorder(), sessions, LEASE, self.page)
-        core.moves = []
+        core = self.core_class("q", LEASE, self.page)
+        core.last_session = frozen.last_session
         core.up, core.session, core.confirmed = frozen.up, frozen.session, frozen.confirmed
         core.lease_deadline = {-1: math.inf, 1: float(LEASE), 0: -1.0}[frozen.lease]
-        core.renewed, core.limit = frozen.renewed, frozen.limit
+        core.renewed, core.limit, core.failing = frozen.renewed, frozen.limit, frozen.failing
         core.override = (frozen.version, frozen.override)
         core.due = LEASE / 3 if frozen.due else math.inf
         core._beating, core._beats = frozen.beating, frozen.beats
@@ -127,9 +124,10 @@ class Caller:
                 rows.append(Ticket(k, "x", wanted=False, view="x"))
         deadline = core.lease_deadline
         return Instance(
-            core._sessions.last, True, lapsed, core.up, core.session, core.confirmed,
+            core.last_session, True, lapsed, core.up, core.session, core.confirmed,
             -1 if deadline == math.inf else 1 if deadline > 0 else 0, core.renewed, *core.override,
-            core.limit, core.due < math.inf, core._beating, min(core._beats, 0), tuple(rows),
+            core.limit, core.failing, core.due < math.inf, core._beating, min(core._beats, 0),
+            tuple(rows),
         )  # fmt: skip
 
     # One event
@@ -162,7 +160,7 @@ class Caller:
         if name == "forget":
             if not core.idle:
                 raise BrokenPromiseError("not idle")
-            return Step(Instance(core._sessions.last, tickets=instance.tickets), ())
+            return Step(Instance(core.last_session, tickets=instance.tickets), ())
         for ticket in core.tickets.values():
             k = self.by_id[ticket.id]
             stage, view = ticket.stage.value, views[k]
@@ -170,7 +168,7 @@ class Caller:
                 raise BrokenPromiseError(
                     f"{self.calls[k].name} is {stage}, and its call was told {view}"
                 )
-        commands = tuple(self._frozen_command(command) for command in core._output.commands)
+        commands = tuple(self._frozen_command(command) for command in core.commands)
         return Step(self.freeze(core, tickets, views, lapsed), commands)
 
     def _frozen_command(self, command: Command) -> tuple[Any, ...]:
@@ -225,16 +223,11 @@ class Caller:
         i: int,
     ) -> None:
         name, session, sent, arguments, handles, last = command
-        if name == "limit":
-            if reply != (0,) and reply != ("error",):
-                core.know_override(reply[1], arguments[1])
-                core.take(session, self._effects(*reply[2:]), now)
-            return
-        if name == "evict":
+        if name in ("limit", "evict"):
             if reply != ("error",):
-                if reply[0]:
-                    core.evicted(session, ticket_of(arguments[0]), now)
-                core.take(session, self._effects(*reply[1:]), now)
+                head, *effects = reply
+                more = self._effects(*effects) if effects else []
+                core.asked(name, session, arguments, [head, *more], now)
             return
         words = (b"", b"", b"x:1 0  x" if name == "leave" else b"", b"", b"")
         thawed = Command(
@@ -290,9 +283,8 @@ class Caller:
         said: dict[int, list[tuple[str, str]]] = {}
         moves = [(self.by_id[name], before, after) for name, before, after in core.moves]
         leaving = self.leaving
-        output = core._output
-        while output.verdicts:
-            verdicts, output.verdicts = output.verdicts, []
+        while core.verdicts:
+            verdicts, core.verdicts = core.verdicts, []
             for kind, *details in verdicts:
                 if kind in ("emit", "rejected"):
                     continue
@@ -300,8 +292,7 @@ class Caller:
                 k = self.by_id[ticket.id]
                 who, view = self.calls[k].name, views[k]
                 lapsed = details[1:] == ["lapsed"]
-                cause = "take" if event == "evicted" and kind == "granted" else event
-                said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else cause))
+                said.setdefault(k, []).append((kind, "lease lapsed" if lapsed else event))
                 if k == leaving and kind == "left":
                     view = "l"
                 if kind == "left":
@@ -332,8 +323,7 @@ def event_name(event: tuple[Any, ...]) -> str:
     """The event's name in the table at the top of core.py."""
     if event[0] != "reply":
         return {"push": "pushed"}.get(event[0], str(event[0]))
-    name = event[1][0]
-    return {"limit": "take", "evict": "evicted"}.get(name, f"reply to {name}")
+    return f"reply to {event[1][0]}"
 
 
 def count(core: QueueCore) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions
-from tests.protocol.instance import Recorder
+from genesis.backends.redis.ticket import Command, LocalTicket
+from tests.protocol.instance import core_over
 
 LEASE = 15.0
 NUMBERS = [0, 0, b"1", 0, 0, 0, 0]
@@ -18,8 +17,7 @@ class Line:
     """A core, and the replies that Redis would give."""
 
     def __init__(self, page: int = 500) -> None:
-        self.output = Recorder()
-        self.core = QueueCore("q", self.output, Sessions(), LEASE, page)
+        self.core = core_over()("q", LEASE, page)
         self.serial = 0
 
     def ticket(self, name: str, **options: Any) -> LocalTicket:
@@ -32,7 +30,7 @@ class Line:
         return ticket
 
     def commands(self) -> list[Command]:
-        commands, self.output.commands = self.output.commands, []
+        commands, self.core.commands = self.core.commands, []
         return commands
 
     def command(self, name: str) -> Command:
@@ -41,7 +39,7 @@ class Line:
         return command
 
     def verdicts(self) -> list[Any]:
-        verdicts, self.output.verdicts = self.output.verdicts, []
+        verdicts, self.core.verdicts = self.core.verdicts, []
         return verdicts
 
     def synced(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 from genesis.backends.redis.core import QueueCore
-from genesis.backends.redis.ticket import Command, LocalTicket, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket, Output, Stage
 
 __all__ = [
     "BrokenPromiseError",
     "Call",
     "Core",
     "Instance",
-    "Recorder",
     "Step",
     "Ticket",
     "core_over",
@@ -62,6 +62,7 @@ class Instance(NamedTuple):
     version: int = 0
     override: bytes = b""
     limit: bytes = b""
+    failing: bool = False
     due: bool = False
     beating: bool = False
     beats: int = 0  # -1: a sync is due
@@ -75,35 +76,39 @@ class Step(NamedTuple):
     commands: tuple[Any, ...]
 
 
-class Recorder:
-    """The `Output` of a core, recorded: the commands, and all else as (method, arguments)."""
-
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.verdicts: list[tuple[Any, ...]] = []
-
-    def send(self, command: Command) -> None:
-        self.commands.append(command)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: self.verdicts.append((name, *arguments))
-
-
 class Core(QueueCore):
-    """The shipped core, recording its transitions."""
+    """The shipped core, recording its commands, its other output as (method, arguments), and its
+    transitions."""
 
+    commands: list[Command]
+    verdicts: list[tuple[Any, ...]]
     moves: list[tuple[bytes, str, str]]
-    _output: Recorder
+    last_session: int
 
 
-def core_over(base: type[QueueCore]) -> type[Core]:
+def core_over(base: Any = QueueCore) -> type[Core]:
+    def create(self: Any, *arguments: Any) -> None:
+        base.__init__(self, *arguments)
+        self.commands, self.verdicts, self.moves, self.last_session = [], [], [], 0
+
+    def next_session(self: Any, above: int) -> int:
+        self.last_session = max(self.last_session, above) + 1
+        return int(self.last_session)
+
     def move(self: Any, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         before = ticket.stage
         base._move(self, ticket, stage, number)
         if before is not stage:
             self.moves.append((ticket.id, before.name, stage.name))
 
-    return type("Core", (base,), {"_move": move})
+    def recorded(name: str) -> Any:
+        return lambda self, *arguments: self.verdicts.append((name, *arguments))
+
+    names = [name for name, value in vars(Output).items() if inspect.isfunction(value)]
+    output = {name: recorded(name) for name in names if not name.startswith("_")}
+    output["send"] = lambda self, command: self.commands.append(command)
+    own = {"__init__": create, "_move": move, "next_session": next_session}
+    return type("Core", (base,), output | own)
 
 
 def frozen(argument: bytes) -> Any:

@@ -296,6 +296,8 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
     """A reply without the parts that only the clock or an observer affects."""
     if reply[0] == 0 and name != "evict":
         return (0,)
+    if name == "limit":
+        return (int(reply[0]), pairs(reply[1]), sign(reply[3])) if len(reply) > 1 else (0,)
     fresh = renewal(instance, FRESH) if instance >= 0 else 0
     if name == "enter":
         row, _, _, _, *effects = reply
@@ -317,8 +319,4 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
         _, _, override, version, _, rows, lost, _, _, more, granted, _, look = reply
         short = tuple(tuple(row[: 2 if row[0] == 3 else 3]) for row in rows)
         return (1, fresh, sign(look), short, override, int(version), more, lost, pairs(granted))
-    if name == "limit":
-        return (1, int(reply[1]), pairs(reply[2]), sign(reply[4]))
-    if name == "evict":
-        return (reply[0], pairs(reply[1]), sign(reply[3]))
-    return (1, pairs(reply[1]), sign(reply[3]))
+    return (reply[0] if name == "evict" else 1, pairs(reply[1]), sign(reply[3]))

@@ -78,6 +78,18 @@ def test_a_lapsed_lease_ends_holders_and_asks_for_waiters_again(line: Line) -> N
     assert waits.stage is Stage.WAITING
 
 
+def test_a_lease_that_lapses_while_redis_rejects_everything_ends_waiters(line: Line) -> None:
+    """The connection is up, but a sync would not get their places back."""
+    waits = line.waiting()
+    line.core.tick(5)
+    line.core.replied(line.command("beat"), ERROR, 5)
+    line.core.tick(6)
+    line.core.replied(line.command("sync"), ERROR, 6)
+    line.verdicts()
+    line.core.tick(LEASE)
+    assert line.verdicts() == [("out_of_reach", waits)]
+
+
 @pytest.mark.parametrize("kind", ["push", "reply"])
 def test_a_grant_that_is_read_after_the_lease_is_not_believed(line: Line, kind: str) -> None:
     waits = line.waiting()
@@ -261,8 +273,8 @@ def test_a_call_that_took_a_kept_place_lists_which(line: Line) -> None:
 
 
 def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> None:
-    line.core.know_override(5, b"3")
-    line.core.know_override(4, b"9")
+    line.core.asked("limit", line.core.session, (b"0", b"3"), [b"5", [], [], -1], 1)
+    line.core.asked("limit", line.core.session, (b"0", b"9"), [b"4", [], [], -1], 1)
     line.core.sync_soon(1)
     line.core.tick(1)
     sync = line.command("sync")
@@ -289,7 +301,7 @@ def test_another_limit_is_reported(line: Line) -> None:
 def test_evicted_and_lost(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.pushed(b"e", line.core.session, held.id, b"", 0)
-    line.core.evicted(line.core.session, waits.id, 0)
+    line.core.asked("evict", line.core.session, (waits.member,), [1, [], [], -1], 0)
     assert line.verdicts() == [("lost", held, "evicted"), ("evicted", waits)]
 
 
@@ -305,12 +317,13 @@ def test_a_sync_reports_what_was_evicted_and_reaped_meanwhile(line: Line) -> Non
 def test_what_an_own_set_limit_grants_is_believed_in_its_session_only(line: Line) -> None:
     waits = line.waiting()
     session = line.core.session
-    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # read after the lease
+    words, reply = (b"0", b"2"), [b"5", [(waits.member, 30)], [], -1]
+    line.core.asked("limit", session, words, reply, LEASE)  # read after the lease
     assert line.verdicts() == []
-    line.core.take(session, ([(waits.member, 30)], (), -1), LEASE)  # of an old session
+    line.core.asked("limit", session, words, reply, LEASE)  # of an old session
     assert line.verdicts() == []
     line.synced(line.command("sync"), [2, 20], now=LEASE)
-    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
+    line.core.asked("limit", line.core.session, words, reply, LEASE)
     assert line.verdicts() == [("granted", waits, None)]
 
 
@@ -319,7 +332,8 @@ def test_what_an_own_set_limit_grants_is_not_believed_while_no_sync_is_answered(
     waits = line.waiting()
     line.core.tick(LEASE)
     line.core.replied(line.command("sync"), ERROR, LEASE)
-    line.core.take(line.core.session, ([(waits.member, 30)], (), -1), LEASE)
+    reply = [[0] * 7, [(waits.member, 30)], [], -1, []]
+    line.core.asked("stats", line.core.session, (), reply, LEASE)
     assert [v for v in line.verdicts() if v[0] == "granted"] == []
     line.core.tick(LEASE + 1)
     line.synced(line.command("sync"), [1, 30], now=LEASE + 1)
@@ -372,5 +386,5 @@ def test_a_late_reply_without_a_session_sets_no_timer_while_disconnected(line: L
     """`tick` would not reset it, and the driver's timer would fire again and again."""
     session = line.core.session
     line.core.disconnected()
-    line.core.take(session, ((), (), 0), 1.0)
+    line.core.asked("limit", session, (b"0", b"2"), [b"5", [], [], 0], 1.0)
     assert line.core.due == math.inf

@@ -35,10 +35,13 @@ SHOWN: dict[str, set[Row]] = {
         ("reply to sync", "HOLDING", "ENDED", "lost"),
     },
     "two calls, an eviction by an instance": {
-        ("evicted", "HOLDING", "ENDED", "lost"),
-        ("evicted", "WAITING", "ENDED", "evicted"),
+        ("reply to evict", "HOLDING", "ENDED", "lost"),
+        ("reply to evict", "WAITING", "ENDED", "evicted"),
         ("pushed", "WAITING", "ENDED", "evicted"),
-        ("take", "WAITING", "HOLDING", "granted"),
+        ("reply to evict", "WAITING", "HOLDING", "granted"),
+    },
+    "two calls, set_limit 2 and none by an instance": {
+        ("reply to limit", "WAITING", "HOLDING", "granted"),
     },
     "two calls in pages of one, a loss": {
         ("reply to beat", "WAITING", "HOLDING", "granted"),

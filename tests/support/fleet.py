@@ -196,7 +196,7 @@ class Fleet:
 async def renewed(queue: Queue, queue_id: str = SALES) -> None:
     """Return right after a lease of `queue` was renewed."""
     backend: Any = queue._backend
-    core = backend._inner._driver.queues[queue_id].core
+    core = backend._inner._driver.queues[queue_id]
     before = core.renewed
     await wait_until(lambda: core.renewed > before, "the lease is renewed")
 

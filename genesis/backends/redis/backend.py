@@ -15,7 +15,6 @@ from types import TracebackType
 from redis.asyncio import Redis, RedisCluster
 
 from genesis.backends.identity import new_instance_id
-from genesis.backends.places import decode
 from genesis.backends.protocol import (
     ONE_REPLY,
     BackendEvent,
@@ -28,12 +27,9 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis.calls import Call, unavailable
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.driver import BEFORE, Driver
-from genesis.backends.redis.keys import channel_prefix, check_key_prefix
-from genesis.backends.redis.link import LinkSettings
-from genesis.backends.redis.members import make_member
+from genesis.backends.redis.driver import BEFORE, CLOSE_WITHIN, Driver
+from genesis.backends.redis.keys import check_key_prefix
 from genesis.backends.redis.requests import Requests
-from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
@@ -42,7 +38,6 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 __all__ = ["RedisBackend"]
 
 _DEFAULT_URL = "redis://localhost:6379"
-_CLOSE_WITHIN = 1.0  # seconds for which `close` waits for Redis
 
 
 class RedisBackend(Requests):
@@ -125,24 +120,17 @@ class RedisBackend(Requests):
     async def enter(self, request: EnterRequest) -> EnterResult:
         driver = self._join("enter", request.queue_id, request.item_id)
         queue = driver.open(request.queue_id)
-        serial, instance = next(driver.serials), driver.instance_id
-        member = make_member(instance, serial, request.head_start, request.context, request.item_id)
-        call = Call(queue, member, request, _kept(request.place_token), driver.loop)
+        call = Call(queue, request)
         if driver.denied(queue):
             raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
-        driver.enter(call)
-        timer = driver.answer_within(call, ONE_REPLY if request.timeout == 0 else request.timeout)
+        driver.enter(call, ONE_REPLY if request.timeout == 0 else request.timeout)
         try:
             result = await call.answer
         except BaseException:
-            call.observed = False
             driver.leave(call, unanswered=True)
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+        call.answer = driver.answered
         if result.grant is None and not result.position:  # refused
-            call.observed = False
             driver.leave(call)
         return result
 
@@ -156,12 +144,10 @@ class RedisBackend(Requests):
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:
         call = self._call(ticket)
-        if call is None or self._driver is None or not call.wanted:
+        if call is None or not call.wanted:
             return LeaveResult(None)
-        call.observed = False
-        self._driver.leave(call, context, keep_place)
-        if call.result is None:
-            call.observed = True
+        call.queue.driver.leave(call, context, keep_place)
+        call.observed = call.result is None
         return call.result
 
     async def flush(self) -> None:
@@ -170,10 +156,9 @@ class RedisBackend(Requests):
 
     def lapsed(self, ticket: Ticket) -> bool:
         call = self._call(ticket)
-        driver = self._driver
-        if call is None or driver is None or call.lost or call.stage is not Stage.HOLDING:
+        if call is None or not call.wanted or call.stage is not Stage.HOLDING:
             return True
-        return driver.loop.time() >= call.queue.core.lease_deadline
+        return call.queue.driver.loop.time() >= call.queue.lease_deadline
 
     async def close(self) -> None:
         # Every call of `close` awaits one task: cancelling `close` halfway must not leak connections.
@@ -187,19 +172,16 @@ class RedisBackend(Requests):
             return
         if self._closing is None:
             driver.end_calls()
-            self._closing = loop.create_task(_shut_down(driver))
+            self._closing = loop.create_task(driver.close())
         await asyncio.wait({self._closing})
 
     async def _close_elsewhere(self, driver: Driver) -> None:
         """Close from a loop other than the driver's."""
         if driver.loop.is_running():
             closing = asyncio.run_coroutine_threadsafe(self.close(), driver.loop)
-            await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2 * _CLOSE_WITHIN)
+            await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2 * CLOSE_WITHIN)
         else:  # no command can be sent in a stopped loop; what is left is reaped after the lease
-            if driver.loop.is_closed():
-                driver.end()
-            else:
-                _abort(driver)
+            driver.abort()
             self._driver = None
 
     async def __aenter__(self) -> RedisBackend:
@@ -219,25 +201,26 @@ class RedisBackend(Requests):
             raise unavailable(operation, BackendUnavailableError.CLOSED, queue_id, item_id)
         loop = asyncio.get_running_loop()
         driver = self._driver
-        if driver is not None and driver.loop is loop:
-            return driver
-        if driver is None or driver.loop.is_closed():
-            if os.getpid() != self._pid and driver is not None:
+        if driver is not None:
+            if driver.loop is loop:
+                return driver
+            if not driver.loop.is_closed():
+                raise RuntimeError(
+                    "this RedisBackend is in use in another event loop; make one for each loop"
+                )
+            if os.getpid() != self._pid:
                 # Both processes would have the same instance id, and so share tickets and slots.
                 raise RuntimeError(
                     "this RedisBackend was used before the process forked; make one in each process"
                 )
-            if driver is not None:
-                driver.end()
-            # An empty context: the driver's callbacks would keep that of the first call.
-            self._driver = successor = Context().run(self._start)
-            if driver is not None and driver.down:
-                successor.down[BEFORE] = min(driver.down.values())
-            return successor
-        raise RuntimeError("this RedisBackend is in use in another event loop; make one for each loop")
+            driver.abort()
+        # An empty context: the driver's callbacks would keep that of the first call.
+        self._driver = successor = Context().run(self._start)
+        if driver is not None and driver.down:
+            successor.down[BEFORE] = min(driver.down.values())
+        return successor
 
     def _start(self) -> Driver:
-        channels = channel_prefix(self._key_prefix)
         # A weak reference: the loop refers to the driver while a connection is up. An abandoned backend
         # must still be collected, which closes its connection.
         this = weakref.ref(self)
@@ -247,22 +230,8 @@ class RedisBackend(Requests):
             if backend is not None and backend._listener is not None:
                 backend._listener(event)
 
-        redact = self._servers.redact
         driver = Driver(
-            self.instance_id, self._key_prefix, channels, self._lease, self._timeout, emit, redact
-        )
-        driver.clustered = self._servers.clustered
-        driver.router = self._servers.router(
-            LinkSettings(
-                channels + driver.instance_id.encode(),
-                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
-                self._timeout,
-                self.heartbeat_interval,
-                driver.on_up,
-                driver.on_down,
-                driver.on_push,
-                driver.on_moved,
-            )
+            self._servers, self.instance_id, self._key_prefix, self._lease, self._timeout, emit
         )
         if self._forgotten is not None:
             self._forgotten.detach()  # it would keep the driver of a closed loop alive
@@ -273,32 +242,10 @@ class RedisBackend(Requests):
         return None if self._driver is None else self._driver.calls.get(ticket.id)
 
 
-async def _shut_down(driver: Driver) -> None:
-    if any(link.up for link in driver.router.links()):
-        await asyncio.wait({asyncio.ensure_future(driver.flush())}, timeout=_CLOSE_WITHIN)
-    driver.stop()
-    await driver.router.close(_CLOSE_WITHIN)
-    driver.end()
-
-
 def _forget(driver: Driver) -> None:
     """Finalizer: the backend was collected without `close`, perhaps in another thread."""
     if not driver.closing and not driver.loop.is_closed():
-        driver.loop.call_soon_threadsafe(_abort, driver, context=Context())
-
-
-def _abort(driver: Driver) -> None:
-    driver.stop()
-    driver.router.abort()
-    driver.end()
-
-
-def _kept(token: str) -> bytes:
-    """Convert a place token to `<kept id> <place>`."""
-    if not token:
-        return b""
-    place = decode(token)
-    return f"{place.kept_id} {place.place:.0f}".encode()
+        driver.loop.call_soon_threadsafe(driver.abort, context=Context())
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from genesis.backends.places import decode
 from genesis.backends.protocol import (
     BackendEvent,
     CallRef,
@@ -21,8 +22,9 @@ from genesis.backends.protocol import (
     new_tuple,
 )
 from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.members import make_member
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import Command, LocalTicket, Sessions, Stage
+from genesis.backends.redis.ticket import Command, LocalTicket
 from genesis.backends.waiting import fail
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
@@ -43,62 +45,56 @@ class Call(LocalTicket):
     calls `leave`.
     """
 
-    __slots__ = ("answer", "granted", "lost", "observed", "queue", "result", "ticket")
+    __slots__ = ("answer", "granted", "observed", "queue", "result", "ticket")
 
-    def __init__(
-        self,
-        queue: LocalQueue,
-        member: bytes,
-        request: EnterRequest,
-        kept: bytes,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        limit, most = request.limit, request.max_waiting
+    def __init__(self, queue: LocalQueue, request: EnterRequest) -> None:
+        driver, limit, most = queue.driver, request.limit, request.max_waiting
+        serial, context = next(driver.serials), request.context
         super().__init__(
-            member,
+            make_member(driver.instance_id, serial, request.head_start, context, request.item_id),
             b"" if limit is None else b"%d" % limit,
             b"" if most is None else b"%d" % most,
-            kept,
+            _kept(request.place_token),
         )
         self.queue = queue
         self.ticket = Ticket(request.queue_id, request.item_id, self.id.decode())
-        self.answer: asyncio.Future[EnterResult] = loop.create_future()
+        self.answer: asyncio.Future[EnterResult] = driver.loop.create_future()
         self.granted: asyncio.Future[Grant] | None = None
-        self.lost = False  # never reset
-        self.observed = True  # emit its `Left`: `enter` has returned this ticket
+        self.observed = False  # emit its `Left`: `leave` has returned None
         self.result: LeaveResult | None = None
 
     def answered(self, result: EnterResult) -> None:
         if not self.answer.done():
             self.answer.set_result(result)
 
-    def fail(self, error: Exception) -> None:
-        """End the wait with an error, whether it is for `answer` or for `granted`."""
+    def fail(self, cause: str) -> None:
+        """End the wait, whether it is for `answer` or for `granted`: Redis cannot be reached."""
         future: asyncio.Future[Any] = self.answer if self.granted is None else self.granted
-        fail(future, error)
+        operation = "enter" if self.granted is None else "wait"
+        fail(future, unavailable(operation, cause, *self.ticket[:2]))
 
 
-class LocalQueue:
+def _kept(token: str) -> bytes:
+    """Convert a place token to `<kept id> <place>`."""
+    if not token:
+        return b""
+    place = decode(token)
+    return f"{place.kept_id} {place.place:.0f}".encode()
+
+
+class LocalQueue(QueueCore):
     """One queue in which this instance has tickets, or had some within the last lease.
 
-    Invariant: `link` is None exactly while `core.up` is false.
+    Invariant: `link` is None exactly while `up` is false.
     """
 
-    __slots__ = (
-        "core", "driver", "keys", "link", "queue_id", "redirected_at", "redirection", "rejected_since",
-        "timer_at",
-    )  # fmt: skip
-
-    def __init__(
-        self, driver: Driver, queue_id: str, keys: tuple[bytes, ...], sessions: Sessions
-    ) -> None:
+    def __init__(self, driver: Driver, queue_id: str, keys: tuple[bytes, ...]) -> None:
+        super().__init__(queue_id, driver.lease)
         self.driver = driver
-        self.queue_id = queue_id
         self.keys = keys
-        self.core = QueueCore(queue_id, self, sessions, driver.lease)
         self.link: Any = None
         self.timer_at = float("inf")  # the driver's next tick of this queue
-        self.rejected_since: float | None = None  # when Redis began to reject heartbeats and syncs
+        self.rejection = ""  # the last error reply to another command than `enter`
         self.redirection = ""  # the last MOVED, ASK or CLUSTERDOWN; "" after a script has run
         self.redirected_at = -float("inf")
 
@@ -122,8 +118,12 @@ class LocalQueue:
     def send(self, command: Command) -> None:
         on_reply = partial(self.driver.replied, self, command)
         # Without waiters a release is not urgent: it is written with the next command.
-        urgent = self.core.crowded or command.name != "leave"
+        urgent = self.crowded or command.name != "leave"
         self.call(command.name, b"%d" % command.session, command.arguments, on_reply, urgent)
+
+    def next_session(self, above: int) -> int:
+        self.driver.last_session = max(self.driver.last_session, above) + 1
+        return self.driver.last_session
 
     def emit(self, event: BackendEvent) -> None:
         if isinstance(event, LimitDisagreement):
@@ -148,28 +148,23 @@ class LocalQueue:
         call.answered(EnterResult(call.ticket, None, 0, depth, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
-        call.fail(unavailable("enter", self.driver.redact(error), *call.ticket[:2]))
+        call.fail(self.driver.redact(error))
 
     def evicted(self, call: Call) -> None:
         if call.granted is None:  # before Redis's reply to `enter` was read
             call.granted = call.answer.get_loop().create_future()
             call.answered(EnterResult(call.ticket, None, 1, 1))
-        call.fail(EvictedError(*call.ticket[:2]))
+        fail(call.granted, EvictedError(*call.ticket[:2]))
 
     def out_of_reach(self, call: Call) -> None:
-        self._lose_place(call, self.driver.why_down(self))
-
-    def _lose_place(self, call: Any, cause: str) -> None:
-        why = (
+        cause = self.driver.why_down(self) or self.rejection
+        call.fail(
             f"it has renewed nothing for longer than the lease of {self.driver.lease:g} s ({cause}), "
             "so the place in line is lost"
         )
-        call.fail(unavailable("wait", why, *call.ticket[:2]))
 
-    def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted", "closed"]) -> None:
-        if not call.lost:
-            call.lost = True
-            self.driver.emit(SlotLost(call.ticket, reason))
+    def lost(self, call: Call, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
+        self.driver.emit(SlotLost(call.ticket, reason))
 
     def left(self, call: Call, result: LeaveResult, confirmed: bool) -> None:
         call.result = result
@@ -178,12 +173,5 @@ class LocalQueue:
         self.driver.forget(call)
 
     def rejected(self, command: str, error: Exception) -> None:
-        driver, now = self.driver, self.driver.loop.time()
-        if self.rejected_since is None:
-            self.rejected_since = now
-        detail = f"queue {self.queue_id!r}: {command}: {driver.redact(error)}"
-        driver.is_down(f"queue {self.queue_id}", "refused", detail)
-        if now - self.rejected_since >= driver.lease:  # connected, but not renewed: places are lost
-            for call in self.core.tickets.values():
-                if call.stage is Stage.WAITING and call.wanted:
-                    self._lose_place(call, detail)
+        self.rejection = f"queue {self.queue_id!r}: {command}: {self.driver.redact(error)}"
+        self.driver.is_down(f"queue {self.queue_id}", "refused", self.rejection)

@@ -1,7 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
 No socket, no clock, no task. Events go in as method calls, with the time where it matters. Commands to
-send and verdicts about tickets come out as calls of `Output`. See README.md:
+send and verdicts about tickets come out as calls of the methods of `Output`. See README.md:
 
 1. No step of a call is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the
    list of its tickets.
@@ -13,18 +13,18 @@ send and verdicts about tickets come out as calls of `Output`. See README.md:
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
-| stage    | event                                           | next    | verdict |
-|----------|-------------------------------------------------|---------|---------|
-| ENTERING | reply to enter, sync                            | HOLDING | granted |
-| ENTERING | reply to enter, sync                            | WAITING | waiting |
-| ENTERING | reply to enter, sync: busy or full              | ENDED   | refused |
-| ENTERING | reply to enter, sync: either is an error        | ENDED   | failed  |
-| ENTERING | reply to sync                                   | ENDED   | evicted |
-| WAITING  | pushed; take; reply to enter, leave, beat, sync | HOLDING | granted |
-| WAITING  | pushed; evicted; reply to sync                  | ENDED   | evicted |
-| HOLDING  | pushed; evicted; reply to sync: evicted, reaped | ENDED   | lost    |
-| HOLDING  | lease lapsed: seen by any event                 | ENDED   | lost    |
-| any      | reply to leave; reply to a sync without it      | (gone)  | left    |
+| stage    | event                                                   | next    | verdict |
+|----------|---------------------------------------------------------|---------|---------|
+| ENTERING | reply to enter, sync                                    | HOLDING | granted |
+| ENTERING | reply to enter, sync                                    | WAITING | waiting |
+| ENTERING | reply to enter, sync: busy or full                      | ENDED   | refused |
+| ENTERING | reply to enter, sync: either is an error                | ENDED   | failed  |
+| ENTERING | reply to sync                                           | ENDED   | evicted |
+| WAITING  | pushed; reply to enter, leave, beat, sync, limit, evict | HOLDING | granted |
+| WAITING  | pushed; reply to evict, sync                            | ENDED   | evicted |
+| HOLDING  | pushed; reply to evict, sync: evicted or reaped         | ENDED   | lost    |
+| HOLDING  | lease lapsed: seen by any event                         | ENDED   | lost    |
+| any      | reply to leave; reply to a sync without it              | (gone)  | left    |
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from genesis.backends import protocol
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import CallRef, LeaveResult, State
 from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
-from genesis.backends.redis.ticket import Command, LocalTicket, Output, Sessions, Stage, pages_of
+from genesis.backends.redis.ticket import Command, LocalTicket, Output, Stage
 
 __all__ = ["BEATS_PER_LEASE", "QueueCore"]
 
@@ -49,8 +49,8 @@ _TOKEN_MODULUS = 2**32
 _WAS: dict[int, State | None] = {1: "holding", 2: "waiting", 3: None}
 
 
-class QueueCore:
-    """Args: the queue; its output; the instance's sessions; the lease (s); tickets per sync command.
+class QueueCore(Output):
+    """Args: the queue; the lease (s); tickets per sync command.
 
     Invariants:
         a ticket is in `tickets` from `enter` until it has ended and left;
@@ -60,12 +60,8 @@ class QueueCore:
         `confirmed <= session`; they differ from the sending of a sync until its reply is read.
     """
 
-    def __init__(
-        self, queue_id: str, output: Output, sessions: Sessions, lease: float, page: int = 500
-    ) -> None:
-        self._queue_id = queue_id
-        self._output = output
-        self._sessions = sessions
+    def __init__(self, queue_id: str, lease: float, page: int = 500) -> None:
+        self.queue_id = queue_id
         self._lease = lease
         self._page = page
         self.tickets: dict[bytes, LocalTicket] = {}  # in the order of entering
@@ -79,6 +75,7 @@ class QueueCore:
         self.due = math.inf  # when to call `tick`, apart from `lease_deadline`
         self.known = self.held = self.token_sum = 0
         self.crowded = False  # the last reply showed waiters
+        self.failing = False  # a command was rejected, and the lease was not renewed since
         self._beating = False
         self._beats = 0  # since the last sync
 
@@ -97,7 +94,7 @@ class QueueCore:
             return
         ticket.sent = True
         arguments = (ticket.member, ticket.limit, ticket.max_waiting, ticket.kept)
-        self._output.send(Command("enter", self.session, arguments, (ticket,), now))
+        self.send(Command("enter", self.session, arguments, (ticket,), now))
 
     def leave(
         self, ticket: LocalTicket, now: float, context: bytes = b"", keep: float = 0, back: bool = False
@@ -114,7 +111,7 @@ class QueueCore:
         if self.up:
             ticket.left = self.session
             words = ticket.leave_arguments(context, now)
-            self._output.send(Command("leave", self.session, words, (ticket,), now))
+            self.send(Command("leave", self.session, words, (ticket,), now))
 
     def connected(self, now: float) -> None:
         """A new connection is up and has subscribed to this instance's channel."""
@@ -139,7 +136,7 @@ class QueueCore:
         elif self.tickets and self.confirmed == self.session and not self._beating:
             self._beating = True
             self._beats += 1
-            self._output.send(Command("beat", self.session, (), (), now))
+            self.send(Command("beat", self.session, (), (), now))
 
     def replied(self, command: Command, reply: Any, now: float) -> None:
         """A reply came, or an error reply as an exception."""
@@ -147,21 +144,20 @@ class QueueCore:
         if command.session != self.session or not self.up:
             return  # the reply to the sync restores the state of every ticket
         if isinstance(reply, Exception):
-            self._rejected(command, reply, now)
+            self._on_error(command, reply, now)
         elif reply[0] == 0:
             if self._beats >= 0:  # otherwise a sync is scheduled already, after a pause
                 self._sync(now)
         elif command.name == "enter":
-            self._entered(command.tickets[0], reply, now)
+            self._on_enter(command.tickets[0], reply, now)
         elif command.name == "leave":
-            self._left(command.tickets[0], command.arguments[2], reply, now)
+            self._on_leave(command.tickets[0], command.arguments[2], reply, now)
         elif command.name == "beat":
-            self._beaten(command, reply, now)
+            self._on_beat(command, reply, now)
         elif reply[0] == -1:
-            self._sessions.last = max(self._sessions.last, reply[1])
-            self._sync(now)
+            self._sync(now, above=reply[1])
         else:
-            self._synced(command, reply, now)
+            self._on_sync(command, reply, now)
 
     def pushed(self, kind: bytes, session: int, ticket_id: bytes, rest: bytes, now: float) -> None:
         """A message: `g` granted, `rest` is `<token> <the call that left, or ''>`; `e` evicted."""
@@ -172,35 +168,28 @@ class QueueCore:
         if kind == b"g":
             self.crowded = True
             token, _, origin = rest.partition(b" ")
-            self._granted(ticket, int(token), parse_member(origin) if origin else None)
+            self._grant(ticket, int(token), parse_member(origin) if origin else None)
         elif kind == b"e":
-            self._evicted(ticket)
-
-    def know_override(self, version: int, limit: bytes) -> None:
-        """Learn the override of the queue; the greatest version wins."""
-        if version > self.override[0]:
-            self.override = (version, limit)
+            self._evict(ticket)
 
     def sync_soon(self, now: float) -> None:
         """Send a sync with the next `tick`, because this instance and Redis might disagree."""
         self._beats, self.due = -1, now
 
-    def look_in(self, microseconds: int, now: float) -> None:
-        """Send a heartbeat in so many us, as a lease lapses or a window ends; negative: not needed."""
-        if self.up and microseconds >= 0:
-            self.due = min(self.due, now + microseconds / 1e6 + _GRACE)
-
-    def take(self, session: int, effects: Sequence[Any], now: float) -> None:
-        """Apply what `limit`, `evict` or `stats` did; `session` is the core's when it was sent."""
-        # These scripts check no session. If a sync was rejected, others might reap what they grant.
+    def asked(self, script: str, session: int, words: Sequence[bytes], reply: Any, now: float) -> None:
+        """The reply to `limit`, `evict` or `stats`; `session` is the core's when it was sent."""
         self._check_lease(now)
+        head, *effects = reply[:4]
+        if not effects:
+            return
+        if script == "limit":
+            self._know_override(int(head), words[1])
+        elif script == "evict" and head:  # Redis pushes no message to the caller
+            self.pushed(b"e", session, ticket_of(words[0]), b"", now)
+        # These scripts check no session. If a sync was rejected, others might reap what they grant.
         granted, reclaimed, look = effects
         current = self.up and session == self.session == self.confirmed
         self._take((granted if current else (), reclaimed, look), now)
-
-    def evicted(self, session: int, ticket_id: bytes, now: float) -> None:
-        """This instance evicted its own ticket; Redis pushes no message to the caller."""
-        self.pushed(b"e", session, ticket_id, b"", now)
 
     def _take(
         self, effects: Sequence[Any], now: float, by: CallRef | None = None
@@ -213,12 +202,13 @@ class QueueCore:
         by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
         for member, token in granted:
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
-                self._granted(ticket, int(token), by)
+                self._grant(ticket, int(token), by)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
             item_id, owner, context = parse_member(member)
-            self._output.emit(protocol.Reclaimed(self._queue_id, item_id, owner, was, context))
-        self.look_in(look, now)
+            self.emit(protocol.Reclaimed(self.queue_id, item_id, owner, was, context))
+        if self.up and look >= 0:  # when a lease lapses or a window ends; negative: not needed
+            self.due = min(self.due, now + look / 1e6 + _GRACE)
         return tuple(parse_member(member) for member, _ in granted)
 
     @property
@@ -228,28 +218,32 @@ class QueueCore:
 
     # Sync
 
-    def _sync(self, now: float) -> None:
-        self.session = self._sessions.next()
+    def _sync(self, now: float, above: int = 0) -> None:
+        self.session = self.next_session(above)
         self._beating, self._beats = False, 0
         self.due = now + self._lease / BEATS_PER_LEASE
         # Set before the reply: a grant read more than a lease from now must not be trusted.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
         version, override = self.override
         known = (b"%d" % self.confirmed, b"%d" % self.renewed, override, b"%d" % version, self.limit)
-        for page, after, until in pages_of(self.tickets.values(), self._page):
-            arguments = [*known, after, until]
+        listed = [ticket for ticket in self.tickets.values() if ticket.listed]
+        for start in range(0, max(1, len(listed)), self._page):
+            page = tuple(listed[start : start + self._page])
+            last = start + self._page >= len(listed)
+            arguments = [*known, listed[start - 1].member if start else b""]
+            arguments.append(b"" if last else page[-1].member)
             for ticket in page:
                 ticket.sent = True
                 arguments += ticket.row(now)
-            self._output.send(Command("sync", self.session, tuple(arguments), page, now, not until))
+            self.send(Command("sync", self.session, tuple(arguments), page, now, last))
 
-    def _synced(self, command: Command, reply: Sequence[Any], now: float) -> None:
+    def _on_sync(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, override, version, numbers, rows, data_lost, previous, holders, *rest = reply
         more, *effects = rest
-        self.know_override(int(version), override)
+        self._know_override(int(version), override)
         if data_lost:
-            detail = f"queue {self._queue_id!r} registers {len(self.tickets)} tickets again"
-            self._output.emit(protocol.Disrupted("data_lost", detail, lasts=False))
+            detail = f"queue {self.queue_id!r} registers {len(self.tickets)} tickets again"
+            self.emit(protocol.Disrupted("data_lost", detail, lasts=False))
         self._disagree(previous, self.limit)
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers[0], int(numbers[2]), holders)
@@ -265,12 +259,17 @@ class QueueCore:
             self.sync_soon(now)
 
     def _renewed(self, command: Command, redis_now: int) -> None:
-        self.renewed = redis_now
+        self.renewed, self.failing = redis_now, False
         self.lease_deadline = command.sent + self._lease
+
+    def _know_override(self, version: int, limit: bytes) -> None:
+        """Learn the override of the queue; the greatest version wins."""
+        if version > self.override[0]:
+            self.override = (version, limit)
 
     def _disagree(self, previous: bytes, limit: bytes) -> None:
         if previous:
-            self._output.emit(protocol.LimitDisagreement(self._queue_id, int(previous), int(limit)))
+            self.emit(protocol.LimitDisagreement(self.queue_id, int(previous), int(limit)))
 
     def _judged(
         self, ticket: LocalTicket, row: Sequence[int], depth: int, limit: int, holders: Sequence[bytes]
@@ -279,28 +278,28 @@ class QueueCore:
         code, number, *more = row
         ticket.resumed = ticket.resumed or (code in (1, 2) and more[:1] == [1])
         if code == 1:
-            self._granted(ticket, number, None)
+            self._grant(ticket, number, None)
         elif code == 2:
             entering = ticket.stage is Stage.ENTERING
             self._move(ticket, Stage.WAITING, number)
             if entering and ticket.wanted:
                 calls = tuple(map(parse_member, holders)) if ticket.asks_who else ()
-                self._output.waiting(ticket, more[1], depth, calls)
+                self.waiting(ticket, more[1], depth, calls)
         elif code == 3:
             self._move(ticket, Stage.ENDED)
             if ticket.wanted:
                 retry_after = expected_wait(depth + 1, limit, mean_hold_of(*more))
-                self._output.refused(ticket, depth, retry_after)
+                self.refused(ticket, depth, retry_after)
         elif code == 5:
-            self._evicted(ticket)
+            self._evict(ticket)
         elif code == 6:
-            self._lost(ticket, "reaped")
+            self._lose(ticket, "reaped")
         elif code == 7:
             self._gone(ticket, LeaveResult(_WAS[number]), confirmed=True)
 
     # Replies
 
-    def _entered(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
+    def _on_enter(self, ticket: LocalTicket, reply: Sequence[Any], now: float) -> None:
         row, depth, limit, previous, *rest = reply
         holders: Sequence[bytes] = ()
         if rest:
@@ -310,36 +309,37 @@ class QueueCore:
         self.crowded = depth > 0
         self._judged(ticket, row, depth, int(limit), holders)
 
-    def _left(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
+    def _on_leave(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         was, depth, *effects = reply
         self.crowded = depth > 0
         granted = self._take(effects, now, parse_member(origin)) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
-    def _beaten(self, command: Command, reply: Sequence[Any], now: float) -> None:
+    def _on_beat(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, override, version, numbers, count, held, total, *effects = reply
         self._beating = False
         self._renewed(command, redis_now)
-        self.know_override(int(version), override)
+        self._know_override(int(version), override)
         self._take(effects, now)
-        self._output.emit(protocol.Heartbeat(now - command.sent, "ok"))
-        self._output.emit(protocol.Snapshot(self._queue_id, stats_of(numbers)))
+        self.emit(protocol.Heartbeat(now - command.sent, "ok"))
+        self.emit(protocol.Snapshot(self.queue_id, stats_of(numbers)))
         same = held < 0 or (held, int(total)) == (self.held, self.token_sum)
         if count != self.known or not same:
             self._sync(now)
 
-    def _rejected(self, command: Command, error: Exception, now: float) -> None:
+    def _on_error(self, command: Command, error: Exception, now: float) -> None:
         # A sync repairs a half-finished script. Pause first: the cause will probably persist.
         self._beating = False
         self._beats, self.due = -1, now + _RETRY
         if command.name == "beat":
-            self._output.emit(protocol.Heartbeat(now - command.sent, "error"))
+            self.emit(protocol.Heartbeat(now - command.sent, "error"))
         if command.name != "enter":
-            self._output.rejected(command.name, error)
+            self.failing = True
+            self.rejected(command.name, error)
         for ticket in command.tickets:
             if ticket.stage is Stage.ENTERING and ticket.wanted:
                 self._move(ticket, Stage.ENDED)
-                self._output.failed(ticket, error)
+                self.failed(ticket, error)
 
     # Tickets
 
@@ -349,39 +349,39 @@ class QueueCore:
         self.lease_deadline = math.inf
         for ticket in self.tickets.values():
             if ticket.stage is Stage.HOLDING:
-                self._lost(ticket, "lapsed")
-            elif ticket.stage is Stage.WAITING and ticket.wanted and not self.up:
-                self._output.out_of_reach(ticket)
+                self._lose(ticket, "lapsed")
+            elif ticket.stage is Stage.WAITING and ticket.wanted and (self.failing or not self.up):
+                self.out_of_reach(ticket)
         if self.up and self.tickets:
             self._sync(now)
         else:
             self.due = math.inf
 
-    def _granted(self, ticket: LocalTicket, token: int, by: CallRef | None) -> None:
+    def _grant(self, ticket: LocalTicket, token: int, by: CallRef | None) -> None:
         if ticket.stage is Stage.ENDED:
             return
         news = ticket.stage is not Stage.HOLDING and ticket.wanted
         self._move(ticket, Stage.HOLDING, token)
         if news:
-            self._output.granted(ticket, by)
+            self.granted(ticket, by)
 
-    def _evicted(self, ticket: LocalTicket) -> None:
+    def _evict(self, ticket: LocalTicket) -> None:
         if ticket.stage is Stage.HOLDING:
-            self._lost(ticket, "evicted")
+            self._lose(ticket, "evicted")
         elif ticket.stage is not Stage.ENDED:
             self._move(ticket, Stage.ENDED)
             if ticket.wanted:
-                self._output.evicted(ticket)
+                self.evicted(ticket)
 
-    def _lost(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
+    def _lose(self, ticket: LocalTicket, reason: Literal["lapsed", "reaped", "evicted"]) -> None:
         self._move(ticket, Stage.ENDED)
         if ticket.wanted:
-            self._output.lost(ticket, reason)
+            self.lost(ticket, reason)
 
     def _gone(self, ticket: LocalTicket, result: LeaveResult, *, confirmed: bool) -> None:
         self._move(ticket, Stage.ENDED)
         del self.tickets[ticket.id]
-        self._output.left(ticket, result, confirmed)
+        self.left(ticket, result, confirmed)
 
     def _move(self, ticket: LocalTicket, stage: Stage, number: int = 0) -> None:
         """Change the stage. Nothing else does."""

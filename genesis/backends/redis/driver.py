@@ -8,29 +8,41 @@ cancellation could lose anything.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from heapq import heappop, heappush
+from math import inf
+from typing import TYPE_CHECKING, Any
 
-from genesis.backends.protocol import BackendEvent, Disrupted, LeaveResult, Left, Recovered
-from genesis.backends.redis.calls import Call, LocalQueue, unavailable
+from genesis.backends.protocol import (
+    BackendEvent,
+    Disrupted,
+    LeaveResult,
+    Left,
+    Recovered,
+    SlotLost,
+)
+from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import guard_key
 from genesis.backends.redis.connection import ConnectionLost
+from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.index import Index
-from genesis.backends.redis.keys import queue_keys
-from genesis.backends.redis.link import Link
-from genesis.backends.redis.router import Router
-from genesis.backends.redis.ticket import Command, Sessions, Stage
+from genesis.backends.redis.keys import channel_prefix, queue_keys
+from genesis.backends.redis.link import Link, LinkSettings
+from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
+from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
 
-__all__ = ["BEFORE", "Driver"]
+if TYPE_CHECKING:
+    from genesis.backends.redis.servers import Servers
 
-_MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
+__all__ = ["BEFORE", "CLOSE_WITHIN", "Driver"]
+
+_MAX_PER_TURN = 100  # queues that the timer handles per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
+CLOSE_WITHIN = 1.0  # seconds for which closing waits for Redis
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
 # Error replies after which a new connection, perhaps to another server, might succeed.
 _ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
@@ -40,51 +52,61 @@ class Driver:
     """See the module docstring.
 
     Args:
-        instance_id: the backend's.
-        key_prefix: the prefix of the keys.
-        channels: the prefix of the wake-up channels.
+        servers: where Redis is; its router starts to connect.
+        instance_id, key_prefix: the backend's.
         lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.
-        redact: formats an error without credentials.
-
-    `router` and `clustered` must be set before any other call.
     """
 
     def __init__(
         self,
+        servers: Servers,
         instance_id: str,
         key_prefix: str,
-        channels: bytes,
         lease: float,
         timeout: float,
         emit: Callable[[BackendEvent], None],
-        redact: Callable[[BaseException], str],
     ) -> None:
-        self.redact = redact
+        self.redact = servers.redact
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
-        self.router: Router
-        self.clustered = False
         self._key_prefix = key_prefix
+        self._clustered = servers.clustered
         self.lease = lease
         self.timeout = timeout
         self.emit = emit
+        channels = channel_prefix(key_prefix)
         self.head = instance_id.encode()
         self.tail = (b"%d" % round(lease * 1e6), channels)
-        self.sessions = Sessions()
+        self.last_session = 0
         self.serials = itertools.count(1)
         self.queues: dict[str, LocalQueue] = {}
+        # Shared by the calls whose `enter` has returned: the garbage collector has less to visit.
+        self.answered: asyncio.Future[Any] = self.loop.create_future()
+        self.answered.set_result(None)
         self.calls: dict[str, Call] = {}  # by ticket, until Redis has confirmed that it left
-        self._unanswered: deque[tuple[float, Call]] = deque()  # (deadline, call), see `answer_within`
-        self._watch: asyncio.TimerHandle | None = None
-        self._due: list[tuple[float, int, LocalQueue]] = []  # a heap
+        self._unanswered: list[tuple[float, bytes, Call]] = []  # a heap: by the deadline of the reply
+        # A heap: when to look at which queue. The garbage collector does not visit such tuples.
+        self._due: list[tuple[float, str]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = float("inf")
-        self._turns = itertools.count()
-        self.down: dict[str, float] = {}  # parts that are down, by `loop.time()` since when
+        self._timer_at = inf
+        # By `loop.time()`, since when these are down: links (None: the slot map), queues, slots.
+        self.down: dict[Link | str | None, float] = {}
         self._changed: asyncio.Future[None] | None = None  # see `until_changed`
         self.closing = False
         self.index = Index(self, key_prefix)
+        self.router = servers.router(
+            LinkSettings(
+                channels + self.head,
+                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
+                timeout,
+                lease / BEATS_PER_LEASE,
+                self.on_up,
+                self.on_down,
+                self.on_push,
+                self.on_moved,
+            )
+        )
 
     # Calls
 
@@ -93,54 +115,36 @@ class Driver:
         queue = self.queues.get(queue_id)
         if queue is None:
             keys = queue_keys(self._key_prefix, queue_id)
-            if self.clustered:
+            if self._clustered:
                 keys = (*keys, guard_key(keys))
-            queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys, self.sessions)
+            queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys)
             self._attach(queue)
-            # Set a timer: a queue into which no call enters must be dropped too.
-            later = _RETRY if queue.link is None else self.lease
-            self._look_at(queue, self.loop.time() + later)
-            self.index.opened(queue_id)
+            self._look_later(queue)  # a queue into which no call enters must be dropped too
+            self.index.opened(queue)
         return queue
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: Call, timeout: float | None) -> None:
+        """Enter; if the reply does not come in time, the call fails."""
+        now, line = self.loop.time(), self._unanswered
         self.calls[call.ticket.id] = call
-        call.queue.core.enter(call, self.loop.time())
+        call.queue.enter(call, now)
         self.schedule(call.queue)
-
-    def answer_within(self, call: Call, timeout: float | None) -> asyncio.TimerHandle | None:
-        """Fail the call if the reply to `enter` does not come in time.
-
-        Calls with the default timeout expire in the order of entering, so they share one timer.
-        """
-        if timeout is not None and timeout < self.timeout:
-            return self.loop.call_later(timeout, self._expire, call, context=Context())
-        line = self._unanswered
-        while line and line[0][1].answer.done():
-            line.popleft()
-        line.append((self.loop.time() + self.timeout, call))
-        if self._watch is None:
-            self._watch = self.loop.call_later(self.timeout, self._expire_some, context=Context())
-        return None
-
-    def _expire_some(self) -> None:
-        self._watch = None
-        line, now = self._unanswered, self.loop.time()
-        while line and (line[0][0] <= now or line[0][1].answer.done()):
-            self._expire(line.popleft()[1])
-        if line:
-            self._watch = self.loop.call_at(line[0][0], self._expire_some, context=Context())
+        while line and line[0][2].answer.done():
+            heappop(line)
+        deadline = now + (self.timeout if timeout is None else min(timeout, self.timeout))
+        heappush(line, (deadline, call.id, call))
+        if deadline < self._timer_at:
+            self.wake_at(deadline)
 
     def _expire(self, call: Call) -> None:
         if not call.answer.done():
             why = self.why_down(call.queue)
-            cause = f"it is out of reach ({why})" if why else "it did not answer in time"
-            call.fail(unavailable("enter", cause, *call.ticket[:2]))
+            call.fail(f"it is out of reach ({why})" if why else "it did not answer in time")
 
     def leave(
         self, call: Call, context: str = "", keep_place: float = 0.0, *, unanswered: bool = False
     ) -> None:
-        call.queue.core.leave(call, self.loop.time(), context.encode(), keep_place, unanswered)
+        call.queue.leave(call, self.loop.time(), context.encode(), keep_place, unanswered)
         self.schedule(call.queue)
 
     def why_down(self, queue: LocalQueue) -> str:
@@ -153,8 +157,7 @@ class Driver:
 
     def schedule(self, queue: LocalQueue) -> None:
         """Set the timer after an event of the queue's core."""
-        core = queue.core
-        when = core.due if core.due < core.lease_deadline else core.lease_deadline
+        when = queue.due if queue.due < queue.lease_deadline else queue.lease_deadline
         if when < queue.timer_at:
             self._look_at(queue, when)
 
@@ -162,12 +165,12 @@ class Driver:
 
     def replied(self, queue: LocalQueue, command: Command, reply: Any) -> None:
         if isinstance(reply, Exception):
-            late = queue.link is None or command.session != queue.core.session
+            late = queue.link is None or command.session != queue.session
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
         else:
-            self.is_served(queue, rejected=command.name not in ("sync", "beat"))
-        queue.core.replied(command, reply, self.loop.time())
+            self.is_served(queue, renewed=command.name in ("sync", "beat"))
+        queue.replied(command, reply, self.loop.time())
         self.schedule(queue)
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
@@ -193,13 +196,12 @@ class Driver:
         if reason:
             self.is_down(f"slot of {queue.queue_id}", reason, f"queue {queue.queue_id!r}: {why}")
 
-    def is_served(self, queue: LocalQueue, *, rejected: bool = True) -> None:
-        """A script of the queue has run; `rejected`: heartbeats and syncs might still be rejected."""
+    def is_served(self, queue: LocalQueue, *, renewed: bool = False) -> None:
+        """A script of the queue has run. Args: renewed, a heartbeat or a sync."""
         if queue.redirection:
             queue.redirection = ""
             self.is_up(f"slot of {queue.queue_id}")
-        if queue.rejected_since is not None and not rejected:
-            queue.rejected_since = None
+        if renewed and self.down:
             self.is_up(f"queue {queue.queue_id}")
 
     def on_push(self, link: Link, data: list[Any]) -> None:
@@ -210,24 +212,23 @@ class Driver:
         call = self.calls.get(ticket_id.decode())
         if call is not None and call.queue.link is link:
             now = self.loop.time()
-            call.queue.core.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
+            call.queue.pushed(kind, int(session), ticket_id, rest[0] if rest else b"", now)
             self.schedule(call.queue)
 
     # Links
 
     def on_up(self, link: Link) -> None:
-        self.is_up(f"link {id(link)}")
+        self.is_up(link)
         self.is_up(BEFORE)
         self._notify()
-        # Queues with holders first: their lease matters most.
-        waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
-        waiting.sort(key=lambda queue: not queue.core.held)
-        self._attach_some(waiting)
+        for queue in self.queues.values():
+            if queue.link is None and self._link_of(queue) is link:
+                self._look_soon(queue)
 
     def on_down(self, link: Link | None, reason: str, detail: str) -> None:
         """A link is down; with None, the slot map of a Cluster cannot be read."""
         if reason != "idle_closed":  # no alarm
-            self.is_down(f"link {id(link)}", reason, detail)
+            self.is_down(link, reason, detail)
         for queue in self.queues.values():
             if link is not None and queue.link is link:
                 self._detach(queue)
@@ -235,43 +236,38 @@ class Driver:
         if link is None or link.denied:
             for call in list(self.calls.values()):
                 if call.granted is None and self.denied(call.queue):
-                    call.fail(unavailable("enter", detail, *call.ticket[:2]))
+                    call.fail(detail)
 
     def on_moved(self) -> None:
         """The slot map of the Cluster has changed, or can be read again."""
-        self.is_up(f"link {id(None)}")
-        in_use = {f"link {id(link)}" for link in (None, *self.router.links())}
-        for part in [part for part in self.down if part.startswith("link ") and part not in in_use]:
+        self.is_up(None)
+        in_use = self.router.links()
+        for part in [part for part in self.down if isinstance(part, Link) and part not in in_use]:
             self.is_up(part)  # its node serves no slot any more, so its outage is over
-        moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
-        for queue in moved:
-            self._detach(queue)
-            if self._link_of(queue) is None:
-                self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
-        self._attach_some(moved)
+        for queue in self.queues.values():
+            link = self._link_of(queue)
+            if queue.link is not link:
+                self._detach(queue)
+                if link is None:
+                    self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
+                elif link.up:
+                    self._look_soon(queue)
         self._notify()
 
     def _link_of(self, queue: LocalQueue) -> Link | None:
         return self.router.link(queue.keys[0])
 
-    def _attach_some(self, queues: list[LocalQueue]) -> None:
-        for queue in queues[:_MAX_PER_TURN]:
-            self._attach(queue)
-        if len(queues) > _MAX_PER_TURN:
-            rest = queues[_MAX_PER_TURN:]
-            self.loop.call_soon(self._attach_some, rest, context=Context())
-
     def _attach(self, queue: LocalQueue) -> None:
         link = self._link_of(queue)
         if queue.link is None and link is not None and link.up:
             queue.link = link
-            queue.core.connected(self.loop.time())
+            queue.connected(self.loop.time())
             self.schedule(queue)
             self._notify()
 
     def _detach(self, queue: LocalQueue) -> None:
         queue.link = None
-        queue.core.disconnected()
+        queue.disconnected()
         self.schedule(queue)
 
     async def until_changed(self, timeout: float | None) -> None:
@@ -284,12 +280,12 @@ class Driver:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
-    def is_up(self, part: str) -> None:
+    def is_up(self, part: Link | str | None) -> None:
         since = self.down.pop(part, None)
         if since is not None and not self.down:
             self.emit(Recovered(self.loop.time() - since))
 
-    def is_down(self, part: str, reason: str, detail: str) -> None:
+    def is_down(self, part: Link | str | None, reason: str, detail: str) -> None:
         if part not in self.down:  # one event per outage, however many retries fail
             self.down[part] = self.loop.time()
             self.emit(Disrupted(reason, detail))
@@ -298,41 +294,53 @@ class Driver:
 
     def _look_at(self, queue: LocalQueue, when: float) -> None:
         queue.timer_at = when
-        heapq.heappush(self._due, (when, next(self._turns), queue))
-        self._set_timer()
+        heappush(self._due, (when, queue.queue_id))
+        self.wake_at(when)
 
-    def _set_timer(self) -> None:
-        """Set the timer for the first queue that is due."""
-        if self.closing or not self._due or self._due[0][0] >= self._timer_due:
+    def _look_soon(self, queue: LocalQueue) -> None:
+        # Queues with holders first: their lease matters most.
+        self._look_at(queue, self.loop.time() - bool(queue.held))
+
+    def _look_later(self, queue: LocalQueue) -> None:
+        # Without a redirection, a queue that has no link gets one by `on_up` or `on_moved`.
+        self._look_at(queue, self.loop.time() + (_RETRY if queue.redirection else self.lease))
+
+    def wake_at(self, when: float) -> None:
+        """Set the one timer of the instance, unless it is set for an earlier time."""
+        if when >= self._timer_at or self.closing:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_due = self._due[0][0]
-        self._timer = self.loop.call_at(self._timer_due, self._tick, context=Context())
+        self._timer_at = when
+        self._timer = self.loop.call_at(when, self._tick, context=Context())
 
     def _tick(self) -> None:
-        self._timer, self._timer_due = None, float("inf")
-        now = self.loop.time()
+        self._timer, self._timer_at = None, inf
+        now, due, line = self.loop.time(), self._due, self._unanswered
         for _ in range(_MAX_PER_TURN):
-            if not self._due or self._due[0][0] > now:
+            if not due or due[0][0] > now:
                 break
-            when, _, queue = heapq.heappop(self._due)
-            if when == queue.timer_at and self.queues.get(queue.queue_id) is queue:
-                queue.timer_at = float("inf")
+            when, queue_id = heappop(due)
+            queue = self.queues.get(queue_id)
+            if queue is not None and when == queue.timer_at:
+                queue.timer_at = inf
                 self._tick_queue(queue, now)
-        self._set_timer()
+        while line and (line[0][0] <= now or line[0][2].answer.done()):
+            self._expire(heappop(line)[2])
+        if now >= self.index.due:
+            self.index.write(now)
+        self.wake_at(min([self.index.due, *(heap[0][0] for heap in (due, line) if heap)]))
 
     def _tick_queue(self, queue: LocalQueue, now: float) -> None:
-        core = queue.core
         if queue.link is None:
             self._attach(queue)
-        core.tick(now)
+        queue.tick(now)
         self.schedule(queue)
-        if core.idle and now >= queue.redirected_at + self.lease:
+        if queue.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
-            self.is_served(queue, rejected=False)  # an unused queue must not prolong an outage
-        elif queue.timer_at == float("inf"):
-            self._look_at(queue, now + (_RETRY if queue.link is None else self.lease))
+            self.is_served(queue, renewed=True)  # an unused queue must not prolong an outage
+        elif queue.timer_at == inf:
+            self._look_later(queue)
 
     # The end
 
@@ -351,24 +359,37 @@ class Driver:
         for call in list(self.calls.values()):
             if not call.wanted:
                 continue
-            if call.stage is Stage.HOLDING:
-                call.queue.lost(call, "closed")
-            operation = "enter" if call.granted is None else "wait"
-            call.fail(unavailable(operation, BackendUnavailableError.CLOSED, *call.ticket[:2]))
+            call.fail(BackendUnavailableError.CLOSED)
             self.leave(call)
+            if call.stage is Stage.HOLDING:
+                self.emit(SlotLost(call.ticket, "closed"))
 
-    def end(self) -> None:
+    async def close(self) -> None:
+        """Wait for Redis's replies, then end."""
+        if any(link.up for link in self.router.links()):
+            await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
+        self._stop()
+        await self.router.close(CLOSE_WITHIN)
+        self._end()
+
+    def abort(self) -> None:
+        """End at once. The loop might be stopped or closed: then no command can be sent."""
+        if not self.loop.is_closed():
+            self._stop()
+            self.router.abort()
+        self._end()
+
+    def _stop(self) -> None:
+        self.closing = True
+        self.index.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
         """The last connection has ended: a `leave` without a reply will never get one."""
         for call in list(self.calls.values()):
-            if call.observed and not call.wanted:
+            if call.observed:
                 self.emit(Left(call.ticket, LeaveResult(None), False))
         self.calls.clear()
         if not self.loop.is_closed():
             self._notify()
-
-    def stop(self) -> None:
-        self.closing = True
-        self.index.stop()
-        for timer in (self._timer, self._watch):
-            if timer is not None:
-                timer.cancel()

@@ -18,20 +18,19 @@ call waits for these writes. Error replies are ignored: the next write repeats e
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
 import socket
 from collections.abc import Sequence
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.link import Link
+from genesis.backends.redis.link import ignore
 from genesis.version import VERSION
 
 if TYPE_CHECKING:
+    from genesis.backends.redis.calls import LocalQueue
     from genesis.backends.redis.driver import Driver
 
 __all__ = ["KEEP", "KEEP_OVERRIDDEN", "Index", "index_keys"]
@@ -57,16 +56,16 @@ class Index:
         self._driver = driver
         self._queues_key, self._instances_key, self._limits_key = index_keys(key_prefix)
         self._facts = b""  # the member of this instance; empty until Redis has told the time
-        self._fresh: list[str] = []  # queues opened since the last write
+        self._fresh: dict[str, LocalQueue] = {}  # opened since the last write
         self._disagreements: dict[bytes, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf  # of the timer: uvloop's handle of a timer might have no `when`
+        self._interval = driver.lease / BEATS_PER_LEASE
         self._next_full = 0.0  # by loop.time(): when everything in use is written again
+        self.due = math.inf  # by loop.time(): the next write
 
-    def opened(self, queue_id: str) -> None:
+    def opened(self, queue: LocalQueue) -> None:
         """A queue is used for the first time."""
-        self._fresh.append(queue_id)
-        self._write_in(_SOON)
+        self._fresh[queue.queue_id] = queue
+        self.write_in(_SOON)
 
     def disagreed(self, queue_id: str, previous: int, current: int) -> None:
         """Call sites named two different limits for a queue."""
@@ -75,57 +74,41 @@ class Index:
             self._disagreements[_pack({**facts, "instance": self._driver.instance_id})] = None
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._facts and self._driver.loop.is_running():
             link = self._driver.router.link(self._instances_key)
             if link is not None:
-                link.send((b"ZREM", self._instances_key, self._facts), _ignore)
+                link.send((b"ZREM", self._instances_key, self._facts), ignore)
 
-    def _write_in(self, seconds: float) -> None:
-        loop = self._driver.loop
-        due = loop.time() + min(seconds, self._driver.lease / BEATS_PER_LEASE)
-        if self._driver.closing or self._due <= due:
+    def write_in(self, seconds: float) -> None:
+        """Write in so many seconds, or earlier."""
+        self.due = min(self.due, self._driver.loop.time() + min(seconds, self._interval))
+        self._driver.wake_at(self.due)
+
+    def write(self, now: float) -> None:
+        """Write the queues that are new, or everything in use."""
+        self.due = now + min(_SOON, self._interval)
+        queues, self._fresh = self._fresh, {}
+        links = map(self._driver.router.link, (self._queues_key, self._instances_key))
+        if not all(link is not None and link.up for link in links):
+            self._next_full = now  # in an outage, build no list until it is over
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = due
-        self._timer = loop.call_at(due, self._write, context=Context())
-
-    def _write(self) -> None:
-        driver = self._driver
-        self._timer, self._due = None, math.inf
-        now = driver.loop.time()
-        queues, self._fresh = self._fresh, []
-        written = True
         if now >= self._next_full:
-            self._next_full = now + driver.lease / BEATS_PER_LEASE
-            queues = list(dict.fromkeys((*queues, *driver.queues)))
-            disagreements, self._disagreements = [*self._disagreements], {}
-            written = self._add(self._instances_key, [])
+            self._next_full = now + self._interval
+            queues |= self._driver.queues
+            disagreements, self._disagreements = self._disagreements, {}
+            self._add(self._instances_key, [])
             if disagreements:
                 self._add(self._limits_key, [(facts, KEEP) for facts in disagreements])
         if queues:
-            written &= self._add(
-                self._queues_key, [(name.encode(), self._keep(name)) for name in queues]
-            )
-        if not written:  # no connection to a server of the index
-            self._next_full = now + _SOON
-        self._write_in(self._next_full - now)
+            rows = [(name.encode(), _keep(queue)) for name, queue in queues.items()]
+            self._add(self._queues_key, rows)
+        self.due = self._next_full
 
-    def _keep(self, queue_id: str) -> float:
-        """Seconds for which a queue is listed."""
-        queue = self._driver.queues.get(queue_id)
-        return KEEP_OVERRIDDEN if queue is not None and queue.core.override[1] else KEEP
-
-    def _add(self, key: bytes, rows: Sequence[tuple[bytes, float]]) -> bool:
-        """Get the server's time, then add members, each for so many seconds; none: this instance.
-
-        Returns False if there is no connection.
-        """
+    def _add(self, key: bytes, rows: Sequence[tuple[bytes, float]]) -> None:
+        """Get the server's time, then add members, each for so many seconds; none: this instance."""
         link = self._driver.router.link(key)
         if link is None:
-            return False
+            return
 
         def on_time(reply: Any) -> None:
             if isinstance(reply, Exception):
@@ -133,25 +116,19 @@ class Index:
                 return
             now = int(reply[0]) * 1_000_000 + int(reply[1])
             self._facts = self._facts or self._describe(now)
-            self._send(link, key, now, rows or [(self._facts, KEEP)])
+            parts = [b"ZADD", key, b"GT"]
+            for member, keep in rows[:_BATCH] or [(self._facts, KEEP)]:
+                parts += (b"%d" % (now + round(keep * 1e6)), member)
+            link.send(parts, ignore)
+            if len(rows) > _BATCH:
+                # One command per round trip, so that thousands of queues delay no call. Each batch has
+                # its own time, so that a reader can continue from a score.
+                self._add(key, rows[_BATCH:])
+            else:
+                link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), ignore)
+                link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), ignore)
 
-        return link.send((b"TIME",), on_time)
-
-    def _send(self, link: Link, key: bytes, now: int, rows: Sequence[tuple[bytes, float]]) -> None:
-        """Send one command per iteration of the loop, so that thousands of queues delay no call.
-
-        Each batch has its own time, so that a reader can continue from a score.
-        """
-        parts = [b"ZADD", key, b"GT"]
-        for member, keep in rows[:_BATCH]:
-            parts += (b"%d" % (now + round(keep * 1e6)), member)
-        link.send(parts, _ignore)
-        if len(rows) > _BATCH:
-            rest = rows[_BATCH:]
-            self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
-        else:
-            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), _ignore)
-            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
+        link.send((b"TIME",), on_time)
 
     def _describe(self, now: int) -> bytes:
         facts = {
@@ -165,9 +142,10 @@ class Index:
         return _pack(facts)
 
 
+def _keep(queue: LocalQueue) -> float:
+    """Seconds for which a queue is listed."""
+    return KEEP_OVERRIDDEN if queue.override[1] else KEEP
+
+
 def _pack(facts: dict[str, Any]) -> bytes:
     return json.dumps(facts, sort_keys=True).encode()
-
-
-def _ignore(reply: Any) -> None:
-    pass

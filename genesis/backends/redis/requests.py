@@ -10,7 +10,7 @@ not lose what the reply contains about tickets of this instance.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,8 @@ from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.connection import ConnectionLost
-from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.driver import Driver
-from genesis.backends.redis.members import parse_member, stats_of, ticket_of
+from genesis.backends.redis.members import parse_member, stats_of
 from genesis.backends.redis.ticket import Stage
 from genesis.exceptions import BackendUnavailableError
 
@@ -44,69 +43,48 @@ class Requests:
 
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         value = b"" if limit is None else b"%d" % limit
-
-        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
-            if reply[0]:
-                core.know_override(int(reply[1]), value)
-                core.take(session, reply[2:], now)
-
         # Compare and set: a late duplicate must not undo a newer override.
         driver = self._join("set_limit", queue_id)
-        version, reply = driver.open(queue_id).core.override[0], [0, 0]
-        while reply[0] == 0:
-            arguments = (b"%d" % version, value)
-            reply = await self._ask("set_limit", queue_id, "limit", arguments, take, _REPEATABLE)
-            version = int(reply[1])
+        reply: list[Any] = [b"%d" % driver.open(queue_id).override[0]]
+        while len(reply) == 1:
+            reply = await self._ask("set_limit", queue_id, "limit", reply[0], value, lost=_REPEATABLE)
 
     async def stats(self, queue_id: str) -> QueueStats:
-        return stats_of(await self._reap("stats", queue_id))
+        return stats_of((await self._ask("stats", queue_id, "stats"))[0])
 
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        members = await self._find(queue_id, wanted)
-        statuses: list[WaitStatus | None] = [None] * len(wanted)
-        for start in range(0, len(members), _PAGE):
-            page = members[start : start + _PAGE]
-            words = tuple(member for _, member in page)
-            numbers, *rows = await self._ask("wait_status", queue_id, "places", words)
-            depth, _, limit, *_, mean_hold = stats_of(numbers)
-            for (index, _), (position, *waited) in zip(page, rows, strict=True):
-                if position:
-                    expected = expected_wait(position, limit, mean_hold)
-                    statuses[index] = WaitStatus(position, depth, waited[0] / 1e6, expected)
-        return statuses
-
-    async def _find(self, queue_id: str, wanted: Sequence[Ticket | str]) -> list[tuple[int, bytes]]:
-        """The members of `wanted`: this instance's from memory, others by a scan of the line."""
-        calls = self._join("wait_status", queue_id).calls
-        waiting = [
-            call
-            for call in calls.values()
-            if call.queue.queue_id == queue_id and call.stage is Stage.WAITING
-        ]
+        own = self._join("wait_status", queue_id).open(queue_id).tickets.values()
+        waiting: list[Any] = [call for call in own if call.stage is Stage.WAITING]
         waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
-        own = {call.ticket.item_id: call.member for call in waiting}
-        members: list[tuple[int, bytes]] = []
-        others: dict[str, list[int]] = {}
-        for index, each in enumerate(wanted):
-            if isinstance(each, Ticket):
-                if (found := calls.get(each.id)) is not None:
-                    members.append((index, found.member))
-            elif each in own:
-                members.append((index, own[each]))
-            else:
-                others.setdefault(each, []).append(index)
+        members: dict[Ticket | str, bytes] = {}
+        for call in waiting:
+            members[call.ticket] = members[call.ticket.item_id] = call.member
+        others = {each for each in wanted if isinstance(each, str) and each not in members}
         if others:
             async for member, _, _ in self._pages("wait_status", queue_id, b"waiting"):
-                for index in others.pop(parse_member(member).item_id, ()):
-                    members.append((index, member))
-                if not others:
-                    break
-        return members
+                item_id = parse_member(member).item_id
+                if item_id in others:
+                    members[item_id] = member
+                    others.remove(item_id)
+                    if not others:
+                        break
+        found = [members.get(each) for each in wanted]
+        asked = [member for member in found if member is not None]
+        statuses: dict[bytes | None, WaitStatus] = {}
+        for start in range(0, len(asked), _PAGE):
+            page = asked[start : start + _PAGE]
+            numbers, *_, rows = await self._ask("wait_status", queue_id, "stats", *page)
+            depth, _, limit, *_, mean_hold = stats_of(numbers)
+            for member, (position, *waited) in zip(page, rows, strict=True):
+                if position:
+                    expected = expected_wait(position, limit, mean_hold)
+                    statuses[member] = WaitStatus(position, depth, waited[0] / 1e6, expected)
+        return [statuses.get(member) for member in found]
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        await self._reap("entries", queue_id)
+        await self._ask("entries", queue_id, "stats")  # it reaps dead instances
         found = []
         async for member, token, age in self._pages("entries", queue_id, b"holding"):
             item_id, owner, _ = parse_member(member)
@@ -129,22 +107,14 @@ class Requests:
                 if parse_member(member).item_id == item_id
             ]
             for member in members:
-                evicted += await self._evict(queue_id, member)
+                reply = await self._ask("evict", queue_id, "evict", member, lost=_REPEATABLE)
+                evicted += reply[0]
         return evicted
-
-    async def _evict(self, queue_id: str, member: bytes) -> int:
-        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
-            if reply[0]:
-                core.evicted(session, ticket_of(member), now)
-            core.take(session, reply[1:], now)
-
-        reply = await self._ask("evict", queue_id, "evict", (member,), take, _REPEATABLE)
-        return int(reply[0])
 
     async def ping(self) -> None:
         """Require a reply from every server in use."""
         driver = self._join("ping")
-        queue = LocalQueue(driver, "ping", (b"ping",), driver.sessions)
+        queue = LocalQueue(driver, "", (b"ping",))  # it stands for all
         deadline = driver.loop.time() + driver.timeout
         while True:
             while not (links := [link for link in driver.router.links() if link.up]):
@@ -161,22 +131,13 @@ class Requests:
             if not isinstance(errors[0], ConnectionLost):
                 raise unavailable("ping", driver.redact(errors[0]))
 
-    async def _reap(self, operation: str, queue_id: str) -> Any:
-        """Reap dead instances before the queue is shown. Returns the queue's numbers."""
-
-        def take(core: QueueCore, session: int, reply: Any, now: float) -> None:
-            core.take(session, reply[1:4], now)
-
-        return (await self._ask(operation, queue_id, "stats", (), take))[0]
-
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
     ) -> AsyncIterator[tuple[bytes, int, float]]:
         """All of one state in order: member, number, seconds for which it has waited or held."""
         after = b"-inf"
         while True:
-            arguments = (state, after, b"%d" % _PAGE)
-            rows = await self._ask(operation, queue_id, "entries", arguments)
+            rows = await self._ask(operation, queue_id, "entries", state, after, b"%d" % _PAGE)
             for member, number, age in rows:
                 yield member, number, age / 1e6
             if len(rows) < _PAGE:
@@ -184,13 +145,7 @@ class Requests:
             after = b"%d" % rows[-1][1]
 
     async def _ask(
-        self,
-        operation: str,
-        queue_id: str,
-        script: str,
-        arguments: tuple[bytes, ...],
-        take: Callable[[QueueCore, int, Any, float], None] | None = None,
-        lost: str = "",
+        self, operation: str, queue_id: str, script: str, *arguments: bytes, lost: str = ""
     ) -> Any:
         """Send a command as soon as a connection is up, and wait for the reply.
 
@@ -199,29 +154,28 @@ class Requests:
             queue_id: the queue.
             script: the script's name.
             arguments: its ARGV from the fifth on.
-            take: called with the core, the session in which the command was sent, the reply and the
-                time, even if the caller was cancelled.
             lost: added to the error if the command was sent and might have run.
         """
         driver = self._join(operation, queue_id)
         deadline = driver.loop.time() + driver.timeout
 
         def on_reply(queue: LocalQueue, session: int, reply: asyncio.Future[Any], answer: Any) -> None:
-            if take is not None and not isinstance(answer, Exception):
-                take(queue.core, session, answer, driver.loop.time())
-                driver.schedule(queue)
+            if not isinstance(answer, Exception):
+                driver.is_served(queue)
+                if script != "entries":
+                    queue.asked(script, session, arguments, answer, driver.loop.time())
+                    driver.schedule(queue)
             _resolve(reply, answer)
 
         while True:
             queue = driver.open(queue_id)  # each time: an idle queue might have been dropped meanwhile
             reply = driver.loop.create_future()
-            resolve = partial(on_reply, queue, queue.core.session, reply)
+            resolve = partial(on_reply, queue, queue.session, reply)
             if not queue.call(script, b"", arguments, resolve):
                 await self._until_changed(operation, queue, deadline)
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
             if not isinstance(answer, Exception):
-                driver.is_served(queue)
                 return answer
             if isinstance(answer, ConnectionLost):
                 if not lost or answer.reason == "idle_closed":
@@ -231,22 +185,21 @@ class Requests:
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
-                raise unavailable(operation, driver.redact(answer), queue.queue_id)
+                raise unavailable(operation, driver.redact(answer), queue_id)
             # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)
 
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
-        driver = queue.driver
-        if driver.closing:
-            raise unavailable(operation, BackendUnavailableError.CLOSED, queue.queue_id)
-        if driver.denied(queue):
-            raise unavailable(operation, driver.why_down(queue), queue.queue_id)
+        driver, why = queue.driver, queue.driver.why_down(queue)
         left = deadline - driver.loop.time()
-        if left <= 0:
-            cause = f"it is out of reach ({driver.why_down(queue)})"
-            raise unavailable(operation, cause, queue.queue_id)
-        await driver.until_changed(left)
+        if driver.closing:
+            why = BackendUnavailableError.CLOSED
+        elif not driver.denied(queue):
+            if left > 0:
+                return await driver.until_changed(left)
+            why = f"it is out of reach ({why})"
+        raise unavailable(operation, why, queue.queue_id)
 
     async def _within(
         self, operation: str, queue_id: str, reply: asyncio.Future[Any], deadline: float, lost: str

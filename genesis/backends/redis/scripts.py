@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["INSTANCE_SCRIPTS", "Script", "load", "source_of"]
 
-INSTANCE_SCRIPTS = ("beat", "enter", "entries", "evict", "leave", "limit", "places", "stats", "sync")
+INSTANCE_SCRIPTS = ("beat", "enter", "entries", "evict", "leave", "limit", "stats", "sync")
 
 
 class Script(NamedTuple):

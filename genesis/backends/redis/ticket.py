@@ -1,15 +1,14 @@
-"""What goes into a core and comes out of it: tickets, sessions; commands, verdicts, events."""
+"""What goes into a core and comes out of it: tickets; commands, verdicts, events."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from genesis.backends.protocol import BackendEvent, CallRef, LeaveResult
 from genesis.backends.redis.members import ticket_of
 
-__all__ = ["Command", "LocalTicket", "Output", "Sessions", "Stage", "pages_of"]
+__all__ = ["Command", "LocalTicket", "Output", "Stage"]
 
 
 class Stage(enum.Enum):
@@ -88,31 +87,6 @@ class LocalTicket:
         return self.member, stage, number, self.max_waiting, kept
 
 
-class Sessions:
-    """The session numbers of one instance: one counter for all its queues.
-
-    With one counter per queue, an instance that had dropped an idle queue would restart at 1, and Redis
-    would reject its commands as late.
-    """
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def next(self) -> int:
-        self.last += 1
-        return self.last
-
-
-def pages_of(
-    tickets: Iterable[LocalTicket], size: int
-) -> list[tuple[tuple[LocalTicket, ...], bytes, bytes]]:
-    """The pages of a sync: the tickets of each, and the members that bound it; '' is no bound."""
-    listed = [ticket for ticket in tickets if ticket.listed]
-    pages = [tuple(listed[i : i + size]) for i in range(0, len(listed), size)] or [()]
-    bounds = [b"", *(page[-1].member for page in pages[:-1]), b""]
-    return list(zip(pages, bounds[:-1], bounds[1:], strict=True))
-
-
 class Command(NamedTuple):
     """A script call. The driver puts instance, session, lease and channel prefix before `arguments`."""
 
@@ -133,6 +107,13 @@ class Output(Protocol):
 
     def send(self, command: Command) -> None:
         """Send a command."""
+
+    def next_session(self, above: int) -> int:
+        """A number greater than `above` and than those of all queues of the instance.
+
+        With one counter per queue, an instance that had dropped an idle queue would restart at 1, and
+        Redis would reject its commands as late.
+        """
 
     def emit(self, event: BackendEvent) -> None:
         """Pass on an event that concerns no ticket of this instance."""
