@@ -32,26 +32,22 @@ INCREMENT = script(b"return redis.call('INCR', KEYS[1])")
 class Watched:
     """A link, and a record of its callbacks."""
 
-    def __init__(self, where: str | ConnectionPool | Endpoint, **options: Any) -> None:
+    def __init__(self, *where: str | ConnectionPool, **options: Any) -> None:
         self.ups = 0
         self.downs: list[tuple[str, str]] = []
         self.events: list[Any] = []  # pushes and replies, in order
         self.fail_on_up = False
         timeout = options.setdefault("timeout", TIMEOUT)
         options.setdefault("probe_interval", PROBE)
-        if isinstance(where, str):
-            where = pool_of_url(where)
-        if isinstance(where, ConnectionPool):
-            where = Endpoint(where, timeout)
+        pools = [pool_of_url(each) if isinstance(each, str) else each for each in where]
         settings = LinkSettings(
-            CHANNEL,
-            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
+            [(b"SUBSCRIBE", CHANNEL), (b"SCRIPT", b"LOAD", INCREMENT.source)],
             on_up=self._up,
             on_down=lambda link, *what: self.on_down(*what),
             on_push=lambda link, push: self.events.append(push),
             **options,
         )
-        self.link = Link(where, settings)
+        self.link = Link([Endpoint(pool, timeout) for pool in pools], settings)
 
     @property
     def alarms(self) -> list[str]:
@@ -86,8 +82,8 @@ class Watched:
 
 
 @asynccontextmanager
-async def linked(where: str | ConnectionPool | Endpoint, **options: Any) -> AsyncIterator[Watched]:
-    watched = Watched(where, **options)
+async def linked(*where: str | ConnectionPool, **options: Any) -> AsyncIterator[Watched]:
+    watched = Watched(*where, **options)
     try:
         yield watched
     finally:

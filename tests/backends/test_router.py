@@ -40,8 +40,7 @@ class Calls:
 
     def settings(self, timeout: float = TIMEOUT) -> LinkSettings:
         return LinkSettings(
-            CHANNEL,
-            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
+            [(b"SUBSCRIBE", CHANNEL), (b"SCRIPT", b"LOAD", INCREMENT.source)],
             timeout,
             timeout / 3,
             self.ups.append,
@@ -318,6 +317,24 @@ async def test_a_master_that_is_replaced_while_it_lives_is_left_at_once(trio: Se
     await client.connection_pool.sentinel_manager.sentinels[0].aclose()  # type: ignore[attr-defined]
     await client.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_user_that_may_not_subscribe_to_a_sentinel_reaches_the_master(
+    trio: SentinelTrio,
+) -> None:
+    """Only the early notice of a new master is missing."""
+    for port in trio.ports:
+        with trio._client(port) as asked:
+            asked.execute_command("ACL SETUSER asks on >x ~* +@all -subscribe")
+    calls = Calls()
+    client = trio.client(sentinel_kwargs={"username": "asks", "password": "x"})
+    calls.router = servers_of_client(client, TIMEOUT).router(calls.settings())
+    assert await calls.increment("a") > 0
+    router: Any = calls.router
+    assert router._sentinel_link.up
+    assert trio.listeners() == 0
+    await calls.router.close(1.0)
+    await client.aclose()
 
 
 def _fails_over(trio: SentinelTrio) -> bool:

@@ -253,8 +253,10 @@ class RedisBackend(Requests):
         driver.clustered = self._servers.clustered
         driver.router = self._servers.router(
             LinkSettings(
-                channels + driver.instance_id.encode(),
-                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
+                [
+                    (b"SUBSCRIBE", channels + driver.instance_id.encode()),
+                    *((b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS),
+                ],
                 self._timeout,
                 self.heartbeat_interval,
                 driver.on_up,

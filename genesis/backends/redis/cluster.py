@@ -28,8 +28,8 @@ from typing import TypeAlias
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
-from genesis.backends.redis.endpoint import AnyOf, Endpoint
-from genesis.backends.redis.link import Link, LinkSettings, ignore
+from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
 
 __all__ = ["ClusterRouter", "Nodes", "guard_key"]
@@ -154,12 +154,11 @@ class ClusterRouter(Router):
         self._timer, self._due = None, math.inf
         timeout = self._settings.timeout
         self._map_link = self._connect(
-            AnyOf(self._candidates),
+            *self._candidates(),
             greeting=[(b"CLUSTER", b"SLOTS")],
             timeout=max(timeout / 4, min(timeout, 1.0)),
             on_up=self._refreshed,
             on_down=self._not_refreshed,
-            on_push=ignore,  # wake-ups come on every link
             was_up=self._owners != [None] * _SLOTS,
         )
 

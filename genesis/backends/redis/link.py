@@ -1,13 +1,14 @@
-"""`Link`: keeps one `Connection` to one server alive, and reconnects when it ends.
+"""`Link`: keeps one `Connection` to a server alive, and reconnects when it ends.
 
 A connection is up when the wake-up channel is subscribed and the scripts are loaded: every command sent
 on it can run, and its wake-ups arrive. Pending commands fail when a connection ends. This module never
-retries them; the core sends a `sync` instead.
+retries them; the core sends a `sync` instead. If several servers will do, each attempt is on another.
 
 | event                                          | action                                             |
 |------------------------------------------------|----------------------------------------------------|
 | connected                                      | `on_up`                                            |
-| cannot connect (to the last of `AnyOf`)        | `on_down`, retry after `_backoff`                  |
+| cannot connect to the last endpoint left       | `on_down`, retry after `_backoff`                  |
+| cannot connect to another                      | try the next at once                               |
 | the connection ends after 1 s up or more       | `on_down`, reconnect at once                       |
 | the connection ends sooner                     | `on_down`, reconnect after `_backoff`              |
 | the server closes it while no reply is due     | the same, with the reason `idle_closed`            |
@@ -53,8 +54,6 @@ def ignore(*_: object) -> None:
 class LinkSettings(NamedTuple):
     """What the links of one backend have in common."""
 
-    channel: bytes
-    """Subscribed to on each connection."""
     greeting: Sequence[Sequence[bytes]]
     """Commands sent on each connection before it is up. An error reply is a failure to connect."""
     timeout: float
@@ -74,33 +73,34 @@ class LinkSettings(NamedTuple):
     """See `Router`."""
     on_silent: Callable[[Link], None] = ignore
     """Called repeatedly while a reply is overdue and the connection is up."""
-    must_subscribe: bool = True
-    """False: a user without the permission to subscribe can connect."""
     was_up: bool = False
-    """Whether the server, or one of `AnyOf`, was reached before: see `is_permanent`."""
+    """Whether a server was reached before, by another link: see `is_permanent`."""
 
 
 class Link:
     """See the module docstring. Belongs to the event loop that runs when it is created.
 
+    Args:
+        endpoints: one or more. They are tried in turn, one for each connection.
+        settings: see `LinkSettings`.
+
     Attributes:
+        endpoint: that of the last attempt.
+        untried: those left of this round.
         why_down: why no connection is up; "" if one is up.
         denied: the last attempt failed for a reason that a retry does not fix: credentials,
             permissions, an unknown host, TLS, or a server without RESP3.
         answer: the reply to the last command of the greeting.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoints: Sequence[Endpoint], settings: LinkSettings) -> None:
+        self.endpoint = endpoints[0]
+        self.untried: Sequence[Endpoint] = ()
         self.why_down = "not connected yet"
         self.denied = False
         self.answer: Any = None
+        self._endpoints = endpoints
         self._settings = settings
-        self._greeting = [
-            (b"HELLO", b"3"),  # a custom redis_connect_func might not have sent it
-            (b"SUBSCRIBE", settings.channel),
-            *settings.greeting,
-        ]
         self._second_after = min(_SECOND_AFTER, settings.timeout / 2)
         # A little later: a call that fails at the same time can still send its `leave`.
         self._abort_after = settings.timeout + min(0.02, settings.timeout / 10)
@@ -152,6 +152,13 @@ class Link:
             return False
         connection.send(parts, on_reply, urgent)
         return True
+
+    def redact(self, error: BaseException) -> str:
+        """Format an error of this link's without credentials."""
+        text = self.endpoint.redact(error)
+        for endpoint in self._endpoints:  # the error might be of an earlier connection
+            text = endpoint.hide(text)
+        return text
 
     def reconnect(self, reason: str, detail: str) -> None:
         """Abort the connection that is up, if any, and reconnect."""
@@ -206,6 +213,7 @@ class Link:
             raise redis_errors.TimeoutError(text) from None
 
     async def _handshake(self) -> Connection:
+        self.endpoint, *self.untried = self.untried or self._endpoints
         opened = self.endpoint.connection()
         busy = partial(self._watch_in, self._second_after)
         connection = Connection(lambda push: self._pushed(connection, push), self._ended, busy)
@@ -216,18 +224,19 @@ class Link:
             await opened.disconnect(nowait=True)
             raise
         try:
-            sent = [connection.request(command) for command in self._greeting]
-            hello, subscribed, *replies = [await reply for reply in sent]
-            for reply in (hello, *([subscribed] if self._settings.must_subscribe else []), *replies):
+            # A custom redis_connect_func might not have sent HELLO.
+            greeting = [(b"HELLO", b"3"), *self._settings.greeting]
+            replies = await asyncio.gather(*map(connection.request, greeting))
+            for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
-            if type(hello) is not dict:
-                text = f"HELLO 3 did not lead to RESP3: {hello!r:.200}"
+            if type(replies[0]) is not dict:
+                text = f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}"
                 raise redis_errors.ResponseError(text)
         except BaseException:
             connection.abort("closed", "it was not up in time")
             raise
-        self.answer = replies[-1] if replies else None
+        self.answer = replies[-1]
         return connection
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
@@ -246,13 +255,13 @@ class Link:
     def _failed(self, error: BaseException) -> None:
         if self._closing or self._connection is not None:
             return
-        if self.endpoint.untried:
+        if self.untried:
             self._open()
             return
         self._open_in(_backoff(self._failures))
         self._failures += 1
         self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
-        self._down(reason_of(error), self.endpoint.redact(error))
+        self._down(reason_of(error), self.redact(error))
 
     def _use(self, connection: Connection) -> None:
         """Use a new connection, unless the current one replies again."""

@@ -61,10 +61,10 @@ class Router:
         self.abort()
         await asyncio.gather(*(link.wait_closed(timeout) for link in self._made))
 
-    def _connect(self, endpoint: Endpoint, **changes: Any) -> Link:
-        """A new link, with `changes` to the settings."""
+    def _connect(self, *endpoints: Endpoint, **changes: Any) -> Link:
+        """A new link to one of `endpoints`, with `changes` to the settings."""
         self._made = [link for link in self._made if not link.ended]
-        link = Link(endpoint, self._settings._replace(**changes))
+        link = Link(endpoints, self._settings._replace(**changes))
         self._made.append(link)
         return link
 

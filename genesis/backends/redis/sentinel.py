@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from genesis.backends.redis.endpoint import AnyOf, Endpoint
+from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost
-from genesis.backends.redis.link import Link, LinkSettings
+from genesis.backends.redis.link import Link, LinkSettings, ignore
 from genesis.backends.redis.router import SingleRouter
 
 __all__ = ["SentinelRouter"]
@@ -45,15 +45,11 @@ class SentinelRouter(SingleRouter):
         self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
         # A silent Sentinel leaves time to ask the next.
         share = settings.timeout / (len(manager.sentinels) + 2)
-        sentinels = [Endpoint(client.connection_pool, share) for client in manager.sentinels]
-        self._sentinels = AnyOf(lambda: sentinels)
         self._sentinel_link = self._connect(
-            self._sentinels,
-            channel=b"+switch-master",
+            *(Endpoint(client.connection_pool, share) for client in manager.sentinels),
             greeting=(),
-            must_subscribe=False,  # without it, a replacement is noticed only when the master is lost
             timeout=share,
-            on_up=self._ask,
+            on_up=self._listen,
             on_down=self._sentinel_down,
             on_push=self._ask,
         )
@@ -73,8 +69,12 @@ class SentinelRouter(SingleRouter):
         self._backend_up(link)
         self._ask(self._sentinel_link)  # the master might have been replaced meanwhile
 
+    def _listen(self, link: Link) -> None:
+        # Without the permission, a replacement is noticed only when the master is lost.
+        link.send((b"SUBSCRIBE", b"+switch-master"), ignore)
+        self._ask(link)  # messages published before the subscription are lost
+
     def _ask(self, link: Link, push: object = None) -> None:  # noqa: ARG002
-        # When the link comes up, too: messages published before the subscription are lost.
         link.send((b"SENTINEL", b"MASTERS"), self._on_masters)
 
     def _on_masters(self, reply: Any) -> None:
@@ -88,8 +88,8 @@ class SentinelRouter(SingleRouter):
         if not self._found.done():  # ask another Sentinel
             why = "it knows no such service, or considers its master down"
             if isinstance(reply, Exception):
-                why = self._sentinels.redact(reply)
-            self._sentinel_link.reconnect("refused", f"{self._sentinels.name}: {why}")
+                why = self._sentinel_link.redact(reply)
+            self._sentinel_link.reconnect("refused", f"{self._sentinel_link.endpoint.name}: {why}")
 
     def _is_sound(self, master: dict[bytes, bytes]) -> bool:
         flags = master[b"flags"].split(b",")
@@ -106,5 +106,5 @@ class SentinelRouter(SingleRouter):
 
     def _sentinel_down(self, link: Link | None, reason: str, detail: str) -> None:  # noqa: ARG002
         """The loss of a Sentinel does not affect the connection to the master."""
-        if not self._sentinels.untried and not self._found.done():
+        if not self._sentinel_link.untried and not self._found.done():
             self._found.set_result(detail)
