@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,17 +14,13 @@ from redis.exceptions import ResponseError
 from genesis.backends.redis.cluster import ClusterRouter, Nodes, guard_key
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
-from genesis.backends.redis.scripts import Script
 from genesis.backends.redis.servers import servers_of_client, servers_of_url
+from tests.backends.linked import CHANNEL, GREETING, TIMEOUT, increment
 from tests.support.redis_server import RedisServer
 from tests.support.topology import Cluster, SentinelTrio, _cluster_port, slot_of
 from tests.support.waiting import wait_until
 
-TIMEOUT = 2.0  # seconds
 PATIENCE = 60.0  # seconds; a Cluster that elects a master serves nobody
-CHANNEL = b"genesis:test:wake"
-_SOURCE = b"return redis.call('INCR', KEYS[1])"
-INCREMENT = Script("test", _SOURCE, hashlib.sha1(_SOURCE).hexdigest().encode())
 
 
 class Calls:
@@ -40,7 +35,7 @@ class Calls:
 
     def settings(self, timeout: float = TIMEOUT) -> LinkSettings:
         return LinkSettings(
-            [(b"SUBSCRIBE", CHANNEL), (b"SCRIPT", b"LOAD", INCREMENT.source)],
+            GREETING,
             timeout,
             timeout / 3,
             self.ups.append,
@@ -52,12 +47,12 @@ class Calls:
     async def increment(self, queue_id: str) -> int:
         """Until it is done, as the backend does; never sent again on the connection that refused it."""
         key = b"{%s}:counter" % queue_id.encode()
-        keys = [key, guard_key([key])]
+        parts = increment(key, guard_key([key]))
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             link = self.router.link(key)
             reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            if link is not None and link.call(INCREMENT, keys, [], reply.set_result):
+            if link is not None and link.send(parts, reply.set_result):
                 answer = await reply
                 if not isinstance(answer, Exception):
                     return int(answer)
@@ -171,7 +166,7 @@ async def test_scripts_are_refused_whole_while_their_slot_migrates(cluster: Clus
         link = calls.router.link(key)
         assert link is not None
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        link.call(INCREMENT, [key, guard_key([key])], [], reply.set_result)
+        link.send(increment(key, guard_key([key])), reply.set_result)
         error = await reply
         assert str(error).startswith(("ASK", "TRYAGAIN"))
         assert calls.router.redirected(key, error)

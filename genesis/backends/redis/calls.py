@@ -112,11 +112,13 @@ class LocalQueue:
         on_reply: Callable[[Any], None],
         urgent: bool = True,
     ) -> bool:
-        """See `Link.call`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
+        """See `Link.send`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
         if self.link is None:
             return False
-        words = (self.driver.head, session, *self.driver.tail, *arguments)
-        sent: bool = self.link.call(load(script), self.keys, words, on_reply, urgent)
+        keys, driver = self.keys, self.driver
+        words = (driver.head, session, *driver.tail, *arguments)
+        parts = (b"EVALSHA", load(script).sha, b"%d" % len(keys), *keys, *words)
+        sent: bool = self.link.send(parts, on_reply, urgent)
         return sent
 
     # The output of the core, see `Output`

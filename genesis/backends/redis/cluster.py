@@ -168,7 +168,7 @@ class ClusterRouter(Router):
 
         def suspect(address: Address) -> bool:
             link = self._links.get(address)
-            away = link is not None and (not link.up or link.silent)
+            away = link is not None and not link.responsive
             return away or self._minority.get(address, 0.0) > now
 
         found = list({*self._known, *self._nodes.seeds})
@@ -207,14 +207,13 @@ class ClusterRouter(Router):
         self._why_unknown, self._unknown_for_good = _UNSERVED, False
         for address in self._links.keys() - masters:
             replaced = self._links.pop(address)
-            if replaced.silent:  # do not wait for its replies
+            if not replaced.responsive:  # do not wait for its replies
                 replaced.reconnect("timeout", "the node is silent, and was replaced")
             replaced.close()
             changed = True
         if changed:
             self._settings.on_moved()
-        away = any(not each.up or each.silent for each in self._links.values())
         # No message announces that a slot without a master has one again: poll for its queues.
-        away = away or None in owners
+        away = None in owners or not all(link.responsive for link in self._links.values())
         self._not_before = self._loop.time() + _REFRESH_LEAST
         self._refresh_in(_REFRESH_DOWN if away else _REFRESH_EVERY)

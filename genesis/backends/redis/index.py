@@ -28,7 +28,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.link import Link
+from genesis.backends.redis.link import Link, ignore
 from genesis.version import VERSION
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Index:
         if self._facts and self._driver.loop.is_running():
             link = self._driver.router.link(self._instances_key)
             if link is not None:
-                link.send((b"ZREM", self._instances_key, self._facts), _ignore)
+                link.send((b"ZREM", self._instances_key, self._facts), ignore)
 
     def _write_in(self, seconds: float) -> None:
         loop = self._driver.loop
@@ -145,13 +145,13 @@ class Index:
         parts = [b"ZADD", key, b"GT"]
         for member, keep in rows[:_BATCH]:
             parts += (b"%d" % (now + round(keep * 1e6)), member)
-        link.send(parts, _ignore)
+        link.send(parts, ignore)
         if len(rows) > _BATCH:
             rest = rows[_BATCH:]
             self._driver.loop.call_soon(self._send, link, key, now + 1, rest, context=Context())
         else:
-            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), _ignore)
-            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), _ignore)
+            link.send((b"ZREMRANGEBYSCORE", key, b"-inf", b"%d" % now), ignore)
+            link.send((b"EXPIRE", key, b"%d" % (KEEP_OVERRIDDEN + KEEP)), ignore)
 
     def _describe(self, now: int) -> bytes:
         facts = {
@@ -167,7 +167,3 @@ class Index:
 
 def _pack(facts: dict[str, Any]) -> bytes:
     return json.dumps(facts, sort_keys=True).encode()
-
-
-def _ignore(reply: Any) -> None:
-    pass

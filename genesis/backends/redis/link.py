@@ -37,7 +37,6 @@ from redis import exceptions as redis_errors
 from genesis.backends.redis.connection import Connection, OnReply
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
-from genesis.backends.redis.scripts import Script
 
 __all__ = ["Link", "LinkSettings", "ignore"]
 
@@ -108,10 +107,7 @@ class Link:
         self._connection: Connection | None = None  # up, or ending
         self._successor: Connection | None = None  # replaces it when it has ended
         self._opening: asyncio.Task[Connection] | None = None
-        self._retry: asyncio.Handle | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._watch_due = 0.0
-        self._awake_since = 0.0  # by loop.time(): the process was stopped until then
+        self._timer: asyncio.TimerHandle | None = None  # while up `_watch`, else the next attempt
         self._up_since = 0.0  # by loop.time(); 0: never
         self._failures = 0
         self._closing = False
@@ -122,28 +118,19 @@ class Link:
         return self._connection is not None and self._connection.up
 
     @property
-    def silent(self) -> bool:
-        """Whether the link is up, but a reply is overdue."""
+    def responsive(self) -> bool:
+        """Whether the link is up, and no reply is overdue."""
+        connection = self._connection
         return (
-            self._connection is not None and (self._connection.silence() or 0.0) >= self._second_after
+            connection is not None
+            and connection.up
+            and (connection.silence() or 0.0) < self._second_after
         )
 
     @property
     def ended(self) -> bool:
         """Whether `close` has completed: no connection and no task is left."""
         return self._closing and self._connection is None and self._opening is None
-
-    def call(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        arguments: Sequence[bytes],
-        on_reply: OnReply,
-        urgent: bool = True,
-    ) -> bool:
-        """Send an EVALSHA; see `send`."""
-        parts = (b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments)
-        return self.send(parts, on_reply, urgent)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> bool:
         """Send a command, see `Connection.send`. If the link is down, only return False."""
@@ -174,14 +161,14 @@ class Link:
             return
         self._closing = True
         self.why_down = "the backend was closed"
-        if self._retry is not None:
-            self._retry.cancel()
         if self._opening is not None:
             self._opening.cancel()
         if self._successor is not None:
             self._successor.abort("closed", self.why_down)
         if self._connection is not None:
             self._connection.close()
+        elif self._timer is not None:
+            self._timer.cancel()
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
         """After `close`: wait until the connection has ended; after `timeout` seconds, abort it."""
@@ -194,15 +181,11 @@ class Link:
     # Connecting
 
     def _open(self) -> None:
-        self._retry = None
         # An empty context: the task, the transport and all callbacks would keep that of a caller.
         self._opening = Context().run(
             self._loop.create_task, self._connect(), name="genesis-redis-connect"
         )
         self._opening.add_done_callback(self._opened, context=Context())
-
-    def _open_in(self, seconds: float) -> None:
-        self._retry = self._loop.call_later(seconds, self._open, context=Context())
 
     async def _connect(self) -> Connection:
         timeout = self._settings.timeout
@@ -244,7 +227,7 @@ class Link:
         self._opening = None
         if task.cancelled():
             if not self._closing and self._connection is None:
-                self._open_in(_RETRY_CANCELLED)
+                self._set_timer(_RETRY_CANCELLED, self._open)
         elif (error := task.exception()) is not None:
             self._failed(error)
         elif self._closing:
@@ -258,7 +241,7 @@ class Link:
         if self.untried:
             self._open()
             return
-        self._open_in(_backoff(self._failures))
+        self._set_timer(_backoff(self._failures), self._open)
         self._failures += 1
         self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
         self._down(reason_of(error), self.redact(error))
@@ -266,7 +249,7 @@ class Link:
     def _use(self, connection: Connection) -> None:
         """Use a new connection, unless the current one replies again."""
         if self._connection is not None:
-            if self._connection.up and not self.silent:
+            if self.responsive:
                 connection.close()
                 return
             self._successor = connection
@@ -288,18 +271,18 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._closing:
             return
         if self._loop.time() - self._up_since >= _STEADY:
             self._failures = 0
         if self._successor is not None:
-            self._retry = self._loop.call_soon(self._use, self._successor, context=Context())
+            self._set_timer(0.0, self._use, self._successor)
         elif self._opening is None:
-            self._open_in(_backoff(self._failures) if self._failures else 0.0)
+            self._set_timer(_backoff(self._failures) if self._failures else 0.0, self._open)
             self._failures += 1
-        self._down("idle_closed" if self._successor is not None else why.reason, why.detail)
+        self._down("idle_closed" if self._successor is not None else why.reason, str(why))
 
     def _down(self, reason: str, detail: str) -> None:
         self.why_down = detail
@@ -312,13 +295,15 @@ class Link:
 
     # Supervision
 
-    def _watch_in(self, seconds: float) -> None:
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-        self._watch_due = self._loop.time() + seconds
-        self._watch_timer = self._loop.call_later(seconds, self._watch, context=Context())
+    def _set_timer(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, action, *arguments, context=Context())
 
-    def _watch(self) -> None:
+    def _watch_in(self, seconds: float) -> None:
+        self._set_timer(seconds, self._watch, self._loop.time() + seconds)
+
+    def _watch(self, due: float) -> None:
         connection, now = self._connection, self._loop.time()
         if connection is None:
             return
@@ -330,10 +315,9 @@ class Link:
                 return
             connection.request((b"PING",))
             silence = 0.0
-        if now - self._watch_due > _LATE:
+        elif now - due > _LATE:
             # The process was stopped: a reply might be in the socket, so that time does not count.
-            self._awake_since = now
-        silence = min(silence, now - self._awake_since)
+            connection.last_received, silence = now, 0.0
         if silence >= self._abort_after:
             connection.abort("timeout", f"no reply within {self._settings.timeout:g} s")
             return
