@@ -116,7 +116,7 @@ async def test_no_output_shows_a_password(
             await asyncio.to_thread(_get, f"http://127.0.0.1:{endpoints.port}{path}")
             for path in ("/ready", "/metrics", "/health")
         ]
-        shown = [repr(queue), repr(backend), repr(backend._driver), repr(backend._servers)]
+        shown = [repr(queue), repr(backend), repr(backend._driver), repr(backend._new_router)]
     out, err = capfd.readouterr()
     outputs = {
         "errors": "".join(_all_of(error) for error in errors),

@@ -33,7 +33,7 @@ from genesis.backends.redis.link import LinkSettings
 from genesis.backends.redis.members import make_member
 from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
-from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
+from genesis.backends.redis.servers import servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -92,13 +92,13 @@ class RedisBackend(Requests):
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
-        self._servers: Servers = (
+        name, self._new_router = (
             servers_of_url(url, timeout) if client is None else servers_of_client(client, timeout)
         )
         self._pid = os.getpid()
         self._instance_id = new_instance_id()
         self.heartbeat_interval = lease / BEATS_PER_LEASE
-        self.store = f"redis {self._servers.name} {key_prefix}"
+        self.store = f"redis {name} {key_prefix}"
         self._lease = lease
         self._timeout = timeout
         self._key_prefix = key_prefix
@@ -246,12 +246,8 @@ class RedisBackend(Requests):
             if backend is not None and backend._listener is not None:
                 backend._listener(event)
 
-        redact = self._servers.redact
-        driver = Driver(
-            self.instance_id, self._key_prefix, channels, self._lease, self._timeout, emit, redact
-        )
-        driver.clustered = self._servers.clustered
-        driver.router = self._servers.router(
+        driver = Driver(self.instance_id, self._key_prefix, channels, self._lease, self._timeout, emit)
+        driver.router = self._new_router(
             LinkSettings(
                 [
                     (b"SUBSCRIBE", channels + driver.instance_id.encode()),

@@ -154,7 +154,7 @@ class LocalQueue:
         call.answered(EnterResult(call.ticket, None, 0, depth, reason, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
-        call.fail(unavailable("enter", self.driver.redact(error), *call.ticket[:2]))
+        call.fail(unavailable("enter", self.driver.router.redact(error), *call.ticket[:2]))
 
     def evicted(self, call: Call) -> None:
         if call.granted is None:  # before Redis's reply to `enter` was read
@@ -187,7 +187,7 @@ class LocalQueue:
         driver, now = self.driver, self.driver.loop.time()
         if self.rejected_since is None:
             self.rejected_since = now
-        detail = f"queue {self.queue_id!r}: {command}: {driver.redact(error)}"
+        detail = f"queue {self.queue_id!r}: {command}: {driver.router.redact(error)}"
         driver.is_down(f"queue {self.queue_id}", "refused", detail)
         if now - self.rejected_since >= driver.lease:  # connected, but not renewed: places are lost
             for call in self.core.tickets.values():

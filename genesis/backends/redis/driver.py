@@ -32,8 +32,8 @@ __all__ = ["BEFORE", "Driver"]
 _MAX_PER_TURN = 100  # queues that a timer or a new connection handles per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
-# Error replies after which a new connection, perhaps to another server, might succeed.
-_ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
+# Reasons of error replies after which a new connection, perhaps to another server, might succeed.
+_ELSEWHERE = ("read_only", "loading", "scripts_lost")
 
 
 class Driver:
@@ -45,9 +45,8 @@ class Driver:
         channels: the prefix of the wake-up channels.
         lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.
-        redact: formats an error without credentials.
 
-    `router` and `clustered` must be set before any other call.
+    `router` must be set before any other call.
     """
 
     def __init__(
@@ -58,13 +57,10 @@ class Driver:
         lease: float,
         timeout: float,
         emit: Callable[[BackendEvent], None],
-        redact: Callable[[BaseException], str],
     ) -> None:
-        self.redact = redact
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.router: Router
-        self.clustered = False
         self._key_prefix = key_prefix
         self.lease = lease
         self.timeout = timeout
@@ -93,7 +89,7 @@ class Driver:
         queue = self.queues.get(queue_id)
         if queue is None:
             keys = queue_keys(self._key_prefix, queue_id)
-            if self.clustered:
+            if self.router.clustered:
                 keys = (*keys, guard_key(keys))
             queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys, self.sessions)
             self._attach(queue)
@@ -172,18 +168,17 @@ class Driver:
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
         """Whether an error reply concerns the server or the connection, not the command."""
-        text = str(error)
+        reason = reason_of(error)
         if self.router.redirected(queue.keys[0], error):
-            moved = text.startswith("MOVED ")  # the slot is served: no alarm, the first retry at once
+            moved = str(error).startswith("MOVED ")  # served: no alarm, the first retry at once
             pause = 0.0 if moved and not queue.redirection else _RETRY
-            self._stands_still(queue, "" if moved else reason_of(error), self.redact(error))
+            self._stands_still(queue, "" if moved else reason, self.router.redact(error))
             if queue.link is not None:
                 self._detach(queue)
                 self._look_at(queue, self.loop.time() + pause)
-        elif any(word in text for word in _ELSEWHERE):
-            # Before 7.0, Redis wraps the error of a command inside a script.
+        elif reason in _ELSEWHERE:
             if queue.link is not None:
-                queue.link.reconnect(reason_of(error), text)
+                queue.link.reconnect(reason, str(error))
         else:
             return False
         return True

@@ -159,7 +159,7 @@ class Requests:
             if not errors:
                 return
             if not isinstance(errors[0], ConnectionLost):
-                raise unavailable("ping", driver.redact(errors[0]))
+                raise unavailable("ping", driver.router.redact(errors[0]))
 
     async def _reap(self, operation: str, queue_id: str) -> Any:
         """Reap dead instances before the queue is shown. Returns the queue's numbers."""
@@ -231,7 +231,7 @@ class Requests:
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
-                raise unavailable(operation, driver.redact(answer), queue.queue_id)
+                raise unavailable(operation, driver.router.redact(answer), queue.queue_id)
             # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)

@@ -11,6 +11,11 @@ from genesis.backends.redis.link import Link, LinkSettings
 
 __all__ = ["Router", "SingleRouter"]
 
+_CLUSTERED = (
+    " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
+    "client=redis.asyncio.RedisCluster(...) instead)"
+)
+
 
 class Router:
     """Belongs to the event loop that runs when it is created.
@@ -18,6 +23,8 @@ class Router:
     It calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
     the servers are known again. Links that `links` no longer returns are closed then.
     """
+
+    clustered = False  # whether scripts must declare `guard_key`, see cluster.py
 
     def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
@@ -40,6 +47,10 @@ class Router:
         otherwise after a short delay.
         """
         return False
+
+    def redact(self, error: BaseException) -> str:
+        """Format an error without credentials."""
+        raise NotImplementedError
 
     def why_down(self, key: bytes) -> str:
         """Why no command on `key` can be sent; "" if it can be sent."""
@@ -81,3 +92,9 @@ class SingleRouter(Router):
 
     def links(self) -> Sequence[Link]:
         return (self._link,)
+
+    def redact(self, error: BaseException) -> str:
+        text = self._link.redact(error)
+        if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
+            text += _CLUSTERED
+        return text
