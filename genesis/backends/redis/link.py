@@ -7,10 +7,9 @@ retries them; the core sends a `sync` instead. If several servers will do, each 
 | event                                          | action                                             |
 |------------------------------------------------|----------------------------------------------------|
 | connected                                      | `on_up`                                            |
-| cannot connect to the last endpoint left       | `on_down`, retry after `_backoff`                  |
+| cannot connect to the last endpoint left       | `on_down`, `_retry`                                |
 | cannot connect to another                      | try the next at once                               |
-| the connection ends after 1 s up or more       | `on_down`, reconnect at once                       |
-| the connection ends sooner                     | `on_down`, reconnect after `_backoff`              |
+| the connection ends                            | `on_down`, `_retry`: at once after 1 s up or more  |
 | the server closes it while no reply is due     | the same, with the reason `idle_closed`            |
 | idle for `probe_interval`                      | PING                                               |
 | a reply is overdue by `_SECOND_AFTER`          | open a second connection; the first to reply stays |
@@ -105,11 +104,10 @@ class Link:
         self._abort_after = settings.timeout + min(0.02, settings.timeout / 10)
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None  # up, or ending
-        self._successor: Connection | None = None  # replaces it when it has ended
         self._opening: asyncio.Task[Connection] | None = None
         self._timer: asyncio.TimerHandle | None = None  # while up `_watch`, else the next attempt
         self._up_since = 0.0  # by loop.time(); 0: never
-        self._failures = 0
+        self._failures = 1
         self._closing = False
         self._open()
 
@@ -163,8 +161,6 @@ class Link:
         self.why_down = "the backend was closed"
         if self._opening is not None:
             self._opening.cancel()
-        if self._successor is not None:
-            self._successor.abort("closed", self.why_down)
         if self._connection is not None:
             self._connection.close()
         elif self._timer is not None:
@@ -199,7 +195,7 @@ class Link:
         self.endpoint, *self.untried = self.untried or self._endpoints
         opened = self.endpoint.connection()
         busy = partial(self._watch_in, self._second_after)
-        connection = Connection(lambda push: self._pushed(connection, push), self._ended, busy)
+        connection = Connection(lambda push: self._pushed(connection, push), busy)
         try:
             await opened.connect()  # type: ignore[no-untyped-call]
             await connection.take_over(opened)
@@ -223,53 +219,44 @@ class Link:
         return connection
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
-        # If it failed while a silent connection is still there, `_watch` opens another.
         self._opening = None
         if task.cancelled():
             if not self._closing and self._connection is None:
                 self._set_timer(_RETRY_CANCELLED, self._open)
         elif (error := task.exception()) is not None:
             self._failed(error)
-        elif self._closing:
-            task.result().close()
+        elif not (connection := task.result()).up:
+            self._failed(redis_errors.ConnectionError("the server closed the connection"))
+        elif self._closing or self.responsive:
+            connection.close()
+        elif (silent := self._connection) is not None:
+            self._opening = task  # used when every command pending on the silent one has failed
+            silent.closed.add_done_callback(lambda _: self._opened(task), context=Context())
+            detail = f"no reply for {self._second_after:g} s, but a new connection answers"
+            silent.abort("idle_closed" if silent.idle else "timeout", detail)
         else:
-            self._use(task.result())
+            self._use(connection)
 
     def _failed(self, error: BaseException) -> None:
         if self._closing or self._connection is not None:
-            return
+            return  # if that one is silent, `_watch` opens another
         if self.untried:
             self._open()
             return
-        self._set_timer(_backoff(self._failures), self._open)
-        self._failures += 1
+        self._retry()
         self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
         self._down(reason_of(error), self.redact(error))
 
     def _use(self, connection: Connection) -> None:
-        """Use a new connection, unless the current one replies again."""
-        if self._connection is not None:
-            if self.responsive:
-                connection.close()
-                return
-            self._successor = connection
-            reason = "idle_closed" if self._connection.idle else "timeout"
-            detail = f"no reply for {self._second_after:g} s, but a new connection answers"
-            self._connection.abort(reason, detail)
-            return
-        self._successor = None
-        if not connection.up:  # it has ended since
-            self._failed(redis_errors.ConnectionError("the server closed the connection"))
-            return
         self._connection = connection
+        connection.closed.add_done_callback(self._ended, context=Context())
         self._up_since = self._loop.time()
         self.why_down, self.denied = "", False
         self._watch_in(self._second_after)
         self._settings.on_up(self)
 
-    def _ended(self, connection: Connection, why: ConnectionLost) -> None:
-        if connection is not self._connection:
-            return
+    def _ended(self, closed: asyncio.Future[ConnectionLost]) -> None:
+        why, opening = closed.result(), self._opening
         self._connection = None
         if self._timer is not None:
             self._timer.cancel()
@@ -277,12 +264,16 @@ class Link:
             return
         if self._loop.time() - self._up_since >= _STEADY:
             self._failures = 0
-        if self._successor is not None:
-            self._set_timer(0.0, self._use, self._successor)
-        elif self._opening is None:
-            self._set_timer(_backoff(self._failures) if self._failures else 0.0, self._open)
-            self._failures += 1
-        self._down("idle_closed" if self._successor is not None else why.reason, str(why))
+        if opening is None:
+            self._retry()
+        replaced = opening is not None and opening.done()
+        self._down("idle_closed" if replaced else why.reason, str(why))
+
+    def _retry(self) -> None:
+        """Connect again: at once, or after 20 ms, growing to 1 s, of which up to half is jitter."""
+        most = min(1.0, 0.01 * 2.0 ** min(self._failures, 10)) if self._failures else 0.0
+        self._set_timer(random.uniform(most / 2, most), self._open)
+        self._failures += 1
 
     def _down(self, reason: str, detail: str) -> None:
         self.why_down = detail
@@ -329,9 +320,3 @@ class Link:
             if self._opening is None:
                 self._open()
             self._settings.on_silent(self)
-
-
-def _backoff(failures: int) -> float:
-    """Seconds until the next attempt: exponential from 20 ms to 1 s, with up to half of it jitter."""
-    most = min(1.0, 0.02 * 2.0 ** min(failures, 10))
-    return random.uniform(most / 2, most)
