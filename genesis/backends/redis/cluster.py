@@ -55,9 +55,9 @@ class ClusterRouter(Router):
     clustered = True
 
     def __init__(self, nodes: NodesManager, settings: LinkSettings) -> None:
-        super().__init__(settings)
-        self._nodes = nodes
         seeds = list(nodes.startup_nodes.values())
+        super().__init__(Endpoint(seeds[0], settings.timeout), settings)
+        self._nodes = nodes
         self._given = seeds[0]
         self._seeds: list[Address] = [(seed.host, int(seed.port)) for seed in seeds]
         self._loop = asyncio.get_running_loop()
@@ -80,7 +80,7 @@ class ClusterRouter(Router):
         if link is None:
             # A replica might take over long before the connection to a silent master is given up.
             link = self._links[address] = self._connect(
-                self._endpoint(address),
+                self._endpoint_of(address),
                 on_down=self._link_down,
                 on_silent=lambda link: self._refresh_in(0.0),  # noqa: ARG005
             )
@@ -114,10 +114,7 @@ class ClusterRouter(Router):
         self._links.clear()
         super().abort()
 
-    def redact(self, error: BaseException) -> str:
-        return self._endpoint(self._seeds[0]).redact(error)
-
-    def _endpoint(self, address: Address) -> Endpoint:
+    def _endpoint_of(self, address: Address) -> Endpoint:
         host, port = address
         # redis-py sets `redis_connect_func`, for reading from replicas.
         return Endpoint(
@@ -170,7 +167,7 @@ class ClusterRouter(Router):
 
         found = [*self._known]
         random.shuffle(found)
-        return [self._endpoint(address) for address in sorted(found, key=suspect)]
+        return [self._endpoint_of(address) for address in sorted(found, key=suspect)]
 
     def _not_refreshed(self, link: Link | None, reason: str, detail: str) -> None:
         """No node has sent the map. The link asks them again."""

@@ -189,13 +189,6 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             self._end(ConnectionLost("closed", "the connection was closed"))
 
-    async def wait_closed(self, timeout: float) -> None:
-        """Wait until the connection has ended; after `timeout` seconds, abort it."""
-        await asyncio.wait({self.closed}, timeout=timeout)
-        if not self.closed.done():
-            self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
-            await asyncio.wait({self.closed}, timeout=timeout)
-
     # Called by the transport
 
     def data_received(self, data: bytes) -> None:

@@ -155,8 +155,6 @@ class Link:
 
         If no reply comes, the connection is aborted by `wait_closed`, or after the timeout.
         """
-        if self._closing:
-            return
         self._closing = True
         self.why_down = "the backend was closed"
         if self._opening is not None:
@@ -172,7 +170,9 @@ class Link:
         if opening is not None:
             await asyncio.wait({opening}, timeout=timeout)
         if connection is not None:
-            await connection.wait_closed(timeout)
+            await asyncio.wait({connection.closed}, timeout=timeout)
+            connection.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
+            await asyncio.wait({connection.closed}, timeout=timeout)
 
     # Connecting
 
@@ -235,7 +235,12 @@ class Link:
             detail = f"no reply for {self._second_after:g} s, but a new connection answers"
             silent.abort("idle_closed" if silent.idle else "timeout", detail)
         else:
-            self._use(connection)
+            self._connection = connection
+            connection.closed.add_done_callback(self._ended, context=Context())
+            self._up_since = self._loop.time()
+            self.why_down, self.denied = "", False
+            self._watch_in(self._second_after)
+            self._settings.on_up(self)
 
     def _failed(self, error: BaseException) -> None:
         if self._closing or self._connection is not None:
@@ -245,15 +250,8 @@ class Link:
             return
         self._retry()
         self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
-        self._down(reason_of(error), self.redact(error))
-
-    def _use(self, connection: Connection) -> None:
-        self._connection = connection
-        connection.closed.add_done_callback(self._ended, context=Context())
-        self._up_since = self._loop.time()
-        self.why_down, self.denied = "", False
-        self._watch_in(self._second_after)
-        self._settings.on_up(self)
+        self.why_down = self.redact(error)
+        self._settings.on_down(self, reason_of(error), self.why_down)
 
     def _ended(self, closed: asyncio.Future[ConnectionLost]) -> None:
         why, opening = closed.result(), self._opening
@@ -267,17 +265,14 @@ class Link:
         if opening is None:
             self._retry()
         replaced = opening is not None and opening.done()
-        self._down("idle_closed" if replaced else why.reason, str(why))
+        self.why_down = str(why)
+        self._settings.on_down(self, "idle_closed" if replaced else why.reason, self.why_down)
 
     def _retry(self) -> None:
         """Connect again: at once, or after 20 ms, growing to 1 s, of which up to half is jitter."""
         most = min(1.0, 0.01 * 2.0 ** min(self._failures, 10)) if self._failures else 0.0
         self._set_timer(random.uniform(most / 2, most), self._open)
         self._failures += 1
-
-    def _down(self, reason: str, detail: str) -> None:
-        self.why_down = detail
-        self._settings.on_down(self, reason, detail)
 
     def _pushed(self, connection: Connection, push: list[Any]) -> None:
         # Only in one order with the replies: a second connection subscribes before it is used.
@@ -292,13 +287,10 @@ class Link:
         self._timer = self._loop.call_later(seconds, action, *arguments, context=Context())
 
     def _watch_in(self, seconds: float) -> None:
-        self._set_timer(seconds, self._watch, self._loop.time() + seconds)
+        self._set_timer(seconds, self._watch, self._connection, self._loop.time() + seconds)
 
-    def _watch(self, due: float) -> None:
-        connection, now = self._connection, self._loop.time()
-        if connection is None:
-            return
-        silence = connection.silence()
+    def _watch(self, connection: Connection, due: float) -> None:
+        silence, now = connection.silence(), self._loop.time()
         if silence is None:
             if (idle := now - connection.last_received) < self._settings.probe_interval:
                 connection.watched = False

@@ -18,7 +18,7 @@ _CLUSTERED = (
 
 
 class Router:
-    """Belongs to the event loop that runs when it is created.
+    """Belongs to the event loop that runs when it is created. `endpoint` leads to one of its servers.
 
     It calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
     the servers are known again. Links that `links` no longer returns are closed then.
@@ -26,7 +26,8 @@ class Router:
 
     clustered = False  # whether scripts must declare `guard_key`, see cluster.py
 
-    def __init__(self, settings: LinkSettings) -> None:
+    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
+        self._endpoint = endpoint
         self._settings = settings
         self._made: list[Link] = []
         self._why_unknown = ""  # why `link` returns None, if it does
@@ -50,7 +51,10 @@ class Router:
 
     def redact(self, error: BaseException) -> str:
         """Format an error without credentials."""
-        raise NotImplementedError
+        text = self._endpoint.redact(error)
+        if not self.clustered and str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
+            text += _CLUSTERED
+        return text
 
     def why_down(self, key: bytes) -> str:
         """Why no command on `key` can be sent; "" if it can be sent."""
@@ -84,7 +88,7 @@ class SingleRouter(Router):
     """One link for all queues."""
 
     def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
-        super().__init__(settings)
+        super().__init__(endpoint, settings)
         self._link = self._connect(endpoint)
 
     def link(self, key: bytes) -> Link | None:  # noqa: ARG002
@@ -92,9 +96,3 @@ class SingleRouter(Router):
 
     def links(self) -> Sequence[Link]:
         return (self._link,)
-
-    def redact(self, error: BaseException) -> str:
-        text = self._link.redact(error)
-        if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
-            text += _CLUSTERED
-        return text

@@ -9,7 +9,7 @@ subscribes to `+switch-master`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeAlias
+from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -20,8 +20,6 @@ from genesis.backends.redis.link import Link, LinkSettings, ignore
 from genesis.backends.redis.router import SingleRouter
 
 __all__ = ["SentinelRouter"]
-
-_Address: TypeAlias = tuple[str, int]
 
 
 class SentinelRouter(SingleRouter):
@@ -37,11 +35,9 @@ class SentinelRouter(SingleRouter):
         super().__init__(master, settings._replace(on_up=self._up))
         self._backend_up = settings.on_up
         self._service: bytes = pool.service_name.encode()
-        manager = pool.sentinel_manager
-        self._least_others: int = manager.min_other_sentinels
-        self._forced_host: str | None = getattr(manager, "_force_master_ip", None)
+        self._manager = manager = pool.sentinel_manager
         self._loop = asyncio.get_running_loop()
-        self._found: asyncio.Future[_Address | str] = self._loop.create_future()
+        self._found: asyncio.Future[tuple[str, int] | str] = self._loop.create_future()
         self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
         # A silent Sentinel leaves time to ask the next.
         share = settings.timeout / (len(manager.sentinels) + 2)
@@ -54,7 +50,7 @@ class SentinelRouter(SingleRouter):
             on_push=self._ask,
         )
 
-    async def get_master_address(self) -> _Address:
+    async def get_master_address(self) -> tuple[str, int]:
         """Called by each new connection to the master."""
         self._found = self._loop.create_future()
         self._ask(self._sentinel_link)  # if it is down, `on_up` will ask
@@ -82,8 +78,8 @@ class SentinelRouter(SingleRouter):
             return
         for master in [] if isinstance(reply, Exception) else reply:
             if master[b"name"] == self._service and self._is_sound(master):
-                host = self._forced_host or master[b"ip"].decode()
-                self._named((host, int(master[b"port"])))
+                forced = getattr(self._manager, "_force_master_ip", None)
+                self._named((forced or master[b"ip"].decode(), int(master[b"port"])))
                 return
         if not self._found.done():  # ask another Sentinel
             why = "it knows no such service, or considers its master down"
@@ -92,12 +88,11 @@ class SentinelRouter(SingleRouter):
             self._sentinel_link.reconnect("refused", f"{self._sentinel_link.endpoint.name}: {why}")
 
     def _is_sound(self, master: dict[bytes, bytes]) -> bool:
-        flags = master[b"flags"].split(b",")
-        others = int(master[b"num-other-sentinels"])
-        down = b"s_down" in flags or b"o_down" in flags
-        return b"master" in flags and not down and others >= self._least_others
+        flags = {*master[b"flags"].split(b",")}
+        seen = int(master[b"num-other-sentinels"]) >= self._manager.min_other_sentinels
+        return seen and b"master" in flags and not flags & {b"s_down", b"o_down"}
 
-    def _named(self, address: _Address) -> None:
+    def _named(self, address: tuple[str, int]) -> None:
         if not self._found.done():
             self._found.set_result(address)
         if self._link.up and address != self._address:
