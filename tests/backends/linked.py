@@ -39,7 +39,7 @@ class Watched:
         self.downs: list[tuple[str, str]] = []
         self.events: list[Any] = []  # pushes and replies, in order
         self.fail_on_up = False
-        timeout = options.setdefault("timeout", TIMEOUT)
+        options.setdefault("timeout", TIMEOUT)
         options.setdefault("probe_interval", PROBE)
         pools = [pool_of_url(each) if isinstance(each, str) else each for each in where]
         settings = LinkSettings(
@@ -49,7 +49,7 @@ class Watched:
             on_push=lambda link, push: self.events.append(push),
             **options,
         )
-        self.link = Link([Endpoint(pool, timeout) for pool in pools], settings)
+        self.link = Link([Endpoint(pool) for pool in pools], settings)
 
     @property
     def alarms(self) -> list[str]:

@@ -92,9 +92,7 @@ class RedisBackend(Requests):
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
-        name, self._new_router = (
-            servers_of_url(url, timeout) if client is None else servers_of_client(client, timeout)
-        )
+        name, self._new_router = servers_of_url(url) if client is None else servers_of_client(client)
         self._pid = os.getpid()
         self._instance_id = new_instance_id()
         self.heartbeat_interval = lease / BEATS_PER_LEASE

@@ -56,7 +56,7 @@ class ClusterRouter(Router):
 
     def __init__(self, nodes: NodesManager, settings: LinkSettings) -> None:
         seeds = list(nodes.startup_nodes.values())
-        super().__init__(Endpoint(seeds[0], settings.timeout), settings)
+        super().__init__(Endpoint(seeds[0]), settings)
         self._nodes = nodes
         self._given = seeds[0]
         self._seeds: list[Address] = [(seed.host, int(seed.port)) for seed in seeds]
@@ -117,9 +117,7 @@ class ClusterRouter(Router):
     def _endpoint_of(self, address: Address) -> Endpoint:
         host, port = address
         # redis-py sets `redis_connect_func`, for reading from replicas.
-        return Endpoint(
-            self._given, self._settings.timeout, host=host, port=port, redis_connect_func=None
-        )
+        return Endpoint(self._given, host=host, port=port, redis_connect_func=None)
 
     def _address(self, host: str, port: int | str, asked: str) -> Address:
         """Where to connect to a node that the host `asked` lists as `host` and `port`."""

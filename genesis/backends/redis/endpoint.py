@@ -2,8 +2,8 @@
 
 A given client remains its owner's: no connection of its pool is used or closed. Only its connection
 settings are copied (address, TLS, user, credential provider, `redis_connect_func`, connection class).
-Timeouts and retries are replaced, because the link handles both: no read timeout and no retry by
-redis-py. RESP3 is required, so that wake-ups and replies share a connection.
+Timeouts and retries are removed, because the link handles both. RESP3 is required, so that wake-ups and
+replies share a connection.
 
 Credentials must never appear in an error, whether the URL is malformed or a connection failed, and even
 if the server repeats them.
@@ -33,7 +33,6 @@ class Endpoint:
 
     Args:
         given: has the client's connection class and its arguments.
-        timeout: seconds, for connecting.
         own: arguments that replace those of the client.
 
     Attributes:
@@ -41,7 +40,7 @@ class Endpoint:
         name: address and database: they identify the data that is stored there.
     """
 
-    def __init__(self, given: ConnectionPool | ClusterNode, timeout: float, **own: Any) -> None:
+    def __init__(self, given: ConnectionPool | ClusterNode, **own: Any) -> None:
         self._class: type[AbstractConnection] = given.connection_class
         settings = given.connection_kwargs.items()
         self._kwargs = kwargs = {name: it for name, it in settings if not _NOT_COPIED.match(name)}
@@ -50,7 +49,7 @@ class Endpoint:
             protocol=3,
             decode_responses=False,
             socket_timeout=None,
-            socket_connect_timeout=timeout,
+            socket_connect_timeout=None,
             health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
         )

@@ -30,7 +30,7 @@ class SentinelRouter(SingleRouter):
 
     def __init__(self, pool: SentinelConnectionPool, settings: LinkSettings) -> None:
         # The connections to the master ask this router for its address, instead of the pool.
-        master = Endpoint(pool, settings.timeout, connection_pool=self)
+        master = Endpoint(pool, connection_pool=self)
         master.name = f"the master of {pool.service_name!r}"
         super().__init__(master, settings._replace(on_up=self._up))
         self._backend_up = settings.on_up
@@ -39,12 +39,11 @@ class SentinelRouter(SingleRouter):
         self._loop = asyncio.get_running_loop()
         self._found: asyncio.Future[tuple[str, int] | str] = self._loop.create_future()
         self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
-        # A silent Sentinel leaves time to ask the next.
-        share = settings.timeout / (len(manager.sentinels) + 2)
         self._sentinel_link = self._connect(
-            *(Endpoint(client.connection_pool, share) for client in manager.sentinels),
+            *(Endpoint(client.connection_pool) for client in manager.sentinels),
             greeting=(),
-            timeout=share,
+            # A silent Sentinel leaves time to ask the next.
+            timeout=settings.timeout / (len(manager.sentinels) + 2),
             on_up=self._listen,
             on_down=self._sentinel_down,
             on_push=self._ask,

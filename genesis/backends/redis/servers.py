@@ -22,32 +22,32 @@ Servers: TypeAlias = tuple[str, Callable[[LinkSettings], Router]]
 router, which starts to connect."""
 
 
-def servers_of_url(url: object, timeout: float) -> Servers:
+def servers_of_url(url: object) -> Servers:
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, got {type(url).__name__}")  # it might hold a password
-    return _servers_of_pool(pool_of_url(url), timeout)
+    return _servers_of_pool(pool_of_url(url))
 
 
-def servers_of_client(client: object, timeout: float) -> Servers:
+def servers_of_client(client: object) -> Servers:
     if isinstance(client, Redis):
-        return _servers_of_pool(client.connection_pool, timeout)
+        return _servers_of_pool(client.connection_pool)
     if not isinstance(client, RedisCluster):
         raise TypeError(
             "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
             f"redis.asyncio.RedisCluster, got {type(client).__module__}.{type(client).__qualname__}"
         )
     seeds = list(client.nodes_manager.startup_nodes.values())
-    Endpoint(seeds[0], timeout).check()
+    Endpoint(seeds[0]).check()
     name = f"cluster {','.join(sorted(f'{seed.host}:{seed.port}' for seed in seeds))}"
     return name, partial(ClusterRouter, client.nodes_manager)
 
 
-def _servers_of_pool(pool: ConnectionPool, timeout: float) -> Servers:
+def _servers_of_pool(pool: ConnectionPool) -> Servers:
     if isinstance(pool, SentinelConnectionPool):
         if not pool.is_master:
             raise ValueError("client leads to a replica; give what Sentinel.master_for() returns")
-        Endpoint(pool, timeout, connection_pool=None).check()
+        Endpoint(pool, connection_pool=None).check()
         return f"sentinel {pool.service_name}", partial(SentinelRouter, pool)
-    endpoint = Endpoint(pool, timeout)
+    endpoint = Endpoint(pool)
     endpoint.check()
     return endpoint.name, partial(SingleRouter, endpoint)
