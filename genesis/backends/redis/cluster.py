@@ -39,7 +39,6 @@ _REFRESH_EVERY = 60.0  # seconds between two refreshes of the map when nothing i
 _REFRESH_DOWN = 0.25  # ... while a node is unreachable: its replica might have taken over
 _REFRESH_MOVED = 1.0  # ... after a MOVED: that move is known, but others might follow
 _REFRESH_LEAST = 0.02  # ... whatever happens
-_MINORITY_FOR = 5.0  # seconds for which a node that replied CLUSTERDOWN is asked last
 _UNSERVED = "no node serves its slot"
 
 
@@ -64,7 +63,6 @@ class ClusterRouter(Router):
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._known = {*self._seeds}  # masters and replicas
         self._links: dict[Address, Link] = {}
-        self._minority: dict[Address, float] = {}  # by loop.time(): until when
         self._map_link: Link | None = None  # while the map is being read: to any node
         self._timer: asyncio.TimerHandle | None = None
         self._why_unknown = "the map of slots is not known yet"
@@ -94,14 +92,14 @@ class ClusterRouter(Router):
     def redirected(self, key: bytes, error: BaseException) -> bool:
         kind, _, rest = str(error).partition(" ")
         slot = key_slot(key)
-        owner = self._owners[slot]
         if kind == "MOVED":
             host, _, port = rest.rpartition(" ")[2].rpartition(":")
-            self._owners[slot] = self._address(host, port, (owner or ("",))[0])
+            asked, _ = self._owners[slot] or ("", 0)
+            self._owners[slot] = self._address(host, port, asked)
             self._refresh_in(_REFRESH_MOVED)
         elif kind == "CLUSTERDOWN":
-            if owner is not None:  # it sees no majority, so its map might be outdated
-                self._minority[owner] = self._loop.time() + _MINORITY_FOR
+            # It sees no majority, so its map might be outdated. If just this node is asked for the map,
+            # its next CLUSTERDOWN leads to another refresh.
             self._refresh_in(0.0)
         elif kind not in ("ASK", "TRYAGAIN"):
             return False
@@ -155,17 +153,11 @@ class ClusterRouter(Router):
         )
 
     def _candidates(self) -> list[Endpoint]:
-        """All known nodes, shuffled; nodes that are unreachable, silent or in a minority come last."""
-        now = self._loop.time()
-
-        def suspect(address: Address) -> bool:
-            link = self._links.get(address)
-            away = link is not None and not link.responsive
-            return away or self._minority.get(address, 0.0) > now
-
+        """All known nodes, shuffled; those that are unreachable or silent come last."""
+        away = {address for address, link in self._links.items() if not link.responsive}
         found = [*self._known]
         random.shuffle(found)
-        return [self._endpoint_of(address) for address in sorted(found, key=suspect)]
+        return [self._endpoint_of(address) for address in sorted(found, key=away.__contains__)]
 
     def _not_refreshed(self, link: Link | None, reason: str, detail: str) -> None:
         """No node has sent the map. The link asks them again."""

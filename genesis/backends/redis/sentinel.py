@@ -38,7 +38,8 @@ class SentinelRouter(SingleRouter):
         self._manager = manager = pool.sentinel_manager
         self._loop = asyncio.get_running_loop()
         self._found: asyncio.Future[tuple[str, int] | str] = self._loop.create_future()
-        self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
+        # Of the last attempt. The connection that is up has the same: `_named` ends it otherwise.
+        self._address = ("", 0)
         self._sentinel_link = self._connect(
             *(Endpoint(client.connection_pool) for client in manager.sentinels),
             greeting=(),
@@ -56,11 +57,10 @@ class SentinelRouter(SingleRouter):
         found = await self._found
         if isinstance(found, str):
             raise redis_errors.ConnectionError(f"no Sentinel names the master: {found}")
-        self._next_address = found
+        self._address = found
         return found
 
     def _up(self, link: Link) -> None:
-        self._address = self._next_address
         self._backend_up(link)
         self._ask(self._sentinel_link)  # the master might have been replaced meanwhile
 
