@@ -90,10 +90,10 @@ class Connection(asyncio.Protocol):
     async def take_over(self, opened: AbstractConnection) -> None:
         """Take over the transport of a connection that redis-py has opened.
 
-        `_reader` and `_writer` are the only private names of redis-py used in this package, because
-        redis-py has no public access to the transport. Every reply to its own commands has been read.
-        Only a push can have arrived since, in the stream's buffer. If its parser ever held a part of a
-        push, the next bytes would not parse as RESP, and the link would reconnect.
+        `_reader` and `_writer` are private names: redis-py has no public access to the transport. Every
+        reply to its own commands has been read. Only a push can have arrived since, in the stream's
+        buffer. If its parser ever held a part of a push, the next bytes would not parse as RESP, and
+        the link would reconnect.
 
         Raises:
             redis.exceptions.ConnectionError: it is closed already.

@@ -80,7 +80,6 @@ class Link:
 
     Args:
         endpoints: one or more. They are tried in turn, one for each connection.
-        settings: see `LinkSettings`.
 
     Attributes:
         endpoint: that of the last attempt.
@@ -119,11 +118,9 @@ class Link:
     def responsive(self) -> bool:
         """Whether the link is up, and no reply is overdue."""
         connection = self._connection
-        return (
-            connection is not None
-            and connection.up
-            and (connection.silence() or 0.0) < self._second_after
-        )
+        if connection is None or not connection.up:
+            return False
+        return (connection.silence() or 0.0) < self._second_after
 
     @property
     def ended(self) -> bool:
