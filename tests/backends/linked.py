@@ -12,7 +12,6 @@ from redis.asyncio import ConnectionPool
 
 from genesis.backends.redis.endpoint import Endpoint, pool_of_url
 from genesis.backends.redis.link import Link, LinkSettings
-from genesis.backends.redis.scripts import Script
 from tests.support.redis_server import RedisServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_until
@@ -22,36 +21,35 @@ PROBE = 0.3  # seconds
 CHANNEL = b"genesis:test:wake"
 
 
-def script(source: bytes) -> Script:
-    return Script("test", source, hashlib.sha1(source).hexdigest().encode())
+_SOURCE = b"return redis.call('INCR', KEYS[1])"
+_SHA = hashlib.sha1(_SOURCE).hexdigest().encode()
+GREETING = [(b"SUBSCRIBE", CHANNEL), (b"SCRIPT", b"LOAD", _SOURCE)]
 
 
-INCREMENT = script(b"return redis.call('INCR', KEYS[1])")
+def increment(*keys: bytes) -> tuple[bytes, ...]:
+    """The command that increments the first key."""
+    return (b"EVALSHA", _SHA, b"%d" % len(keys), *keys)
 
 
 class Watched:
     """A link, and a record of its callbacks."""
 
-    def __init__(self, where: str | ConnectionPool | Endpoint, **options: Any) -> None:
+    def __init__(self, *where: str | ConnectionPool, **options: Any) -> None:
         self.ups = 0
         self.downs: list[tuple[str, str]] = []
         self.events: list[Any] = []  # pushes and replies, in order
         self.fail_on_up = False
-        timeout = options.setdefault("timeout", TIMEOUT)
+        options.setdefault("timeout", TIMEOUT)
         options.setdefault("probe_interval", PROBE)
-        if isinstance(where, str):
-            where = pool_of_url(where)
-        if isinstance(where, ConnectionPool):
-            where = Endpoint(where, timeout)
+        pools = [pool_of_url(each) if isinstance(each, str) else each for each in where]
         settings = LinkSettings(
-            CHANNEL,
-            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
+            GREETING,
             on_up=self._up,
             on_down=lambda link, *what: self.on_down(*what),
             on_push=lambda link, push: self.events.append(push),
             **options,
         )
-        self.link = Link(where, settings)
+        self.link = Link([Endpoint(pool) for pool in pools], settings)
 
     @property
     def alarms(self) -> list[str]:
@@ -72,7 +70,7 @@ class Watched:
 
     def increment(self, key: bytes = b"counter") -> asyncio.Future[Any]:
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        assert self.link.call(INCREMENT, [key], [], reply.set_result), self.link.why_down
+        assert self.link.send(increment(key), reply.set_result), self.link.why_down
         return reply
 
     def on_down(self, reason: str, detail: str) -> None:
@@ -86,8 +84,8 @@ class Watched:
 
 
 @asynccontextmanager
-async def linked(where: str | ConnectionPool | Endpoint, **options: Any) -> AsyncIterator[Watched]:
-    watched = Watched(where, **options)
+async def linked(*where: str | ConnectionPool, **options: Any) -> AsyncIterator[Watched]:
+    watched = Watched(*where, **options)
     try:
         yield watched
     finally:

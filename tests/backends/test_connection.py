@@ -207,8 +207,7 @@ async def test_replies_that_have_arrived_are_not_lost_with_the_connection() -> N
         writer.close()
 
     server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
-    ended = asyncio.Event()
-    connection = Connection(lambda push: None, lambda *_: ended.set(), lambda: None)
+    connection = Connection(lambda push: None, lambda: None)
     opened: Any = SimpleNamespace()  # what `take_over` needs of a connection of redis-py
     opened._reader, opened._writer = await asyncio.open_connection(
         "127.0.0.1", server.sockets[0].getsockname()[1]
@@ -218,7 +217,7 @@ async def test_replies_that_have_arrived_are_not_lost_with_the_connection() -> N
     try:
         for _ in range(count):
             connection.send((b"PING",), replies.append)
-        await asyncio.wait_for(ended.wait(), 30)
+        await asyncio.wait_for(connection.closed, 30)
     finally:
         connection.abort("closed", "the test has ended")
         server.close()

@@ -175,6 +175,18 @@ async def test_closing_does_not_wait_for_a_stopped_server(own_redis: RedisServer
     own_redis.resume()
 
 
+async def test_of_several_servers_each_attempt_tries_the_next(own_redis: RedisServer) -> None:
+    """The loss of one is reported only if no other can be reached."""
+    async with linked("redis://127.0.0.1:1", "redis://127.0.0.1:2", own_redis.url) as watched:
+        await watched.is_up()
+        assert watched.downs == []
+        own_redis.kill()
+        await wait_until(lambda: len(watched.downs) >= 3, "two rounds have failed")
+        assert ["127.0.0.1:" in detail for _, detail in watched.downs[1:]] == [True] * 2
+        own_redis.start()
+        await watched.is_up(2)
+
+
 # Idle times
 
 
@@ -233,21 +245,6 @@ async def test_a_server_that_ends_while_nobody_calls_raises_the_alarm_at_the_fir
         await wait_until(lambda: len(watched.downs) >= 2, "the retry failed")
         assert watched.downs[0][0] == "idle_closed"
         assert watched.alarms[0] == "connection"
-
-
-async def test_a_user_that_may_not_subscribe_can_connect_where_that_is_enough(
-    own_redis: RedisServer,
-) -> None:
-    """A Sentinel names the master to such a user too; only the early notice of a new one is missing."""
-    client: Any = own_redis.client
-    client.execute_command("ACL SETUSER asks on >x ~* +@all -subscribe")
-    url = own_redis.url.replace("redis://", "redis://asks:x@")
-    async with linked(url, must_subscribe=False) as watched:
-        await watched.is_up()
-        assert await watched.ask(b"PING") == b"PONG"
-    async with linked(url) as watched:
-        await wait_until(lambda: watched.downs, "it was refused")
-        assert watched.link.denied
 
 
 async def test_wake_ups_of_a_second_connection_count_once_it_is_used(redis_server: RedisServer) -> None:

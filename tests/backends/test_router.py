@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,20 +11,16 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from genesis.backends.redis.cluster import ClusterRouter, Nodes, guard_key
+from genesis.backends.redis.cluster import ClusterRouter, guard_key
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
-from genesis.backends.redis.scripts import Script
 from genesis.backends.redis.servers import servers_of_client, servers_of_url
+from tests.backends.linked import CHANNEL, GREETING, TIMEOUT, increment
 from tests.support.redis_server import RedisServer
 from tests.support.topology import Cluster, SentinelTrio, _cluster_port, slot_of
 from tests.support.waiting import wait_until
 
-TIMEOUT = 2.0  # seconds
 PATIENCE = 60.0  # seconds; a Cluster that elects a master serves nobody
-CHANNEL = b"genesis:test:wake"
-_SOURCE = b"return redis.call('INCR', KEYS[1])"
-INCREMENT = Script("test", _SOURCE, hashlib.sha1(_SOURCE).hexdigest().encode())
 
 
 class Calls:
@@ -40,8 +35,7 @@ class Calls:
 
     def settings(self, timeout: float = TIMEOUT) -> LinkSettings:
         return LinkSettings(
-            CHANNEL,
-            [(b"SCRIPT", b"LOAD", INCREMENT.source)],
+            GREETING,
             timeout,
             timeout / 3,
             self.ups.append,
@@ -53,12 +47,12 @@ class Calls:
     async def increment(self, queue_id: str) -> int:
         """Until it is done, as the backend does; never sent again on the connection that refused it."""
         key = b"{%s}:counter" % queue_id.encode()
-        keys = [key, guard_key([key])]
+        parts = increment(key, guard_key([key]))
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             link = self.router.link(key)
             reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            if link is not None and link.call(INCREMENT, keys, [], reply.set_result):
+            if link is not None and link.send(parts, reply.set_result):
                 answer = await reply
                 if not isinstance(answer, Exception):
                     return int(answer)
@@ -74,7 +68,7 @@ class Calls:
 async def routed(cluster: Cluster, timeout: float = TIMEOUT) -> AsyncIterator[Calls]:
     calls = Calls()
     client = cluster.client()
-    calls.router = ClusterRouter(Nodes(client, timeout), calls.settings(timeout))
+    calls.router = ClusterRouter(client.nodes_manager, calls.settings(timeout))
     try:
         yield calls
     finally:
@@ -103,7 +97,7 @@ def trio() -> Iterator[SentinelTrio]:
 
 async def test_a_single_server_serves_every_key(own_redis: RedisServer) -> None:
     calls = Calls()
-    calls.router = servers_of_url(own_redis.url, TIMEOUT).router(calls.settings())
+    calls.router = servers_of_url(own_redis.url)[1](calls.settings())
     assert await calls.increment("a") == 1
     assert await calls.increment("b") == 1
     assert own_redis.connections() == 1
@@ -172,7 +166,7 @@ async def test_scripts_are_refused_whole_while_their_slot_migrates(cluster: Clus
         link = calls.router.link(key)
         assert link is not None
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        link.call(INCREMENT, [key, guard_key([key])], [], reply.set_result)
+        link.send(increment(key, guard_key([key])), reply.set_result)
         error = await reply
         assert str(error).startswith(("ASK", "TRYAGAIN"))
         assert calls.router.redirected(key, error)
@@ -260,7 +254,7 @@ async def test_without_any_node_the_error_names_it_and_it_recovers(own_redis: Re
     port = _cluster_port()
     calls = Calls()
     client = Cluster.client(_only(port))
-    calls.router = ClusterRouter(Nodes(client, TIMEOUT), calls.settings())
+    calls.router = ClusterRouter(client.nodes_manager, calls.settings())
     await wait_until(lambda: calls.downs, "the map was not read")
     assert calls.downs[0][0] is None
     assert "the map of slots" in calls.router.why_down(b"{a}")
@@ -300,7 +294,7 @@ async def test_a_cancellation_of_all_tasks_ends_no_look(cluster: Cluster) -> Non
 async def test_a_master_that_is_replaced_while_it_lives_is_left_at_once(trio: SentinelTrio) -> None:
     calls = Calls()
     client = trio.client()
-    calls.router = servers_of_client(client, TIMEOUT).router(calls.settings())
+    calls.router = servers_of_client(client)[1](calls.settings())
     link = next(iter(calls.router.links()))
     await wait_until(lambda: link.up, "the link is up")
     router: Any = calls.router
@@ -318,6 +312,24 @@ async def test_a_master_that_is_replaced_while_it_lives_is_left_at_once(trio: Se
     await client.connection_pool.sentinel_manager.sentinels[0].aclose()  # type: ignore[attr-defined]
     await client.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_user_that_may_not_subscribe_to_a_sentinel_reaches_the_master(
+    trio: SentinelTrio,
+) -> None:
+    """Only the early notice of a new master is missing."""
+    for port in trio.ports:
+        with trio._client(port) as asked:
+            asked.execute_command("ACL SETUSER asks on >x ~* +@all -subscribe")
+    calls = Calls()
+    client = trio.client(sentinel_kwargs={"username": "asks", "password": "x"})
+    calls.router = servers_of_client(client)[1](calls.settings())
+    assert await calls.increment("a") > 0
+    router: Any = calls.router
+    assert router._sentinel_link.up
+    assert trio.listeners() == 0
+    await calls.router.close(1.0)
+    await client.aclose()
 
 
 def _fails_over(trio: SentinelTrio) -> bool:

@@ -18,11 +18,11 @@ from redis.asyncio.sentinel import Sentinel
 from redis.credentials import CredentialProvider
 
 from genesis import Queue
-from genesis.backends.redis.endpoint import AnyOf, Endpoint, pool_of_url
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import ObservabilityServer, Telemetry
 from genesis.queue import RedisBackend
 from tests.backends.conftest import PASSWORD, QUOTED, Certificates, quiet
+from tests.backends.linked import linked
 from tests.conftest import Spans
 from tests.support.redis_server import RedisServer
 
@@ -116,7 +116,7 @@ async def test_no_output_shows_a_password(
             await asyncio.to_thread(_get, f"http://127.0.0.1:{endpoints.port}{path}")
             for path in ("/ready", "/metrics", "/health")
         ]
-        shown = [repr(queue), repr(backend), repr(backend._driver), repr(backend._servers)]
+        shown = [repr(queue), repr(backend), repr(backend._driver), repr(backend._new_router)]
     out, err = capfd.readouterr()
     outputs = {
         "errors": "".join(_all_of(error) for error in errors),
@@ -199,12 +199,9 @@ def test_a_bad_url_is_refused_without_showing_it(url: str) -> None:
     assert not re.search("s3cret", shown), text
 
 
-def test_an_error_of_an_earlier_sentinel_shows_no_password() -> None:
+async def test_an_error_of_an_earlier_sentinel_shows_no_password() -> None:
     """Each Sentinel can have its own; the error might come after the next one was tried."""
     urls = ("redis://:first-secret@localhost:1", "redis://:second-secret@localhost:2")
-    endpoints = [Endpoint(pool_of_url(url), 1.0) for url in urls]
-    sentinels = AnyOf(lambda: endpoints)
-    for _ in range(3):
-        sentinels.connection()
+    async with linked(*urls) as watched:
         for secret in ("first-secret", "second-secret"):
-            assert secret not in sentinels.redact(ValueError(f"AUTH {secret} failed"))
+            assert secret not in watched.link.redact(ValueError(f"AUTH {secret} failed"))

@@ -78,11 +78,11 @@ class Relay:
             # Ends when the server has closed, by itself or after the client's last bytes.
             await tasks[3]
         finally:
+            for end in (writer, self._server):  # first: this task might be cancelled while it waits
+                end.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for end in (writer, self._server):
-                end.close()
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.driver import BEFORE, CLOSE_WITHIN, Driver
 from genesis.backends.redis.keys import check_key_prefix
 from genesis.backends.redis.requests import Requests
-from genesis.backends.redis.servers import Servers, servers_of_client, servers_of_url
+from genesis.backends.redis.servers import servers_of_client, servers_of_url
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -88,13 +88,11 @@ class RedisBackend(Requests):
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
-        self._servers: Servers = (
-            servers_of_url(url, timeout) if client is None else servers_of_client(client, timeout)
-        )
+        name, self._new_router = servers_of_url(url) if client is None else servers_of_client(client)
         self._pid = os.getpid()
         self._instance_id = new_instance_id()
         self.heartbeat_interval = lease / BEATS_PER_LEASE
-        self.store = f"redis {self._servers.name} {key_prefix}"
+        self.store = f"redis {name} {key_prefix}"
         self._lease = lease
         self._timeout = timeout
         self._key_prefix = key_prefix
@@ -231,7 +229,7 @@ class RedisBackend(Requests):
                 backend._listener(event)
 
         driver = Driver(
-            self._servers, self.instance_id, self._key_prefix, self._lease, self._timeout, emit
+            self._new_router, self.instance_id, self._key_prefix, self._lease, self._timeout, emit
         )
         if self._forgotten is not None:
             self._forgotten.detach()  # it would keep the driver of a closed loop alive

@@ -106,11 +106,13 @@ class LocalQueue(QueueCore):
         on_reply: Callable[[Any], None],
         urgent: bool = True,
     ) -> bool:
-        """See `Link.call`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
+        """See `Link.send`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
         if self.link is None:
             return False
-        words = (self.driver.head, session, *self.driver.tail, *arguments)
-        sent: bool = self.link.call(load(script), self.keys, words, on_reply, urgent)
+        keys, driver = self.keys, self.driver
+        words = (driver.head, session, *driver.tail, *arguments)
+        parts = (b"EVALSHA", load(script).sha, b"%d" % len(keys), *keys, *words)
+        sent: bool = self.link.send(parts, on_reply, urgent)
         return sent
 
     # The output of the core, see `Output`
@@ -148,7 +150,7 @@ class LocalQueue(QueueCore):
         call.answered(EnterResult(call.ticket, None, 0, depth, retry_after))
 
     def failed(self, call: Call, error: Exception) -> None:
-        call.fail(self.driver.redact(error))
+        call.fail(self.driver.router.redact(error))
 
     def evicted(self, call: Call) -> None:
         if call.granted is None:  # before Redis's reply to `enter` was read
@@ -173,5 +175,5 @@ class LocalQueue(QueueCore):
         self.driver.forget(call)
 
     def rejected(self, command: str, error: Exception) -> None:
-        self.rejection = f"queue {self.queue_id!r}: {command}: {self.driver.redact(error)}"
+        self.rejection = f"queue {self.queue_id!r}: {command}: {self.driver.router.redact(error)}"
         self.driver.is_down(f"queue {self.queue_id}", "refused", self.rejection)

@@ -19,29 +19,26 @@ minute.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Sequence
 from contextvars import Context
 from typing import TypeAlias
 
-from redis.asyncio import RedisCluster
-from redis.crc import key_slot
+from redis.asyncio.cluster import NodesManager
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from genesis.backends.redis.endpoint import AnyOf, Endpoint
-from genesis.backends.redis.link import Link, LinkSettings, ignore
+from genesis.backends.redis.endpoint import Endpoint
+from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
 
-__all__ = ["ClusterRouter", "Nodes", "guard_key"]
+__all__ = ["ClusterRouter", "guard_key"]
 
 Address: TypeAlias = tuple[str, int]
 
-_SLOTS = 16384
 _REFRESH_EVERY = 60.0  # seconds between two refreshes of the map when nothing is wrong
 _REFRESH_DOWN = 0.25  # ... while a node is unreachable: its replica might have taken over
 _REFRESH_MOVED = 1.0  # ... after a MOVED: that move is known, but others might follow
 _REFRESH_LEAST = 0.02  # ... whatever happens
-_MINORITY_FOR = 5.0  # seconds for which a node that replied CLUSTERDOWN is asked last
 _UNSERVED = "no node serves its slot"
 
 
@@ -51,44 +48,26 @@ def guard_key(keys: Sequence[bytes]) -> bytes:
     return tagged[: tagged.index(b"}") + 1] + b":never"
 
 
-class Nodes:
-    """The startup nodes of a client's cluster, and how to connect to its nodes."""
-
-    def __init__(self, client: RedisCluster, timeout: float) -> None:
-        seeds = list(client.nodes_manager.startup_nodes.values())
-        self.seeds: list[Address] = [(node.host, int(node.port)) for node in seeds]
-        self._given, self._timeout = seeds[0], timeout
-        self._remap = client.nodes_manager.remap_host_port
-
-    def remap(self, host: str, port: int) -> Address:
-        """The address for connecting to a node that the cluster lists as `host` and `port`."""
-        host, port = self._remap(host, port)
-        return host, int(port)
-
-    def endpoint(self, address: Address) -> Endpoint:
-        host, port = address
-        # redis-py sets `redis_connect_func`, for reading from replicas.
-        return Endpoint(self._given, self._timeout, host=host, port=port, redis_connect_func=None)
-
-
 class ClusterRouter(Router):
     """Keeps one link to each master that serves a queue in use. See the module docstring."""
 
-    def __init__(self, nodes: Nodes, settings: LinkSettings) -> None:
-        super().__init__(settings)
+    clustered = True
+
+    def __init__(self, nodes: NodesManager, settings: LinkSettings) -> None:
+        seeds = list(nodes.startup_nodes.values())
+        super().__init__(Endpoint(seeds[0]), settings)
         self._nodes = nodes
+        self._given = seeds[0]
+        self._seeds: list[Address] = [(seed.host, int(seed.port)) for seed in seeds]
         self._loop = asyncio.get_running_loop()
-        self._owners: list[Address | None] = [None] * _SLOTS
-        self._known: set[Address] = set(nodes.seeds)  # masters and replicas
+        self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._known = {*self._seeds}  # masters and replicas
         self._links: dict[Address, Link] = {}
-        self._minority: dict[Address, float] = {}  # by loop.time(): until when
         self._map_link: Link | None = None  # while the map is being read: to any node
         self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
-        self._not_before = 0.0  # by loop.time(): no refresh earlier
         self._why_unknown = "the map of slots is not known yet"
         self._closing = False
-        self._refresh_in(0.0)
+        self._refresh()
 
     def link(self, key: bytes) -> Link | None:
         address = self._owners[key_slot(key)]
@@ -99,7 +78,7 @@ class ClusterRouter(Router):
         if link is None:
             # A replica might take over long before the connection to a silent master is given up.
             link = self._links[address] = self._connect(
-                self._nodes.endpoint(address),
+                self._endpoint_of(address),
                 on_down=self._link_down,
                 on_silent=lambda link: self._refresh_in(0.0),  # noqa: ARG005
             )
@@ -113,15 +92,14 @@ class ClusterRouter(Router):
     def redirected(self, key: bytes, error: BaseException) -> bool:
         kind, _, rest = str(error).partition(" ")
         slot = key_slot(key)
-        owner = self._owners[slot]
         if kind == "MOVED":
             host, _, port = rest.rpartition(" ")[2].rpartition(":")
-            # A node that does not know its own host name sends an empty one.
-            self._owners[slot] = self._nodes.remap(host or (owner or ("",))[0], int(port))
+            asked, _ = self._owners[slot] or ("", 0)
+            self._owners[slot] = self._address(host, port, asked)
             self._refresh_in(_REFRESH_MOVED)
         elif kind == "CLUSTERDOWN":
-            if owner is not None:  # it sees no majority, so its map might be outdated
-                self._minority[owner] = self._loop.time() + _MINORITY_FOR
+            # It sees no majority, so its map might be outdated. If just this node is asked for the map,
+            # its next CLUSTERDOWN leads to another refresh.
             self._refresh_in(0.0)
         elif kind not in ("ASK", "TRYAGAIN"):
             return False
@@ -134,6 +112,17 @@ class ClusterRouter(Router):
         self._links.clear()
         super().abort()
 
+    def _endpoint_of(self, address: Address) -> Endpoint:
+        host, port = address
+        # redis-py sets `redis_connect_func`, for reading from replicas.
+        return Endpoint(self._given, host=host, port=port, redis_connect_func=None)
+
+    def _address(self, host: str, port: int | str, asked: str) -> Address:
+        """Where to connect to a node that the host `asked` lists as `host` and `port`."""
+        # A node that does not know its own host name sends an empty one.
+        host, port = self._nodes.remap_host_port(host or asked, int(port))
+        return host, int(port)
+
     # Refreshing the map
 
     def _link_down(self, link: Link | None, reason: str, detail: str) -> None:
@@ -142,39 +131,33 @@ class ClusterRouter(Router):
 
     def _refresh_in(self, seconds: float) -> None:
         """Refresh the map in `seconds`, or earlier if that is scheduled already."""
-        due = max(self._loop.time() + seconds, self._not_before)
-        if self._closing or self._due <= due or self._map_link is not None:
+        due = self._loop.time() + max(seconds, _REFRESH_LEAST)
+        if self._closing or self._map_link is not None:
             return  # a running refresh schedules the next one when it ends
         if self._timer is not None:
+            if self._timer.when() <= due:
+                return
             self._timer.cancel()
-        self._due = due
         self._timer = self._loop.call_at(due, self._refresh, context=Context())
 
     def _refresh(self) -> None:
-        self._timer, self._due = None, math.inf
+        self._timer = None
         timeout = self._settings.timeout
         self._map_link = self._connect(
-            AnyOf(self._candidates),
+            *self._candidates(),
             greeting=[(b"CLUSTER", b"SLOTS")],
             timeout=max(timeout / 4, min(timeout, 1.0)),
             on_up=self._refreshed,
             on_down=self._not_refreshed,
-            on_push=ignore,  # wake-ups come on every link
-            was_up=self._owners != [None] * _SLOTS,
+            was_up=any(self._owners),
         )
 
     def _candidates(self) -> list[Endpoint]:
-        """All known nodes, shuffled; nodes that are unreachable, silent or in a minority come last."""
-        now = self._loop.time()
-
-        def suspect(address: Address) -> bool:
-            link = self._links.get(address)
-            away = link is not None and (not link.up or link.silent)
-            return away or self._minority.get(address, 0.0) > now
-
-        found = list({*self._known, *self._nodes.seeds})
+        """All known nodes, shuffled; those that are unreachable or silent come last."""
+        away = {address for address, link in self._links.items() if not link.responsive}
+        found = [*self._known]
         random.shuffle(found)
-        return [self._nodes.endpoint(address) for address in sorted(found, key=suspect)]
+        return [self._endpoint_of(address) for address in sorted(found, key=away.__contains__)]
 
     def _not_refreshed(self, link: Link | None, reason: str, detail: str) -> None:
         """No node has sent the map. The link asks them again."""
@@ -184,20 +167,18 @@ class ClusterRouter(Router):
 
     def _refreshed(self, link: Link) -> None:
         """Rows are `[first slot, last slot, master, replica, ...]`; a node is `[host, port, ...]`."""
-        owners: list[Address | None] = [None] * _SLOTS
-        masters: set[Address] = set()
-        known: set[Address] = set()
+        owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        known = {*self._seeds}
         try:
             for first, last, *nodes in link.answer:
-                # A node that does not know its own host name sends an empty one.
                 asked = link.endpoint.host
-                found = [self._nodes.remap((n[0] or b"").decode() or asked, n[1]) for n in nodes]
-                masters.add(found[0])
+                found = [self._address((n[0] or b"").decode(), n[1], asked) for n in nodes]
                 known.update(found)
                 owners[first : last + 1] = [found[0]] * (last + 1 - first)
         except Exception as error:  # it might be of the client's `address_remap`
             link.reconnect("other", f"the map cannot be read: {error!r}")
             return
+        masters = {*owners} - {None}
         if not masters:
             link.reconnect("cluster_down", "no node serves any slot")
             return
@@ -208,14 +189,12 @@ class ClusterRouter(Router):
         self._why_unknown, self._unknown_for_good = _UNSERVED, False
         for address in self._links.keys() - masters:
             replaced = self._links.pop(address)
-            if replaced.silent:  # do not wait for its replies
+            if not replaced.responsive:  # do not wait for its replies
                 replaced.reconnect("timeout", "the node is silent, and was replaced")
             replaced.close()
             changed = True
         if changed:
             self._settings.on_moved()
-        away = any(not each.up or each.silent for each in self._links.values())
         # No message announces that a slot without a master has one again: poll for its queues.
-        away = away or None in owners
-        self._not_before = self._loop.time() + _REFRESH_LEAST
+        away = None in owners or not all(link.responsive for link in self._links.values())
         self._refresh_in(_REFRESH_DOWN if away else _REFRESH_EVERY)

@@ -12,9 +12,9 @@ oldest command without one. Pushes (wake-ups) share the connection, in one order
 | ended   | `ConnectionLost`   | ignored           | nothing    | nothing                   |
 
 *closing* lasts until no reply is pending. If a socket is closed while replies arrive, the kernel resets
-the connection, and Redis drops commands that it has not read. *ending* lasts until every pending
-command has failed, in order and in bounded iterations of the loop; then `on_end` is called. No command
-is ever sent twice.
+the connection, and Redis drops commands that it has not read. *ending* lasts until the event loop has
+dropped the transport and every pending command has failed, in order and in bounded iterations of the
+loop; then `closed` is done. No command is ever sent twice.
 """
 
 from __future__ import annotations
@@ -55,26 +55,20 @@ class Connection(asyncio.Protocol):
     Args:
         on_push: called with each push, except the confirmation of a SUBSCRIBE or SSUBSCRIBE, which is
             the reply to that command.
-        on_end: called once, after every pending command has failed.
         on_busy: called by the first `send` after `watched` was set to False.
 
     Attributes:
+        closed: resolves with the reason when the connection has ended.
         last_received: by `loop.time()`, when bytes last arrived.
         watched: see `on_busy`.
         up: whether commands can be sent.
     """
 
-    def __init__(
-        self,
-        on_push: Callable[[list[Any]], None],
-        on_end: Callable[[Connection, ConnectionLost], None],
-        on_busy: Callable[[], None],
-    ) -> None:
+    def __init__(self, on_push: Callable[[list[Any]], None], on_busy: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._context = Context()
         self._on_push = on_push
-        self._on_end = on_end
         self._on_busy = on_busy
         self._transport: asyncio.Transport
         reader = hiredis.Reader(notEnoughData=_NO_REPLY_YET)
@@ -88,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._behind = False  # received replies wait for the next iteration of the loop
         self._why_ended: ConnectionLost | None = None
         self.up = True
-        self._closed = self._loop.create_future()
+        self.closed: asyncio.Future[ConnectionLost] = self._loop.create_future()
         self.watched = True
         # By loop.time(): `_waiting_since` is when the last command was sent while none was pending.
         self.last_received = self._waiting_since = self._time()
@@ -96,10 +90,10 @@ class Connection(asyncio.Protocol):
     async def take_over(self, opened: AbstractConnection) -> None:
         """Take over the transport of a connection that redis-py has opened.
 
-        `_reader` and `_writer` are the only private names of redis-py used in this package, because
-        redis-py has no public access to the transport. Every reply to its own commands has been read.
-        Only a push can have arrived since, in the stream's buffer. If its parser ever held a part of a
-        push, the next bytes would not parse as RESP, and the link would reconnect.
+        `_reader` and `_writer` are private names: redis-py has no public access to the transport. Every
+        reply to its own commands has been read. Only a push can have arrived since, in the stream's
+        buffer. If its parser ever held a part of a push, the next bytes would not parse as RESP, and
+        the link would reconnect.
 
         Raises:
             redis.exceptions.ConnectionError: it is closed already.
@@ -180,7 +174,7 @@ class Connection(asyncio.Protocol):
 
         Pending commands fail in later iterations of the loop, never before this returns.
         """
-        if not self._closed.done():
+        if not self.closed.done():
             with suppress(OSError, AttributeError):
                 # Without SO_LINGER, the kernel might retry the delivery for minutes.
                 linger = self._transport.get_extra_info("socket").setsockopt
@@ -194,13 +188,6 @@ class Connection(asyncio.Protocol):
         if not self._pending and self._why_ended is None:
             self._transport.close()
             self._end(ConnectionLost("closed", "the connection was closed"))
-
-    async def wait_closed(self, timeout: float) -> None:
-        """Wait until the event loop has dropped the transport; after `timeout` seconds, abort it."""
-        await asyncio.wait({self._closed}, timeout=timeout)
-        if not self._closed.done():
-            self.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
-            await asyncio.wait({self._closed}, timeout=timeout)
 
     # Called by the transport
 
@@ -218,10 +205,8 @@ class Connection(asyncio.Protocol):
         self._loop.call_soon(self._flush, context=self._context)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._closed.done():
-            self._closed.set_result(None)
         detail = "the server closed the connection" if error is None else f"{error}"
-        self._end(ConnectionLost("idle_closed" if self.idle else "connection", detail))
+        self._fail(self._end(ConnectionLost("idle_closed" if self.idle else "connection", detail)))
 
     # Scheduled by `call_soon`
 
@@ -275,12 +260,13 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         self._loop.call_soon(self._take_replies, context=self._context)
 
-    def _end(self, why: ConnectionLost) -> None:
+    def _end(self, why: ConnectionLost) -> ConnectionLost:
+        """Returns why the connection has ended: the first reason counts."""
         if self._why_ended is None:
             self.up = False
             self._why_ended = why
             self._outgoing.clear()
-            self._loop.call_soon(self._fail, why, context=self._context)
+        return self._why_ended
 
     def _fail(self, why: ConnectionLost) -> None:
         # With a `call_soon` for each, the loop reports the error of one and continues with the next.
@@ -290,4 +276,4 @@ class Connection(asyncio.Protocol):
         if pending:
             call_soon(self._fail, why, context=self._context)
         else:
-            call_soon(self._on_end, self, why, context=self._context)
+            call_soon(self.closed.set_result, why, context=self._context)

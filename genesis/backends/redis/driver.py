@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import Context
 from heapq import heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genesis.backends.protocol import (
     BackendEvent,
@@ -31,12 +31,10 @@ from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.link import Link, LinkSettings
+from genesis.backends.redis.router import Router
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
-
-if TYPE_CHECKING:
-    from genesis.backends.redis.servers import Servers
 
 __all__ = ["BEFORE", "CLOSE_WITHIN", "Driver"]
 
@@ -44,15 +42,15 @@ _MAX_PER_TURN = 100  # queues that the timer handles per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
 CLOSE_WITHIN = 1.0  # seconds for which closing waits for Redis
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
-# Error replies after which a new connection, perhaps to another server, might succeed.
-_ELSEWHERE = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT")
+# Reasons of error replies after which a new connection, perhaps to another server, might succeed.
+_ELSEWHERE = ("read_only", "loading", "scripts_lost")
 
 
 class Driver:
     """See the module docstring.
 
     Args:
-        servers: where Redis is; its router starts to connect.
+        new_router: creates the router, which starts to connect.
         instance_id, key_prefix: the backend's.
         lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.
@@ -60,18 +58,16 @@ class Driver:
 
     def __init__(
         self,
-        servers: Servers,
+        new_router: Callable[[LinkSettings], Router],
         instance_id: str,
         key_prefix: str,
         lease: float,
         timeout: float,
         emit: Callable[[BackendEvent], None],
     ) -> None:
-        self.redact = servers.redact
         self.loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self._key_prefix = key_prefix
-        self._clustered = servers.clustered
         self.lease = lease
         self.timeout = timeout
         self.emit = emit
@@ -95,10 +91,12 @@ class Driver:
         self._changed: asyncio.Future[None] | None = None  # see `until_changed`
         self.closing = False
         self.index = Index(self, key_prefix)
-        self.router = servers.router(
+        self.router = new_router(
             LinkSettings(
-                channels + self.head,
-                [(b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS],
+                [
+                    (b"SUBSCRIBE", channels + self.head),
+                    *((b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS),
+                ],
                 timeout,
                 lease / BEATS_PER_LEASE,
                 self.on_up,
@@ -115,7 +113,7 @@ class Driver:
         queue = self.queues.get(queue_id)
         if queue is None:
             keys = queue_keys(self._key_prefix, queue_id)
-            if self._clustered:
+            if self.router.clustered:
                 keys = (*keys, guard_key(keys))
             queue = self.queues[queue_id] = LocalQueue(self, queue_id, keys)
             self._attach(queue)
@@ -175,18 +173,17 @@ class Driver:
 
     def redirected(self, queue: LocalQueue, error: Exception) -> bool:
         """Whether an error reply concerns the server or the connection, not the command."""
-        text = str(error)
+        reason = reason_of(error)
         if self.router.redirected(queue.keys[0], error):
-            moved = text.startswith("MOVED ")  # the slot is served: no alarm, the first retry at once
+            moved = str(error).startswith("MOVED ")  # served: no alarm, the first retry at once
             pause = 0.0 if moved and not queue.redirection else _RETRY
-            self._stands_still(queue, "" if moved else reason_of(error), self.redact(error))
+            self._stands_still(queue, "" if moved else reason, self.router.redact(error))
             if queue.link is not None:
                 self._detach(queue)
                 self._look_at(queue, self.loop.time() + pause)
-        elif any(word in text for word in _ELSEWHERE):
-            # Before 7.0, Redis wraps the error of a command inside a script.
+        elif reason in _ELSEWHERE:
             if queue.link is not None:
-                queue.link.reconnect(reason_of(error), text)
+                queue.link.reconnect(reason, str(error))
         else:
             return False
         return True

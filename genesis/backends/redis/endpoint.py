@@ -2,8 +2,8 @@
 
 A given client remains its owner's: no connection of its pool is used or closed. Only its connection
 settings are copied (address, TLS, user, credential provider, `redis_connect_func`, connection class).
-Timeouts and retries are replaced, because the link handles both: no read timeout and no retry by
-redis-py. RESP3 is required, so that wake-ups and replies share a connection.
+Timeouts and retries are removed, because the link handles both. RESP3 is required, so that wake-ups and
+replies share a connection.
 
 Credentials must never appear in an error, whether the URL is malformed or a connection failed, and even
 if the server repeats them.
@@ -12,7 +12,6 @@ if the server repeats them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -21,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-__all__ = ["AnyOf", "Endpoint", "pool_of_url"]
+__all__ = ["Endpoint", "pool_of_url"]
 
 # Settings that are not copied: they belong to the given client, or are set here.
 _NOT_COPIED = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
@@ -34,18 +33,14 @@ class Endpoint:
 
     Args:
         given: has the client's connection class and its arguments.
-        timeout: seconds, for connecting.
         own: arguments that replace those of the client.
 
     Attributes:
         host: the host name.
         name: address and database: they identify the data that is stored there.
-        untried: see `AnyOf`.
     """
 
-    untried: Sequence[Endpoint] = ()
-
-    def __init__(self, given: ConnectionPool | ClusterNode, timeout: float, **own: Any) -> None:
+    def __init__(self, given: ConnectionPool | ClusterNode, **own: Any) -> None:
         self._class: type[AbstractConnection] = given.connection_class
         settings = given.connection_kwargs.items()
         self._kwargs = kwargs = {name: it for name, it in settings if not _NOT_COPIED.match(name)}
@@ -54,7 +49,7 @@ class Endpoint:
             protocol=3,
             decode_responses=False,
             socket_timeout=None,
-            socket_connect_timeout=timeout,
+            socket_connect_timeout=None,
             health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
         )
@@ -87,34 +82,6 @@ class Endpoint:
         for secret in ("password", "ssl_password"):
             if self._kwargs.get(secret):
                 text = text.replace(str(self._kwargs[secret]), "***")
-        return text
-
-
-class AnyOf(Endpoint):
-    """Connects to another of several endpoints each time.
-
-    Args:
-        candidates: called for each round; returns at least one endpoint.
-
-    Attributes:
-        host, name: of the endpoint to which the last connection leads.
-        untried: those left of this round. If that endpoint fails, a link tries the next at once.
-    """
-
-    def __init__(self, candidates: Callable[[], Sequence[Endpoint]]) -> None:
-        self._candidates = candidates
-        self._round: Sequence[Endpoint] = ()
-
-    def connection(self) -> AbstractConnection:
-        if not self.untried:
-            self._round = self.untried = self._candidates()
-        endpoint, *self.untried = self.untried
-        self.host, self.name = endpoint.host, endpoint.name
-        return endpoint.connection()
-
-    def hide(self, text: str) -> str:
-        for endpoint in self._round:  # the error might be of an earlier connection
-            text = endpoint.hide(text)
         return text
 
 

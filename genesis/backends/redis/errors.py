@@ -20,13 +20,11 @@ class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
     Attributes:
         reason: a value of `reason_of`, or `closed` (by this process), or `idle_closed` (by the server
             or the network, while the connection was idle).
-        detail: the error text, without credentials.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(detail)  # without credentials
         self.reason = reason
-        self.detail = detail
 
 
 _Kinds = tuple[type[BaseException], ...]

@@ -1,15 +1,15 @@
-"""`Link`: keeps one `Connection` to one server alive, and reconnects when it ends.
+"""`Link`: keeps one `Connection` to a server alive, and reconnects when it ends.
 
 A connection is up when the wake-up channel is subscribed and the scripts are loaded: every command sent
 on it can run, and its wake-ups arrive. Pending commands fail when a connection ends. This module never
-retries them; the core sends a `sync` instead.
+retries them; the core sends a `sync` instead. If several servers will do, each attempt is on another.
 
 | event                                          | action                                             |
 |------------------------------------------------|----------------------------------------------------|
 | connected                                      | `on_up`                                            |
-| cannot connect (to the last of `AnyOf`)        | `on_down`, retry after `_backoff`                  |
-| the connection ends after 1 s up or more       | `on_down`, reconnect at once                       |
-| the connection ends sooner                     | `on_down`, reconnect after `_backoff`              |
+| cannot connect to the last endpoint left       | `on_down`, `_retry`                                |
+| cannot connect to another                      | try the next at once                               |
+| the connection ends                            | `on_down`, `_retry`: at once after 1 s up or more  |
 | the server closes it while no reply is due     | the same, with the reason `idle_closed`            |
 | idle for `probe_interval`                      | PING                                               |
 | a reply is overdue by `_SECOND_AFTER`          | open a second connection; the first to reply stays |
@@ -36,7 +36,6 @@ from redis import exceptions as redis_errors
 from genesis.backends.redis.connection import Connection, OnReply
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
-from genesis.backends.redis.scripts import Script
 
 __all__ = ["Link", "LinkSettings", "ignore"]
 
@@ -53,8 +52,6 @@ def ignore(*_: object) -> None:
 class LinkSettings(NamedTuple):
     """What the links of one backend have in common."""
 
-    channel: bytes
-    """Subscribed to on each connection."""
     greeting: Sequence[Sequence[bytes]]
     """Commands sent on each connection before it is up. An error reply is a failure to connect."""
     timeout: float
@@ -74,46 +71,42 @@ class LinkSettings(NamedTuple):
     """See `Router`."""
     on_silent: Callable[[Link], None] = ignore
     """Called repeatedly while a reply is overdue and the connection is up."""
-    must_subscribe: bool = True
-    """False: a user without the permission to subscribe can connect."""
     was_up: bool = False
-    """Whether the server, or one of `AnyOf`, was reached before: see `is_permanent`."""
+    """Whether a server was reached before, by another link: see `is_permanent`."""
 
 
 class Link:
     """See the module docstring. Belongs to the event loop that runs when it is created.
 
+    Args:
+        endpoints: one or more. They are tried in turn, one for each connection.
+
     Attributes:
+        endpoint: that of the last attempt.
+        untried: those left of this round.
         why_down: why no connection is up; "" if one is up.
         denied: the last attempt failed for a reason that a retry does not fix: credentials,
             permissions, an unknown host, TLS, or a server without RESP3.
         answer: the reply to the last command of the greeting.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoints: Sequence[Endpoint], settings: LinkSettings) -> None:
+        self.endpoint = endpoints[0]
+        self.untried: Sequence[Endpoint] = ()
         self.why_down = "not connected yet"
         self.denied = False
         self.answer: Any = None
+        self._endpoints = endpoints
         self._settings = settings
-        self._greeting = [
-            (b"HELLO", b"3"),  # a custom redis_connect_func might not have sent it
-            (b"SUBSCRIBE", settings.channel),
-            *settings.greeting,
-        ]
         self._second_after = min(_SECOND_AFTER, settings.timeout / 2)
         # A little later: a call that fails at the same time can still send its `leave`.
         self._abort_after = settings.timeout + min(0.02, settings.timeout / 10)
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None  # up, or ending
-        self._successor: Connection | None = None  # replaces it when it has ended
         self._opening: asyncio.Task[Connection] | None = None
-        self._retry: asyncio.Handle | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._watch_due = 0.0
-        self._awake_since = 0.0  # by loop.time(): the process was stopped until then
+        self._timer: asyncio.TimerHandle | None = None  # while up `_watch`, else the next attempt
         self._up_since = 0.0  # by loop.time(); 0: never
-        self._failures = 0
+        self._failures = 1
         self._closing = False
         self._open()
 
@@ -122,28 +115,17 @@ class Link:
         return self._connection is not None and self._connection.up
 
     @property
-    def silent(self) -> bool:
-        """Whether the link is up, but a reply is overdue."""
-        return (
-            self._connection is not None and (self._connection.silence() or 0.0) >= self._second_after
-        )
+    def responsive(self) -> bool:
+        """Whether the link is up, and no reply is overdue."""
+        connection = self._connection
+        if connection is None or not connection.up:
+            return False
+        return (connection.silence() or 0.0) < self._second_after
 
     @property
     def ended(self) -> bool:
         """Whether `close` has completed: no connection and no task is left."""
         return self._closing and self._connection is None and self._opening is None
-
-    def call(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        arguments: Sequence[bytes],
-        on_reply: OnReply,
-        urgent: bool = True,
-    ) -> bool:
-        """Send an EVALSHA; see `send`."""
-        parts = (b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments)
-        return self.send(parts, on_reply, urgent)
 
     def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> bool:
         """Send a command, see `Connection.send`. If the link is down, only return False."""
@@ -152,6 +134,13 @@ class Link:
             return False
         connection.send(parts, on_reply, urgent)
         return True
+
+    def redact(self, error: BaseException) -> str:
+        """Format an error of this link's without credentials."""
+        text = self.endpoint.redact(error)
+        for endpoint in self._endpoints:  # the error might be of an earlier connection
+            text = endpoint.hide(text)
+        return text
 
     def reconnect(self, reason: str, detail: str) -> None:
         """Abort the connection that is up, if any, and reconnect."""
@@ -163,18 +152,14 @@ class Link:
 
         If no reply comes, the connection is aborted by `wait_closed`, or after the timeout.
         """
-        if self._closing:
-            return
         self._closing = True
         self.why_down = "the backend was closed"
-        if self._retry is not None:
-            self._retry.cancel()
         if self._opening is not None:
             self._opening.cancel()
-        if self._successor is not None:
-            self._successor.abort("closed", self.why_down)
         if self._connection is not None:
             self._connection.close()
+        elif self._timer is not None:
+            self._timer.cancel()
 
     async def wait_closed(self, timeout: float = 1.0) -> None:
         """After `close`: wait until the connection has ended; after `timeout` seconds, abort it."""
@@ -182,20 +167,18 @@ class Link:
         if opening is not None:
             await asyncio.wait({opening}, timeout=timeout)
         if connection is not None:
-            await connection.wait_closed(timeout)
+            await asyncio.wait({connection.closed}, timeout=timeout)
+            connection.abort("closed", f"the connection was closed, and {timeout:g} s have passed")
+            await asyncio.wait({connection.closed}, timeout=timeout)
 
     # Connecting
 
     def _open(self) -> None:
-        self._retry = None
         # An empty context: the task, the transport and all callbacks would keep that of a caller.
         self._opening = Context().run(
             self._loop.create_task, self._connect(), name="genesis-redis-connect"
         )
         self._opening.add_done_callback(self._opened, context=Context())
-
-    def _open_in(self, seconds: float) -> None:
-        self._retry = self._loop.call_later(seconds, self._open, context=Context())
 
     async def _connect(self) -> Connection:
         timeout = self._settings.timeout
@@ -206,9 +189,10 @@ class Link:
             raise redis_errors.TimeoutError(text) from None
 
     async def _handshake(self) -> Connection:
+        self.endpoint, *self.untried = self.untried or self._endpoints
         opened = self.endpoint.connection()
         busy = partial(self._watch_in, self._second_after)
-        connection = Connection(lambda push: self._pushed(connection, push), self._ended, busy)
+        connection = Connection(lambda push: self._pushed(connection, push), busy)
         try:
             await opened.connect()  # type: ignore[no-untyped-call]
             await connection.take_over(opened)
@@ -216,85 +200,76 @@ class Link:
             await opened.disconnect(nowait=True)
             raise
         try:
-            sent = [connection.request(command) for command in self._greeting]
-            hello, subscribed, *replies = [await reply for reply in sent]
-            for reply in (hello, *([subscribed] if self._settings.must_subscribe else []), *replies):
+            # A custom redis_connect_func might not have sent HELLO.
+            greeting = [(b"HELLO", b"3"), *self._settings.greeting]
+            replies = await asyncio.gather(*map(connection.request, greeting))
+            for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
-            if type(hello) is not dict:
-                text = f"HELLO 3 did not lead to RESP3: {hello!r:.200}"
+            if type(replies[0]) is not dict:
+                text = f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}"
                 raise redis_errors.ResponseError(text)
         except BaseException:
             connection.abort("closed", "it was not up in time")
             raise
-        self.answer = replies[-1] if replies else None
+        self.answer = replies[-1]
         return connection
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
-        # If it failed while a silent connection is still there, `_watch` opens another.
         self._opening = None
         if task.cancelled():
             if not self._closing and self._connection is None:
-                self._open_in(_RETRY_CANCELLED)
+                self._set_timer(_RETRY_CANCELLED, self._open)
         elif (error := task.exception()) is not None:
             self._failed(error)
-        elif self._closing:
-            task.result().close()
+        elif not (connection := task.result()).up:
+            self._failed(redis_errors.ConnectionError("the server closed the connection"))
+        elif self._closing or self.responsive:
+            connection.close()
+        elif (silent := self._connection) is not None:
+            self._opening = task  # used when every command pending on the silent one has failed
+            silent.closed.add_done_callback(lambda _: self._opened(task), context=Context())
+            detail = f"no reply for {self._second_after:g} s, but a new connection answers"
+            silent.abort("idle_closed" if silent.idle else "timeout", detail)
         else:
-            self._use(task.result())
+            self._connection = connection
+            connection.closed.add_done_callback(self._ended, context=Context())
+            self._up_since = self._loop.time()
+            self.why_down, self.denied = "", False
+            self._watch_in(self._second_after)
+            self._settings.on_up(self)
 
     def _failed(self, error: BaseException) -> None:
         if self._closing or self._connection is not None:
-            return
-        if self.endpoint.untried:
+            return  # if that one is silent, `_watch` opens another
+        if self.untried:
             self._open()
             return
-        self._open_in(_backoff(self._failures))
-        self._failures += 1
+        self._retry()
         self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
-        self._down(reason_of(error), self.endpoint.redact(error))
+        self.why_down = self.redact(error)
+        self._settings.on_down(self, reason_of(error), self.why_down)
 
-    def _use(self, connection: Connection) -> None:
-        """Use a new connection, unless the current one replies again."""
-        if self._connection is not None:
-            if self._connection.up and not self.silent:
-                connection.close()
-                return
-            self._successor = connection
-            reason = "idle_closed" if self._connection.idle else "timeout"
-            detail = f"no reply for {self._second_after:g} s, but a new connection answers"
-            self._connection.abort(reason, detail)
-            return
-        self._successor = None
-        if not connection.up:  # it has ended since
-            self._failed(redis_errors.ConnectionError("the server closed the connection"))
-            return
-        self._connection = connection
-        self._up_since = self._loop.time()
-        self.why_down, self.denied = "", False
-        self._watch_in(self._second_after)
-        self._settings.on_up(self)
-
-    def _ended(self, connection: Connection, why: ConnectionLost) -> None:
-        if connection is not self._connection:
-            return
+    def _ended(self, closed: asyncio.Future[ConnectionLost]) -> None:
+        why, opening = closed.result(), self._opening
         self._connection = None
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._closing:
             return
         if self._loop.time() - self._up_since >= _STEADY:
             self._failures = 0
-        if self._successor is not None:
-            self._retry = self._loop.call_soon(self._use, self._successor, context=Context())
-        elif self._opening is None:
-            self._open_in(_backoff(self._failures) if self._failures else 0.0)
-            self._failures += 1
-        self._down("idle_closed" if self._successor is not None else why.reason, why.detail)
+        if opening is None:
+            self._retry()
+        replaced = opening is not None and opening.done()
+        self.why_down = str(why)
+        self._settings.on_down(self, "idle_closed" if replaced else why.reason, self.why_down)
 
-    def _down(self, reason: str, detail: str) -> None:
-        self.why_down = detail
-        self._settings.on_down(self, reason, detail)
+    def _retry(self) -> None:
+        """Connect again: at once, or after 20 ms, growing to 1 s, of which up to half is jitter."""
+        most = min(1.0, 0.01 * 2.0 ** min(self._failures, 10)) if self._failures else 0.0
+        self._set_timer(random.uniform(most / 2, most), self._open)
+        self._failures += 1
 
     def _pushed(self, connection: Connection, push: list[Any]) -> None:
         # Only in one order with the replies: a second connection subscribes before it is used.
@@ -303,17 +278,16 @@ class Link:
 
     # Supervision
 
-    def _watch_in(self, seconds: float) -> None:
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-        self._watch_due = self._loop.time() + seconds
-        self._watch_timer = self._loop.call_later(seconds, self._watch, context=Context())
+    def _set_timer(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, action, *arguments, context=Context())
 
-    def _watch(self) -> None:
-        connection, now = self._connection, self._loop.time()
-        if connection is None:
-            return
-        silence = connection.silence()
+    def _watch_in(self, seconds: float) -> None:
+        self._set_timer(seconds, self._watch, self._connection, self._loop.time() + seconds)
+
+    def _watch(self, connection: Connection, due: float) -> None:
+        silence, now = connection.silence(), self._loop.time()
         if silence is None:
             if (idle := now - connection.last_received) < self._settings.probe_interval:
                 connection.watched = False
@@ -321,10 +295,9 @@ class Link:
                 return
             connection.request((b"PING",))
             silence = 0.0
-        if now - self._watch_due > _LATE:
+        elif now - due > _LATE:
             # The process was stopped: a reply might be in the socket, so that time does not count.
-            self._awake_since = now
-        silence = min(silence, now - self._awake_since)
+            connection.last_received, silence = now, 0.0
         if silence >= self._abort_after:
             connection.abort("timeout", f"no reply within {self._settings.timeout:g} s")
             return
@@ -336,9 +309,3 @@ class Link:
             if self._opening is None:
                 self._open()
             self._settings.on_silent(self)
-
-
-def _backoff(failures: int) -> float:
-    """Seconds until the next attempt: exponential from 20 ms to 1 s, with up to half of it jitter."""
-    most = min(1.0, 0.02 * 2.0 ** min(failures, 10))
-    return random.uniform(most / 2, most)

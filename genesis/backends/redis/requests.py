@@ -129,7 +129,7 @@ class Requests:
             if not errors:
                 return
             if not isinstance(errors[0], ConnectionLost):
-                raise unavailable("ping", driver.redact(errors[0]))
+                raise unavailable("ping", driver.router.redact(errors[0]))
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
@@ -185,7 +185,7 @@ class Requests:
                 cause = f"the connection was lost before the reply came: {answer}{lost}"
                 raise unavailable(operation, cause, queue_id)
             if not driver.redirected(queue, answer):
-                raise unavailable(operation, driver.redact(answer), queue_id)
+                raise unavailable(operation, driver.router.redact(answer), queue_id)
             # It did not run. Retry on another server or another connection.
             if queue.link is not None:
                 await self._until_changed(operation, queue, deadline)

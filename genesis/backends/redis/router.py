@@ -11,15 +11,23 @@ from genesis.backends.redis.link import Link, LinkSettings
 
 __all__ = ["Router", "SingleRouter"]
 
+_CLUSTERED = (
+    " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
+    "client=redis.asyncio.RedisCluster(...) instead)"
+)
+
 
 class Router:
-    """Belongs to the event loop that runs when it is created.
+    """Belongs to the event loop that runs when it is created. `endpoint` leads to one of its servers.
 
     It calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
     the servers are known again. Links that `links` no longer returns are closed then.
     """
 
-    def __init__(self, settings: LinkSettings) -> None:
+    clustered = False  # whether scripts must declare `guard_key`, see cluster.py
+
+    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
+        self._endpoint = endpoint
         self._settings = settings
         self._made: list[Link] = []
         self._why_unknown = ""  # why `link` returns None, if it does
@@ -41,6 +49,13 @@ class Router:
         """
         return False
 
+    def redact(self, error: BaseException) -> str:
+        """Format an error without credentials."""
+        text = self._endpoint.redact(error)
+        if not self.clustered and str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
+            text += _CLUSTERED
+        return text
+
     def why_down(self, key: bytes) -> str:
         """Why no command on `key` can be sent; "" if it can be sent."""
         link = self.link(key)
@@ -61,10 +76,10 @@ class Router:
         self.abort()
         await asyncio.gather(*(link.wait_closed(timeout) for link in self._made))
 
-    def _connect(self, endpoint: Endpoint, **changes: Any) -> Link:
-        """A new link, with `changes` to the settings."""
+    def _connect(self, *endpoints: Endpoint, **changes: Any) -> Link:
+        """A new link to one of `endpoints`, with `changes` to the settings."""
         self._made = [link for link in self._made if not link.ended]
-        link = Link(endpoint, self._settings._replace(**changes))
+        link = Link(endpoints, self._settings._replace(**changes))
         self._made.append(link)
         return link
 
@@ -73,7 +88,7 @@ class SingleRouter(Router):
     """One link for all queues."""
 
     def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
-        super().__init__(settings)
+        super().__init__(endpoint, settings)
         self._link = self._connect(endpoint)
 
     def link(self, key: bytes) -> Link | None:  # noqa: ARG002

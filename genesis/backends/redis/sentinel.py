@@ -9,19 +9,17 @@ subscribes to `+switch-master`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeAlias
+from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from genesis.backends.redis.endpoint import AnyOf, Endpoint
+from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost
-from genesis.backends.redis.link import Link, LinkSettings
+from genesis.backends.redis.link import Link, LinkSettings, ignore
 from genesis.backends.redis.router import SingleRouter
 
 __all__ = ["SentinelRouter"]
-
-_Address: TypeAlias = tuple[str, int]
 
 
 class SentinelRouter(SingleRouter):
@@ -32,49 +30,46 @@ class SentinelRouter(SingleRouter):
 
     def __init__(self, pool: SentinelConnectionPool, settings: LinkSettings) -> None:
         # The connections to the master ask this router for its address, instead of the pool.
-        master = Endpoint(pool, settings.timeout, connection_pool=self)
+        master = Endpoint(pool, connection_pool=self)
         master.name = f"the master of {pool.service_name!r}"
         super().__init__(master, settings._replace(on_up=self._up))
         self._backend_up = settings.on_up
         self._service: bytes = pool.service_name.encode()
-        manager = pool.sentinel_manager
-        self._least_others: int = manager.min_other_sentinels
-        self._forced_host: str | None = getattr(manager, "_force_master_ip", None)
+        self._manager = manager = pool.sentinel_manager
         self._loop = asyncio.get_running_loop()
-        self._found: asyncio.Future[_Address | str] = self._loop.create_future()
-        self._address = self._next_address = ("", 0)  # of the connection that is up, and of the next
-        # A silent Sentinel leaves time to ask the next.
-        share = settings.timeout / (len(manager.sentinels) + 2)
-        sentinels = [Endpoint(client.connection_pool, share) for client in manager.sentinels]
-        self._sentinels = AnyOf(lambda: sentinels)
+        self._found: asyncio.Future[tuple[str, int] | str] = self._loop.create_future()
+        # Of the last attempt. The connection that is up has the same: `_named` ends it otherwise.
+        self._address = ("", 0)
         self._sentinel_link = self._connect(
-            self._sentinels,
-            channel=b"+switch-master",
+            *(Endpoint(client.connection_pool) for client in manager.sentinels),
             greeting=(),
-            must_subscribe=False,  # without it, a replacement is noticed only when the master is lost
-            timeout=share,
-            on_up=self._ask,
+            # A silent Sentinel leaves time to ask the next.
+            timeout=settings.timeout / (len(manager.sentinels) + 2),
+            on_up=self._listen,
             on_down=self._sentinel_down,
             on_push=self._ask,
         )
 
-    async def get_master_address(self) -> _Address:
+    async def get_master_address(self) -> tuple[str, int]:
         """Called by each new connection to the master."""
         self._found = self._loop.create_future()
         self._ask(self._sentinel_link)  # if it is down, `on_up` will ask
         found = await self._found
         if isinstance(found, str):
             raise redis_errors.ConnectionError(f"no Sentinel names the master: {found}")
-        self._next_address = found
+        self._address = found
         return found
 
     def _up(self, link: Link) -> None:
-        self._address = self._next_address
         self._backend_up(link)
         self._ask(self._sentinel_link)  # the master might have been replaced meanwhile
 
+    def _listen(self, link: Link) -> None:
+        # Without the permission, a replacement is noticed only when the master is lost.
+        link.send((b"SUBSCRIBE", b"+switch-master"), ignore)
+        self._ask(link)  # messages published before the subscription are lost
+
     def _ask(self, link: Link, push: object = None) -> None:  # noqa: ARG002
-        # When the link comes up, too: messages published before the subscription are lost.
         link.send((b"SENTINEL", b"MASTERS"), self._on_masters)
 
     def _on_masters(self, reply: Any) -> None:
@@ -82,22 +77,21 @@ class SentinelRouter(SingleRouter):
             return
         for master in [] if isinstance(reply, Exception) else reply:
             if master[b"name"] == self._service and self._is_sound(master):
-                host = self._forced_host or master[b"ip"].decode()
-                self._named((host, int(master[b"port"])))
+                forced = getattr(self._manager, "_force_master_ip", None)
+                self._named((forced or master[b"ip"].decode(), int(master[b"port"])))
                 return
         if not self._found.done():  # ask another Sentinel
             why = "it knows no such service, or considers its master down"
             if isinstance(reply, Exception):
-                why = self._sentinels.redact(reply)
-            self._sentinel_link.reconnect("refused", f"{self._sentinels.name}: {why}")
+                why = self._sentinel_link.redact(reply)
+            self._sentinel_link.reconnect("refused", f"{self._sentinel_link.endpoint.name}: {why}")
 
     def _is_sound(self, master: dict[bytes, bytes]) -> bool:
-        flags = master[b"flags"].split(b",")
-        others = int(master[b"num-other-sentinels"])
-        down = b"s_down" in flags or b"o_down" in flags
-        return b"master" in flags and not down and others >= self._least_others
+        flags = {*master[b"flags"].split(b",")}
+        seen = int(master[b"num-other-sentinels"]) >= self._manager.min_other_sentinels
+        return seen and b"master" in flags and not flags & {b"s_down", b"o_down"}
 
-    def _named(self, address: _Address) -> None:
+    def _named(self, address: tuple[str, int]) -> None:
         if not self._found.done():
             self._found.set_result(address)
         if self._link.up and address != self._address:
@@ -106,5 +100,5 @@ class SentinelRouter(SingleRouter):
 
     def _sentinel_down(self, link: Link | None, reason: str, detail: str) -> None:  # noqa: ARG002
         """The loss of a Sentinel does not affect the connection to the master."""
-        if not self._sentinels.untried and not self._found.done():
+        if not self._sentinel_link.untried and not self._found.done():
             self._found.set_result(detail)

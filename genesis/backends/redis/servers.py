@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TypeAlias
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from genesis.backends.redis.cluster import ClusterRouter, Nodes
+from genesis.backends.redis.cluster import ClusterRouter
 from genesis.backends.redis.endpoint import Endpoint, pool_of_url
 from genesis.backends.redis.link import LinkSettings
 from genesis.backends.redis.router import Router, SingleRouter
@@ -17,60 +17,37 @@ from genesis.backends.redis.sentinel import SentinelRouter
 
 __all__ = ["Servers", "servers_of_client", "servers_of_url"]
 
-_CLUSTERED = (
-    " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
-    "client=redis.asyncio.RedisCluster(...) instead)"
-)
+Servers: TypeAlias = tuple[str, Callable[[LinkSettings], Router]]
+"""A name that identifies the data that is stored there, without credentials, and what creates the
+router, which starts to connect."""
 
 
-class Servers(NamedTuple):
-    name: str
-    """Identifies the data that is stored there; contains no credentials."""
-    router: Callable[[LinkSettings], Router]
-    """Creates the router, which starts to connect."""
-    redact: Callable[[BaseException], str]
-    """Formats an error without credentials."""
-    clustered: bool = False
-    """Whether scripts must declare `guard_key`, see cluster.py."""
-
-
-def servers_of_url(url: object, timeout: float) -> Servers:
+def servers_of_url(url: object) -> Servers:
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, got {type(url).__name__}")  # it might hold a password
-    return _single(pool_of_url(url), timeout)
+    return _servers_of_pool(pool_of_url(url))
 
 
-def servers_of_client(client: object, timeout: float) -> Servers:
-    if isinstance(client, RedisCluster):
-        nodes = Nodes(client, timeout)
-        first = nodes.endpoint(nodes.seeds[0])
-        first.check()
-        name = f"cluster {','.join(sorted(f'{host}:{port}' for host, port in nodes.seeds))}"
-        return Servers(name, partial(ClusterRouter, nodes), first.redact, clustered=True)
-    if not isinstance(client, Redis):
+def servers_of_client(client: object) -> Servers:
+    if isinstance(client, Redis):
+        return _servers_of_pool(client.connection_pool)
+    if not isinstance(client, RedisCluster):
         raise TypeError(
             "client must be a redis.asyncio.Redis (also one that Sentinel.master_for made) or a "
             f"redis.asyncio.RedisCluster, got {type(client).__module__}.{type(client).__qualname__}"
         )
-    pool = client.connection_pool
+    seeds = list(client.nodes_manager.startup_nodes.values())
+    Endpoint(seeds[0]).check()
+    name = f"cluster {','.join(sorted(f'{seed.host}:{seed.port}' for seed in seeds))}"
+    return name, partial(ClusterRouter, client.nodes_manager)
+
+
+def _servers_of_pool(pool: ConnectionPool) -> Servers:
     if isinstance(pool, SentinelConnectionPool):
         if not pool.is_master:
             raise ValueError("client leads to a replica; give what Sentinel.master_for() returns")
-        master = Endpoint(pool, timeout, connection_pool=None)
-        master.check()
-        name = f"sentinel {pool.service_name}"
-        return Servers(name, partial(SentinelRouter, pool), master.redact)
-    return _single(pool, timeout)
-
-
-def _single(pool: ConnectionPool, timeout: float) -> Servers:
-    endpoint = Endpoint(pool, timeout)
+        Endpoint(pool, connection_pool=None).check()
+        return f"sentinel {pool.service_name}", partial(SentinelRouter, pool)
+    endpoint = Endpoint(pool)
     endpoint.check()
-
-    def redact(error: BaseException) -> str:
-        text = endpoint.redact(error)
-        if str(error).startswith(("MOVED ", "ASK ", "CLUSTERDOWN ")):
-            text += _CLUSTERED
-        return text
-
-    return Servers(endpoint.name, partial(SingleRouter, endpoint), redact)
+    return endpoint.name, partial(SingleRouter, endpoint)
