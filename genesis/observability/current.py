@@ -17,33 +17,37 @@ __all__ = ["CurrentHold", "Hold", "without_ended_holds"]
 
 
 class Hold:
-    """The span of a hold, current from `begin_hold` until `leave_context`; then it delegates.
+    """The context of a body, current from `begin_hold` until `leave_context`.
 
-    A context left behind must not contain an ended span, but not every such context can be restored.
-    The slots of a task can be left in any order. An abandoned async generator is closed in another
-    task, whose context is not the consumer's. `leave_context` therefore restores the context only if
-    this hold is current in it; elsewhere, the delegation to the outer span hides the ended one.
+    A plain `Hold` leaves the caller's span current. `CurrentHold` is itself the current span. A context
+    left behind must not contain an ended span, but not every such context can be restored. The slots of
+    a task can be left in any order. An abandoned async generator is closed in another task, whose
+    context is not the consumer's. `leave_context` therefore restores the context only if this hold is
+    current in it; elsewhere, `CurrentHold` delegates to the outer span from then on.
 
     Args:
-        span: the span.
+        span: the span of the hold, or in its place.
         outer: the context to restore.
     """
+
+    _ended = False
+    _context: Context | None = None
+    _token: Any = None
 
     def __init__(self, span: Span, outer: Context) -> None:
         self._outer = outer
         self._span = span
-        self._ended = False
-        self._context: Context | None = None
-        self._token: Any = None
 
     def ids(self) -> dict[str, str] | None:
         """The ids of the span, for log events; None if it has none."""
         return ids_of(self._span.get_span_context())
 
     def begin_hold(self) -> None:
-        """Make the span current."""
-        self._context = trace.set_span_in_context(self, self._outer)  # type: ignore[arg-type]
-        self._token = otel_context.attach(self._context)
+        context = self._outer
+        if type(self) is CurrentHold:
+            context = trace.set_span_in_context(self, context)  # type: ignore[arg-type]
+        self._context = context
+        self._token = otel_context.attach(context)
 
     def leave_context(self) -> None:
         """Restore the outer context; no effect before `begin_hold`."""
@@ -52,7 +56,7 @@ class Hold:
             return
         # The second test: the body might have attached a value (baggage) and not detached it.
         current = otel_context.get_current()
-        if current is context or trace.get_current_span(current) is self:  # type: ignore[comparison-overlap]
+        if current is context or trace.get_current_span(current) is trace.get_current_span(context):
             outer = self._outer and without_ended_holds(self._outer)
             try:
                 before = self._token.old_value

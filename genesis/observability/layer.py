@@ -54,8 +54,7 @@ class ObservedBackend:
         self.store = inner.store
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
-        # `leave` follows soon; `_succeeded` counts the steps and then sorts the noted values.
+        # Observe successful steps without looking up a child; see `_succeeded`.
         self._observe_ok: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
@@ -88,9 +87,9 @@ class ObservedBackend:
     # through, and read the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
-        if recorder.recorded is not None:
-            entry = entry._replace(context=recorder.carried_context())
+        recorder = CallRecorder(self._telemetry, self._tracing, entry)
+        if recorder.spans is not None:
+            entry = entry._replace(context=recorder.context())
         began = recorder.began
         try:
             result = await self._inner.enter(entry)
@@ -101,25 +100,15 @@ class ObservedBackend:
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        if (grant := result.grant) is not None:
-            recorder.enqueued(result, self._observe_ok["enter"], now - began)
-            granted = recorder.granted(grant, now, at_once=True)
-            if granted is not grant:
-                result = result._replace(grant=granted)
-        else:
-            self._count_operation("enter", "ok", now - began)
-            if not result.position:
-                recorder.refused(result.refusal or "busy", result.depth)
-                return result
-            recorder.enqueued(result, self._observe_ok["enter"], now - began)
-        self._recorders[result.ticket.id] = recorder
+        self._succeeded("enter", now - began)
+        result = recorder.entered(result, now)
+        if recorder.waiting or recorder.holding:  # not refused
+            self._recorders[result.ticket.id] = recorder
         return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         recorder = self._recorders.get(ticket.id)
         began = self._clock()
-        if recorder is not None and recorder.recorded is not None and timeout is not None:
-            recorder.waits(timeout + began - recorder.began)
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
@@ -129,7 +118,7 @@ class ObservedBackend:
             raise
         now = self._clock()
         self._succeeded("wait", now - began)
-        return grant if recorder is None else recorder.granted(grant, now, at_once=False)
+        return grant if recorder is None else recorder.granted(grant, now)
 
     def leave(
         self,
@@ -146,8 +135,8 @@ class ObservedBackend:
         """
         recorder = self._recorders.pop(ticket.id, None)
         began = self._clock()
-        if recorder is not None and recorder.recorded is not None:
-            context = context or recorder.held_context()
+        if recorder is not None and recorder.spans is not None:
+            context = context or recorder.context()
         try:
             result = self._inner.leave(ticket, context, keep_place)
         except BaseException as raised:
@@ -163,7 +152,7 @@ class ObservedBackend:
             self._leaving[ticket.id] = (recorder, began)
             return None
         self._succeeded("leave", seconds)
-        if recorder is not None and recorder.recorded is not None:
+        if recorder is not None and recorder.spans is not None:
             recorder.released(result.granted_to, None)
         return result
 
@@ -181,7 +170,7 @@ class ObservedBackend:
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call was refused before it reached the backend, because the Queue is draining."""
-        CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry).refused(reason)
+        CallRecorder(self._telemetry, self._tracing, entry).refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)
