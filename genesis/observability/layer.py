@@ -54,11 +54,12 @@ class ObservedBackend:
         self.store = inner.store
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        # Observe successful steps without looking up a child; see `_succeeded`.
+        # Observe successful steps without looking up a child; see `_succeeded`, which sorts
+        # the noted values. A grant at once is not counted there: a `leave` follows soon.
         self._observe_ok: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._unflushed = 0  # successful steps since the values were sorted
+        self._unflushed = 0  # steps since the values were sorted
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
@@ -90,19 +91,20 @@ class ObservedBackend:
         recorder = CallRecorder(self._telemetry, self._tracing, entry)
         if recorder.spans is not None:
             entry = entry._replace(context=recorder.context())
-        began = recorder.began
         try:
             result = await self._inner.enter(entry)
         except BaseException as error:
-            self._count_operation("enter", _operation_outcome(error), self._clock() - began)
+            seconds = self._clock() - recorder.began
+            self._count_operation("enter", _operation_outcome(error), seconds)
             outcome = _wait_outcome(error)
             # A timeout here is the backend's, not the caller's: the wait has not begun.
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        self._succeeded("enter", now - began)
-        result = recorder.entered(result, now)
-        if recorder.waiting or recorder.holding:  # not refused
+        if result.grant is None:
+            self._succeeded("enter", now - recorder.began)
+        result = recorder.entered(result, now, self._observe_ok["enter"])
+        if recorder.holding or recorder.waiting:  # not refused
             self._recorders[result.ticket.id] = recorder
         return result
 
@@ -117,8 +119,11 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        self._succeeded("wait", now - began)
-        return grant if recorder is None else recorder.granted(grant, now)
+        try:
+            self._observe_ok["wait"](now - began)
+        except Exception:
+            self._telemetry.failed("metrics")
+        return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
         self,

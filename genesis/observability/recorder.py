@@ -66,7 +66,8 @@ class CallRecorder:
             telemetry.failed("logs")
         self._series: QueueSeries | None = None
         try:
-            self._series = series = telemetry.series(entry.queue_id)
+            queue_id = entry.queue_id
+            self._series = series = telemetry.known.get(queue_id) or telemetry.series(queue_id)
             series.calls.add(self)
             series.idle_since = None
             if series.gauges is not None:
@@ -78,12 +79,13 @@ class CallRecorder:
         """The `traceparent` of the call: that of its hold, and before that of `queue.enqueue`."""
         return "" if self.spans is None else self._traced(self.spans.context) or ""
 
-    def entered(self, result: EnterResult, now: float) -> EnterResult:
+    def entered(self, result: EnterResult, now: float, observe: Callable[[float], None]) -> EnterResult:
         """The backend has replied: the call was granted at once, or it waits, or it was refused.
 
         Args:
             result: the reply.
             now: the time of the reply, by the clock.
+            observe: observes the duration of the operation, if the call was granted at once.
 
         Returns:
             The reply, with `Grant.waited` set.
@@ -93,6 +95,8 @@ class CallRecorder:
             self.refused(result.refusal or "busy", result.depth)
             return result
         try:
+            if grant is not None:
+                observe(now - self.began)
             if self._series is not None:
                 self._series.append_position(result.position)
         except Exception:
@@ -105,7 +109,7 @@ class CallRecorder:
             return result._replace(grant=granted)
         return result
 
-    def granted(self, grant: Grant, now: float, *, at_once: bool = False) -> Grant:
+    def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from now on. Returns the grant with `waited` set."""
         waited = 0.0 if at_once else now - self.began
         if grant.waited != waited:

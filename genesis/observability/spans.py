@@ -26,7 +26,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import CurrentHold, Hold, without_ended_holds
+from genesis.observability.current import Hold, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 __all__ = ["CallSpans", "Tracing"]
@@ -106,7 +106,7 @@ class Tracing:
             return CallSpans(self.start_span, entry, attributes, first, parent, has_parent), None
         # The decision made here also applies to the body's spans. One that the caller's span made
         # already applies: that span stays current.
-        return None, Hold(first, parent) if has_parent else CurrentHold(first, parent)
+        return None, Hold(first, parent, not has_parent)
 
 
 class CallSpans:
@@ -192,7 +192,7 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        return CurrentHold(hold, without_ended_holds(otel_context.get_current()))  # type: ignore[no-any-return]
+        return Hold(hold, without_ended_holds(otel_context.get_current()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
