@@ -125,7 +125,7 @@ class CallRecorder:
                 if spans is None:
                     series.append_granted(waited)
                 else:
-                    series.wait["granted"].observe(waited, self._exemplar())
+                    series.waited("granted", waited, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
         if spans is not None:
@@ -201,7 +201,7 @@ class CallRecorder:
                 if spans is None and outcome == "released":
                     series.append_released(held)
                 else:
-                    series.hold[outcome].observe(held, self._exemplar())
+                    series.held(outcome, held, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:

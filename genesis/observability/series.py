@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from genesis.backends.protocol import State
@@ -17,17 +16,6 @@ __all__ = ["QueueSeries"]
 # Outcomes whose quantiles are queried. Their buckets must exist before the first observation: otherwise
 # it would increase only the last bucket, and look like a wait beyond all bounds.
 _ALL_BUCKETS = ("granted", "timeout", "cancelled", "released")
-
-
-class _Outcomes(dict[str, Any]):
-    """The children of a histogram under one queue label, by outcome."""
-
-    def __init__(self, histogram: Any, label: str) -> None:
-        self.create = partial(histogram.labels, label)
-
-    def __missing__(self, outcome: str) -> Any:
-        child = self[outcome] = self.create(outcome)
-        return child
 
 
 class QueueSeries:
@@ -47,20 +35,21 @@ class QueueSeries:
         self.label = label
         self.reset()
         self._instruments = instruments
-        self.wait = _Outcomes(instruments.wait, label)
-        self.hold = _Outcomes(instruments.hold, label)
         self.gauges: tuple[Any, Any] | None = None
         if instruments.in_files:
             self.gauges = instruments.waiting.labels(label), instruments.holding.labels(label)
             for gauge in self.gauges:
                 gauge.set(0)  # a killed process with the same pid might have left a value
         else:
-            for children, outcomes in ((self.wait, names.WaitOutcome), (self.hold, names.HoldOutcome)):
+            for family, outcomes in (
+                (instruments.wait, names.WaitOutcome),
+                (instruments.hold, names.HoldOutcome),
+            ):
                 for outcome in get_args(outcomes):
-                    children[outcome] = children.create(outcome, all_buckets=outcome in _ALL_BUCKETS)
+                    family.labels(label, outcome, all_buckets=outcome in _ALL_BUCKETS)
         self.append_position = appender(instruments.position.labels(label))
-        self.append_granted = appender(self.wait["granted"])
-        self.append_released = appender(self.hold["released"])
+        self.append_granted = appender(instruments.wait.labels(label, "granted"))
+        self.append_released = appender(instruments.hold.labels(label, "released"))
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
         for reason in get_args(names.RefusalReason):
@@ -85,13 +74,19 @@ class QueueSeries:
             self.gauges[0].inc(waiting)
             self.gauges[1].inc(holding)
 
+    def waited(self, outcome: str, seconds: float, exemplar: dict[str, str] | None) -> None:
+        self._instruments.wait.labels(self.label, outcome).observe(seconds, exemplar)
+
+    def held(self, outcome: str, seconds: float, exemplar: dict[str, str] | None) -> None:
+        self._instruments.hold.labels(self.label, outcome).observe(seconds, exemplar)
+
     def not_granted(
         self, call: Any, outcome: str, waited: float, exemplar: dict[str, str] | None
     ) -> None:
         """A wait ended without a slot."""
         self.calls.discard(call)
         self.move(-1, 0)
-        self.wait[outcome].observe(waited, exemplar)
+        self.waited(outcome, waited, exemplar)
 
     def refused(self, call: Any, reason: str) -> None:
         """A call was refused, and its wait is not observed."""
