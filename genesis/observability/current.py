@@ -13,47 +13,57 @@ from opentelemetry.trace import Span
 
 from genesis.observability.span_context import ids_of
 
-__all__ = ["CurrentHold", "Hold", "without_ended_holds"]
+__all__ = ["Hold", "without_ended_holds"]
 
 
 class Hold:
-    """The span of a hold, current from `begin_hold` until `leave_context`; then it delegates.
+    """The context of a body, current from `begin_hold` until `leave_context`.
 
     A context left behind must not contain an ended span, but not every such context can be restored.
     The slots of a task can be left in any order. An abandoned async generator is closed in another
     task, whose context is not the consumer's. `leave_context` therefore restores the context only if
-    this hold is current in it; elsewhere, the delegation to the outer span hides the ended one.
+    this hold is current in it; elsewhere, `CurrentHold` delegates to the outer span from then on.
 
     Args:
-        span: the span.
+        span: the span of the hold, or in its place.
         outer: the context to restore.
+        is_current: whether `span` becomes current; otherwise that of `outer` stays current.
     """
 
-    def __init__(self, span: Span, outer: Context) -> None:
-        self._outer = outer
-        self._span = span
-        self._ended = False
+    __slots__ = ("_context", "_is_current", "_token", "ended", "outer", "span")
+
+    def __init__(self, span: Span, outer: Context, is_current: bool = True) -> None:
+        self.span = span
+        self.outer = outer
+        self.ended = False
+        self._is_current = is_current
         self._context: Context | None = None
-        self._token: Any = None
 
     def ids(self) -> dict[str, str] | None:
         """The ids of the span, for log events; None if it has none."""
-        return ids_of(self._span.get_span_context())
+        return ids_of(self.span.get_span_context())
 
     def begin_hold(self) -> None:
-        """Make the span current."""
-        self._context = trace.set_span_in_context(self, self._outer)  # type: ignore[arg-type]
-        self._token = otel_context.attach(self._context)
+        context = self.outer
+        if self._is_current:
+            span = CurrentHold.__new__(CurrentHold)
+            span.hold = self
+            context = trace.set_span_in_context(span, context)
+        self._context = context
+        self._token: Any = otel_context.attach(context)
 
     def leave_context(self) -> None:
         """Restore the outer context; no effect before `begin_hold`."""
-        self._ended, context = True, self._context
+        self.ended, context = True, self._context
         if context is None:
             return
         # The second test: the body might have attached a value (baggage) and not detached it.
-        current = otel_context.get_current()
-        if current is context or trace.get_current_span(current) is self:  # type: ignore[comparison-overlap]
-            outer = self._outer and without_ended_holds(self._outer)
+        try:
+            current = self._token.var.get()  # cheaper than asking OpenTelemetry
+        except AttributeError:  # a runtime context other than OpenTelemetry's own
+            current = otel_context.get_current()
+        if current is context or trace.get_current_span(current) is trace.get_current_span(context):
+            outer = self.outer and without_ended_holds(self.outer)
             try:
                 before = self._token.old_value
                 if before is not outer and (outer or before is not Token.MISSING):
@@ -63,8 +73,13 @@ class Hold:
                 otel_context.attach(outer)
             self._context = self._token = None  # break the reference cycle
 
+
+class _Delegate:
+    hold: Hold
+
     def _now(self) -> Span:
-        return trace.get_current_span(self._outer) if self._ended else self._span
+        hold = self.hold
+        return trace.get_current_span(hold.outer) if hold.ended else hold.span
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._now(), name)
@@ -79,7 +94,7 @@ def _passed_on(name: str) -> Callable[..., Any]:
 
 CurrentHold: Any = type(
     "CurrentHold",
-    (Hold, Span),
+    (_Delegate, Span),
     {name: _passed_on(name) for name in {*Span.__abstractmethods__, "add_link"}},
 )
 
@@ -87,8 +102,8 @@ CurrentHold: Any = type(
 def without_ended_holds(context: Context) -> Context:
     """`context`, or its nearest outer context that does not belong to an ended hold."""
     while context:
-        hold: Any = trace.get_current_span(context)
-        if type(hold) is not CurrentHold or not hold._ended or hold._context is not context:
+        span: Any = trace.get_current_span(context)
+        if type(span) is not CurrentHold or not span.hold.ended or span.hold._context is not context:
             break
-        context = hold._outer
+        context = span.hold.outer
     return context

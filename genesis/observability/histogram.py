@@ -133,6 +133,9 @@ class Family(Collector):
             for key in [key for key in list(self._children) if key[0] == label]:
                 self._children.pop(key, None)
 
+    def flush(self) -> None:
+        """Sort the noted values, if the children have such."""
+
     def reset(self) -> None:
         for child in list(self._children.values()):
             child.reset()

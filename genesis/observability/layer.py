@@ -54,12 +54,12 @@ class ObservedBackend:
         self.store = inner.store
         self._recorders: dict[str, CallRecorder] = {}  # by ticket; from `enter` until `leave`
         self._operations: dict[tuple[str, str], Any] = {}  # children, by operation and outcome
-        # Observe successful steps without looking up a child. `enter` uses it only for a grant, which a
-        # `leave` follows soon; `_succeeded` counts the steps and then sorts the noted values.
+        # Observe successful steps without looking up a child; see `_succeeded`, which sorts
+        # the noted values. A grant at once is not counted there: a `leave` follows soon.
         self._observe_ok: dict[str, Callable[[float], None]] = {
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
-        self._unflushed = 0  # successful steps since the values were sorted
+        self._unflushed = 0  # steps since the values were sorted
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
@@ -88,38 +88,29 @@ class ObservedBackend:
     # through, and read the clock once between two steps.
 
     async def enter(self, entry: EnterRequest) -> EnterResult:
-        recorder = CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry)
-        if recorder.recorded is not None:
-            entry = entry._replace(context=recorder.carried_context())
-        began = recorder.began
+        recorder = CallRecorder(self._telemetry, self._tracing, entry)
+        if recorder.spans is not None:
+            entry = entry._replace(context=recorder.context())
         try:
             result = await self._inner.enter(entry)
         except BaseException as error:
-            self._count_operation("enter", _operation_outcome(error), self._clock() - began)
+            seconds = self._clock() - recorder.began
+            self._count_operation("enter", _operation_outcome(error), seconds)
             outcome = _wait_outcome(error)
             # A timeout here is the backend's, not the caller's: the wait has not begun.
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
         now = self._clock()
-        if (grant := result.grant) is not None:
-            recorder.enqueued(result, self._observe_ok["enter"], now - began)
-            granted = recorder.granted(grant, now, at_once=True)
-            if granted is not grant:
-                result = result._replace(grant=granted)
-        else:
-            self._count_operation("enter", "ok", now - began)
-            if not result.position:
-                recorder.refused("busy" if entry.timeout == 0 else "full", result.depth)
-                return result
-            recorder.enqueued(result, self._observe_ok["enter"], now - began)
-        self._recorders[result.ticket.id] = recorder
+        if result.grant is None:
+            self._succeeded("enter", now - recorder.began)
+        result = recorder.entered(result, now, self._observe_ok["enter"])
+        if recorder.holding or recorder.waiting:  # not refused
+            self._recorders[result.ticket.id] = recorder
         return result
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         recorder = self._recorders.get(ticket.id)
         began = self._clock()
-        if recorder is not None and recorder.recorded is not None and timeout is not None:
-            recorder.waits(timeout + began - recorder.began)
         try:
             grant = await self._inner.wait(ticket, timeout)
         except BaseException as error:
@@ -128,7 +119,10 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        self._succeeded("wait", now - began)
+        try:
+            self._observe_ok["wait"](now - began)
+        except Exception:
+            self._telemetry.failed("metrics")
         return grant if recorder is None else recorder.granted(grant, now, at_once=False)
 
     def leave(
@@ -146,8 +140,8 @@ class ObservedBackend:
         """
         recorder = self._recorders.pop(ticket.id, None)
         began = self._clock()
-        if recorder is not None and recorder.recorded is not None:
-            context = context or recorder.held_context()
+        if recorder is not None and recorder.spans is not None:
+            context = context or recorder.context()
         try:
             result = self._inner.leave(ticket, context, keep_place)
         except BaseException as raised:
@@ -163,7 +157,7 @@ class ObservedBackend:
             self._leaving[ticket.id] = (recorder, began)
             return None
         self._succeeded("leave", seconds)
-        if recorder is not None and recorder.recorded is not None:
+        if recorder is not None and recorder.spans is not None:
             recorder.released(result.granted_to, None)
         return result
 
@@ -181,7 +175,7 @@ class ObservedBackend:
 
     def refused(self, entry: EnterRequest, reason: names.RefusalReason) -> None:
         """A call was refused before it reached the backend, because the Queue is draining."""
-        CallRecorder(self._telemetry, self._tracing, self._inner.instance_id, entry).refused(reason)
+        CallRecorder(self._telemetry, self._tracing, entry).refused(reason)
 
     def lapsed(self, ticket: Ticket) -> bool:
         lapsed = self._inner.lapsed(ticket)

@@ -170,14 +170,13 @@ class Instruments(Collector):
         if self.in_files:
             return
         self.ensure_registered()
-        for series in list(self.known.values()):
-            series.flush()
-        self.operation.flush()
+        for family in self._families:
+            family.flush()
 
     def busy(self, label: str) -> bool:
         """Whether this process has a call under this label."""
         series = self.known.get(label)
-        return series is not None and (series.waiting > 0 or series.holding > 0)
+        return series is not None and bool(series.calls)
 
     def remove_idle(self) -> None:
         """Remove queues that have had no call of this process for a long time."""

@@ -12,19 +12,14 @@ from genesis.observability import names
 from genesis.observability.current import Hold
 from genesis.observability.logs import ERROR, INFO, WARNING
 from genesis.observability.metrics import QueueSeries
-from genesis.observability.spans import CallSpans, Tracing, UnrecordedSpans
+from genesis.observability.spans import CallSpans, Tracing
 from genesis.observability.telemetry import Telemetry
 
 __all__ = ["CallRecorder"]
 
 T = TypeVar("T")
 
-_WAIT_EVENTS: dict[names.WaitOutcome, tuple[names.LogEvent, int]] = {
-    "timeout": ("timeout", WARNING),
-    "cancelled": ("cancelled", INFO),
-    "evicted": ("evicted", WARNING),
-    "error": ("error", ERROR),
-}
+_WAIT_LEVELS = {"timeout": WARNING, "cancelled": INFO, "evicted": WARNING, "error": ERROR}
 
 
 class CallRecorder:
@@ -36,38 +31,32 @@ class CallRecorder:
     """
 
     __slots__ = (
+        "_body",
         "_entry",
         "_info",
-        "_instance_id",
         "_lost",
         "_series",
         "_telemetry",
-        "_unrecorded",
+        "_tracing",
         "began",
         "holding",
-        "recorded",
+        "spans",
         "waiting",
     )
 
-    def __init__(
-        self, telemetry: Telemetry, tracing: Tracing, instance_id: str, entry: EnterRequest
-    ) -> None:
+    def __init__(self, telemetry: Telemetry, tracing: Tracing, entry: EnterRequest) -> None:
         self._telemetry = telemetry
-        self._instance_id = instance_id
+        self._tracing = tracing
         self._entry = entry
         self.waiting = True
         self.holding = False
         self._lost: Literal["lost", "evicted"] | None = None
         self.began = began = telemetry.clock()  # the start of the wait, later of the hold
-        self.recorded: CallSpans | None = None  # the spans, if they are recorded
-        self._unrecorded: UnrecordedSpans | Hold | None = None  # if they are not
+        self.spans: CallSpans | None = None  # if they are recorded
+        self._body: Hold | None = None  # the context of the body
         try:
             if began >= tracing.next_look:
-                spans = tracing.call_spans(entry, began)
-                if isinstance(spans, CallSpans):
-                    self.recorded = spans
-                else:
-                    self._unrecorded = spans
+                self.spans, self._body = tracing.start(entry, began)
         except Exception:
             telemetry.failed("traces")
         try:
@@ -75,48 +64,50 @@ class CallRecorder:
         except Exception:
             self._info = False
             telemetry.failed("logs")
-        series: QueueSeries | None = None
+        self._series: QueueSeries | None = None
         try:
-            series = telemetry.series(entry.queue_id)
-            series.entered()
+            queue_id = entry.queue_id
+            self._series = series = telemetry.known.get(queue_id) or telemetry.series(queue_id)
+            series.calls.add(self)
+            series.idle_since = None
+            if series.gauges is not None:
+                series.move(1, 0)
         except Exception:
             telemetry.failed("metrics")
-        self._series = series  # kept even if `entered` raised: it might have counted this call
 
-    def carried_context(self) -> str:
-        """The `traceparent` stored with the ticket; the call that frees its slot links to it."""
-        return "" if self.recorded is None else self._traced(self.recorded.carried) or ""
+    def context(self) -> str:
+        """The `traceparent` of the call: that of its hold, and before that of `queue.enqueue`."""
+        return "" if self.spans is None else self._traced(self.spans.context) or ""
 
-    def held_context(self) -> str:
-        """The `traceparent` of the hold; the next holder of the slot links to it."""
-        return "" if self.recorded is None else self._traced(self.recorded.held) or ""
-
-    def enqueued(self, result: EnterResult, observe: Callable[[float], None], seconds: float) -> None:
-        """The backend has replied: the call was granted at once, or it waits.
+    def entered(self, result: EnterResult, now: float, observe: Callable[[float], None]) -> EnterResult:
+        """The backend has replied: the call was granted at once, or it waits, or it was refused.
 
         Args:
             result: the reply.
-            observe: observes the operation, if the call was granted at once.
-            seconds: the duration of the operation.
+            now: the time of the reply, by the clock.
+            observe: observes the duration of the operation, if the call was granted at once.
+
+        Returns:
+            The reply, with `Grant.waited` set.
         """
+        grant = result.grant
+        if grant is None and not result.position:
+            self.refused("busy" if self._entry.timeout == 0 else "full", result.depth)
+            return result
         try:
-            if result.grant is not None:
-                observe(seconds)
-                if self._series is not None:
-                    self._series.append_position(result.position)
-            elif self._series is not None:
-                self._series.position.observe(result.position)
+            if grant is not None:
+                observe(now - self.began)
+            if self._series is not None:
+                self._series.append_position(result.position)
         except Exception:
             self._telemetry.failed("metrics")
-        if self.recorded is not None:
-            self._traced(self.recorded.enqueued, result)
+        if self.spans is not None:
+            self._traced(self.spans.enqueued, result)
         if self._info:
             self._log(INFO, "enqueued", position=result.position, depth=result.depth)
-
-    def waits(self, timeout: float) -> None:
-        """The wait begins; `timeout` in seconds from entering."""
-        if self.recorded is not None:
-            self._traced(self.recorded.waits, timeout)
+        if grant is not None and (granted := self.granted(grant, now, at_once=True)) is not grant:
+            return result._replace(grant=granted)
+        return result
 
     def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
         """The slot is held from now on. Returns the grant with `waited` set."""
@@ -126,18 +117,23 @@ class CallRecorder:
         self.waiting = False
         self.holding = True
         self.began = now
+        spans = self.spans
         try:
-            if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar()
-                self._series.granted(waited, exemplar)
+            if (series := self._series) is not None:
+                if series.gauges is not None:
+                    series.move(-1, 1)
+                if spans is None:
+                    series.append_granted(waited)
+                else:
+                    series.waited("granted", waited, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
-        if self.recorded is not None:
-            self._traced(self.recorded.granted, waited, grant)
-            self._traced(self.recorded.finish_wait if at_once else self._finish_wait_soon)
-        elif self._unrecorded is not None:
+        if spans is not None:
+            self._body = self._traced(spans.granted, waited, grant)
+            self._traced(spans.finish_wait if at_once else self._finish_wait_soon)
+        if self._body is not None:
             try:
-                self._unrecorded.begin_hold()
+                self._body.begin_hold()
             except Exception:
                 self._telemetry.failed("traces")
         if self._info:
@@ -148,9 +144,9 @@ class CallRecorder:
         """The call was refused. It was never in the line, so no wait is observed."""
         self.waiting = False
         if self._series is not None:
-            self._telemetry.guarded("metrics", self._series.refused, reason)
-        if self.recorded is not None:
-            self._traced(self.recorded.refused, reason, depth)
+            self._telemetry.guarded("metrics", self._series.refused, self, reason)
+        if self.spans is not None:
+            self._traced(self.spans.refused, reason, depth)
         if self._info:
             self._log(INFO, "refused", reason=reason, depth=depth)
 
@@ -161,12 +157,12 @@ class CallRecorder:
         waited = self._telemetry.clock() - self.began
         self.waiting = False
         if self._series is not None:
-            exemplar = self._exemplar()
-            self._telemetry.guarded("metrics", self._series.not_granted, outcome, waited, exemplar)
-        if self.recorded is not None:
-            self._traced(self.recorded.end_wait, waited, outcome, error)
-        event, level = _WAIT_EVENTS[outcome]
-        self._log(level, event, error if outcome == "error" else None, waited=waited)
+            observe = self._series.not_granted
+            self._telemetry.guarded("metrics", observe, self, outcome, waited, self._exemplar())
+        if self.spans is not None:
+            self._traced(self.spans.not_granted, outcome, waited, error)
+        level: int = _WAIT_LEVELS[outcome]
+        self._log(level, outcome, error if outcome == "error" else None, waited=waited)
 
     def slot_lost(self, reason: str) -> None:
         """The slot was lost while the body runs. Later calls have no effect."""
@@ -175,8 +171,8 @@ class CallRecorder:
         lost: Literal["lost", "evicted"] = "evicted" if reason == "evicted" else "lost"
         self._lost = lost
         self._log(WARNING if lost == "evicted" else ERROR, lost, reason=reason)
-        if self.recorded is not None:
-            self._traced(self.recorded.lost, lost, reason)
+        if self.spans is not None:
+            self._traced(self.spans.lost, lost, reason)
 
     def left(self, error: BaseException | None, now: float) -> None:
         """The ticket was given back: the hold has ended, or the call was cancelled before `wait`.
@@ -191,36 +187,40 @@ class CallRecorder:
         outcome: names.HoldOutcome = self._lost or ("released" if error is None else "error")
         held = now - self.began
         self.holding = False
-        spans = self.recorded or self._unrecorded
-        if spans is not None:
+        if self._body is not None:
             try:
-                spans.leave_context()
+                self._body.leave_context()
             except Exception:
                 self._telemetry.failed("traces")
+        spans = self.spans
         try:
-            if self._series is not None:
-                exemplar = None if self.recorded is None else self._exemplar()
-                self._series.hold_ended(outcome, held, exemplar)
+            if (series := self._series) is not None:
+                series.calls.discard(self)
+                if series.gauges is not None:
+                    series.move(0, -1)
+                if spans is None and outcome == "released":
+                    series.append_released(held)
+                else:
+                    series.held(outcome, held, self._exemplar())
         except Exception:
             self._telemetry.failed("metrics")
         if self._info:
             self._log(INFO, "released", outcome=outcome, held=held)
-        if self.recorded is not None:
-            self._traced(self.recorded.end_hold, outcome, error)
+        if spans is not None:
+            self._traced(spans.end_hold, outcome, error)
 
     def released(
         self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool = True
     ) -> None:
         """The backend has processed the `leave`, or it failed."""
-        if self.recorded is not None:
-            self._traced(self.recorded.end_release, granted_to, error, confirmed=confirmed)
+        if self.spans is not None:
+            self._traced(self.spans.end_release, granted_to, error, confirmed=confirmed)
 
     def _finish_wait_soon(self) -> None:
         """Run the body first: recording its wait costs more than the wake-up itself."""
-        spans = self.recorded
-        assert spans is not None
+        assert self.spans is not None
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._traced, spans.finish_wait, context=Context())
+        loop.call_soon(self._traced, self.spans.finish_wait, context=Context())
 
     def _traced(self, step: Callable[..., T], *args: Any, **options: Any) -> T | None:
         try:  # inlined instead of `guarded`, because every call runs this several times
@@ -230,16 +230,20 @@ class CallRecorder:
             return None
 
     def _exemplar(self) -> dict[str, str] | None:
-        return None if self.recorded is None else self._traced(self.recorded.exemplar)
+        return None if self.spans is None else self._traced(self.spans.exemplar)
 
     def _log(
         self, level: int, event: names.LogEvent, error: BaseException | None = None, **fields: Any
     ) -> None:
         if error is not None:
             fields["error"] = self._telemetry.guarded("logs", str, error)
-        spans = self.recorded or self._unrecorded
+        spans = self.spans or self._body
         if spans is not None and (ids := self._traced(spans.ids)) is not None:
             fields |= ids
         queue_id, item_id = self._entry[:2]
-        about = {"queue_id": queue_id, "item_id": item_id, "instance_id": self._instance_id}
+        about = {
+            "queue_id": queue_id,
+            "item_id": item_id,
+            "instance_id": self._tracing.backend.instance_id,
+        }
         self._telemetry.event(level, event, {**about, **fields})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from genesis.backends.protocol import State
@@ -21,52 +18,38 @@ __all__ = ["QueueSeries"]
 _ALL_BUCKETS = ("granted", "timeout", "cancelled", "released")
 
 
-# With the GIL, `+=` on an attribute is safe here; a lock would cost more than everything else.
-_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-class _Outcomes(dict[str, Any]):
-    """The children of a histogram under one queue label, by outcome."""
-
-    def __init__(self, histogram: Any, label: str) -> None:
-        self.create = partial(histogram.labels, label)
-
-    def __missing__(self, outcome: str) -> Any:
-        child = self[outcome] = self.create(outcome)
-        return child
-
-
 class QueueSeries:
-    """The children of one `queue` label, and the number of this process' calls under it.
+    """The children of one `queue` label, and this process' calls under it.
 
     Attributes:
-        position: observes the position on entering.
-        append_position: the same without sorting, see `appender`.
+        calls: the recorders of the calls that wait or hold. Adding and removing is atomic, with and
+            without the GIL: event loops of several threads can share this object, and the garbage
+            collector might close a call while another is being counted.
+        idle_since: the time of the first scrape that found no call here.
+        gauges: in multiprocess mode the children of `waiting` and `holding`, which `move` must update.
+        append_position: observes the position on entering, as the others without sorting, see
+            `appender`.
     """
 
     def __init__(self, instruments: Instruments, label: str) -> None:
         self.label = label
         self.reset()
         self._instruments = instruments
-        self._wait = _Outcomes(instruments.wait, label)
-        self._hold = _Outcomes(instruments.hold, label)
-        self._gauges: tuple[Any, Any] | None = None
+        self.gauges: tuple[Any, Any] | None = None
         if instruments.in_files:
-            waiting, holding = instruments.waiting.labels(label), instruments.holding.labels(label)
-            waiting.set(0)  # a killed process with the same pid might have left a value
-            holding.set(0)
-            self._gauges = waiting, holding
+            self.gauges = instruments.waiting.labels(label), instruments.holding.labels(label)
+            for gauge in self.gauges:
+                gauge.set(0)  # a killed process with the same pid might have left a value
         else:
-            for children, outcomes in (
-                (self._wait, names.WaitOutcome),
-                (self._hold, names.HoldOutcome),
+            for family, outcomes in (
+                (instruments.wait, names.WaitOutcome),
+                (instruments.hold, names.HoldOutcome),
             ):
                 for outcome in get_args(outcomes):
-                    children[outcome] = children.create(outcome, all_buckets=outcome in _ALL_BUCKETS)
-        self.position: Any = instruments.position.labels(label)
-        self.append_position = appender(self.position)
-        self._append_granted = appender(self._wait["granted"])
-        self._append_released = appender(self._hold["released"])
+                    family.labels(label, outcome, all_buckets=outcome in _ALL_BUCKETS)
+        self.append_position = appender(instruments.position.labels(label))
+        self.append_granted = appender(instruments.wait.labels(label, "granted"))
+        self.append_released = appender(instruments.hold.labels(label, "released"))
         for state in get_args(State):
             instruments.reclaimed.labels(label, state)
         for reason in get_args(names.RefusalReason):
@@ -74,72 +57,39 @@ class QueueSeries:
         instruments.disagreements.labels(label)
 
     def reset(self) -> None:
-        # Event loops of several threads can share this object. The lock is reentrant, because the
-        # garbage collector might close a call, which is counted, while another is being counted.
-        self._lock = threading.RLock()
-        self.waiting = 0
-        self.holding = 0
-        self.idle_since: float | None = None  # the first scrape that found no call here
+        self.calls: set[Any] = set()
+        self.idle_since: float | None = None
 
-    def entered(self) -> None:
-        """A call starts to wait."""
-        if _FREE_THREADED:
-            self._move(1, 0)
-        else:
-            self.waiting += 1
-        self.idle_since = None
-        if self._gauges is not None:
-            self._gauges[0].inc()
+    @property
+    def waiting(self) -> int:
+        return sum(call.waiting for call in list(self.calls))
 
-    def granted(self, waited: float, exemplar: dict[str, str] | None) -> None:
-        """A waiter becomes a holder."""
-        if _FREE_THREADED:
-            self._move(-1, 1)
-        else:
-            self.waiting -= 1
-            self.holding += 1
-        if self._gauges is not None:
-            self._gauges[0].dec()
-            self._gauges[1].inc()
-        if exemplar is None:
-            self._append_granted(waited)
-        else:
-            self._wait["granted"].observe(waited, exemplar)
+    @property
+    def holding(self) -> int:
+        return sum(call.holding for call in list(self.calls))
 
-    def not_granted(self, outcome: str, waited: float, exemplar: dict[str, str] | None) -> None:
+    def move(self, waiting: int, holding: int) -> None:
+        """Update the gauges, in multiprocess mode."""
+        if self.gauges is not None:
+            self.gauges[0].inc(waiting)
+            self.gauges[1].inc(holding)
+
+    def waited(self, outcome: str, seconds: float, exemplar: dict[str, str] | None) -> None:
+        self._instruments.wait.labels(self.label, outcome).observe(seconds, exemplar)
+
+    def held(self, outcome: str, seconds: float, exemplar: dict[str, str] | None) -> None:
+        self._instruments.hold.labels(self.label, outcome).observe(seconds, exemplar)
+
+    def not_granted(
+        self, call: Any, outcome: str, waited: float, exemplar: dict[str, str] | None
+    ) -> None:
         """A wait ended without a slot."""
-        self._waits_no_more()
-        self._wait[outcome].observe(waited, exemplar)
+        self.calls.discard(call)
+        self.move(-1, 0)
+        self.waited(outcome, waited, exemplar)
 
-    def refused(self, reason: str) -> None:
-        """A call was refused: it no longer counts as waiting, and its wait is not observed."""
-        self._waits_no_more()
+    def refused(self, call: Any, reason: str) -> None:
+        """A call was refused, and its wait is not observed."""
+        self.calls.discard(call)
+        self.move(-1, 0)
         self._instruments.refused.labels(self.label, reason).inc()
-
-    def hold_ended(self, outcome: str, held: float, exemplar: dict[str, str] | None) -> None:
-        """A hold ended."""
-        if _FREE_THREADED:
-            self._move(0, -1)
-        else:
-            self.holding -= 1
-        if self._gauges is not None:
-            self._gauges[1].dec()
-        if exemplar is None and outcome == "released":
-            self._append_released(held)
-        else:
-            self._hold[outcome].observe(held, exemplar)
-
-    def flush(self) -> None:
-        """Sort the noted values of this queue into their buckets."""
-        for child in (self.position, *self._wait.values(), *self._hold.values()):
-            child.flush()
-
-    def _move(self, waiting: int, holding: int) -> None:
-        with self._lock:
-            self.waiting += waiting
-            self.holding += holding
-
-    def _waits_no_more(self) -> None:
-        self._move(-1, 0)
-        if self._gauges is not None:
-            self._gauges[0].dec()

@@ -1,8 +1,8 @@
 """Spans. Only the OpenTelemetry API is needed, not the SDK.
 
 `CallSpans` holds the spans of one call, in the caller's trace. Without a caller's trace, a new trace
-starts with `queue.slot`. If the first span is not recorded, `UnrecordedSpans` is used instead, and no
-other span is created: it would not be recorded either, and would cost as much as the queue itself.
+starts with `queue.slot`. If the first span is not recorded, no other span is created: it would not be
+recorded either, and would cost as much as the queue itself.
 
 Starting a span costs about as much as a passage through the queue, and setting an attribute later costs
 more than passing it at the start. Only spans that are needed at once are therefore started at once:
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -25,10 +26,10 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import CurrentHold, Hold, without_ended_holds
+from genesis.observability.current import Hold, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
-__all__ = ["CallSpans", "Tracing", "UnrecordedSpans"]
+__all__ = ["CallSpans", "Tracing"]
 
 _GAP = 1_000  # ns between two consecutive spans; trace viewers have this resolution
 
@@ -48,15 +49,15 @@ class Tracing:
         self._provider = provider
         self.next_look = -math.inf  # by the telemetry clock: there is no SDK until then
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
-        self._backend = backend
+        self.backend = backend
 
     def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
         """The attributes of every span."""
         return {
             names.ITEM_ID: item_id,
             names.QUEUE_ID: queue_id,
-            names.INSTANCE_ID: self._backend.instance_id,  # changes after a fork
-            names.BACKEND: self._backend.name,
+            names.INSTANCE_ID: self.backend.instance_id,  # changes after a fork
+            names.BACKEND: self.backend.name,
         }
 
     def inspection(self, operation: str, queue_id: str, item_id: str) -> Span | None:
@@ -80,59 +81,32 @@ class Tracing:
             self.start_span, names.SPAN_RECLAIM, parent, attributes, (dead,), now, now, "reclaimed"
         )
 
-    def call_spans(self, entry: EnterRequest, now: float) -> CallSpans | UnrecordedSpans | Hold | None:
-        """Start the spans of a call. Returns None while the application has no SDK.
+    def start(self, entry: EnterRequest, now: float) -> tuple[CallSpans | None, Hold | None]:
+        """Start the spans of a call, if they are recorded, and otherwise the context of its body.
 
-        The SDK is looked up once a second: an application might install it after creating its queues,
-        and each lookup costs as much as an operation of the queue.
+        Both are None while the application has no SDK. The SDK is looked up once a second: an
+        application might install it after creating its queues, and each lookup costs as much as an
+        operation of the queue.
         """
         if self._provider is None:
             provider = trace.get_tracer_provider()
             if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
                 self.next_look = now + 1.0
-                return None
+                return None, None
             self._provider = provider
         parent = otel_context.get_current()
+        has_parent = False
         if parent:  # usually empty in a worker
             parent = without_ended_holds(parent)
+            has_parent = trace.get_current_span(parent).get_span_context().is_valid
         attributes = self.attributes(entry.queue_id, entry.item_id)
-        has_parent = bool(parent) and trace.get_current_span(parent).get_span_context().is_valid
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
-        if not first.is_recording():
-            # The decision made here also applies to the body's spans, so the span becomes current.
-            return UnrecordedSpans(first) if has_parent else CurrentHold(first, parent)
-        return CallSpans(self.start_span, entry, attributes, first, parent, has_parent=has_parent)
-
-
-class UnrecordedSpans:
-    """The spans of a call that the caller's span decided not to record.
-
-    Args:
-        first: the span that is not recorded.
-    """
-
-    __slots__ = ("_before", "_first")
-
-    def __init__(self, first: Span) -> None:
-        self._first = first
-        self._before: Context | None = None  # the context before the body
-
-    def ids(self) -> dict[str, str] | None:
-        """The ids of the span, for log events; None if it has none."""
-        return ids_of(self._first.get_span_context())
-
-    def begin_hold(self) -> None:
-        """Change nothing: the caller's span stays current."""
-        self._before = otel_context.get_current()
-
-    def leave_context(self) -> None:
-        """Remove a value that the body attached and did not detach."""
-        before, now = self._before, otel_context.get_current()
-        if now is before or before is None:
-            return
-        if trace.get_current_span(now) is trace.get_current_span(before):
-            otel_context.attach(before)
+        if first.is_recording():
+            return CallSpans(self.start_span, entry, attributes, first, parent, has_parent), None
+        # The decision made here also applies to the body's spans. One that the caller's span made
+        # already applies: that span stays current.
+        return None, Hold(first, parent, not has_parent)
 
 
 class CallSpans:
@@ -145,7 +119,6 @@ class CallSpans:
         attributes: dict[str, Any],
         first: Span,
         parent: Context,
-        *,
         has_parent: bool,
     ) -> None:
         self._start = start
@@ -154,24 +127,21 @@ class CallSpans:
         # The parent of `acquire`, `hold` and `release`.
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
         self._hold: Span | None = None
-        self._outer: Any = None  # the context of the body
         self._since = 0  # the start of `wait` or `release` in ns; 0 while neither runs
-        self._ended: tuple[int, float, CallRef | None] | None = (
-            None  # a wait whose spans are not ended yet
-        )
+        self._finish: Callable[[], None] | None = None  # ends the spans of a wait that was granted
         self._known: dict[str, Any] = {}  # further attributes of `wait`
         self._acquire = first
         try:
             if not has_parent:
                 self._acquire = start(names.SPAN_ACQUIRE, self._parent, SpanKind.INTERNAL, attributes)
-            for name, value in (
-                (names.AT_LIMIT, entry.limit),
-                (names.HEAD_START, entry.head_start or None),
-                (names.TIMEOUT_SECONDS, 0.0 if entry.timeout == 0 else None),
-            ):
-                if value is not None:
-                    self._acquire.set_attribute(name, value)
-            self._current = self._acquire.get_span_context()  # of `hold` once there is one
+            if entry.limit is not None:
+                self._acquire.set_attribute(names.AT_LIMIT, entry.limit)
+            if entry.head_start:
+                self._acquire.set_attribute(names.HEAD_START, entry.head_start)
+            if entry.timeout == 0:
+                self._acquire.set_attribute(names.TIMEOUT_SECONDS, 0.0)
+            elif entry.timeout is not None:
+                self._known[names.TIMEOUT_SECONDS] = round(entry.timeout, 3)
             self._within = trace.set_span_in_context(self._acquire, parent)  # for its children
             self._enqueue = start(names.SPAN_ENQUEUE, self._within, SpanKind.PRODUCER, attributes)
         except Exception:
@@ -181,21 +151,18 @@ class CallSpans:
             raise
 
     def ids(self) -> dict[str, str] | None:
-        """The ids of the innermost span of the call, for log events; None if it has none."""
-        return ids_of(self._current)
+        """The ids of `hold`, before it of `acquire`, for log events; None if it has none."""
+        return ids_of((self._hold or self._acquire).get_span_context())
 
     def exemplar(self) -> dict[str, str] | None:
         """As `ids`, but None if the span is not sampled."""
-        return self.ids() if self._current.trace_flags.sampled else None
+        context = (self._hold or self._acquire).get_span_context()
+        return ids_of(context) if context.trace_flags.sampled else None
 
-    def carried(self) -> str:
-        """The `traceparent` stored with the ticket: the `enqueue` span, which ends at once and is
-        therefore visible while the call waits."""
-        return traceparent(self._enqueue.get_span_context())
-
-    def held(self) -> str:
-        """The `traceparent` of the `hold` span; the next holder of the slot links to it."""
-        return "" if self._hold is None else traceparent(self._current)
+    def context(self) -> str:
+        """The `traceparent` stored with the ticket: that of `hold`, to which the next holder of the
+        slot links, and before it that of `enqueue`, which is visible while the call waits."""
+        return traceparent((self._hold or self._enqueue).get_span_context())
 
     def enqueued(self, result: EnterResult) -> None:
         self._enqueue.set_attribute(names.AT_POSITION, result.position)
@@ -209,20 +176,15 @@ class CallSpans:
         if result.position:
             self._since = now + _GAP
 
-    def waits(self, timeout: float) -> None:
-        """The wait starts; `timeout` in seconds from entering."""
-        self._known[names.TIMEOUT_SECONDS] = round(timeout, 3)
-
     def refused(self, reason: names.RefusalReason, depth: int) -> None:
         """End the spans of a refused call. A refusal is not an error."""
         self._enqueue.set_attribute(names.AT_DEPTH, depth)
-        self._enqueue.end()
-        self._end_acquire(reason, 0.0, None, time.time_ns(), is_end=True)
+        self._end_wait(reason, 0.0, None, time.time_ns(), None)
 
-    def granted(self, waited: float, grant: Grant) -> None:
-        """Start `hold` and make it the current span of the body. Call `finish_wait` afterwards."""
+    def granted(self, waited: float, grant: Grant) -> Hold:
+        """Start `hold`. Returns the context of the body. Call `finish_wait` afterwards."""
         now = time.time_ns()
-        self._ended = (now, waited, grant.released_by)
+        self._finish = partial(self._end_wait, "granted", waited, None, now, grant.released_by)
         attributes = {
             **self._attributes,
             names.FENCING_TOKEN: grant.fencing_token,
@@ -230,18 +192,17 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        self._current = hold.get_span_context()
-        self._outer = CurrentHold(hold, without_ended_holds(otel_context.get_current()))
-        self._outer.begin_hold()
+        return Hold(hold, without_ended_holds(otel_context.get_current()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            now, waited, released_by = ended
-            self._end_wait("granted", waited, None, now, released_by)
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish()
 
-    def end_wait(self, waited: float, outcome: names.WaitOutcome, error: BaseException | None) -> None:
+    def not_granted(
+        self, outcome: names.WaitOutcome, waited: float, error: BaseException | None
+    ) -> None:
         """End the spans of a wait that ended without a grant."""
         failure: BaseException | str | None = None
         if outcome == "timeout":
@@ -252,46 +213,34 @@ class CallSpans:
 
     def _end_wait(
         self,
-        outcome: names.WaitOutcome,
+        outcome: str,
         waited: float,
         failure: BaseException | str | None,
         now: int,
         released_by: CallRef | None,
     ) -> None:
         if self._enqueue.is_recording():
-            self._enqueue.end(now)  # `enter` failed before the reply
+            self._enqueue.end(now)  # refused, or `enter` failed before the reply
         since, self._since = self._since, 0
         now = max(now, since)
+        ending: dict[str, Any] = {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 3)}
         try:
             if since:
-                attributes = {**self._attributes, **self._known}
-                attributes |= {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 3)}
+                attributes = {**self._attributes, **self._known, **ending}
                 by = () if released_by is None else (released_by,)
                 complete(
                     self._start, names.SPAN_WAIT, self._within, attributes, by, since, now, failure
                 )
         finally:  # even if `wait` fails: exemplars and log events refer to `acquire`
-            self._end_acquire(outcome, waited, failure, now, outcome != "granted")
-
-    def _end_acquire(
-        self, outcome: str, waited: float, failure: BaseException | str | None, now: int, is_end: bool
-    ) -> None:
-        self._acquire.set_attribute(names.OUTCOME, outcome)
-        self._acquire.set_attribute(names.WAITED_SECONDS, round(waited, 3))
-        end(self._acquire, failure, now)
-        if is_end and self._slot is not None:
-            self._slot.set_attribute(names.OUTCOME, outcome)
-            self._slot.end(now)
+            self._acquire.set_attributes(ending)
+            end(self._acquire, failure, now)
+            if outcome != "granted" and self._slot is not None:
+                self._slot.set_attribute(names.OUTCOME, outcome)
+                self._slot.end(now)
 
     def lost(self, event: str, reason: str) -> None:
         if self._hold is not None:
             self._hold.add_event(event, {"reason": reason})
-
-    def leave_context(self) -> None:
-        """Restore the span that was current before the body."""
-        outer, self._outer = self._outer, None
-        if outer is not None:
-            outer.leave_context()
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
         """End `hold`, and start `release`."""

@@ -59,12 +59,15 @@ class Telemetry:
         self._queue_label = queue_label
         self._wait_buckets = _finite(wait_buckets)
         self._instruments: Instruments | None = None
+        self.known: dict[str, QueueSeries] = {}  # by label, if queue_ids are labels
         self._logged: set[tuple[str, type]] = set()  # kinds of failures that were logged
 
     @property
     def instruments(self) -> Instruments:
         if self._instruments is None:
             self._instruments = instruments_of(self.registry, self._wait_buckets, self.clock)
+            if self._queue_label is None:
+                self.known = self._instruments.known
         return self._instruments
 
     def series(self, queue_id: str) -> QueueSeries:
@@ -73,7 +76,7 @@ class Telemetry:
         if self._queue_label is not None:
             given = self.guarded("label", lambda label: str(label(queue_id)), self._queue_label)
             label = names.OTHER_QUEUES if given is None else given
-        instruments = self._instruments or self.instruments
+        instruments = self.instruments
         return instruments.known.get(label) or instruments.series(_short(label))
 
     def event(self, level: int, event: names.LogEvent, fields: dict[str, Any]) -> None:
