@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import time
 from typing import Any
 
@@ -102,6 +104,25 @@ async def test_the_link_outlives_a_cancellation_of_all_tasks(own_redis: RedisSer
         own_redis.resume()
         await watched.is_up(2)
         assert await watched.ask(b"PING") == b"PONG"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the closed loop has left a connection open
+def test_a_loop_that_is_closed_while_a_link_connects_is_no_error(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that ends without `close`."""
+    unraisable: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: unraisable.append(hook.exc_value))
+
+    async def connect() -> None:
+        Watched(redis_server.url)
+        await quiesce(2)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(connect())
+    loop.close()
+    gc.collect()
+    assert [each for each in unraisable if not isinstance(each, ResourceWarning)] == []
 
 
 async def test_an_error_while_connecting_is_reported_and_retried(

@@ -196,7 +196,7 @@ class Link:
         try:
             await opened.connect()  # type: ignore[no-untyped-call]
             await connection.take_over(opened)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):  # no GeneratorExit: the loop might be closed then
             await opened.disconnect(nowait=True)
             raise
         try:
@@ -209,7 +209,7 @@ class Link:
             if type(replies[0]) is not dict:
                 text = f"HELLO 3 did not lead to RESP3: {replies[0]!r:.200}"
                 raise redis_errors.ResponseError(text)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             connection.abort("closed", "it was not up in time")
             raise
         self.answer = replies[-1]

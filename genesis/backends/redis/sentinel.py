@@ -37,9 +37,10 @@ class SentinelRouter(SingleRouter):
         self._service: bytes = pool.service_name.encode()
         self._manager = manager = pool.sentinel_manager
         self._loop = asyncio.get_running_loop()
-        self._found: asyncio.Future[tuple[str, int] | str] = self._loop.create_future()
         # Of the last attempt. The connection that is up has the same: `_named` ends it otherwise.
         self._address = ("", 0)
+        self._found: asyncio.Future[tuple[str, int]] = self._loop.create_future()
+        self._found.set_result(self._address)  # done while no attempt needs an address
         self._sentinel_link = self._connect(
             *(Endpoint(client.connection_pool) for client in manager.sentinels),
             greeting=(),
@@ -54,11 +55,8 @@ class SentinelRouter(SingleRouter):
         """Called by each new connection to the master."""
         self._found = self._loop.create_future()
         self._ask(self._sentinel_link)  # if it is down, `on_up` will ask
-        found = await self._found
-        if isinstance(found, str):
-            raise redis_errors.ConnectionError(f"no Sentinel names the master: {found}")
-        self._address = found
-        return found
+        self._address = await self._found
+        return self._address
 
     def _up(self, link: Link) -> None:
         self._backend_up(link)
@@ -101,4 +99,5 @@ class SentinelRouter(SingleRouter):
     def _sentinel_down(self, link: Link | None, reason: str, detail: str) -> None:  # noqa: ARG002
         """The loss of a Sentinel does not affect the connection to the master."""
         if not self._sentinel_link.untried and not self._found.done():
-            self._found.set_result(detail)
+            error = redis_errors.ConnectionError(f"no Sentinel names the master: {detail}")
+            self._found.set_exception(error)
