@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import genesis
 from genesis.backends.protocol import BackendEvent, EnterRequest, SlotLost, Snapshot
 from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
@@ -112,3 +114,9 @@ async def test_an_outage_costs_nothing_for_each_queue(own_redis: RedisServer) ->
         await wait_until(lambda: client.zcard("genesis:queue:index:queues") == 3, "all are listed")
         for ticket in tickets:
             backend.leave(ticket)
+
+
+def test_no_timer_is_asked_when_it_fires() -> None:
+    """uvloop's handle of a timer without delay has no `when`, which asyncio does not show."""
+    for file in Path(genesis.__file__).parent.rglob("*.py"):
+        assert ".when()" not in file.read_text(), file

@@ -65,6 +65,7 @@ class ClusterRouter(Router):
         self._links: dict[Address, Link] = {}
         self._map_link: Link | None = None  # while the map is being read: to any node
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # by loop.time(): when the timer fires
         self._why_unknown = "the map of slots is not known yet"
         self._closing = False
         self._refresh()
@@ -135,9 +136,10 @@ class ClusterRouter(Router):
         if self._closing or self._map_link is not None:
             return  # a running refresh schedules the next one when it ends
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = self._loop.call_at(due, self._refresh, context=Context())
 
     def _refresh(self) -> None:
