@@ -51,34 +51,25 @@ async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
         starlette.requests.ClientDisconnect: the client disconnected while it sent the body.
     """
     with suppress(RuntimeError):  # the application has consumed the body as a stream
-        await request.body()  # before `_disconnected`, which would consume the body's messages
+        await request.body()  # before `watch`, which would consume the body's messages
     client = Client()
     host = asyncio.current_task()
     assert host is not None
-    disconnected = asyncio.ensure_future(_disconnected(request.receive))
 
-    def cancel(_: object) -> None:
-        if not disconnected.cancelled() and disconnected.exception() is None:
+    async def watch() -> None:
+        await asyncio.sleep(0)  # an eager task would cancel its host, which might never wait
+        with suppress(Exception):  # the server failed: nothing is known about the client
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
             client.gone = True
             host.cancel()
 
-    disconnected.add_done_callback(cancel)
+    watching = asyncio.ensure_future(watch())
     try:
         yield client
     except asyncio.CancelledError:
-        if not client.gone or _is_cancelled_by_others(host):
+        # Before Python 3.11 there is no `uncancel`, so other cancellations cannot be detected.
+        if not client.gone or getattr(host, "uncancel", lambda: 0)() > 0:
             raise
     finally:
-        disconnected.remove_done_callback(cancel)
-        disconnected.cancel()
-
-
-async def _disconnected(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _is_cancelled_by_others(host: asyncio.Task[Any]) -> bool:
-    # Before Python 3.11 there is no `uncancel`, so other cancellations cannot be detected.
-    uncancel = getattr(host, "uncancel", None)
-    return uncancel is not None and uncancel() > 0
+        watching.cancel()

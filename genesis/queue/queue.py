@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from asyncio import get_running_loop
+from functools import partial
 from types import TracebackType
-from typing import Any
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import EnterRequest, QueueBackend, QueueEntry, QueueStats, new_tuple
@@ -153,8 +153,8 @@ class Queue:
         timeout: float | None = None,
         *,
         max_waiting: int | None = None,
-        head_start: float = 0.0,
-        keep_place: float = 0.0,
+        head_start: float = _ZERO,
+        keep_place: float = _ZERO,
     ) -> QueueSemaphore:
         """A reusable handle on a queue, for any number of tasks at once.
 
@@ -162,15 +162,17 @@ class Queue:
         handle: `async with semaphore(item_id=...) as slot`.
         """
         queue_id = check_id("queue_id", queue_id)
-        options: dict[str, Any] = {
-            "max_concurrent": max_concurrent,
-            "timeout": timeout,
-            "max_waiting": max_waiting,
-            "head_start": head_start,
-            "keep_place": keep_place,
-        }
-        self.slot(queue_id, item_id="any", **options)  # check the arguments now
-        return QueueSemaphore(self, queue_id, options)
+        slot = partial(
+            self.slot,
+            queue_id,
+            max_concurrent=max_concurrent,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            head_start=head_start,
+            keep_place=keep_place,
+        )
+        slot(item_id="any")  # check the arguments now
+        return QueueSemaphore(queue_id, max_concurrent, timeout, slot)
 
     def watch(
         self, queue_id: str, item_id: str, *, every: float = 30.0, at_least: float = 10.0

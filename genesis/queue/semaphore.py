@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from genesis.queue.calls import task_id
 from genesis.queue.request import SlotRequest
 from genesis.queue.slot import Slot
-
-if TYPE_CHECKING:
-    from genesis.queue.queue import Queue
 
 __all__ = ["QueueSemaphore"]
 
@@ -24,6 +23,7 @@ class _Use(NamedTuple):
     request: SlotRequest
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class QueueSemaphore:
     """The result of `Queue.semaphore`. Reusable, by any number of tasks at once.
 
@@ -33,23 +33,17 @@ class QueueSemaphore:
     LIFO order; anything else raises RuntimeError. `async with sem() as slot` has no such restriction.
     """
 
-    __slots__ = ("_held", "_options", "_queue", "max_concurrent", "queue_id", "timeout")
-
-    def __init__(self, queue: Queue, queue_id: str, options: dict[str, Any]) -> None:
-        self._queue = queue
-        self._options = options
-        self.queue_id = queue_id
-        self.max_concurrent: int | None = options["max_concurrent"]
-        self.timeout: float | None = options["timeout"]
-        # Slots held through this handle, by the id of the task that entered, oldest first. A reference
-        # to the task itself would keep an abandoned task alive for ever.
-        self._held: dict[int, list[_Use]] = {}
+    queue_id: str
+    max_concurrent: int | None
+    timeout: float | None
+    _slot: Callable[..., SlotRequest]  # `Queue.slot` with the arguments of this semaphore
+    # Slots held through this handle, by the id of the task that entered, oldest first. A reference
+    # to the task itself would keep an abandoned task alive for ever.
+    _held: dict[int, list[_Use]] = field(default_factory=dict)
 
     def __call__(self, item_id: str | None = None, place_token: str | None = None) -> SlotRequest:
         """A request for a slot, as `Queue.slot` returns: `async with sem(item_id=...) as slot`."""
-        return self._queue.slot(
-            self.queue_id, item_id=item_id, place_token=place_token, **self._options
-        )
+        return self._slot(item_id=item_id, place_token=place_token)
 
     async def __aenter__(self) -> Slot:
         frame = _frame_id(sys._getframe(1))

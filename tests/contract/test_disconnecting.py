@@ -74,4 +74,4 @@ async def test_a_client_that_stays_changes_nothing(queue: Queue) -> None:
     assert task.cancelled()
     await quiesce()
     gc.collect()
-    assert not [each for each in asyncio.all_tasks() if "_disconnected" in repr(each)]
+    assert not [each for each in asyncio.all_tasks() if "until_disconnected" in repr(each)]
