@@ -98,7 +98,12 @@ class Tracing:
         if parent:  # usually empty in a worker
             parent = without_ended_holds(parent)
             has_parent = trace.get_current_span(parent).get_span_context().is_valid
-        attributes = self.attributes(entry.queue_id, entry.item_id)
+        attributes = {  # as `attributes`, inlined because every call runs this
+            names.ITEM_ID: entry.item_id,
+            names.QUEUE_ID: entry.queue_id,
+            names.INSTANCE_ID: self.backend.instance_id,
+            names.BACKEND: self.backend.name,
+        }
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if first.is_recording():
