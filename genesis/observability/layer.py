@@ -123,7 +123,7 @@ class ObservedBackend:
             self._observe_ok["wait"](now - began)
         except Exception:
             self._telemetry.failed("metrics")
-        return grant if recorder is None else recorder.granted(grant, now, at_once=False)
+        return grant if recorder is None else recorder.granted(grant, now, now - recorder.began)
 
     def leave(
         self,
