@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Token
+from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -13,7 +14,21 @@ from opentelemetry.trace import Span
 
 from genesis.observability.span_context import ids_of
 
-__all__ = ["Hold", "without_ended_holds"]
+__all__ = ["CURRENT", "Hold", "without_ended_holds"]
+
+
+def _context_variable() -> Any:
+    token: Any = otel_context.attach(otel_context.get_current())
+    otel_context.detach(token)
+    if isinstance(token, Token):
+        return token.var
+    # A runtime context other than OpenTelemetry's own, selected by OTEL_PYTHON_CONTEXT.
+    return SimpleNamespace(get=otel_context.get_current, set=otel_context.attach)
+
+
+CURRENT = _context_variable()
+"""OpenTelemetry's variable with the current context. Its own functions cost several times as much, and
+every call reads or sets the context three times."""
 
 
 class Hold:
@@ -30,7 +45,7 @@ class Hold:
         is_current: whether `span` becomes current; otherwise that of `outer` stays current.
     """
 
-    __slots__ = ("_context", "_is_current", "_token", "ended", "outer", "span")
+    __slots__ = ("_context", "_is_current", "ended", "outer", "span")
 
     def __init__(self, span: Span, outer: Context, is_current: bool = True) -> None:
         self.span = span
@@ -50,28 +65,18 @@ class Hold:
             span.hold = self
             context = trace.set_span_in_context(span, context)
         self._context = context
-        self._token: Any = otel_context.attach(context)
+        CURRENT.set(context)
 
     def leave_context(self) -> None:
         """Restore the outer context; no effect before `begin_hold`."""
         self.ended, context = True, self._context
         if context is None:
             return
+        current = CURRENT.get()
         # The second test: the body might have attached a value (baggage) and not detached it.
-        try:
-            current = self._token.var.get()  # cheaper than asking OpenTelemetry
-        except AttributeError:  # a runtime context other than OpenTelemetry's own
-            current = otel_context.get_current()
         if current is context or trace.get_current_span(current) is trace.get_current_span(context):
-            outer = self.outer and without_ended_holds(self.outer)
-            try:
-                before = self._token.old_value
-                if before is not outer and (outer or before is not Token.MISSING):
-                    raise ValueError
-                self._token.var.reset(self._token)  # at a third of the cost of attaching
-            except (AttributeError, ValueError):
-                otel_context.attach(outer)
-            self._context = self._token = None  # break the reference cycle
+            CURRENT.set(self.outer and without_ended_holds(self.outer))
+            self._context = None  # break the reference cycle
 
 
 class _Delegate:

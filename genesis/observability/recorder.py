@@ -105,13 +105,12 @@ class CallRecorder:
             self._traced(self.spans.enqueued, result)
         if self._info:
             self._log(INFO, "enqueued", position=result.position, depth=result.depth)
-        if grant is not None and (granted := self.granted(grant, now, at_once=True)) is not grant:
+        if grant is not None and (granted := self.granted(grant, now, 0.0)) is not grant:
             return result._replace(grant=granted)
         return result
 
-    def granted(self, grant: Grant, now: float, *, at_once: bool) -> Grant:
+    def granted(self, grant: Grant, now: float, waited: float) -> Grant:
         """The slot is held from now on. Returns the grant with `waited` set."""
-        waited = 0.0 if at_once else now - self.began
         if grant.waited != waited:
             grant = new_tuple(Grant, (grant.fencing_token, grant.released_by, waited))
         self.waiting = False
@@ -130,7 +129,7 @@ class CallRecorder:
             self._telemetry.failed("metrics")
         if spans is not None:
             self._body = self._traced(spans.granted, waited, grant)
-            self._traced(spans.finish_wait if at_once else self._finish_wait_soon)
+            self._traced(self._finish_wait_soon if waited else spans.finish_wait)
         if self._body is not None:
             try:
                 self._body.begin_hold()

@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import Hold, without_ended_holds
+from genesis.observability.current import CURRENT, Hold, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 __all__ = ["CallSpans", "Tracing"]
@@ -94,12 +93,17 @@ class Tracing:
                 self.next_look = now + 1.0
                 return None, None
             self._provider = provider
-        parent = otel_context.get_current()
+        parent = CURRENT.get()
         has_parent = False
         if parent:  # usually empty in a worker
             parent = without_ended_holds(parent)
             has_parent = trace.get_current_span(parent).get_span_context().is_valid
-        attributes = self.attributes(entry.queue_id, entry.item_id)
+        attributes = {  # as `attributes`, inlined because every call runs this
+            names.ITEM_ID: entry.item_id,
+            names.QUEUE_ID: entry.queue_id,
+            names.INSTANCE_ID: self.backend.instance_id,
+            names.BACKEND: self.backend.name,
+        }
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if first.is_recording():
@@ -192,7 +196,7 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        return Hold(hold, without_ended_holds(otel_context.get_current()))
+        return Hold(hold, without_ended_holds(CURRENT.get()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""

@@ -119,9 +119,9 @@ class Queue:
         queue_id = check_id("queue_id", queue_id)
         item_id = str(uuid.uuid4()) if item_id is None else check_id("item_id", item_id)
         if max_concurrent is not None:
-            check_limit("max_concurrent", queue_id, max_concurrent, least=1)
+            check_limit("max_concurrent", queue_id, max_concurrent, 1)
         if max_waiting is not None:
-            check_limit("max_waiting", queue_id, max_waiting, least=0)
+            check_limit("max_waiting", queue_id, max_waiting, 0)
         if timeout is not None:
             timeout = check_timeout(f"queue {queue_id!r}: timeout", timeout)
             if timeout == 0:
