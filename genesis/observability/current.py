@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Token
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,21 +15,22 @@ from opentelemetry.trace import Span
 
 from genesis.observability.span_context import ids_of
 
-__all__ = ["CURRENT", "Hold", "without_ended_holds"]
+__all__ = ["Hold", "current", "without_ended_holds"]
 
 
-def _context_variable() -> Any:
+@cache
+def current() -> Any:
+    """OpenTelemetry's variable with the current context.
+
+    OpenTelemetry's own functions cost several times as much as `get` and `set` of the variable, and
+    every call reads or sets the context three times.
+    """
     token: Any = otel_context.attach(otel_context.get_current())
     otel_context.detach(token)
     if isinstance(token, Token):
         return token.var
     # A runtime context other than OpenTelemetry's own, selected by OTEL_PYTHON_CONTEXT.
     return SimpleNamespace(get=otel_context.get_current, set=otel_context.attach)
-
-
-CURRENT = _context_variable()
-"""OpenTelemetry's variable with the current context. Its own functions cost several times as much, and
-every call reads or sets the context three times."""
 
 
 class Hold:
@@ -65,17 +67,17 @@ class Hold:
             span.hold = self
             context = trace.set_span_in_context(span, context)
         self._context = context
-        CURRENT.set(context)
+        current().set(context)
 
     def leave_context(self) -> None:
         """Restore the outer context; no effect before `begin_hold`."""
         self.ended, context = True, self._context
         if context is None:
             return
-        current = CURRENT.get()
+        now = current().get()
         # The second test: the body might have attached a value (baggage) and not detached it.
-        if current is context or trace.get_current_span(current) is trace.get_current_span(context):
-            CURRENT.set(self.outer and without_ended_holds(self.outer))
+        if now is context or trace.get_current_span(now) is trace.get_current_span(context):
+            current().set(self.outer and without_ended_holds(self.outer))
             self._context = None  # break the reference cycle
 
 

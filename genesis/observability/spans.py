@@ -25,7 +25,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import CURRENT, Hold, without_ended_holds
+from genesis.observability.current import Hold, current, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 __all__ = ["CallSpans", "Tracing"]
@@ -93,7 +93,7 @@ class Tracing:
                 self.next_look = now + 1.0
                 return None, None
             self._provider = provider
-        parent = CURRENT.get()
+        parent = current().get()
         has_parent = False
         if parent:  # usually empty in a worker
             parent = without_ended_holds(parent)
@@ -196,7 +196,7 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        return Hold(hold, without_ended_holds(CURRENT.get()))
+        return Hold(hold, without_ended_holds(current().get()))
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
