@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FEWEST_HOLDS", "RECENT_HOLDS", "HoldMean", "expected_wait"]
-
 FEWEST_HOLDS = 10
 """The mean is unknown until there are this many holds."""
 

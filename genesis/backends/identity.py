@@ -7,8 +7,6 @@ import re
 import secrets
 import socket
 
-__all__ = ["new_instance_id"]
-
 
 def new_instance_id() -> str:
     """`host-pid-random`, unique for every backend object.

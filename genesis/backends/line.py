@@ -12,8 +12,6 @@ from typing import TypeAlias
 from genesis.backends.estimate import HoldMean
 from genesis.backends.protocol import Grant, QueueStats, Ticket
 
-__all__ = ["Line", "LocalTicket", "Place", "Waiter"]
-
 Place: TypeAlias = tuple[float, int]
 """The time of entering less the head start, and a number that orders equal times."""
 

@@ -46,8 +46,6 @@ from genesis.backends.protocol import (
 from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
-__all__ = ["InMemoryBackend"]
-
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
 _MAX_KNOWN = 1_000  # queues whose mean hold is remembered
 _HOLDERS_SHOWN = 5

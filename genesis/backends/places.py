@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-__all__ = ["PlaceToken", "decode", "encode"]
-
 _VERSION = "1"
 
 

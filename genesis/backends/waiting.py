@@ -7,8 +7,6 @@ from collections.abc import Awaitable
 
 from genesis.backends.protocol import Grant
 
-__all__ = ["fail", "until_granted"]
-
 
 def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Awaitable[Grant]:
     """An awaitable that waits for `future` at most `timeout` seconds.

@@ -13,8 +13,6 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-__all__ = ["connect", "redact"]
-
 _FORMS = (
     "redis://[[user]:password@]host[:port][/db], rediss://... for TLS, unix://[user@]/path, "
     "redis+sentinel://[[user]:password@]host:port,host:port/service[/db][?sentinel_password=...], "

@@ -22,8 +22,6 @@ from genesis.backends.redis.keys import channel_prefix
 from genesis.cli.show import span
 from genesis.cli.store import Instance, Limits, QueueLook, Store
 
-__all__ = ["PROBES", "RUNBOOKS", "Finding", "examine", "unreachable"]
-
 RUNBOOKS = {
     "BACKEND_UNAVAILABLE": "GenesisBackendUnavailable",
     "STALE_INSTANCE": "GenesisInstanceDown",

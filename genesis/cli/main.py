@@ -20,8 +20,6 @@ from genesis.cli.store import Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
-__all__ = ["main"]
-
 OK, FOUND, USAGE, UNREACHABLE, DENIED = 0, 1, 2, 3, 4
 _URL = "redis://localhost:6379"
 _CODES = """exit codes: 0 done, healthy; 1 doctor has findings, or nothing was found; 2 wrong arguments;

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 from genesis.cli.store import QueueLook
 
-__all__ = ["clean", "frame", "live", "queue_cells", "span", "table"]
-
 _ENTER = "\x1b[?1049h\x1b[?25l"  # alternate screen, hidden cursor
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"

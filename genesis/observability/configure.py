@@ -28,8 +28,6 @@ from genesis.observability.logs import ThreadedStreamHandler
 from genesis.observability.span_context import ids_of
 from genesis.observability.telemetry import Telemetry
 
-__all__ = ["Observability", "configure"]
-
 _TRACES_PATH = "/v1/traces"
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

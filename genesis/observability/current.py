@@ -15,8 +15,6 @@ from opentelemetry.trace import Span
 
 from genesis.observability.span_context import ids_of
 
-__all__ = ["Hold", "current", "without_ended_holds"]
-
 
 @cache
 def current() -> Any:

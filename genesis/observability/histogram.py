@@ -14,8 +14,6 @@ from prometheus_client.core import Exemplar, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["MAX_UNFLUSHED", "Distribution", "Family", "FastHistogram", "appender"]
-
 _MAX_UNSORTED = 256
 MAX_UNFLUSHED = 512  # steps
 

@@ -29,8 +29,6 @@ from prometheus_client.exposition import choose_encoder
 from genesis.exceptions import BackendUnavailableError
 from genesis.observability import multiprocess
 
-__all__ = ["ASGIApp", "ObservabilityServer", "Pingable", "asgi_app"]
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]

@@ -28,8 +28,6 @@ from genesis.observability.span_context import end
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
-__all__ = ["ObservedBackend"]
-
 T = TypeVar("T")
 
 _NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure

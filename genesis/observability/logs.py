@@ -19,8 +19,6 @@ from typing import Any, TextIO
 
 import structlog
 
-__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Log", "ThreadedStreamHandler", "own_logger"]
-
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 # Names that `logging` does not accept in `extra`. The application might bind one as a context variable.

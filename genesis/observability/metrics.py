@@ -25,8 +25,6 @@ from genesis.observability.histogram import Family, FastHistogram
 from genesis.observability.series import QueueSeries
 from genesis.observability.shared import BackendUp, SharedGauges
 
-__all__ = ["WAIT_BUCKETS", "Instruments", "QueueSeries", "instruments_of"]
-
 # fmt: off
 WAIT_BUCKETS = (
     0.0, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,

@@ -25,8 +25,6 @@ from genesis.observability import names
 from genesis.observability.logs import own_logger
 from genesis.observability.shared import GAUGES
 
-__all__ = ["AllProcesses", "SharedFiles", "directory", "warn_of_other_workers"]
-
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _MODE: Final = "livemax"
 _NEVER = 1.0  # the expiry of an unknown value: it has always expired

@@ -11,11 +11,9 @@ from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant,
 from genesis.observability import names
 from genesis.observability.current import Hold
 from genesis.observability.logs import ERROR, INFO, WARNING
-from genesis.observability.metrics import QueueSeries
+from genesis.observability.series import QueueSeries
 from genesis.observability.spans import CallSpans, Tracing
 from genesis.observability.telemetry import Telemetry
-
-__all__ = ["CallRecorder"]
 
 T = TypeVar("T")
 

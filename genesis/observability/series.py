@@ -11,8 +11,6 @@ from genesis.observability.histogram import appender
 if TYPE_CHECKING:
     from genesis.observability.metrics import Instruments
 
-__all__ = ["QueueSeries"]
-
 # Outcomes whose quantiles are queried. Their buckets must exist before the first observation: otherwise
 # it would increase only the last bucket, and look like a wait beyond all bounds.
 _ALL_BUCKETS = ("granted", "timeout", "cancelled", "released")

@@ -21,8 +21,6 @@ from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueStats, Snapshot
 from genesis.observability import names
 
-__all__ = ["GAUGES", "SHARED", "STALE_HEARTBEATS", "BackendUp", "Publish", "SharedGauges", "Spread"]
-
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
 _CROWDED = 64  # queues under one label

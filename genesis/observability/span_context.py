@@ -11,14 +11,6 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from genesis.backends.protocol import CallRef
 from genesis.observability import names
 
-__all__ = [
-    "complete",
-    "context_of",
-    "end",
-    "ids_of",
-    "traceparent",
-]
-
 # The spans that are created when they end: their kind, and the relation to the calls they link to.
 _SHAPES: dict[str, tuple[SpanKind, names.Relation]] = {
     names.SPAN_WAIT: (SpanKind.INTERNAL, "released_by"),

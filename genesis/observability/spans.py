@@ -28,8 +28,6 @@ from genesis.observability import names
 from genesis.observability.current import Hold, current, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
-__all__ = ["CallSpans", "Tracing"]
-
 _GAP = 1_000  # ns between two consecutive spans; trace viewers have this resolution
 
 

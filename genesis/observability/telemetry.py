@@ -15,9 +15,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from genesis.observability import names
 from genesis.observability.logs import Log, own_logger
-from genesis.observability.metrics import WAIT_BUCKETS, Instruments, QueueSeries, instruments_of
-
-__all__ = ["Telemetry"]
+from genesis.observability.metrics import WAIT_BUCKETS, Instruments, instruments_of
+from genesis.observability.series import QueueSeries
 
 T = TypeVar("T")
 

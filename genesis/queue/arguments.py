@@ -6,16 +6,6 @@ import math
 
 from genesis.backends.places import decode
 
-__all__ = [
-    "MAX_ID_BYTES",
-    "MAX_SECONDS",
-    "check_id",
-    "check_limit",
-    "check_place_token",
-    "check_seconds",
-    "check_timeout",
-]
-
 MAX_ID_BYTES = 16_384
 MAX_SECONDS = 86_400
 """The maximum of `head_start` and of `keep_place`: one day."""

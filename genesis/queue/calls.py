@@ -12,9 +12,6 @@ from typing import Any
 from genesis.backends.protocol import EnterRequest
 from genesis.exceptions import LimitMismatchError
 
-__all__ = ["Calls", "task_id"]
-
-
 _MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delayed
 _MAX_BURST = 250  # net new calls until the next one is delayed
 

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Client", "until_disconnected"]
-
 
 class _Request(Protocol):
     """The part of a Starlette or FastAPI request that is used here."""

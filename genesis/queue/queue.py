@@ -26,8 +26,6 @@ from genesis.queue.semaphore import QueueSemaphore
 from genesis.queue.watch import Watch, Watches
 from genesis.version import VERSION
 
-__all__ = ["Queue"]
-
 _ZERO = 0.0  # compared by identity: a default argument needs no check
 
 

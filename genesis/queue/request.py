@@ -19,8 +19,6 @@ from genesis.queue.watch import Watch
 if TYPE_CHECKING:
     from genesis.queue.queue import Queue
 
-__all__ = ["SlotRequest"]
-
 
 @dataclass(eq=False, repr=False, slots=True)
 class SlotRequest:

@@ -13,8 +13,6 @@ from genesis.queue.calls import task_id
 from genesis.queue.request import SlotRequest
 from genesis.queue.slot import Slot
 
-__all__ = ["QueueSemaphore"]
-
 
 class _Use(NamedTuple):
     token: int

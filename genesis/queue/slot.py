@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from genesis.backends.protocol import Grant, Ticket
 from genesis.exceptions import SlotLostError
 
-__all__ = ["Slot"]
-
 
 @dataclass(eq=False, repr=False, slots=True)
 class Slot:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from genesis.queue.queue import Queue
     from genesis.queue.request import SlotRequest
 
-__all__ = ["Watch", "Watches"]
-
 MAX_ITEMS = 500
 """Per command."""
 

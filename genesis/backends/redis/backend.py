@@ -35,8 +35,6 @@ from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
-__all__ = ["RedisBackend"]
-
 _DEFAULT_URL = "redis://localhost:6379"
 
 

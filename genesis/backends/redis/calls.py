@@ -31,8 +31,6 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
 
-__all__ = ["Call", "LocalQueue", "unavailable"]
-
 unavailable = partial(BackendUnavailableError, "redis")
 """Args: operation, cause, queue_id, item_id; the ids might be ''."""
 

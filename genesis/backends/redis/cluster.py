@@ -31,8 +31,6 @@ from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
 
-__all__ = ["ClusterRouter", "guard_key"]
-
 Address: TypeAlias = tuple[str, int]
 
 _REFRESH_EVERY = 60.0  # seconds between two refreshes of the map when nothing is wrong

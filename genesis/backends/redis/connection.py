@@ -34,8 +34,6 @@ from redis.asyncio.connection import AbstractConnection
 
 from genesis.backends.redis.errors import ConnectionLost
 
-__all__ = ["Connection", "ConnectionLost", "OnReply"]
-
 OnReply = Callable[[Any], None]
 
 _MAX_PER_TURN = 512  # commands written, replies processed or commands failed per iteration of the loop

@@ -39,8 +39,6 @@ from genesis.backends.protocol import CallRef, LeaveResult, State
 from genesis.backends.redis.members import mean_hold_of, parse_member, stats_of, ticket_of
 from genesis.backends.redis.ticket import Command, LocalTicket, Output, Stage
 
-__all__ = ["BEATS_PER_LEASE", "QueueCore"]
-
 BEATS_PER_LEASE = 3
 _FULL_EVERY = 20  # heartbeats: then a sync, which compares everything
 _RETRY = 0.25  # seconds after an error reply until the sync

@@ -25,9 +25,8 @@ from genesis.backends.protocol import (
 )
 from genesis.backends.redis.calls import Call, LocalQueue
 from genesis.backends.redis.cluster import guard_key
-from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.core import BEATS_PER_LEASE
-from genesis.backends.redis.errors import reason_of
+from genesis.backends.redis.errors import ConnectionLost, reason_of
 from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.link import Link, LinkSettings
@@ -35,8 +34,6 @@ from genesis.backends.redis.router import Router
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
-
-__all__ = ["BEFORE", "CLOSE_WITHIN", "Driver"]
 
 _MAX_PER_TURN = 100  # queues that the timer handles per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver

@@ -20,8 +20,6 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-__all__ = ["Endpoint", "pool_of_url"]
-
 # Settings that are not copied: they belong to the given client, or are set here.
 _NOT_COPIED = re.compile("maint|orig_|oss_|retry|response_callbacks|max_connections|connection_pool")
 # Redis repeats the arguments of an unknown command, and AUTH might be renamed or missing.

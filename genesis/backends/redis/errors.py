@@ -11,8 +11,6 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
 
-__all__ = ["ConnectionLost", "is_permanent", "reason_of"]
-
 
 class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
     """The connection ended before the reply came. Redis might have run the command.

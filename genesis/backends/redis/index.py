@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from genesis.backends.redis.calls import LocalQueue
     from genesis.backends.redis.driver import Driver
 
-__all__ = ["KEEP", "KEEP_OVERRIDDEN", "Index", "index_keys"]
-
 KEEP = 660.0
 """Seconds; the lifetime of an unused queue's hash."""
 KEEP_OVERRIDDEN = 86_400.0

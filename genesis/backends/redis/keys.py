@@ -4,8 +4,6 @@ from __future__ import annotations
 
 KINDS = ("meta", "waiting", "holding", "tickets", "leases", "past", "override")
 
-__all__ = ["MAX_PREFIX_BYTES", "channel_prefix", "check_key_prefix", "queue_keys"]
-
 MAX_PREFIX_BYTES = 1024
 
 

@@ -37,8 +37,6 @@ from genesis.backends.redis.connection import Connection, OnReply
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost, is_permanent, reason_of
 
-__all__ = ["Link", "LinkSettings", "ignore"]
-
 _SECOND_AFTER = 0.5  # seconds without a due reply after which a second connection is opened
 _STEADY = 1.0  # seconds up after which the count of failures restarts
 _LATE = 0.1  # seconds; a timer that fires later than this shows that the process was stopped

@@ -13,14 +13,6 @@ from typing import Any
 from genesis.backends.estimate import FEWEST_HOLDS
 from genesis.backends.protocol import CallRef, QueueStats
 
-__all__ = [
-    "make_member",
-    "mean_hold_of",
-    "parse_member",
-    "stats_of",
-    "ticket_of",
-]
-
 
 def make_member(instance: str, serial: int, head_start: float, context: str, item_id: str) -> bytes:
     """Args: head_start in seconds; context is a `traceparent` or ''."""

@@ -17,13 +17,11 @@ from typing import Any
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue, unavailable
-from genesis.backends.redis.connection import ConnectionLost
 from genesis.backends.redis.driver import Driver
+from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.members import parse_member, stats_of
 from genesis.backends.redis.ticket import Stage
 from genesis.exceptions import BackendUnavailableError
-
-__all__ = ["Requests"]
 
 _PAGE = 500  # tickets that one command reads
 _NO_ANSWER = "it did not answer in time"

@@ -9,8 +9,6 @@ from typing import Any
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.link import Link, LinkSettings
 
-__all__ = ["Router", "SingleRouter"]
-
 _CLUSTERED = (
     " (this server is a node of a Redis Cluster, and serves only a part of the queues: give "
     "client=redis.asyncio.RedisCluster(...) instead)"

@@ -7,8 +7,6 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-__all__ = ["INSTANCE_SCRIPTS", "Script", "load", "source_of"]
-
 INSTANCE_SCRIPTS = ("beat", "enter", "entries", "evict", "leave", "limit", "stats", "sync")
 
 

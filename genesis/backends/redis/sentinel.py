@@ -19,8 +19,6 @@ from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.link import Link, LinkSettings, ignore
 from genesis.backends.redis.router import SingleRouter
 
-__all__ = ["SentinelRouter"]
-
 
 class SentinelRouter(SingleRouter):
     """A link to the master. It reconnects when a Sentinel names another master."""

@@ -15,8 +15,6 @@ from genesis.backends.redis.link import LinkSettings
 from genesis.backends.redis.router import Router, SingleRouter
 from genesis.backends.redis.sentinel import SentinelRouter
 
-__all__ = ["Servers", "servers_of_client", "servers_of_url"]
-
 Servers: TypeAlias = tuple[str, Callable[[LinkSettings], Router]]
 """A name that identifies the data that is stored there, without credentials, and what creates the
 router, which starts to connect."""

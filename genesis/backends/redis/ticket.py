@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 from genesis.backends.protocol import BackendEvent, CallRef, LeaveResult
 from genesis.backends.redis.members import ticket_of
 
-__all__ = ["Command", "LocalTicket", "Output", "Stage"]
-
 
 class Stage(enum.Enum):
     ENTERING = "e"
