@@ -130,7 +130,6 @@ class ObservedBackend:
         ticket: Ticket,
         context: str = "",
         keep_place: float = 0.0,
-        *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
         """As the protocol's `leave`; `error` is the exception of the body, if any.
