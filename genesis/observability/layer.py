@@ -257,7 +257,7 @@ class ObservedBackend:
 
     def _flush(self) -> None:
         self._unflushed = 0
-        self._telemetry.guarded("metrics", self._telemetry.instruments.flush)
+        self._telemetry.guarded("metrics", lambda: self._telemetry.instruments.flush())
 
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
         self._telemetry.guarded("metrics", self._observe, operation, outcome, seconds)
