@@ -128,7 +128,6 @@ class ObservedBackend:
         ticket: Ticket,
         context: str = "",
         keep_place: float = 0.0,
-        *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
         """As the protocol's `leave`; `error` is the exception of the body, if any.
@@ -256,7 +255,7 @@ class ObservedBackend:
 
     def _flush(self) -> None:
         self._unflushed = 0
-        self._telemetry.guarded("metrics", self._telemetry.instruments.flush)
+        self._telemetry.guarded("metrics", lambda: self._telemetry.instruments.flush())
 
     def _count_operation(self, operation: str, outcome: str, seconds: float) -> None:
         self._telemetry.guarded("metrics", self._observe, operation, outcome, seconds)

@@ -132,7 +132,7 @@ class SlotRequest:
         finally:  # `mark_left` calls the backend, which might raise; give the slot back regardless
             del calls.holding[self]
             calls.leave(ticket.queue_id)
-            self._queue._backend.leave(ticket, error=error)
+            self._queue._backend.leave(ticket, "", 0.0, error)
 
     def watch(self, *, every: float = 30.0, at_least: float = 10.0) -> Watch:
         """Watch this call's position. Call it before entering or during the wait.

@@ -14,6 +14,7 @@ from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import EnterRequest, EnterResult, Grant
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import Telemetry, names
+from genesis.observability.histogram import MAX_UNFLUSHED
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import state_of
@@ -76,6 +77,16 @@ async def test_a_failing_sink_never_reaches_a_call(registry: CollectorRegistry, 
         assert errors(registry, sink) > 0
     others = {"metrics", "traces", "logs", "label"} - {sink}
     assert [other for other in others if errors(registry, other)] == []
+
+
+async def test_sorting_the_values_of_a_failing_registry_reaches_no_call(
+    registry: CollectorRegistry,
+) -> None:
+    """It is done once in so many calls."""
+    async with Queue(telemetry=SICK["registry"][1](registry)) as queue:
+        for _ in range(MAX_UNFLUSHED + 1):
+            async with queue.slot("sales"):
+                pass
 
 
 async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
