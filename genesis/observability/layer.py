@@ -117,10 +117,7 @@ class ObservedBackend:
                 recorder.not_granted(_wait_outcome(error), error)
             raise
         now = self._clock()
-        try:
-            self._observe_ok["wait"](now - began)
-        except Exception:
-            self._telemetry.failed("metrics")
+        self._succeeded("wait", now - began)
         return grant if recorder is None else recorder.granted(grant, now, now - recorder.began)
 
     def leave(
