@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Token
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,7 @@ from opentelemetry.trace import Span
 from genesis.observability.span_context import ids_of
 
 
-@cache
-def current() -> Any:
+def current_variable() -> Any:
     """OpenTelemetry's variable with the current context.
 
     OpenTelemetry's own functions cost several times as much as `get` and `set` of the variable, and
@@ -42,14 +40,16 @@ class Hold:
     Args:
         span: the span of the hold, or in its place.
         outer: the context to restore.
+        current: the variable, see `current_variable`.
         is_current: whether `span` becomes current; otherwise that of `outer` stays current.
     """
 
-    __slots__ = ("_context", "_is_current", "ended", "outer", "span")
+    __slots__ = ("_context", "_current", "_is_current", "ended", "outer", "span")
 
-    def __init__(self, span: Span, outer: Context, is_current: bool = True) -> None:
+    def __init__(self, span: Span, outer: Context, current: Any, is_current: bool) -> None:
         self.span = span
         self.outer = outer
+        self._current = current
         self.ended = False
         self._is_current = is_current
         self._context: Context | None = None
@@ -65,17 +65,17 @@ class Hold:
             span.hold = self
             context = trace.set_span_in_context(span, context)
         self._context = context
-        current().set(context)
+        self._current.set(context)
 
     def leave_context(self) -> None:
         """Restore the outer context; no effect before `begin_hold`."""
         self.ended, context = True, self._context
         if context is None:
             return
-        now = current().get()
+        now = self._current.get()
         # The second test: the body might have attached a value (baggage) and not detached it.
         if now is context or trace.get_current_span(now) is trace.get_current_span(context):
-            current().set(self.outer and without_ended_holds(self.outer))
+            self._current.set(self.outer and without_ended_holds(self.outer))
             self._context = None  # break the reference cycle
 
 

@@ -25,7 +25,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import Hold, current, without_ended_holds
+from genesis.observability.current import Hold, current_variable, without_ended_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 _GAP = 1_000  # ns between two consecutive spans; trace viewers have this resolution
@@ -47,6 +47,7 @@ class Tracing:
         self.next_look = -math.inf  # by the telemetry clock: there is no SDK until then
         self.start_span = trace.get_tracer("genesis", version, tracer_provider=provider).start_span
         self.backend = backend
+        self.current = current_variable()
 
     def attributes(self, queue_id: str, item_id: str) -> dict[str, Any]:
         """The attributes of every span."""
@@ -91,7 +92,7 @@ class Tracing:
                 self.next_look = now + 1.0
                 return None, None
             self._provider = provider
-        parent = current().get()
+        parent = self.current.get()
         has_parent = False
         if parent:  # usually empty in a worker
             parent = without_ended_holds(parent)
@@ -105,10 +106,10 @@ class Tracing:
         name = names.SPAN_ACQUIRE if has_parent else names.SPAN_SLOT
         first = self.start_span(name, parent, SpanKind.INTERNAL, attributes)
         if first.is_recording():
-            return CallSpans(self.start_span, entry, attributes, first, parent, has_parent), None
+            return CallSpans(self, entry, attributes, first, parent, has_parent), None
         # The decision made here also applies to the body's spans. One that the caller's span made
         # already applies: that span stays current.
-        return None, Hold(first, parent, not has_parent)
+        return None, Hold(first, parent, self.current, not has_parent)
 
 
 class CallSpans:
@@ -116,14 +117,15 @@ class CallSpans:
 
     def __init__(
         self,
-        start: Callable[..., Span],
+        tracing: Tracing,
         entry: EnterRequest,
         attributes: dict[str, Any],
         first: Span,
         parent: Context,
         has_parent: bool,
     ) -> None:
-        self._start = start
+        self._start = start = tracing.start_span
+        self._current = tracing.current
         self._attributes = attributes  # of every span
         self._slot = None if has_parent else first
         # The parent of `acquire`, `hold` and `release`.
@@ -194,7 +196,7 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        return Hold(hold, without_ended_holds(current().get()))
+        return Hold(hold, without_ended_holds(self._current.get()), self._current, True)
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
