@@ -102,7 +102,6 @@ class WithoutLayer:
         ticket: Ticket,
         context: str = "",
         keep_place: float = 0.0,
-        *,
         error: BaseException | None = None,
     ) -> LeaveResult | None:
         return self.inner.leave(ticket, context, keep_place)
