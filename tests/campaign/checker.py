@@ -116,7 +116,11 @@ def _check_limit(story: Story, queue: str, passages: list[Passage], verdict: Ver
         surely = [holder for holder in holders if holder.hold_end > period.end]
         most = max(story.limits(queue, period))
         if len(surely) + 1 > most:
-            known = [h for h in surely if not story.unregistered(h, *period, losses_only=True)]
+            known = [
+                h
+                for h in surely
+                if not story.unregistered(h, *period, losses_only=not _came_back(story, h, period))
+            ]
             if len(known) + 1 > most:
                 names = ", ".join(holder.call for holder in known)
                 text = f"{passage.call} was granted beyond the limit of {most}, held by {names}"
@@ -124,6 +128,13 @@ def _check_limit(story: Story, queue: str, passages: list[Passage], verdict: Ver
             else:
                 _note_overshoot(story, passage, surely, verdict)
         holders.append(passage)
+
+
+def _came_back(story: Story, holder: Passage, period: Period) -> bool:
+    """Whether its grant was read after `period`, and data was lost in between: it might have been
+    reaped in `period`, and hold again in data from before."""
+    assert holder.granted is not None
+    return any(period.end <= loss.end <= holder.granted for loss in story.losses)
 
 
 def _note_overshoot(story: Story, passage: Passage, holders: list[Passage], verdict: Verdict) -> None:

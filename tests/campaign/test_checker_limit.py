@@ -49,6 +49,19 @@ def test_a_killed_holder_holds_no_longer(run: HistoryBuilder) -> None:
     assert run.rules() == []
 
 
+@pytest.mark.parametrize("loss", [False, True])
+def test_a_grant_that_came_back_with_old_data_held_nothing_before(
+    run: HistoryBuilder, loss: bool
+) -> None:
+    """A stopped waiter is granted and reaped. Then Redis restarts with data from before the reaping."""
+    run.fault(0.5, 6.9, "a", settle=LEASE)
+    run.call("1", 0.0, entered=0.1, grant=7.0, token=20, leave=7.5)
+    run.call("2", 0.05, who="b", entered=0.15, grant=3.5, token=30, leave=4.0)
+    if loss:
+        run.loss(4.5, 5.0)
+    assert ("limit" in run.rules()) is not loss
+
+
 def test_an_evicted_holder_holds_no_longer(run: HistoryBuilder) -> None:
     """Its slot is free from the eviction on, although it learns of that a little later."""
     run.call("1", 0.0, grant=0.1, leave=2.0)
