@@ -25,7 +25,7 @@ from typing import NamedTuple
 from genesis.backends.estimate import expected_wait
 from genesis.backends.identity import new_instance_id
 from genesis.backends.line import Line, LocalTicket, Place, Waiter
-from genesis.backends.places import encode
+from genesis.backends.places import PlaceToken, decode
 from genesis.backends.protocol import (
     BackendEvent,
     CallRef,
@@ -73,7 +73,7 @@ class InMemoryBackend:
         self._listener: Listener | None = None
         self._lines: dict[str, Line] = {}
         self._overrides: dict[str, int] = {}
-        self._kept: dict[str, _KeptPlace] = {}  # by place token
+        self._kept: dict[PlaceToken, _KeptPlace] = {}
         # Queues in use, and idle ones for their mean hold.
         self._known: dict[str, Line] = {}
         # One counter for all queues: tokens must increase in each queue, and the state of an idle
@@ -251,11 +251,11 @@ class InMemoryBackend:
 
     def _take_place(self, token: str) -> _KeptPlace | None:
         """Remove and return the place that `token` names; None if it is not kept."""
-        kept = self._kept.pop(token, None)
+        kept = self._kept.pop(decode(token), None)
         return kept if kept is not None and kept.until > self._clock() else None
 
     def _keep_place(self, waiter: Waiter, seconds: float) -> None:
-        token = encode(waiter.ticket.queue_id, waiter.ticket.id, waiter.place[0])
+        token = PlaceToken(waiter.ticket.queue_id, waiter.ticket.id, waiter.place[0])
         self._kept[token] = _KeptPlace(waiter.place, self._clock() + seconds)
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:

@@ -23,7 +23,7 @@ def current_variable() -> Any:
     """
     token: Any = otel_context.attach(otel_context.get_current())
     otel_context.detach(token)
-    if isinstance(token, Token):
+    if isinstance(token, Token) and token.var.get() is otel_context.get_current():
         return token.var
     # A runtime context other than OpenTelemetry's own, selected by OTEL_PYTHON_CONTEXT.
     return SimpleNamespace(get=otel_context.get_current, set=otel_context.attach)
@@ -59,7 +59,8 @@ class Hold:
         return ids_of(self.span.get_span_context())
 
     def begin_hold(self) -> None:
-        context = self.outer
+        now = self._current.get()
+        self.outer = context = now and without_ended_holds(now)
         if self._is_current:
             span = CurrentHold.__new__(CurrentHold)
             span.hold = self
@@ -72,10 +73,11 @@ class Hold:
         self.ended, context = True, self._context
         if context is None:
             return
+        self.outer = self.outer and without_ended_holds(self.outer)
         now = self._current.get()
         # The second test: the body might have attached a value (baggage) and not detached it.
         if now is context or trace.get_current_span(now) is trace.get_current_span(context):
-            self._current.set(self.outer and without_ended_holds(self.outer))
+            self._current.set(self.outer)
             self._context = None  # break the reference cycle
 
 
@@ -84,7 +86,10 @@ class _Delegate:
 
     def _now(self) -> Span:
         hold = self.hold
-        return trace.get_current_span(hold.outer) if hold.ended else hold.span
+        if not hold.ended:
+            return hold.span
+        hold.outer = without_ended_holds(hold.outer)  # a chain of ended holds must not grow
+        return trace.get_current_span(hold.outer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._now(), name)
@@ -105,10 +110,14 @@ CurrentHold: Any = type(
 
 
 def without_ended_holds(context: Context) -> Context:
-    """`context`, or its nearest outer context that does not belong to an ended hold."""
+    """`context`, or the nearest outer one. The span around an ended hold takes its place."""
     while context:
         span: Any = trace.get_current_span(context)
-        if type(span) is not CurrentHold or not span.hold.ended or span.hold._context is not context:
+        if type(span) is not CurrentHold or not span.hold.ended:
             break
-        context = span.hold.outer
+        hold = span.hold
+        if hold._context is context:
+            context = hold.outer
+        else:  # another value was attached since: keep it
+            context = trace.set_span_in_context(trace.get_current_span(hold.outer), context)
     return context

@@ -9,7 +9,7 @@ import asyncio
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, finalize
@@ -23,9 +23,8 @@ from genesis.observability import names
 
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
-_CROWDED = 64  # queues under one label
-_CROWDED_SECONDS = 1.0
-_MAX_FORGOTTEN = 10  # in one report
+_MAX_EXACT = 64
+_MAX_FORGOTTEN = 500
 _SNAPSHOTS_A_TURN = 500
 
 SHARED = (
@@ -40,6 +39,7 @@ _UP = (names.BACKEND_UP, "1 if the backend is reached, 0 if it or a part of it i
 GAUGES = (*((name, text, ("queue", "backend")) for name, text in SHARED), _UP)
 """Name, help text and labels of every gauge in this file."""
 
+Values: TypeAlias = tuple[float, float, float, float, float, "float | None"]
 Publish: TypeAlias = Callable[[str, tuple[str, ...], "float | None", float], None]
 """Called with a gauge's name, its label values, its new value, and the seconds for which it is valid.
 In multiprocess mode it writes the value to a file."""
@@ -131,30 +131,72 @@ class Spread:
 
 
 class _Report(NamedTuple):
+    labels: tuple[str, str]
     stats: QueueStats
-    expected: float | None
-    """The expected wait of a newcomer."""
+    ages: tuple[float, float, float]
+    """Oldest wait, oldest hold, expected wait (-1 while it is not known)."""
     at: float
     heartbeat: float
 
-    def is_live(self, now: float) -> bool:
-        return now <= self.at + STALE_HEARTBEATS * self.heartbeat
 
-    def is_over(self, now: float) -> bool:
-        return not self.is_live(now) and now > self.at + LIMIT_SECONDS
+class _Total:
+    """The sum of the reports under one label, updated incrementally.
+
+    A maximum of many ages cannot be updated incrementally. For more than `_MAX_EXACT` queues it is the
+    maximum over the reports of this heartbeat and the previous one.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = self.in_use = self.limit = 0
+        self.reports: dict[tuple[str, str], _Report] = {}
+        self.last: _Report | None = None
+        self._began = 0.0
+        self._greatest = self._before = (0.0, 0.0, -1.0)
+
+    def add(self, key: tuple[str, str], report: _Report) -> None:
+        self._count(report.stats, 1)
+        self.reports[key] = self.last = report
+        if report.at - self._began > report.heartbeat:
+            recent = report.at - self._began <= 2 * report.heartbeat
+            self._before = self._greatest if recent else (0.0, 0.0, -1.0)
+            self._greatest, self._began = report.ages, report.at
+        else:
+            self._greatest = _greatest((self._greatest, report.ages))
+
+    def remove(self, key: tuple[str, str]) -> None:
+        self._count(self.reports.pop(key).stats, -1)
+
+    def _count(self, stats: QueueStats, sign: int) -> None:
+        self.waiting += sign * stats.waiting
+        self.in_use += sign * stats.in_use
+        self.limit += sign * stats.limit
+
+    def values(self) -> Values:
+        if len(self.reports) <= _MAX_EXACT:
+            ages = _greatest([report.ages for report in self.reports.values()])
+        else:
+            ages = _greatest((self._greatest, self._before))
+        wait, hold, expected = ages
+        known = None if expected < 0 else expected
+        return (self.waiting, self.in_use, self.limit, wait, hold, known)
+
+
+def _greatest(ages: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:
+    wait, hold, expected = zip(*ages, strict=True)
+    return max(wait), max(hold), max(expected)
 
 
 class SharedGauges(Collector):
     """The shared numbers of the queues, by label.
 
     Counts of queues that share a label are summed over distinct stores; of ages and expected waits the
-    maximum is shown. If two backends of one store report the same queue, it counts once. A report does
-    not iterate over all queues: only a scrape does, in its own thread.
+    maximum is shown. If two backends of one store report the same queue, it counts once. Neither a
+    report nor a scrape iterates over all queues.
 
     Args:
         clock: returns monotonic seconds.
         busy: whether this process has calls under a label.
-        publish: called with each new value; for a label with many queues once in `_CROWDED_SECONDS`.
+        publish: called with each new value.
     """
 
     def __init__(
@@ -171,9 +213,9 @@ class SharedGauges(Collector):
     def reset(self) -> None:
         """Reset. In a forked child, the lock's owner does not exist."""
         self._lock = threading.RLock()  # scrapes run in a thread, event loops perhaps in several
-        # By label and backend: the reports by store and queue, the oldest first.
-        self._reports: dict[tuple[str, str], OrderedDict[tuple[str, str], _Report]] = {}
-        self._published: dict[tuple[str, str], float] = {}
+        # By store (all reports of one have the same heartbeat), oldest report first.
+        self._reports: dict[str, OrderedDict[str, _Report]] = {}
+        self._totals: dict[tuple[str, str], _Total] = {}
 
     def report(
         self,
@@ -192,49 +234,63 @@ class SharedGauges(Collector):
         now = self._clock()
         free = not stats.waiting and stats.in_use < stats.limit
         expected = expected_wait(0 if free else stats.waiting + 1, stats.limit, stats.mean_hold)
-        labels, key = (label, backend), (store, queue_id)
+        ages = (stats.oldest_wait, stats.oldest_hold, -1.0 if expected is None else expected)
+        labels = (label, backend)
+        report = _Report(labels, stats, ages, now, heartbeat)
         with self._lock:
-            reports = self._reports.setdefault(labels, OrderedDict())
-            reports[key] = _Report(stats, expected, now, heartbeat)
-            reports.move_to_end(key)
-            for _ in range(_MAX_FORGOTTEN):
-                if not next(iter(reports.values())).is_over(now):
-                    break
-                reports.popitem(last=False)
-            is_due = (
-                len(reports) <= _CROWDED or now >= self._published.get(labels, 0) + _CROWDED_SECONDS
-            )
-            if self._publish is not None and is_due:
-                self._published[labels] = now
+            self._forget(store, now, 10)
+            reports = self._reports.setdefault(store, OrderedDict())
+            if queue_id in reports:
+                self._remove(store, queue_id)
+            reports[queue_id] = report
+            total = self._totals.get(labels)
+            if total is None:
+                total = self._totals[labels] = _Total()
+            total.add((store, queue_id), report)
+            if self._publish is not None:
                 seconds = heartbeat * self._lifetime(label)
-                for (name, _), value in zip(SHARED, self._values(labels, now), strict=True):
+                for (name, _), value in zip(SHARED, total.values(), strict=True):
                     self._publish(name, labels, value, seconds)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now = self._clock()
+        for store in list(self._reports):
+            while self._forget(store, now, _MAX_FORGOTTEN):
+                continue  # release the lock in between
         families = [GaugeMetricFamily(name, text, labels=("queue", "backend")) for name, text in SHARED]
-        for labels in list(self._reports):
-            for family, value in zip(families, self._values(labels, now), strict=False):
+        for labels, total in list(self._totals.items()):
+            with self._lock:
+                last = total.last
+                assert last is not None
+                values: Sequence[float | None] = ()
+                if total.reports and now <= last.at + last.heartbeat * self._lifetime(labels[0]):
+                    values = total.values()
+                elif now <= last.at + LIMIT_SECONDS:
+                    values = (None, None, total.limit if total.reports else last.stats.limit)
+                elif not total.reports:
+                    self._totals.pop(labels, None)
+            for family, value in zip(families, values, strict=False):
                 if value is not None:
                     family.add_metric(labels, value)
         yield from families
 
-    def _values(self, labels: tuple[str, str], now: float) -> Sequence[float | None]:
-        """The values of `SHARED`; fewer if the others are unknown."""
-        with self._lock:
-            reports = list(self._reports.get(labels, {}).values())
-            if not reports or reports[-1].is_over(now):
-                self._reports.pop(labels, None)
-                return ()
-        last = reports[-1]
-        live = [report for report in reports if report.is_live(now)]
-        limit = sum(report.stats.limit for report in live) if live else last.stats.limit
-        if now > last.at + last.heartbeat * self._lifetime(labels[0]):
-            return (None, None, limit)
-        waiting, in_use, _, oldest_wait, oldest_hold, _ = zip(*(r.stats for r in live), strict=True)
-        known = [report.expected for report in live if report.expected is not None]
-        expected = max(known, default=None)
-        return (sum(waiting), sum(in_use), limit, max(oldest_wait), max(oldest_hold), expected)
-
     def _lifetime(self, label: str) -> int:
         return STALE_HEARTBEATS if self._busy(label) else 1
+
+    def _forget(self, store: str, now: float, at_most: int) -> bool:
+        """Remove expired reports, `at_most` so many. Returns True if more might have expired."""
+        with self._lock:
+            reports = self._reports.get(store)
+            for _ in range(at_most):
+                if not reports:
+                    self._reports.pop(store, None)
+                    return False
+                queue_id, report = next(iter(reports.items()))
+                if now <= report.at + STALE_HEARTBEATS * report.heartbeat:
+                    return False
+                self._remove(store, queue_id)
+            return True
+
+    def _remove(self, store: str, queue_id: str) -> None:
+        report = self._reports[store].pop(queue_id)
+        self._totals[report.labels].remove((store, queue_id))

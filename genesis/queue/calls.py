@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,8 +92,9 @@ class Calls:
             return
         del self.agreements[queue_id]
         if self._emptied is not None and not self.agreements:
-            self._emptied.set_result(None)
-            self._emptied = None
+            emptied, self._emptied = self._emptied, None
+            with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
+                emptied.set_result(None)
 
     @property
     def count(self) -> int:

@@ -53,6 +53,7 @@ async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
     client = Client()
     host = asyncio.current_task()
     assert host is not None
+    before = host.cancelling() if hasattr(host, "cancelling") else 0
 
     async def watch() -> None:
         await asyncio.sleep(0)  # an eager task would cancel its host, which might never wait
@@ -66,8 +67,10 @@ async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
     try:
         yield client
     except asyncio.CancelledError:
-        # Before Python 3.11 there is no `uncancel`, so other cancellations cannot be detected.
-        if not client.gone or getattr(host, "uncancel", lambda: 0)() > 0:
+        # Before Python 3.11, other cancellations cannot be detected.
+        if not client.gone or (hasattr(host, "cancelling") and host.cancelling() > before + 1):
             raise
     finally:
         watching.cancel()
+        if client.gone and hasattr(host, "uncancel"):
+            host.uncancel()  # however the block ended

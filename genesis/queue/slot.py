@@ -52,7 +52,7 @@ class Slot:
         holder was evicted, and when the Queue was closed.
         """
         lapsed = self._lapsed  # read once: another thread might ask while the block is being left
-        if not self._lost and lapsed is not None and lapsed(self.ticket):
+        if not self._lost and lapsed is not None and lapsed(self.ticket) and self._lapsed is not None:
             self._lost = True
         return self._lost
 

@@ -297,3 +297,42 @@ def test_what_a_connect_function_raises_is_retried(error: Exception, reason: str
     """A client's `redis_connect_func` might write, and find a replica or a full server."""
     assert reason_of(error) == reason
     assert not is_permanent(error, was_up=False)
+
+
+async def test_a_connection_can_be_aborted_again_while_its_commands_fail(
+    own_redis: RedisServer,
+) -> None:
+    """They fail in several iterations of the loop. uvloop's socket has no descriptor any more then."""
+    async with linked(own_redis.url, timeout=5.0) as watched:
+        await watched.is_up()
+        connection = watched.link._connection
+        assert connection is not None
+        failed: list[Any] = []
+        own_redis.pause()
+        for _ in range(5_000):
+            connection.send((b"PING",), failed.append)
+        connection.abort("timeout", "the first")
+        while len(failed) < 5_000:
+            await asyncio.sleep(0)
+            connection.abort("closed", "another")
+        own_redis.resume()
+        assert {each.reason for each in failed} == {"timeout"}
+
+
+async def test_a_busy_loop_does_not_make_a_forgotten_connection_look_alive(
+    own_redis: RedisServer,
+) -> None:
+    """The application keeps the loop busy while a reply becomes overdue on a forgotten connection."""
+    async with proxied(own_redis, timeout=5.0, probe_interval=60.0) as (proxy, watched):
+        await watched.is_up()
+        connection = watched.link._connection
+        assert connection is not None
+        connection.last_received -= 2.0  # idle for 2 s
+        for relay in proxy.relays:
+            relay.forgotten = True
+        reply = watched.increment()
+        await asyncio.sleep(0.45)
+        time.sleep(0.3)  # noqa: ASYNC251 - the application's own work
+        assert (await reply).reason == "idle_closed"
+        await watched.is_up(2)
+        assert watched.alarms == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +52,27 @@ async def test_the_wait_ends_when_the_client_has_gone(line: Line) -> None:
     assert ended == [True]
     assert await line.waiting() == []
     await line.grants()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not count its cancellations")
+async def test_a_task_can_serve_another_request_after_a_disconnect() -> None:
+    """The first handler turns its cancellation into an error of its own."""
+
+    async def handle(error: type[Exception] | None) -> bool:
+        request = Request()
+        asyncio.get_running_loop().call_soon(request.disconnect)
+        async with until_gone(request) as client:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if error is not None:
+                    raise error from None
+                raise
+        return client.gone
+
+    with pytest.raises(LookupError):
+        await handle(LookupError)
+    assert await handle(None)
 
 
 async def test_a_client_that_stays_changes_nothing(queue: Queue) -> None:

@@ -24,7 +24,7 @@ async def test_a_caller_that_drops_and_calls_again_has_its_old_place(line: Line)
     assert await line.waiting() == ["next"]
     assert (await line.queue.stats("sales"))[:2] == (1, 1)
     assert await line.queue.position("sales", "next") == 1
-    again = await line.call("again", place_token=token, max_waiting=2)
+    again = await line.call("again", place_token=token.upper(), max_waiting=2)  # still that token
     assert again.request.resumed
     assert await line.waiting() == ["again", "next"]
     assert await line.grants() == ["holder", "again", "next"]

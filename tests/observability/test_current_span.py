@@ -20,6 +20,7 @@ from genesis.backends.protocol import (
     SlotLost,
 )
 from genesis.observability import Telemetry, names
+from genesis.observability.current import Hold
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans
@@ -38,6 +39,28 @@ async def test_slots_left_in_another_order_leave_the_context_as_it_was(telemetry
         assert trace.get_current_span().get_span_context() == inside
         await second.__aexit__(None, None, None)
         assert trace.get_current_span() is before
+
+
+async def test_jobs_that_start_their_successors_inside_their_slots_build_no_chain(
+    telemetry: Telemetry, spans: Spans
+) -> None:
+    """Each job inherits the context of a slot that is then left."""
+    queue = Queue(telemetry=telemetry)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def job() -> None:
+        async with queue.slot("relay", max_concurrent=2):
+            if len(tasks) < 1_500:
+                tasks.append(asyncio.create_task(job()))
+
+    tasks.append(asyncio.create_task(job()))
+    await wait_until(lambda: len(tasks) == 1_500 and all(t.done() for t in tasks), "all have run")
+    await asyncio.gather(*tasks)
+    assert len(spans.named("release")) == 1_500
+    tasks.clear()
+    spans.clear()
+    gc.collect()
+    assert sum(type(each) is Hold for each in gc.get_objects()) < 10
 
 
 async def test_a_generator_that_is_closed_leaves_no_ended_span_current(

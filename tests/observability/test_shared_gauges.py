@@ -47,7 +47,7 @@ def test_stores_that_share_a_label_are_added_up_and_one_store_counts_once() -> N
 
 
 def test_many_queues_are_reported_without_a_sweep() -> None:
-    """A report of one of 20,000 queues costs what it costs among few, and a scrape is one pass."""
+    """A report of one of 20,000 queues costs what it costs among few, and so does a scrape."""
     now = 0.0
     gauges = SharedGauges(lambda: now, lambda _: True)
 
@@ -65,7 +65,7 @@ def test_many_queues_are_reported_without_a_sweep() -> None:
     assert longest / 20_000 < 50e-6
     began = time.process_time()
     found = shown(gauges)
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 0.01
     assert (found[names.DEPTH], found[names.OLDEST_WAIT]) == (20_000, 19_999.0)
     now += 60.1
     assert shown(gauges) == {}

@@ -95,6 +95,7 @@ class ClusterRouter(Router):
             host, _, port = rest.rpartition(" ")[2].rpartition(":")
             asked, _ = self._owners[slot] or ("", 0)
             self._owners[slot] = self._address(host, port, asked)
+            self._why_unknown = "a slot has moved"  # the next map counts as changed
             self._refresh_in(_REFRESH_MOVED)
         elif kind == "CLUSTERDOWN":
             # It sees no majority, so its map might be outdated. If just this node is asked for the map,

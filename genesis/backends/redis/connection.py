@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         Pending commands fail in later iterations of the loop, never before this returns.
         """
         if not self.closed.done():
-            with suppress(OSError, AttributeError):
+            with suppress(OSError, AttributeError, ValueError):  # ValueError: uvloop, if it is closed
                 # Without SO_LINGER, the kernel might retry the delivery for minutes.
                 linger = self._transport.get_extra_info("socket").setsockopt
                 linger(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)

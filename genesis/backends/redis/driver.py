@@ -124,8 +124,9 @@ class Driver:
         self.calls[call.ticket.id] = call
         call.queue.enter(call, now)
         self.schedule(call.queue)
-        while line and line[0][2].answer.done():
-            heappop(line)
+        for _ in range(2):  # more than come in; all at once, it might be thousands in one turn
+            if line and line[0][2].answer.done():
+                heappop(line)
         deadline = now + (self.timeout if timeout is None else min(timeout, self.timeout))
         heappush(line, (deadline, call.id, call))
         if deadline < self._timer_at:
@@ -215,9 +216,10 @@ class Driver:
         self.is_up(link)
         self.is_up(BEFORE)
         self._notify()
-        for queue in self.queues.values():
-            if queue.link is None and self._link_of(queue) is link:
-                self._look_soon(queue)
+        # Queues with holders first: their lease matters most.
+        waiting = [q for q in self.queues.values() if q.link is None and self._link_of(q) is link]
+        waiting.sort(key=lambda queue: not queue.held)
+        self._attach_some(waiting)
 
     def on_down(self, link: Link | None, reason: str, detail: str) -> None:
         """A link is down; with None, the slot map of a Cluster cannot be read."""
@@ -238,14 +240,12 @@ class Driver:
         in_use = self.router.links()
         for part in [part for part in self.down if isinstance(part, Link) and part not in in_use]:
             self.is_up(part)  # its node serves no slot any more, so its outage is over
-        for queue in self.queues.values():
-            link = self._link_of(queue)
-            if queue.link is not link:
-                self._detach(queue)
-                if link is None:
-                    self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
-                elif link.up:
-                    self._look_soon(queue)
+        moved = [q for q in self.queues.values() if q.link is not self._link_of(q)]
+        for queue in moved:
+            self._detach(queue)
+            if self._link_of(queue) is None:
+                self._stands_still(queue, "cluster_down", self.router.why_down(queue.keys[0]))
+        self._attach_some(moved)
         self._notify()
 
     def _link_of(self, queue: LocalQueue) -> Link | None:
@@ -258,6 +258,13 @@ class Driver:
             queue.connected(self.loop.time())
             self.schedule(queue)
             self._notify()
+
+    def _attach_some(self, queues: list[LocalQueue]) -> None:
+        for queue in queues[:_MAX_PER_TURN]:
+            self._attach(queue)
+        if len(queues) > _MAX_PER_TURN:
+            rest = queues[_MAX_PER_TURN:]
+            self.loop.call_soon(self._attach_some, rest, context=Context())
 
     def _detach(self, queue: LocalQueue) -> None:
         queue.link = None
@@ -291,10 +298,6 @@ class Driver:
         heappush(self._due, (when, queue.queue_id))
         self.wake_at(when)
 
-    def _look_soon(self, queue: LocalQueue) -> None:
-        # Queues with holders first: their lease matters most.
-        self._look_at(queue, self.loop.time() - bool(queue.held))
-
     def _look_later(self, queue: LocalQueue) -> None:
         # Without a redirection, a queue that has no link gets one by `on_up` or `on_moved`.
         self._look_at(queue, self.loop.time() + (_RETRY if queue.redirection else self.lease))
@@ -319,7 +322,9 @@ class Driver:
             if queue is not None and when == queue.timer_at:
                 queue.timer_at = inf
                 self._tick_queue(queue, now)
-        while line and (line[0][0] <= now or line[0][2].answer.done()):
+        for _ in range(_MAX_PER_TURN):
+            if not line or not (line[0][0] <= now or line[0][2].answer.done()):
+                break
             self._expire(heappop(line)[2])
         if now >= self.index.due:
             self.index.write(now)
@@ -360,11 +365,13 @@ class Driver:
 
     async def close(self) -> None:
         """Wait for Redis's replies, then end."""
-        if any(link.up for link in self.router.links()):
-            await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
-        self._stop()
-        await self.router.close(CLOSE_WITHIN)
-        self._end()
+        try:
+            if any(link.up for link in self.router.links()):
+                await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
+            self._stop()
+            await self.router.close(CLOSE_WITHIN)
+        finally:  # all tasks might be cancelled at once
+            self.abort()
 
     def abort(self) -> None:
         """End at once. The loop might be stopped or closed: then no command can be sent."""

@@ -103,6 +103,7 @@ class Link:
         self._connection: Connection | None = None  # up, or ending
         self._opening: asyncio.Task[Connection] | None = None
         self._timer: asyncio.TimerHandle | None = None  # while up `_watch`, else the next attempt
+        self._awake_since = 0.0  # by loop.time(): the process was stopped until then
         self._up_since = 0.0  # by loop.time(); 0: never
         self._failures = 1
         self._closing = False
@@ -293,9 +294,10 @@ class Link:
                 return
             connection.request((b"PING",))
             silence = 0.0
-        elif now - due > _LATE:
+        if now - due > _LATE:
             # The process was stopped: a reply might be in the socket, so that time does not count.
-            connection.last_received, silence = now, 0.0
+            self._awake_since = now
+        silence = min(silence, now - self._awake_since)
         if silence >= self._abort_after:
             connection.abort("timeout", f"no reply within {self._settings.timeout:g} s")
             return
