@@ -70,7 +70,8 @@ class Passage:
     def slot_free(self) -> float:
         """When its slot should pass on. Its lease might have lapsed by its own clock, but not by
         Redis's: a lost slot stays lost, but is given back only at the end of the body."""
-        ends = [self.leaving, self.evicted, self.killed, self.ended]
+        evicted = None if self.surely_evicted is None else self.evicted
+        ends = [self.leaving, evicted, self.killed, self.ended]
         if self.reason != "lapsed":
             ends.append(self.lost)
         return min((end for end in ends if end is not None), default=math.inf)

@@ -85,6 +85,16 @@ def test_a_holder_that_was_evicted_in_vain_holds_on(
     assert run.rules() == (["limit"] if not found and not trouble else [])
 
 
+def test_an_eviction_that_might_have_failed_frees_no_slot(run: HistoryBuilder) -> None:
+    """The data was lost, so the eviction found nothing, and the holder registered again."""
+    run.call("1", 0.0, grant=0.1, leave=4.5)
+    run.add(0.5, "evict", "b", "q", "1")
+    run.add(0.6, "evicted", "b", "q", "1", count=0)
+    run.fault(0.4, 0.7, "b")
+    run.call("2", 1.0, who="b", entered=1.1, grant=4.51, leave=5.0)
+    assert run.rules() == []
+
+
 def test_a_raised_limit_holds_from_its_request_on(run: HistoryBuilder) -> None:
     """Between `set_limit` and its reply either limit might be in force."""
     run.call("1", 0.0, grant=0.1, leave=2.0)
