@@ -365,11 +365,12 @@ class Driver:
 
     async def close(self) -> None:
         """Wait for Redis's replies, then end."""
+        deadline = self.loop.time() + CLOSE_WITHIN
         try:
             if any(link.up for link in self.router.links()):
                 await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
             self._stop()
-            await self.router.close(CLOSE_WITHIN)
+            await self.router.close(max(0.1, deadline - self.loop.time()))
         finally:  # all tasks might be cancelled at once
             self.abort()
 
