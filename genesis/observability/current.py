@@ -39,16 +39,15 @@ class Hold:
 
     Args:
         span: the span of the hold, or in its place.
-        outer: the context to restore.
         current: the variable, see `current_variable`.
-        is_current: whether `span` becomes current; otherwise that of `outer` stays current.
+        is_current: whether `span` becomes current; otherwise the span around the body stays current.
     """
 
     __slots__ = ("_context", "_current", "_is_current", "ended", "outer", "span")
 
-    def __init__(self, span: Span, outer: Context, current: Any, is_current: bool) -> None:
+    def __init__(self, span: Span, current: Any, is_current: bool) -> None:
         self.span = span
-        self.outer = outer
+        self.outer: Context  # to restore; set by `begin_hold`
         self._current = current
         self.ended = False
         self._is_current = is_current

@@ -109,7 +109,7 @@ class Tracing:
             return CallSpans(self, entry, attributes, first, parent, has_parent), None
         # The decision made here also applies to the body's spans. One that the caller's span made
         # already applies: that span stays current.
-        return None, Hold(first, parent, self.current, not has_parent)
+        return None, Hold(first, self.current, not has_parent)
 
 
 class CallSpans:
@@ -196,7 +196,7 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
-        return Hold(hold, without_ended_holds(self._current.get()), self._current, True)
+        return Hold(hold, self._current, True)
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""

@@ -93,7 +93,7 @@ class Calls:
         del self.agreements[queue_id]
         if self._emptied is not None and not self.agreements:
             emptied, self._emptied = self._emptied, None
-            with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 emptied.set_result(None)
 
     @property

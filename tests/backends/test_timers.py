@@ -52,6 +52,35 @@ async def test_a_heartbeat_does_not_wait_for_the_timer_of_another_queue(
         backend.leave(second.ticket)
 
 
+async def test_an_exception_in_a_tick_stops_no_timer(own_redis: RedisServer) -> None:
+    """A listener raises when a slot is lost; the heartbeats of the other queue continue."""
+    lost: list[str] = []
+    beats: list[str] = []
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, error: reported.append(error))
+
+    def on_event(event: BackendEvent) -> None:
+        if isinstance(event, Snapshot):
+            beats.append(event.queue_id)
+        if isinstance(event, SlotLost):
+            lost.append(event.ticket.queue_id)
+            raise LookupError("planted")
+
+    async with RedisBackend(own_redis.url, lease=0.9) as backend:
+        backend.listen(on_event)
+        first = await backend.enter(EnterRequest("first", "a"))
+        second = await backend.enter(EnterRequest("second", "b"))
+        key = "genesis:queue:{first}:leases"
+        own_redis.client.delete(key)
+        own_redis.client.set(key, "the wrong type")  # no heartbeat of the first queue succeeds
+        await wait_until(lambda: bool(reported), "the listener has raised")
+        before = beats.count("second")
+        await wait_until(lambda: beats.count("second") >= before + 3, "the heartbeats continue")
+        assert lost == ["first"]
+        for result in (first, second):
+            backend.leave(result.ticket)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a loop that ended has left its connection open
 def test_a_call_in_a_second_loop_is_failed_in_time(own_redis: RedisServer) -> None:
     """The first loop ended before its timer fired; that is not taken for a timer of the second."""

@@ -63,7 +63,7 @@ async def test_a_task_can_serve_another_request_after_a_disconnect() -> None:
         asyncio.get_running_loop().call_soon(request.disconnect)
         async with until_gone(request) as client:
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 if error is not None:
                     raise error from None

@@ -306,6 +306,20 @@ async def test_a_close_that_is_cancelled_still_closes(fleet: Fleet) -> None:
     await wait_until(lambda: fleet.server.connections() == 0, "no connection is left")
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_a_close_whose_task_is_cancelled_leaves_no_connection(fleet: Fleet, turns: int) -> None:
+    """All tasks are cancelled at once, perhaps before the one that closes has begun."""
+    queue = fleet.queue()
+    await queue.ping()
+    closing = asyncio.create_task(queue.close())
+    await quiesce(turns)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    await queue.close()
+    await wait_until(lambda: fleet.server.connections() == 0, "no connection is left")
+
+
 async def test_closing_gives_back_what_waits_and_what_holds(fleet: Fleet) -> None:
     """Well before the lease: others are granted, waiters here get an error that says why."""
     queue, other = fleet.queue(lease=60.0), fleet.queue(lease=60.0)

@@ -169,6 +169,8 @@ class RedisBackend(Requests):
         if self._closing is None:
             driver.end_calls()
             self._closing = loop.create_task(driver.close())
+            # A callback: if all tasks are cancelled at once, the task might never have begun.
+            self._closing.add_done_callback(lambda _: driver.abort())
         await asyncio.wait({self._closing})
 
     async def _close_elsewhere(self, driver: Driver) -> None:

@@ -35,7 +35,7 @@ from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
 from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
 
-_MAX_PER_TURN = 100  # queues that the timer handles per iteration of the loop
+_MAX_PER_TURN = 100  # queues, and expired calls, that are handled per iteration of the loop
 BEFORE = "event loop before"  # the part of `down` that was inherited from a closed loop's driver
 CLOSE_WITHIN = 1.0  # seconds for which closing waits for Redis
 _RETRY = 0.1  # seconds after a redirection until the queue's server is looked up again
@@ -314,32 +314,36 @@ class Driver:
     def _tick(self) -> None:
         self._timer, self._timer_at = None, inf
         now, due, line = self.loop.time(), self._due, self._unanswered
-        for _ in range(_MAX_PER_TURN):
-            if not due or due[0][0] > now:
-                break
-            when, queue_id = heappop(due)
-            queue = self.queues.get(queue_id)
-            if queue is not None and when == queue.timer_at:
-                queue.timer_at = inf
-                self._tick_queue(queue, now)
-        for _ in range(_MAX_PER_TURN):
-            if not line or not (line[0][0] <= now or line[0][2].answer.done()):
-                break
-            self._expire(heappop(line)[2])
-        if now >= self.index.due:
-            self.index.write(now)
-        self.wake_at(min([self.index.due, *(heap[0][0] for heap in (due, line) if heap)]))
+        try:
+            for _ in range(_MAX_PER_TURN):
+                if not due or due[0][0] > now:
+                    break
+                when, queue_id = heappop(due)
+                queue = self.queues.get(queue_id)
+                if queue is not None and when == queue.timer_at:
+                    queue.timer_at = inf
+                    self._tick_queue(queue, now)
+            for _ in range(_MAX_PER_TURN):
+                if not line or not (line[0][0] <= now or line[0][2].answer.done()):
+                    break
+                self._expire(heappop(line)[2])
+            if now >= self.index.due:
+                self.index.write(now)
+        finally:  # a listener might raise; the others must still be looked at
+            self.wake_at(min([self.index.due, *(heap[0][0] for heap in (due, line) if heap)]))
 
     def _tick_queue(self, queue: LocalQueue, now: float) -> None:
-        if queue.link is None:
-            self._attach(queue)
-        queue.tick(now)
-        self.schedule(queue)
+        try:
+            if queue.link is None:
+                self._attach(queue)
+            queue.tick(now)
+        finally:
+            self.schedule(queue)
+            if queue.timer_at == inf:
+                self._look_later(queue)
         if queue.idle and now >= queue.redirected_at + self.lease:
             del self.queues[queue.queue_id]
             self.is_served(queue, renewed=True)  # an unused queue must not prolong an outage
-        elif queue.timer_at == inf:
-            self._look_later(queue)
 
     # The end
 
@@ -364,15 +368,12 @@ class Driver:
                 self.emit(SlotLost(call.ticket, "closed"))
 
     async def close(self) -> None:
-        """Wait for Redis's replies, then end."""
+        """Wait for Redis's replies, and close the connections. Call `abort` afterwards."""
         deadline = self.loop.time() + CLOSE_WITHIN
-        try:
-            if any(link.up for link in self.router.links()):
-                await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
-            self._stop()
-            await self.router.close(max(0.1, deadline - self.loop.time()))
-        finally:  # all tasks might be cancelled at once
-            self.abort()
+        if any(link.up for link in self.router.links()):
+            await asyncio.wait({asyncio.ensure_future(self.flush())}, timeout=CLOSE_WITHIN)
+        self._stop()
+        await self.router.close(max(0.1, deadline - self.loop.time()))
 
     def abort(self) -> None:
         """End at once. The loop might be stopped or closed: then no command can be sent."""
