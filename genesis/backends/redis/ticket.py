@@ -1,4 +1,4 @@
-"""What goes into a core and comes out of it: tickets; commands, verdicts, events."""
+"""What goes into a core and comes out of it: tickets, commands and results."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Output(Protocol):
         """It has lost its slot."""
 
     def left(self, call: Any, result: LeaveResult, confirmed: bool) -> None:
-        """It has left: the last verdict; see `genesis.backends.protocol.Left`."""
+        """It has left: nothing follows; see `genesis.backends.protocol.Left`."""
 
     def rejected(self, command: str, error: Exception) -> None:
         """Redis rejected a command other than `enter`. A sync follows."""
