@@ -1,7 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
 No socket, no clock, no task. Events go in as method calls, with the time where it matters. Commands to
-send and verdicts about tickets come out as calls of the methods of `Output`. See README.md:
+send and results of tickets come out as calls of the methods of `Output`. See README.md:
 
 1. No step of a call is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the
    list of its tickets.
@@ -13,14 +13,14 @@ send and verdicts about tickets come out as calls of the methods of `Output`. Se
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
-| stage    | event                                                   | next    | verdict |
+| stage    | event                                                   | next    | result  |
 |----------|---------------------------------------------------------|---------|---------|
 | ENTERING | reply to enter, sync                                    | HOLDING | granted |
 | ENTERING | reply to enter, sync                                    | WAITING | waiting |
 | ENTERING | reply to enter, sync: busy or full                      | ENDED   | refused |
 | ENTERING | reply to enter, sync: either is an error                | ENDED   | failed  |
 | ENTERING | reply to sync                                           | ENDED   | evicted |
-| WAITING  | pushed; reply to enter, leave, beat, sync, limit, evict | HOLDING | granted |
+| WAITING  | pushed; any reply that lists it as granted              | HOLDING | granted |
 | WAITING  | pushed; reply to evict, sync                            | ENDED   | evicted |
 | HOLDING  | pushed; reply to evict, sync: evicted or reaped         | ENDED   | lost    |
 | HOLDING  | lease lapsed: seen by any event                         | ENDED   | lost    |
