@@ -14,7 +14,7 @@ from tests.protocol.plants import PLANTS
 from tests.support.redis_server import RedisServer
 
 NAMED = {bound.name: bound for bound in (*FAST, *ALL)}
-Row: TypeAlias = tuple[str, str, str, str]  # event, stage, stage afterwards, verdict
+Row: TypeAlias = tuple[str, str, str, str]  # event, stage, stage afterwards, result
 SHOWN: dict[str, set[Row]] = {
     "two calls, no fault": {
         ("pushed", "WAITING", "HOLDING", "granted"),
@@ -108,14 +108,14 @@ def table() -> set[Row]:
     assert core.__doc__ is not None
     rows = [line.strip("| ").split("|") for line in core.__doc__.splitlines() if line.startswith("| ")]
     found = set()
-    for stage, events, after, verdict in ([cell.strip() for cell in row] for row in rows):
+    for stage, events, after, result in ([cell.strip() for cell in row] for row in rows):
         if stage in ("stage", "any"):
             continue
         for part in events.partition(":")[0].split(";"):
             words = part.strip()
             prefix = "reply to " if words.startswith("reply to ") else ""
             found |= {
-                (prefix + name.strip(), stage, after, verdict)
+                (prefix + name.strip(), stage, after, result)
                 for name in words.removeprefix(prefix).split(",")
             }
     return found

@@ -20,7 +20,7 @@ Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call
 | ENTERING | reply to enter, sync: busy or full                      | ENDED   | refused |
 | ENTERING | reply to enter, sync: either is an error                | ENDED   | failed  |
 | ENTERING | reply to sync                                           | ENDED   | evicted |
-| WAITING  | pushed; any reply that lists it as granted              | HOLDING | granted |
+| WAITING  | pushed; reply to enter, leave, beat, sync, limit, evict | HOLDING | granted |
 | WAITING  | pushed; reply to evict, sync                            | ENDED   | evicted |
 | HOLDING  | pushed; reply to evict, sync: evicted or reaped         | ENDED   | lost    |
 | HOLDING  | lease lapsed: seen by any event                         | ENDED   | lost    |
