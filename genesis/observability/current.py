@@ -108,6 +108,13 @@ CurrentHold: Any = type(
 )
 
 
+def without_holds(context: Context) -> Context:
+    """`context` with the span of a hold itself: it stays the parent when the hold has ended."""
+    context = without_ended_holds(context)
+    span: Any = trace.get_current_span(context)
+    return trace.set_span_in_context(span.hold.span, context) if type(span) is CurrentHold else context
+
+
 def without_ended_holds(context: Context) -> Context:
     """`context`, or the nearest outer one. The span around an ended hold takes its place."""
     while context:

@@ -25,7 +25,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, QueueBackend, Reclaimed
 from genesis.observability import names
-from genesis.observability.current import Hold, current_variable, without_ended_holds
+from genesis.observability.current import Hold, current_variable, without_holds
 from genesis.observability.span_context import complete, context_of, end, ids_of, traceparent
 
 _GAP = 1_000  # ns between two consecutive spans; trace viewers have this resolution
@@ -95,7 +95,7 @@ class Tracing:
         parent = self.current.get()
         has_parent = False
         if parent:  # usually empty in a worker
-            parent = without_ended_holds(parent)
+            parent = without_holds(parent)
             has_parent = trace.get_current_span(parent).get_span_context().is_valid
         attributes = {  # as `attributes`, inlined because every call runs this
             names.ITEM_ID: entry.item_id,
@@ -131,6 +131,7 @@ class CallSpans:
         # The parent of `acquire`, `hold` and `release`.
         self._parent = parent if has_parent else trace.set_span_in_context(first, parent)
         self._hold: Span | None = None
+        self._lost: tuple[str, dict[str, str]] | None = None  # an event of `hold`
         self._since = 0  # the start of `wait` or `release` in ns; 0 while neither runs
         self._finish: Callable[[], None] | None = None  # ends the spans of a wait that was granted
         self._known: dict[str, Any] = {}  # further attributes of `wait`
@@ -196,6 +197,8 @@ class CallSpans:
         }
         kind, began = SpanKind.CONSUMER, now + _GAP
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
+        if self._lost is not None:  # the slot was lost before its task woke up
+            hold.add_event(*self._lost)
         return Hold(hold, self._current, True)
 
     def finish_wait(self) -> None:
@@ -243,8 +246,9 @@ class CallSpans:
                 self._slot.end(now)
 
     def lost(self, event: str, reason: str) -> None:
+        self._lost = event, {"reason": reason}
         if self._hold is not None:
-            self._hold.add_event(event, {"reason": reason})
+            self._hold.add_event(*self._lost)
 
     def end_hold(self, outcome: names.HoldOutcome, error: BaseException | None) -> None:
         """End `hold`, and start `release`."""

@@ -241,6 +241,47 @@ async def test_the_release_is_sent_before_the_hold_is_observed(
     assert holds(registry) == {"released": 1}
 
 
+async def test_a_slot_lost_before_its_task_wakes_up_is_an_event_too(queue: Queue, spans: Spans) -> None:
+    """The call is granted and evicted in one iteration of the loop: `hold` begins afterwards."""
+
+    async def call() -> bool:
+        async with queue.slot("sales", item_id="waiter") as slot:
+            return slot.lost
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+    assert await queue.evict("sales", "waiter") == 1
+    assert await task
+    hold = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "waiter")
+    assert [(event.name, dict(event.attributes or {})) for event in hold.events] == [
+        ("evicted", {"reason": "evicted"})
+    ]
+    assert of(hold)["genesis.outcome"] == "evicted"
+
+
+async def test_a_call_that_a_holder_starts_keeps_its_parent_when_that_hold_ends(
+    queue: Queue, spans: Spans
+) -> None:
+    """All its spans are in one trace, although the hold around them ends while it waits."""
+
+    async def call() -> None:
+        async with queue.slot("sales", item_id="successor"):
+            pass
+
+    async with queue.slot("sales", item_id="holder"):
+        task = asyncio.create_task(call())
+        await quiesce()
+    await task
+    around = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "holder")
+    mine = {s.name: s for s in spans.get_finished_spans() if of(s)["genesis.item_id"] == "successor"}
+    names = {"queue." + name for name in ("acquire", "enqueue", "wait", "hold", "release")}
+    assert mine.keys() == names
+    assert {s.context.trace_id for s in mine.values()} == {around.context.trace_id}
+    for name in ("acquire", "hold", "release"):
+        assert mine["queue." + name].parent.span_id == around.context.span_id
+
+
 async def test_a_body_s_own_timeout_is_not_the_queue_s(queue: Queue, spans: Spans) -> None:
     """`error.type` of a hold names the body's error; of a wait, the caller's error."""
 
