@@ -262,7 +262,7 @@ async def live_a_little(server: RedisServer, registry: CollectorRegistry) -> Asy
             lambda: value(registry, names.DEPTH, queue="sales", backend="redis") == 3, "a snapshot"
         )
         with pytest.raises(QueueTimeoutError):
-            await call("impatient", timeout=0.01)
+            await call("impatient", timeout=0.3)
         hung_up.cancel()
         await queue.evict("sales", "evicted")
         with pytest.raises(EvictedError):

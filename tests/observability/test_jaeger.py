@@ -209,7 +209,7 @@ async def test_timed_out_hung_up_evicted_and_waiting_now(site: Site) -> None:
     calls = [asyncio.create_task(site.one.call("holder", leave))]
     await site.one.stands(0, 1)
     with pytest.raises(QueueTimeoutError):
-        await site.two.call("impatient", timeout=0.05)
+        await site.two.call("impatient", timeout=0.3)
     for item in ("hung up", "evicted", "waiting now"):
         calls.append(asyncio.create_task(site.two.call(item, leave)))
         await site.one.stands(len(calls) - 1, 1)
