@@ -40,6 +40,7 @@ __all__ = [
     "Left",
     "LimitDisagreement",
     "Listener",
+    "OverrideChanged",
     "QueueBackend",
     "QueueEntry",
     "QueueStats",
@@ -213,6 +214,14 @@ class LimitDisagreement(NamedTuple):
     current: int
 
 
+class OverrideChanged(NamedTuple):
+    """The limit was overridden elsewhere: by another instance, or by the command line."""
+
+    queue_id: str
+    limit: int | None
+    """None: the override has ended."""
+
+
 class Snapshot(NamedTuple):
     """A queue's shared state, emitted with every heartbeat."""
 
@@ -253,7 +262,15 @@ class Heartbeat(NamedTuple):
 
 
 BackendEvent: TypeAlias = (
-    SlotLost | Reclaimed | LimitDisagreement | Snapshot | Left | Disrupted | Recovered | Heartbeat
+    SlotLost
+    | Reclaimed
+    | LimitDisagreement
+    | OverrideChanged
+    | Snapshot
+    | Left
+    | Disrupted
+    | Recovered
+    | Heartbeat
 )
 Listener: TypeAlias = Callable[[BackendEvent], None]
 

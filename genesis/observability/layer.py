@@ -299,6 +299,8 @@ class ObservedBackend:
             self._log(WARNING, "limit_changed", **event._asdict())
             label = telemetry.series(event.queue_id).label
             telemetry.instruments.disagreements.labels(label).inc()
+        elif isinstance(event, protocol.OverrideChanged):
+            self._log(INFO, "limit_changed", **event._asdict())
         elif isinstance(event, protocol.Disrupted):
             self._log(ERROR, "backend_unavailable", reason=event.reason, detail=event.detail)
             telemetry.instruments.disruptions.labels(self.name, event.reason).inc()

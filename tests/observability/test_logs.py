@@ -10,14 +10,15 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from genesis import Queue, QueueTimeoutError
+from genesis import Queue, QueueTimeoutError, RedisBackend
 from genesis.backends.protocol import BackendEvent, Disrupted, Reclaimed, SlotLost
 from genesis.exceptions import QueueDrainingError
 from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
 from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, waits
-from tests.support.waiting import quiesce
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import quiesce, wait_until
 
 
 @pytest.mark.parametrize("outcome", WAIT_OUTCOMES)
@@ -112,3 +113,26 @@ async def test_an_eviction_without_effect_is_not_logged_as_evicted(
     """An eviction that found no call is logged as an inspection."""
     assert await queue.evict("sales", "stranger") == 0
     assert "evicted" not in events()
+
+
+async def test_a_limit_that_was_overridden_elsewhere_is_logged(
+    own_redis: RedisServer, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the command line, say: each instance that uses the queue logs it with its next heartbeat."""
+    caplog.set_level(logging.INFO, "genesis.tests")
+
+    def limits() -> list[int | None]:
+        fields = [r.__dict__ for r in caplog.records]
+        return [f["limit"] for f in fields if f.get("event") == "limit_changed"]
+
+    backend = RedisBackend(own_redis.url, lease=0.9)
+    elsewhere = Queue(RedisBackend(own_redis.url))
+    async with Queue(backend, telemetry=telemetry) as queue, queue.slot("sales"), elsewhere:
+        await elsewhere.set_limit("sales", 0)
+        await wait_until(lambda: limits() == [0], "it is logged")
+        await elsewhere.set_limit("sales", None)
+        await wait_until(lambda: limits() == [0, None], "and its end")
+        await queue.set_limit("sales", 7)
+        await elsewhere.set_limit("sales", 1)
+        await wait_until(lambda: limits()[-1] == 1, "the next change")
+        assert limits() == [0, None, 7, 1]  # its own is logged once

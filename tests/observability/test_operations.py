@@ -15,6 +15,7 @@ from genesis.backends.protocol import (
     Disrupted,
     Heartbeat,
     LimitDisagreement,
+    OverrideChanged,
     QueueBackend,
     Reclaimed,
     Recovered,
@@ -159,6 +160,7 @@ async def test_what_a_backend_reports_is_counted_and_logged(
         Heartbeat(0.01, "ok"),
         Reclaimed("sales", "call-1", "dead-1", "holding"),
         LimitDisagreement("sales", 2, 3),
+        OverrideChanged("sales", None),
         Disrupted("connection", "refused"),
         Recovered(1.5),
     ]
@@ -171,5 +173,6 @@ async def test_what_a_backend_reports_is_counted_and_logged(
     assert value("genesis_queue_limit_disagreements_total", {"queue": "sales"}) == 1
     reason = {"backend": "memory", "reason": "connection"}
     assert value("genesis_backend_disruptions_total", reason) == 1
-    assert events() == ["reclaimed", "limit_changed", "backend_unavailable", "backend_recovered"]
+    changed = ["limit_changed", "limit_changed"]
+    assert events() == ["reclaimed", *changed, "backend_unavailable", "backend_recovered"]
     assert value("genesis_build_info", {"version": "1.2.3", "backend": "memory"}) == 1

@@ -13,6 +13,7 @@ from genesis.backends.protocol import (
     Heartbeat,
     LeaveResult,
     LimitDisagreement,
+    OverrideChanged,
     Reclaimed,
     State,
 )
@@ -281,6 +282,23 @@ def test_an_override_is_listed_and_the_greatest_version_counts(line: Line) -> No
     assert sync.arguments[2:4] == (b"3", b"5")
     line.synced(sync, override=b"", version=6)
     assert line.core.override == (6, b"")
+    assert ("emit", OverrideChanged("q", None)) in line.verdicts()
+
+
+def test_an_override_that_was_set_elsewhere_is_reported_once(line: Line) -> None:
+    """Not at first contact, and not if it was set here."""
+    first = Line()
+    first.core.connected(0)
+    first.enter("x")
+    first.synced(first.command("sync"), [1, 10], override=b"3", version=5)
+    assert not [each for each in first.verdicts() if each[0] == "emit"]
+
+    line.core.asked("limit", line.core.session, (b"0", b"9"), [b"6", [], [], -1], 1)
+    for override, version in ((b"9", 6), (b"0", 7), (b"0", 7)):
+        line.core.sync_soon(2)
+        line.core.tick(2)
+        line.synced(line.command("sync"), override=override, version=version)
+    assert line.verdicts() == [("emit", OverrideChanged("q", 0))]
 
 
 def test_refused(line: Line) -> None:

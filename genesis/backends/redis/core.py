@@ -181,7 +181,7 @@ class QueueCore(Output):
         if not effects:
             return
         if script == "limit":
-            self._know_override(int(head), words[1])
+            self._know_override(int(head), words[1], own=True)
         elif script == "evict" and head:  # Redis pushes no message to the caller
             self.pushed(b"e", session, ticket_of(words[0]), b"", now)
         # These scripts check no session. If a sync was rejected, others might reap what they grant.
@@ -260,9 +260,11 @@ class QueueCore(Output):
         self.renewed, self.failing = redis_now, False
         self.lease_deadline = command.sent + self._lease
 
-    def _know_override(self, version: int, limit: bytes) -> None:
-        """Learn the override of the queue; the greatest version wins."""
+    def _know_override(self, version: int, limit: bytes, *, own: bool = False) -> None:
+        """Learn the override of the queue; the greatest version wins. Args: own, it was set here."""
         if version > self.override[0]:
+            if self.confirmed and limit != self.override[1] and not own:  # no news at first contact
+                self.emit(protocol.OverrideChanged(self.queue_id, int(limit) if limit else None))
             self.override = (version, limit)
 
     def _disagree(self, previous: bytes, limit: bytes) -> None:
