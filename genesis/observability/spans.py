@@ -108,8 +108,8 @@ class Tracing:
         if first.is_recording():
             return CallSpans(self, entry, attributes, first, parent, has_parent), None
         # The decision made here also applies to the body's spans. One that the caller's span made
-        # already applies: that span stays current.
-        return None, Hold(first, self.current, not has_parent)
+        # already applies: that span stays current, even if it is that of a hold that ends meanwhile.
+        return None, Hold(first, self.current, trace.get_current_span(parent) if has_parent else first)
 
 
 class CallSpans:
@@ -199,7 +199,7 @@ class CallSpans:
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
         if self._lost is not None:  # the slot was lost before its task woke up
             hold.add_event(*self._lost)
-        return Hold(hold, self._current, True)
+        return Hold(hold, self._current, hold)
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""

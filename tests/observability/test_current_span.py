@@ -9,7 +9,12 @@ from contextvars import Context
 from itertools import pairwise
 from typing import Any
 
-from opentelemetry import trace
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
+from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.backends.protocol import (
@@ -39,6 +44,44 @@ async def test_slots_left_in_another_order_leave_the_context_as_it_was(telemetry
         assert trace.get_current_span().get_span_context() == inside
         await second.__aexit__(None, None, None)
         assert trace.get_current_span() is before
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "unsampled"])
+async def test_what_was_attached_in_between_stays_if_the_outer_slot_is_left_first(
+    sampler: Sampler,
+) -> None:
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    queue = Queue(telemetry=Telemetry(CollectorRegistry(), provider))
+    outer, inner = queue.slot("a"), queue.slot("b")
+    with provider.get_tracer("the caller's").start_as_current_span("request"):
+        await outer.__aenter__()
+        attached = otel_context.attach(baggage.set_baggage("tenant", "acme"))
+        await inner.__aenter__()
+        await outer.__aexit__(None, None, None)
+        assert baggage.get_baggage("tenant") == "acme"
+        await inner.__aexit__(None, None, None)
+        assert baggage.get_baggage("tenant") == "acme"
+        otel_context.detach(attached)
+
+
+async def test_an_unsampled_call_that_a_holder_starts_stays_in_its_trace_when_that_hold_ends() -> None:
+    """The spans of its body start no new trace, which might be sampled."""
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
+    queue = Queue(telemetry=Telemetry(CollectorRegistry(), provider))
+
+    def trace_of_a_span_here() -> int:
+        span = provider.get_tracer("the body's").start_span("work")
+        return span.get_span_context().trace_id
+
+    async def call() -> int:
+        async with queue.slot("sales"):
+            return trace_of_a_span_here()
+
+    async with queue.slot("sales"):
+        task = asyncio.create_task(call())
+        await quiesce()
+        trace_id = trace_of_a_span_here()
+    assert await task == trace_id
 
 
 async def test_jobs_that_start_their_successors_inside_their_slots_build_no_chain(
