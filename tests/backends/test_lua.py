@@ -140,6 +140,14 @@ def test_what_the_caller_is_granted_is_in_the_reply(line: Line, ear: Ear) -> Non
     assert ear.published() == []
 
 
+def test_a_slot_passed_on_when_the_last_holder_turns_out_dead_has_an_expiry(line: Line) -> None:
+    """The key of the holders is gone for a moment; `line` looks at the expiry of each key."""
+    for ticket in ("a1", "b1", "a2", "c1"):
+        line.enter(ticket, 2)
+    line.let_lapse("a")
+    assert names(line.leave("b1")[2]) == ["c1"]
+
+
 # beat
 
 

@@ -166,7 +166,7 @@ local function grant(origin)
     end
   end
   local free = limit - redis.call('ZCARD', HOLDING)
-  local new = redis.call('EXISTS', HOLDING) == 0
+  local new = free == limit -- the key of the holders does not exist
   while free > 0 do
     if #granted + #reclaimed >= PORTION then
       more = true
@@ -190,6 +190,7 @@ local function grant(origin)
         reclaimed[#reclaimed + 1] = {'waiting', head}
       end
       free = limit - redis.call('ZCARD', HOLDING)
+      new = new or free == limit
     end
   end
   if #granted > 0 then
