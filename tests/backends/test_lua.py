@@ -176,6 +176,29 @@ def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: E
     assert ear.published() == [("b", f"g 1 b:0000000001 {int(granted[0][1])} {member('a1')}")]
 
 
+def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line, ear: Ear) -> None:
+    for ticket in ("a1", "a2", "b1", "b2"):
+        line.enter(ticket, 2)
+    line.let_lapse("a")
+    line.sync("c", limit=2)
+    messages = [text.split(" ", 4) for _, text in ear.published()]
+    assert [(ticket, origin) for _, _, ticket, _, origin in messages] == [
+        ("b:0000000001", member("a1")),
+        ("b:0000000002", member("a2")),
+    ]
+
+
+def test_a_slot_beyond_those_that_were_freed_has_no_origin(line: Line, ear: Ear) -> None:
+    """The first one gets the slot of the call that left, the second one that of the dead."""
+    for ticket in ("a1", "b1", "a2", "c1", "c2", "c3"):
+        line.enter(ticket, 2)
+    line.client.hset(line.meta, "limit", 3)
+    line.let_lapse("a")
+    line.leave("b1")
+    messages = [text.split(" ", 4) for _, text in ear.published()]
+    assert [origin for *_, origin in messages] == [member("b1"), member("a1"), ""]
+
+
 def test_a_heartbeat_removes_old_records(line: Line) -> None:
     line.sync("a", session=5)
     line.sync("b")
