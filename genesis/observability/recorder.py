@@ -8,6 +8,7 @@ from contextvars import Context
 from typing import Any, Literal, TypeVar
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
+from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.current import Hold
 from genesis.observability.logs import ERROR, INFO, WARNING
@@ -244,3 +245,12 @@ class CallRecorder:
             "instance_id": self._tracing.backend.instance_id,
         }
         self._telemetry.event(level, event, {**about, **fields})
+
+
+def wait_outcome(error: BaseException) -> Literal["evicted", "timeout", "error", "cancelled"]:
+    """The outcome of a wait that ended with this error."""
+    if isinstance(error, EvictedError):
+        return "evicted"
+    if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
+        return "timeout"
+    return "error" if isinstance(error, Exception) else "cancelled"

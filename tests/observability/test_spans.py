@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from genesis.backends.protocol import EnterRequest, EnterResult, LeaveResult, Le
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
+from tests.observability.conftest import run_alone
 from tests.support.observations import WAIT_OUTCOMES, end_as, errors, gauges, holds, of, operations
 from tests.support.sick import SickError
 from tests.support.waiting import quiesce
@@ -216,6 +218,49 @@ async def test_a_release_without_a_reply_is_unconfirmed(
     assert release.status.status_code is not StatusCode.ERROR
     inner.reply()
     assert not state_of(queue)
+
+
+def test_a_queue_dropped_after_its_loop_ends_the_spans_of_a_release_without_a_reply(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """No reply can come any more: the release is unconfirmed."""
+    queue = Queue(RepliesLater(), telemetry=telemetry)
+    asyncio.run(end_as(queue, "granted"))
+    assert spans.named("release") == []
+    del queue
+    gc.collect()
+    assert operations(registry, "leave", "unconfirmed") == 1
+    (release,) = spans.named("release")
+    assert of(release)["genesis.outcome"] == "unconfirmed"
+    assert len(spans.named("slot")) == 1
+
+
+DROPPED_AT_EXIT = """
+import asyncio
+from genesis import Queue
+from genesis.observability import Telemetry
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+from tests.observability.test_spans import RepliesLater
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+queue = Queue(RepliesLater(), telemetry=Telemetry(CollectorRegistry(), provider))
+
+async def main():
+    async with queue.slot("sales"):
+        pass
+
+asyncio.run(main())
+assert queue._backend._leaving
+"""
+
+
+def test_a_queue_that_is_dropped_as_the_process_ends_prints_nothing() -> None:
+    """The SDK was shut down before, and would complain of each span."""
+    assert run_alone(DROPPED_AT_EXIT) == ("", "")
 
 
 class Watched(InMemoryBackend):
