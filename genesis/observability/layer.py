@@ -32,7 +32,7 @@ from genesis.observability.telemetry import Telemetry
 T = TypeVar("T")
 
 _NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure
-_WITHOUT_REPLY = {"flush", "close"}  # they can succeed without any reply
+_WITHOUT_REPLY = {"leave", "flush", "close"}  # they can succeed without any reply
 
 
 class ObservedBackend:
