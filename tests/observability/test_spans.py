@@ -319,7 +319,8 @@ async def test_a_call_that_a_holder_starts_keeps_its_parent_when_that_hold_ends(
         await quiesce()
     await task
     around = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "holder")
-    mine = {s.name: s for s in spans.get_finished_spans() if of(s)["genesis.item_id"] == "successor"}
+    found: list[Any] = list(spans.get_finished_spans())
+    mine = {s.name: s for s in found if of(s)["genesis.item_id"] == "successor"}
     names = {"queue." + name for name in ("acquire", "enqueue", "wait", "hold", "release")}
     assert mine.keys() == names
     assert {s.context.trace_id for s in mine.values()} == {around.context.trace_id}
