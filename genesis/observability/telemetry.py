@@ -27,13 +27,14 @@ class Telemetry:
     """The sinks of the observing layer. One object can serve several `Queue`s.
 
     Args:
-        registry: a prometheus_client registry; the process' default registry if None.
+        registry: a prometheus_client registry; the process' default registry if None. In multiprocess
+            mode, all objects of a process share the metrics of the first one.
         tracer_provider: an OpenTelemetry provider; the process' global provider if None.
         logger: a stdlib or structlog logger; the stdlib logger `genesis` if None.
         queue_label: returns the `queue` label for a queue_id, for applications with many short-lived
             queues. Labels are bounded in any case: 100 at a time, then `_other`.
         wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry of a
-            registry sets them.
+            registry (in multiprocess mode, of the process) sets them.
         clock: returns monotonic seconds; replaced in tests.
 
     Raises:
