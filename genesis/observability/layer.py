@@ -25,7 +25,7 @@ from genesis.observability.histogram import MAX_UNFLUSHED, appender
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder, wait_outcome
 from genesis.observability.shared import Spread
-from genesis.observability.span_context import end
+from genesis.observability.span_context import context_of, end, ids_of
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
@@ -297,7 +297,9 @@ class ObservedBackend:
         elif isinstance(event, protocol.Heartbeat):
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
         elif isinstance(event, protocol.Reclaimed):
-            self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+            fields = event._asdict()
+            ids = ids_of(context_of(fields.pop("context"))) or {}
+            self._log(WARNING, "reclaimed", **fields, **ids)
             telemetry.guarded("traces", self._tracing.reclaimed, event)
             label = telemetry.series(event.queue_id).label
             telemetry.instruments.reclaimed.labels(label, event.state).inc()

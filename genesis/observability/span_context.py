@@ -51,8 +51,8 @@ def complete(
     end(start(name, parent, kind, attributes, links, began), failure, max(ended, began + 1))
 
 
-def ids_of(context: SpanContext) -> dict[str, str] | None:
-    if not context.is_valid:
+def ids_of(context: SpanContext | None) -> dict[str, str] | None:
+    if context is None or not context.is_valid:
         return None
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 

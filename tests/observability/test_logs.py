@@ -75,6 +75,21 @@ async def test_an_event_of_the_backend_has_no_call_s_context(
     observed.leave(ticket)
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_reclaimed_call_is_logged_with_the_ids_of_its_trace(
+    observed: ObservedBackend, inner: InMemoryBackend, caplog: pytest.LogCaptureFixture, sampled: bool
+) -> None:
+    """Those that came with the ticket; none if there are none."""
+    ids = {"trace_id": "0123456789abcdef0123456789abcdef", "span_id": "0123456789abcdef"}
+    context = f"00-{ids['trace_id']}-{ids['span_id']}-01" if sampled else ""
+    inner._emit(Reclaimed("sales", "call-1", "dead-1", "holding", context))
+    (record,) = (vars(r) for r in caplog.records if vars(r).get("event") == "reclaimed")
+    assert {name: record[name] for name in (*ids, "context") if name in record} == (
+        ids if sampled else {}
+    )
+    assert (record["item_id"], record["instance_id"]) == ("call-1", "dead-1")
+
+
 async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
     telemetry: Telemetry, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
