@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 from contextvars import Context
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +163,32 @@ async def test_each_span_ends_before_the_next_begins(telemetry: Telemetry, spans
     assert of(mine["queue.enqueue"])[names.HOLDERS] == ("holder",)
     (release,) = [s for s in spans.named("release") if of(s)[names.ITEM_ID] == "holder"]
     assert of(release)["genesis.granted_to.item_id"] == "waiter"
+
+
+async def test_no_span_ends_before_it_begins_if_the_clock_steps_back(
+    telemetry: Telemetry, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when NTP sets it: 5 s back while the call waits, 5 s more while it holds its slot."""
+    queue, step, back = Queue(telemetry=telemetry), 5 * 10**9, 0
+    clock = SimpleNamespace(time_ns=lambda: time.time_ns() - back)
+    monkeypatch.setattr("genesis.observability.spans.time", clock)
+
+    async def call() -> None:
+        nonlocal back
+        async with queue.slot("sales", item_id="waiter"):
+            back += step
+
+    async with queue.slot("sales"):
+        waiting = Context().run(asyncio.ensure_future, call())
+        await quiesce()
+        back += step
+    await waiting
+    found: list[Any] = list(spans.get_finished_spans())
+    mine = {s.name: s for s in found if of(s)[names.ITEM_ID] == "waiter"}
+    assert len(mine) == 6
+    assert all(span.start_time < span.end_time for span in found)
+    for one, next_one in pairwise(("queue.enqueue", "queue.wait", "queue.hold", "queue.release")):
+        assert mine[one].end_time < mine[next_one].start_time, (one, next_one)
 
 
 async def test_the_releasing_call_is_named_without_a_link(telemetry: Telemetry, spans: Spans) -> None:
