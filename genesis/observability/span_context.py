@@ -78,7 +78,11 @@ def end(span: Span, failure: BaseException | str | None, now: int | None = None)
             _ERROR_TYPES.get(failure, failure) if isinstance(failure, str) else type(failure).__name__
         )
         span.set_attribute(names.ERROR_TYPE, kind)
-        span.set_status(Status(StatusCode.ERROR, str(failure)))
+        try:
+            text = str(failure)
+        except Exception:  # raised by the application's exception
+            text = kind
+        span.set_status(Status(StatusCode.ERROR, text))
     span.end(now)
 
 

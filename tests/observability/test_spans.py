@@ -344,6 +344,23 @@ async def test_a_body_s_own_timeout_is_not_the_queue_s(queue: Queue, spans: Span
     assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
 
 
+class WithoutTextError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+async def test_a_hold_ends_even_if_the_body_s_error_has_no_text(
+    queue: Queue, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """Its class stands for the text; no sink has failed."""
+    with pytest.raises(WithoutTextError):
+        async with queue.slot("sales"):
+            raise WithoutTextError
+    (hold,) = spans.named("hold")
+    assert hold.status.description == of(hold)["error.type"] == "WithoutTextError"
+    assert errors(registry, "traces") == 0
+
+
 def test_a_call_that_outlives_its_loop_ends_its_spans(
     telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
 ) -> None:
