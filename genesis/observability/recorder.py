@@ -138,15 +138,21 @@ class CallRecorder:
             self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
 
-    def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
-        """The call was refused. It was never in the line, so no wait is observed."""
+    def refused(self, reason: names.RefusalReason, depth: int | None = None) -> None:
+        """The call was refused. It was never in the line, so no wait is observed.
+
+        Args:
+            reason: why.
+            depth: the number of waiters; None if the backend was not asked.
+        """
         self.waiting = False
         if self._series is not None:
             self._telemetry.guarded("metrics", self._series.refused, self, reason)
         if self.spans is not None:
             self._traced(self.spans.refused, reason, depth)
         if self._info:
-            self._log(INFO, "refused", reason=reason, depth=depth)
+            known: dict[str, Any] = {} if depth is None else {"depth": depth}
+            self._log(INFO, "refused", reason=reason, **known)
 
     def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
         """The wait ended without a slot. Later calls have no effect."""

@@ -187,9 +187,10 @@ class CallSpans:
         if result.position:
             self._since = self._last = now + _GAP
 
-    def refused(self, reason: names.RefusalReason, depth: int) -> None:
+    def refused(self, reason: names.RefusalReason, depth: int | None) -> None:
         """End the spans of a refused call. A refusal is not an error."""
-        self._enqueue.set_attribute(names.AT_DEPTH, depth)
+        if depth is not None:
+            self._enqueue.set_attribute(names.AT_DEPTH, depth)
         self._end_wait(reason, 0.0, None, self._now(), None)
 
     def granted(self, waited: float, grant: Grant) -> Hold:

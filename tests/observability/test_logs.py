@@ -16,7 +16,8 @@ from genesis.exceptions import QueueDrainingError
 from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
-from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, waits
+from tests.conftest import Spans
+from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, of, waits
 from tests.support.waiting import quiesce
 
 
@@ -91,9 +92,9 @@ async def test_a_reclaimed_call_is_logged_with_the_ids_of_its_trace(
 
 
 async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
-    telemetry: Telemetry, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`draining` is a refusal like any other: a counter, an event, and no wait."""
+    """`draining` is a refusal like any other: a counter, an event, no wait. Nobody knows the depth."""
     with caplog.at_level(logging.INFO, "genesis.tests"):
         async with Queue(telemetry=telemetry) as queue:
             assert await queue.drain(0) == 0
@@ -106,6 +107,9 @@ async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
     assert waits(registry) == {}
     logged = [r.__dict__ for r in caplog.records if r.__dict__.get("item_id") == "late"]
     assert [(each["event"], each["reason"]) for each in logged] == [("refused", "draining")]
+    assert "depth" not in logged[0]
+    (enqueue,) = spans.named("enqueue")
+    assert "genesis.depth" not in of(enqueue)
 
 
 async def test_a_refused_call_is_not_logged_as_enqueued(
