@@ -127,11 +127,15 @@ class Telemetry:
 
 
 def _short(label: str) -> str:
-    """A label of at most `MAX_LABEL` characters; long labels get a hash. An Enum becomes its text."""
-    text = str.__str__(label)
+    """A label of at most `MAX_LABEL` characters; long labels get a hash. An Enum becomes its text.
+
+    Lone surrogates are escaped, because no scrape could encode them.
+    """
+    encoded = str.__str__(label).encode(errors="backslashreplace")
+    text = encoded.decode()
     if len(text) <= MAX_LABEL:
         return text
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
     return f"{text[: MAX_LABEL - 17]}~{digest}"
 
 
