@@ -229,16 +229,12 @@ def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> 
 
 def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
     """The first one gets the slot of the call that left; a slot beyond those freed has no origin."""
-    held, *waiting = line.holding(), line.waiting("w1"), line.waiting("w2"), line.waiting("w3")
+    held, *heirs = line.holding(), line.waiting("w1"), line.waiting("w2"), line.waiting("w3")
     line.core.leave(held, 1)
-    took = [[ticket.member, 30 + n] for n, ticket in enumerate(waiting)]
-    dead = [[b"waiting", b"b:1 0  d1"], [b"holding", b"b:2 0  d2"]]
-    line.core.replied(line.command("leave"), [1, 0, took, dead, -1], 1)
-    assert line.verdicts()[:3] == [
-        ("granted", waiting[0], CallRef("held", "a", "")),
-        ("granted", waiting[1], CallRef("d2", "b", "")),
-        ("granted", waiting[2], None),
-    ]
+    took = [[it.member, 30] for it in heirs], [[b"waiting", b"b:1 0  d1"], [b"holding", b"b:2 0  d2"]]
+    line.core.replied(line.command("leave"), [1, 0, *took, -1], 1)
+    origins = (CallRef("held", "a", ""), CallRef("d2", "b", ""), None)
+    assert line.verdicts()[:3] == [("granted", *each) for each in zip(heirs, origins, strict=True)]
 
 
 @pytest.mark.parametrize("context", ["", "00-1"])
