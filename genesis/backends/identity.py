@@ -17,3 +17,19 @@ def new_instance_id() -> str:
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64]
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Identity:
+    """The id of a backend object, renewed in a forked child."""
+
+    def __init__(self) -> None:
+        self._pid, self.id = os.getpid(), new_instance_id()
+
+    @property
+    def forked(self) -> bool:
+        """Whether the process forked after the id was taken."""
+        return os.getpid() != self._pid
+
+    def renew_if_forked(self) -> None:
+        if self.forked:
+            self._pid, self.id = os.getpid(), new_instance_id()

@@ -23,7 +23,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from genesis.backends.estimate import expected_wait
-from genesis.backends.identity import new_instance_id
+from genesis.backends.identity import Identity
 from genesis.backends.line import Line, LocalTicket, Place, Waiter
 from genesis.backends.places import PlaceToken, decode
 from genesis.backends.protocol import (
@@ -67,8 +67,8 @@ class InMemoryBackend:
     heartbeat_interval = 5.0
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.instance_id = new_instance_id()
-        self.store = f"memory:{self.instance_id}"
+        self._identity = Identity()
+        self.store = f"memory:{self._identity.id}"
         self._clock = clock
         self._listener: Listener | None = None
         self._lines: dict[str, Line] = {}
@@ -82,6 +82,12 @@ class InMemoryBackend:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+
+    @property
+    def instance_id(self) -> str:
+        if self._loop is None:
+            self._identity.renew_if_forked()
+        return self._identity.id
 
     def listen(self, listener: Listener) -> None:
         if self._listener is not None:
@@ -152,7 +158,7 @@ class InMemoryBackend:
                 line.holds.add(self._clock() - holder.since)
             result = _WAS_HOLDING
             if line.waiting and len(line.holding) < line.effective_limit:
-                leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))
+                leaver = new_tuple(CallRef, (ticket.item_id, self._identity.id, context))
                 return new_tuple(LeaveResult, ("holding", (self._grant_head(line, leaver),)))
         if not line.holding and not line.waiting:
             del self._lines[ticket.queue_id]
@@ -198,7 +204,7 @@ class InMemoryBackend:
         return found
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:
-        line, now, instance = self._line("entries", queue_id), self._clock(), self.instance_id
+        line, now, instance = self._line("entries", queue_id), self._clock(), self._identity.id
         holders = [
             QueueEntry(p.ticket.item_id, instance, "holding", now - p.since, None, p.token)
             for p in line.holding.values()
@@ -304,11 +310,11 @@ class InMemoryBackend:
         head.since = self._clock()
         if not head.future.done():
             head.future.set_result(new_tuple(Grant, (token, released_by, 0.0)))
-        return new_tuple(CallRef, (item_id, self.instance_id, head.context))
+        return new_tuple(CallRef, (item_id, self._identity.id, head.context))
 
     def _first_holders(self, line: Line) -> tuple[CallRef, ...]:
         first = islice(line.holding.values(), _HOLDERS_SHOWN)
-        return tuple(CallRef(p.ticket.item_id, self.instance_id, p.context) for p in first)
+        return tuple(CallRef(p.ticket.item_id, self._identity.id, p.context) for p in first)
 
     def _report(self) -> None:
         """Emit a `Snapshot` of every queue in use, as a shared backend does with its heartbeat."""
@@ -344,6 +350,7 @@ class InMemoryBackend:
         if self._lines:
             self._lines.clear()
             self._known.clear()
+        self._identity.renew_if_forked()
         self._loop, self._timer = loop, None
 
     def _check(self, operation: str, queue_id: str = "", item_id: str = "") -> None:

@@ -40,17 +40,17 @@ class Hold:
     Args:
         span: the span of the hold, or in its place.
         current: the variable, see `current_variable`.
-        is_current: whether `span` becomes current; otherwise the span around the body stays current.
+        shown: the span that becomes current: `span`, or the one around the body.
     """
 
-    __slots__ = ("_context", "_current", "_is_current", "ended", "outer", "span")
+    __slots__ = ("_context", "_current", "ended", "outer", "shown", "span")
 
-    def __init__(self, span: Span, current: Any, is_current: bool) -> None:
+    def __init__(self, span: Span, current: Any, shown: Span) -> None:
         self.span = span
         self.outer: Context  # to restore; set by `begin_hold`
         self._current = current
         self.ended = False
-        self._is_current = is_current
+        self.shown = shown
         self._context: Context | None = None
 
     def ids(self) -> dict[str, str] | None:
@@ -59,12 +59,10 @@ class Hold:
 
     def begin_hold(self) -> None:
         now = self._current.get()
-        self.outer = context = now and without_ended_holds(now)
-        if self._is_current:
-            span = CurrentHold.__new__(CurrentHold)
-            span.hold = self
-            context = trace.set_span_in_context(span, context)
-        self._context = context
+        self.outer = now and without_ended_holds(now)
+        span = CurrentHold.__new__(CurrentHold)
+        span.hold = self
+        self._context = context = trace.set_span_in_context(span, self.outer)
         self._current.set(context)
 
     def leave_context(self) -> None:
@@ -86,7 +84,7 @@ class _Delegate:
     def _now(self) -> Span:
         hold = self.hold
         if not hold.ended:
-            return hold.span
+            return hold.shown
         hold.outer = without_ended_holds(hold.outer)  # a chain of ended holds must not grow
         return trace.get_current_span(hold.outer)
 
@@ -112,7 +110,7 @@ def without_holds(context: Context) -> Context:
     """`context` with the span of a hold itself: it stays the parent when the hold has ended."""
     context = without_ended_holds(context)
     span: Any = trace.get_current_span(context)
-    return trace.set_span_in_context(span.hold.span, context) if type(span) is CurrentHold else context
+    return trace.set_span_in_context(span.hold.shown, context) if type(span) is CurrentHold else context
 
 
 def without_ended_holds(context: Context) -> Context:

@@ -9,29 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from opentelemetry.trace import NoOpTracerProvider
 
 from genesis.backends import protocol
 from genesis.backends.protocol import EnterRequest, EnterResult, Grant, LeaveResult, Snapshot, Ticket
-from genesis.exceptions import BackendUnavailableError, EvictedError
+from genesis.exceptions import BackendUnavailableError
 from genesis.observability import names
 from genesis.observability.histogram import MAX_UNFLUSHED, appender
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
-from genesis.observability.recorder import CallRecorder
+from genesis.observability.recorder import CallRecorder, wait_outcome
 from genesis.observability.shared import Spread
-from genesis.observability.span_context import end
+from genesis.observability.span_context import context_of, end, ids_of
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
 
 T = TypeVar("T")
 
 _NOT_OPERATIONS = {"listen", "lapsed"}  # they send nothing, so there is nothing to measure
-_WITHOUT_REPLY = {"flush", "close"}  # they can succeed without any reply
+_WITHOUT_REPLY = {"leave", "flush", "close"}  # they can succeed without any reply
 
 
 class ObservedBackend:
@@ -44,6 +45,7 @@ class ObservedBackend:
     """
 
     def __init__(self, inner: protocol.QueueBackend, telemetry: Telemetry, version: str) -> None:
+        self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._inner = inner
         self._telemetry = telemetry
         self._clock = telemetry.clock
@@ -59,12 +61,16 @@ class ObservedBackend:
         }
         self._unflushed = 0  # steps since the values were sorted
         self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
-        self._leaving: dict[str, tuple[CallRecorder | None, float]] = {}  # until their `Left`
         self._listener: protocol.Listener | None = None
         tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
         self._tracing = tracing or Tracing(NoOpTracerProvider(), version, inner)
         telemetry.guarded("metrics", self._expose, version)
         inner.listen(self._on_event)
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # otherwise the SDK was shut down, and would print errors
+            for ticket_id in list(self._leaving):  # the loop has ended, and no `Left` can follow
+                self._left(protocol.Left(Ticket("", "", ticket_id), LeaveResult(None), confirmed=False))
 
     def _expose(self, version: str) -> None:
         instruments = self._telemetry.instruments
@@ -94,7 +100,7 @@ class ObservedBackend:
         except BaseException as error:
             seconds = self._clock() - recorder.began
             self._count_operation("enter", _operation_outcome(error), seconds)
-            outcome = _wait_outcome(error)
+            outcome = wait_outcome(error)
             # A timeout here is the backend's, not the caller's: the wait has not begun.
             recorder.not_granted("error" if outcome == "timeout" else outcome, error)
             raise
@@ -114,7 +120,7 @@ class ObservedBackend:
         except BaseException as error:
             self._count_operation("wait", _operation_outcome(error), self._clock() - began)
             if recorder is not None:
-                recorder.not_granted(_wait_outcome(error), error)
+                recorder.not_granted(wait_outcome(error), error)
             raise
         now = self._clock()
         self._succeeded("wait", now - began)
@@ -291,7 +297,9 @@ class ObservedBackend:
         elif isinstance(event, protocol.Heartbeat):
             self._count_operation(names.HEARTBEAT, event.outcome, event.seconds)
         elif isinstance(event, protocol.Reclaimed):
-            self._log(WARNING, "reclaimed", **{**event._asdict(), "context": None})
+            fields = event._asdict()
+            ids = ids_of(context_of(fields.pop("context"))) or {}
+            self._log(WARNING, "reclaimed", **fields, **ids)
             telemetry.guarded("traces", self._tracing.reclaimed, event)
             label = telemetry.series(event.queue_id).label
             telemetry.instruments.reclaimed.labels(label, event.state).inc()
@@ -320,16 +328,8 @@ class ObservedBackend:
         self._telemetry.event(level, event, {**about, **fields})
 
 
-def _wait_outcome(error: BaseException) -> Literal["evicted", "timeout", "error", "cancelled"]:
-    if isinstance(error, EvictedError):
-        return "evicted"
-    if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
-        return "timeout"
-    return "error" if isinstance(error, Exception) else "cancelled"
-
-
 def _operation_outcome(error: BaseException) -> names.OperationOutcome:
-    return "unavailable" if isinstance(error, BackendUnavailableError) else _wait_outcome(error)
+    return "unavailable" if isinstance(error, BackendUnavailableError) else wait_outcome(error)
 
 
 def _check_complete() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -231,15 +231,17 @@ if hasattr(os, "register_at_fork"):
 def instruments_of(
     registry: CollectorRegistry, wait_buckets: Sequence[float], clock: Callable[[], float]
 ) -> Instruments:
-    """The instruments of a registry, created once and stored on the registry itself.
+    """The instruments of a registry, in multiprocess mode of the process, stored on a registry.
 
     They are not stored in this module, because a registry outlives a reload of the module, and
     registering a name twice raises.
     """
-    kept: Instruments | None = getattr(registry, "_genesis_instruments", None)
+    # In multiprocess mode two metrics of one name would overwrite each other's values in the file.
+    owner = registry if multiprocess.directory() is None else REGISTRY
+    kept: Instruments | None = getattr(owner, "_genesis_instruments", None)
     if kept is None:
         kept = Instruments(registry, wait_buckets, clock)
-        registry._genesis_instruments = kept  # type: ignore[attr-defined]
+        owner._genesis_instruments = kept  # type: ignore[attr-defined]
     else:
         kept.ensure_registered()
     return kept

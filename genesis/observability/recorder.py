@@ -8,6 +8,7 @@ from contextvars import Context
 from typing import Any, Literal, TypeVar
 
 from genesis.backends.protocol import CallRef, EnterRequest, EnterResult, Grant, new_tuple
+from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.observability import names
 from genesis.observability.current import Hold
 from genesis.observability.logs import ERROR, INFO, WARNING
@@ -137,15 +138,21 @@ class CallRecorder:
             self._log(INFO, "granted", waited=waited, fencing_token=grant.fencing_token)
         return grant
 
-    def refused(self, reason: names.RefusalReason, depth: int = 0) -> None:
-        """The call was refused. It was never in the line, so no wait is observed."""
+    def refused(self, reason: names.RefusalReason, depth: int | None = None) -> None:
+        """The call was refused. It was never in the line, so no wait is observed.
+
+        Args:
+            reason: why.
+            depth: the number of waiters; None if the backend was not asked.
+        """
         self.waiting = False
         if self._series is not None:
             self._telemetry.guarded("metrics", self._series.refused, self, reason)
         if self.spans is not None:
             self._traced(self.spans.refused, reason, depth)
         if self._info:
-            self._log(INFO, "refused", reason=reason, depth=depth)
+            known: dict[str, Any] = {} if depth is None else {"depth": depth}
+            self._log(INFO, "refused", reason=reason, **known)
 
     def not_granted(self, outcome: names.WaitOutcome, error: BaseException | None) -> None:
         """The wait ended without a slot. Later calls have no effect."""
@@ -244,3 +251,12 @@ class CallRecorder:
             "instance_id": self._tracing.backend.instance_id,
         }
         self._telemetry.event(level, event, {**about, **fields})
+
+
+def wait_outcome(error: BaseException) -> Literal["evicted", "timeout", "error", "cancelled"]:
+    """The outcome of a wait that ended with this error."""
+    if isinstance(error, EvictedError):
+        return "evicted"
+    if isinstance(error, TimeoutError) and not isinstance(error, BackendUnavailableError):
+        return "timeout"
+    return "error" if isinstance(error, Exception) else "cancelled"

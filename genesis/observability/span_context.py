@@ -51,8 +51,8 @@ def complete(
     end(start(name, parent, kind, attributes, links, began), failure, max(ended, began + 1))
 
 
-def ids_of(context: SpanContext) -> dict[str, str] | None:
-    if not context.is_valid:
+def ids_of(context: SpanContext | None) -> dict[str, str] | None:
+    if context is None or not context.is_valid:
         return None
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
@@ -78,7 +78,11 @@ def end(span: Span, failure: BaseException | str | None, now: int | None = None)
             _ERROR_TYPES.get(failure, failure) if isinstance(failure, str) else type(failure).__name__
         )
         span.set_attribute(names.ERROR_TYPE, kind)
-        span.set_status(Status(StatusCode.ERROR, str(failure)))
+        try:
+            text = str(failure)
+        except Exception:  # raised by the application's exception
+            text = kind
+        span.set_status(Status(StatusCode.ERROR, text))
     span.end(now)
 
 

@@ -108,8 +108,8 @@ class Tracing:
         if first.is_recording():
             return CallSpans(self, entry, attributes, first, parent, has_parent), None
         # The decision made here also applies to the body's spans. One that the caller's span made
-        # already applies: that span stays current.
-        return None, Hold(first, self.current, not has_parent)
+        # already applies: that span stays current, even if it is that of a hold that ends meanwhile.
+        return None, Hold(first, self.current, trace.get_current_span(parent) if has_parent else first)
 
 
 class CallSpans:
@@ -149,11 +149,17 @@ class CallSpans:
                 self._known[names.TIMEOUT_SECONDS] = round(entry.timeout, 3)
             self._within = trace.set_span_in_context(self._acquire, parent)  # for its children
             self._enqueue = start(names.SPAN_ENQUEUE, self._within, SpanKind.PRODUCER, attributes)
+            self._last = time.time_ns()  # the latest time of these spans
         except Exception:
             self._acquire.end()  # the caller has no object on which to end it
             if first is not self._acquire:
                 first.end()
             raise
+
+    def _now(self) -> int:
+        """The time in ns. The clock might be set back, but every span ends after it begins."""
+        self._last = now = max(time.time_ns(), self._last + 1)
+        return now
 
     def ids(self) -> dict[str, str] | None:
         """The ids of `hold`, before it of `acquire`, for log events; None if it has none."""
@@ -176,30 +182,32 @@ class CallSpans:
             holders = tuple(holder.item_id for holder in result.holders)
             self._known[names.HOLDERS] = holders
             self._enqueue.set_attribute(names.HOLDERS, holders)
-        now = time.time_ns()
+        now = self._now()
         self._enqueue.end(now)
         if result.position:
-            self._since = now + _GAP
+            self._since = self._last = now + _GAP
 
-    def refused(self, reason: names.RefusalReason, depth: int) -> None:
+    def refused(self, reason: names.RefusalReason, depth: int | None) -> None:
         """End the spans of a refused call. A refusal is not an error."""
-        self._enqueue.set_attribute(names.AT_DEPTH, depth)
-        self._end_wait(reason, 0.0, None, time.time_ns(), None)
+        if depth is not None:
+            self._enqueue.set_attribute(names.AT_DEPTH, depth)
+        self._end_wait(reason, 0.0, None, self._now(), None)
 
     def granted(self, waited: float, grant: Grant) -> Hold:
         """Start `hold`. Returns the context of the body. Call `finish_wait` afterwards."""
-        now = time.time_ns()
+        now = self._now()
         self._finish = partial(self._end_wait, "granted", waited, None, now, grant.released_by)
         attributes = {
             **self._attributes,
             names.FENCING_TOKEN: grant.fencing_token,
             names.WAITED_SECONDS: round(waited, 3),
         }
-        kind, began = SpanKind.CONSUMER, now + _GAP
+        self._last = began = now + _GAP
+        kind = SpanKind.CONSUMER
         self._hold = hold = self._start(names.SPAN_HOLD, self._parent, kind, attributes, (), began)
         if self._lost is not None:  # the slot was lost before its task woke up
             hold.add_event(*self._lost)
-        return Hold(hold, self._current, True)
+        return Hold(hold, self._current, hold)
 
     def finish_wait(self) -> None:
         """End the spans of a wait that ended with a grant, unless that was done already."""
@@ -216,7 +224,7 @@ class CallSpans:
             failure = outcome  # not the backend's TimeoutError: the caller gets QueueTimeoutError
         elif outcome != "cancelled":
             failure = outcome if error is None else error
-        self._end_wait(outcome, waited, failure, time.time_ns(), None)
+        self._end_wait(outcome, waited, failure, self._now(), None)
 
     def _end_wait(
         self,
@@ -229,7 +237,6 @@ class CallSpans:
         if self._enqueue.is_recording():
             self._enqueue.end(now)  # refused, or `enter` failed before the reply
         since, self._since = self._since, 0
-        now = max(now, since)
         ending: dict[str, Any] = {names.OUTCOME: outcome, names.WAITED_SECONDS: round(waited, 3)}
         try:
             if since:
@@ -255,8 +262,8 @@ class CallSpans:
         self.finish_wait()
         if self._hold is None:
             return
-        now = time.time_ns()
-        self._since = now + _GAP
+        now = self._now()
+        self._since = self._last = now + _GAP
         self._hold.set_attribute(names.OUTCOME, outcome)
         if self._slot is not None:
             self._slot.set_attribute(names.OUTCOME, outcome)
@@ -267,7 +274,7 @@ class CallSpans:
         self, granted_to: Sequence[CallRef], error: BaseException | None, *, confirmed: bool
     ) -> None:
         since, self._since = self._since, 0
-        now = max(time.time_ns(), since)
+        now = self._now()
         try:
             if since:
                 attributes = dict(self._attributes)

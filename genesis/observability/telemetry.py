@@ -27,13 +27,14 @@ class Telemetry:
     """The sinks of the observing layer. One object can serve several `Queue`s.
 
     Args:
-        registry: a prometheus_client registry; the process' default registry if None.
+        registry: a prometheus_client registry; the process' default registry if None. In multiprocess
+            mode, all objects of a process share the metrics of the first one.
         tracer_provider: an OpenTelemetry provider; the process' global provider if None.
         logger: a stdlib or structlog logger; the stdlib logger `genesis` if None.
         queue_label: returns the `queue` label for a queue_id, for applications with many short-lived
             queues. Labels are bounded in any case: 100 at a time, then `_other`.
         wait_buckets: upper bounds in seconds of the wait and hold histograms. The first Telemetry of a
-            registry sets them.
+            registry (in multiprocess mode, of the process) sets them.
         clock: returns monotonic seconds; replaced in tests.
 
     Raises:
@@ -126,11 +127,15 @@ class Telemetry:
 
 
 def _short(label: str) -> str:
-    """A label of at most `MAX_LABEL` characters; long labels get a hash. An Enum becomes its text."""
-    text = str.__str__(label)
+    """A label of at most `MAX_LABEL` characters; long labels get a hash. An Enum becomes its text.
+
+    Lone surrogates are escaped, because no scrape could encode them.
+    """
+    encoded = str.__str__(label).encode(errors="backslashreplace")
+    text = encoded.decode()
     if len(text) <= MAX_LABEL:
         return text
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
     return f"{text[: MAX_LABEL - 17]}~{digest}"
 
 

@@ -140,6 +140,14 @@ def test_what_the_caller_is_granted_is_in_the_reply(line: Line, ear: Ear) -> Non
     assert ear.published() == []
 
 
+def test_a_slot_passed_on_when_the_last_holder_turns_out_dead_has_an_expiry(line: Line) -> None:
+    """The key of the holders is gone for a moment; `line` looks at the expiry of each key."""
+    for ticket in ("a1", "b1", "a2", "c1"):
+        line.enter(ticket, 2)
+    line.let_lapse("a")
+    assert names(line.leave("b1")[2]) == ["c1"]
+
+
 # beat
 
 
@@ -166,6 +174,29 @@ def test_a_heartbeat_reaps_the_dead_and_passes_their_slots_on(line: Line, ear: E
     assert names(granted) == ["b1"]
     assert reclaimed == [["holding", member("a1")]]
     assert ear.published() == [("b", f"g 1 b:0000000001 {int(granted[0][1])} {member('a1')}")]
+
+
+def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line, ear: Ear) -> None:
+    for ticket in ("a1", "a2", "b1", "b2"):
+        line.enter(ticket, 2)
+    line.let_lapse("a")
+    line.sync("c", limit=2)
+    messages = [text.split(" ", 4) for _, text in ear.published()]
+    assert [(ticket, origin) for _, _, ticket, _, origin in messages] == [
+        ("b:0000000001", member("a1")),
+        ("b:0000000002", member("a2")),
+    ]
+
+
+def test_a_slot_beyond_those_that_were_freed_has_no_origin(line: Line, ear: Ear) -> None:
+    """The first one gets the slot of the call that left, the second one that of the dead."""
+    for ticket in ("a1", "b1", "a2", "c1", "c2", "c3"):
+        line.enter(ticket, 2)
+    line.client.hset(line.meta, "limit", 3)
+    line.let_lapse("a")
+    line.leave("b1")
+    messages = [text.split(" ", 4) for _, text in ear.published()]
+    assert [origin for *_, origin in messages] == [member("b1"), member("a1"), ""]
 
 
 def test_a_heartbeat_removes_old_records(line: Line) -> None:

@@ -249,6 +249,20 @@ def _in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def _id_in_child(queue: Queue, work: Callable[[], object]) -> str:
+    """The instance_id of a forked child after `work`."""
+    read, write = os.pipe()
+
+    def tell() -> None:
+        work()
+        os.write(write, queue.instance_id.encode())
+
+    assert _in_child(tell) == 0
+    with os.fdopen(read) as reading:
+        os.close(write)
+        return reading.read()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python's, if there are threads
 def test_a_backend_made_before_a_fork_and_not_used_works_in_each_process(
     own_redis: RedisServer, new_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -256,19 +270,26 @@ def test_a_backend_made_before_a_fork_and_not_used_works_in_each_process(
     """As with `gunicorn --preload`: each process is an instance of its own, with its own id."""
     queue = queue_on(own_redis)
     ids = [queue.instance_id]
-    for _ in range(2):
-        read, write = os.pipe()
-
-        def work(write: int = write) -> None:
-            run(new_loop, use_and_close(queue))
-            os.write(write, queue.instance_id.encode())
-
-        assert _in_child(work) == 0
-        ids.append(os.read(read, 100).decode())
-        os.close(read)
-        os.close(write)
+    ids += [_id_in_child(queue, lambda: run(new_loop, use_and_close(queue))) for _ in range(2)]
     run(new_loop, use_and_close(queue))
     assert len(set(ids)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("used", [False, True])
+def test_a_memory_backend_made_before_a_fork_is_another_instance_in_each_process(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], used: bool
+) -> None:
+    queue = Queue(telemetry=Telemetry(registry=CollectorRegistry()))
+    if used:
+        run(new_loop, use(queue))
+    ids = [queue.instance_id]
+    ids += [_id_in_child(queue, lambda: run(new_loop, use(queue))) for _ in range(2)]
+    if not used:
+        ids.append(_id_in_child(queue, lambda: None))
+    run(new_loop, use(queue))
+    assert queue.instance_id == ids[0]
+    assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -47,6 +47,15 @@ async def test_it_is_there_from_the_first_answer_until_the_close(
     assert up(kind) is None
 
 
+async def test_a_slot_left_after_the_close_does_not_bring_it_back(telemetry: Telemetry, up: Up) -> None:
+    """Its `leave` succeeds without a reply of the backend."""
+    queue = Queue(telemetry=telemetry)
+    async with queue.slot("sales"):
+        assert up("memory") == 1
+        await queue.close()
+    assert up("memory") is None
+
+
 async def test_a_fleet_without_calls_reports_an_outage_of_redis(
     own_redis: RedisServer, telemetry: Telemetry, up: Up
 ) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 from contextvars import Context
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
-from opentelemetry import trace
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
+from prometheus_client import CollectorRegistry
 
 from genesis import Queue
 from genesis.backends.protocol import (
@@ -39,6 +46,44 @@ async def test_slots_left_in_another_order_leave_the_context_as_it_was(telemetry
         assert trace.get_current_span().get_span_context() == inside
         await second.__aexit__(None, None, None)
         assert trace.get_current_span() is before
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "unsampled"])
+async def test_what_was_attached_in_between_stays_if_the_outer_slot_is_left_first(
+    sampler: Sampler,
+) -> None:
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    queue = Queue(telemetry=Telemetry(CollectorRegistry(), provider))
+    outer, inner = queue.slot("a"), queue.slot("b")
+    with provider.get_tracer("the caller's").start_as_current_span("request"):
+        await outer.__aenter__()
+        attached = otel_context.attach(baggage.set_baggage("tenant", "acme"))
+        await inner.__aenter__()
+        await outer.__aexit__(None, None, None)
+        assert baggage.get_baggage("tenant") == "acme"
+        await inner.__aexit__(None, None, None)
+        assert baggage.get_baggage("tenant") == "acme"
+        otel_context.detach(attached)
+
+
+async def test_an_unsampled_call_that_a_holder_starts_stays_in_its_trace_when_that_hold_ends() -> None:
+    """The spans of its body start no new trace, which might be sampled."""
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
+    queue = Queue(telemetry=Telemetry(CollectorRegistry(), provider))
+
+    def trace_of_a_span_here() -> int:
+        span = provider.get_tracer("the body's").start_span("work")
+        return span.get_span_context().trace_id
+
+    async def call() -> int:
+        async with queue.slot("sales"):
+            return trace_of_a_span_here()
+
+    async with queue.slot("sales"):
+        task = asyncio.create_task(call())
+        await quiesce()
+        trace_id = trace_of_a_span_here()
+    assert await task == trace_id
 
 
 async def test_jobs_that_start_their_successors_inside_their_slots_build_no_chain(
@@ -118,6 +163,32 @@ async def test_each_span_ends_before_the_next_begins(telemetry: Telemetry, spans
     assert of(mine["queue.enqueue"])[names.HOLDERS] == ("holder",)
     (release,) = [s for s in spans.named("release") if of(s)[names.ITEM_ID] == "holder"]
     assert of(release)["genesis.granted_to.item_id"] == "waiter"
+
+
+async def test_no_span_ends_before_it_begins_if_the_clock_steps_back(
+    telemetry: Telemetry, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when NTP sets it: 5 s back while the call waits, 5 s more while it holds its slot."""
+    queue, step, back = Queue(telemetry=telemetry), 5 * 10**9, 0
+    clock = SimpleNamespace(time_ns=lambda: time.time_ns() - back)
+    monkeypatch.setattr("genesis.observability.spans.time", clock)
+
+    async def call() -> None:
+        nonlocal back
+        async with queue.slot("sales", item_id="waiter"):
+            back += step
+
+    async with queue.slot("sales"):
+        waiting = Context().run(asyncio.ensure_future, call())
+        await quiesce()
+        back += step
+    await waiting
+    found: list[Any] = list(spans.get_finished_spans())
+    mine = {s.name: s for s in found if of(s)[names.ITEM_ID] == "waiter"}
+    assert len(mine) == 6
+    assert all(span.start_time < span.end_time for span in found)
+    for one, next_one in pairwise(("queue.enqueue", "queue.wait", "queue.hold", "queue.release")):
+        assert mine[one].end_time < mine[next_one].start_time, (one, next_one)
 
 
 async def test_the_releasing_call_is_named_without_a_link(telemetry: Telemetry, spans: Spans) -> None:

@@ -16,7 +16,8 @@ from genesis.exceptions import QueueDrainingError
 from genesis.observability import Telemetry
 from genesis.observability.layer import ObservedBackend
 from genesis.queue import InMemoryBackend
-from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, waits
+from tests.conftest import Spans
+from tests.support.observations import WAIT_OUTCOMES, end_as, enter, errors, of, waits
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import quiesce, wait_until
 
@@ -76,10 +77,25 @@ async def test_an_event_of_the_backend_has_no_call_s_context(
     observed.leave(ticket)
 
 
-async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
-    telemetry: Telemetry, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_reclaimed_call_is_logged_with_the_ids_of_its_trace(
+    observed: ObservedBackend, inner: InMemoryBackend, caplog: pytest.LogCaptureFixture, sampled: bool
 ) -> None:
-    """`draining` is a refusal like any other: a counter, an event, and no wait."""
+    """Those that came with the ticket; none if there are none."""
+    ids = {"trace_id": "0123456789abcdef0123456789abcdef", "span_id": "0123456789abcdef"}
+    context = f"00-{ids['trace_id']}-{ids['span_id']}-01" if sampled else ""
+    inner._emit(Reclaimed("sales", "call-1", "dead-1", "holding", context))
+    (record,) = (vars(r) for r in caplog.records if vars(r).get("event") == "reclaimed")
+    assert {name: record[name] for name in (*ids, "context") if name in record} == (
+        ids if sampled else {}
+    )
+    assert (record["item_id"], record["instance_id"]) == ("call-1", "dead-1")
+
+
+async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
+    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`draining` is a refusal like any other: a counter, an event, no wait. Nobody knows the depth."""
     with caplog.at_level(logging.INFO, "genesis.tests"):
         async with Queue(telemetry=telemetry) as queue:
             assert await queue.drain(0) == 0
@@ -92,6 +108,9 @@ async def test_a_call_that_a_draining_queue_refuses_is_counted_and_logged(
     assert waits(registry) == {}
     logged = [r.__dict__ for r in caplog.records if r.__dict__.get("item_id") == "late"]
     assert [(each["event"], each["reason"]) for each in logged] == [("refused", "draining")]
+    assert "depth" not in logged[0]
+    (enqueue,) = spans.named("enqueue")
+    assert "genesis.depth" not in of(enqueue)
 
 
 async def test_a_refused_call_is_not_logged_as_enqueued(

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis.observability import names
+from tests.observability.conftest import run_alone
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
@@ -127,3 +128,30 @@ def test_the_variable_may_be_in_lower_case(tmp_path: Path) -> None:
     text, _ = worker(str(tmp_path), "prometheus_multiproc_dir").communicate(timeout=60)
     assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text
     assert list(tmp_path.glob("*.db"))
+
+
+TWO_REGISTRIES = """
+import asyncio
+from genesis import Queue
+from genesis.observability import Telemetry
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY, CollectorRegistry
+
+async def main():
+    first, second = (Queue(telemetry=Telemetry(CollectorRegistry())) for _ in range(2))
+    for queue in (first, first, second, first):
+        async with queue.slot("sales"):
+            pass
+    async with first.slot("sales"), second.slot("sales"):
+        print(_metrics(REGISTRY, "").body.decode())
+
+asyncio.run(main())
+"""
+
+
+def test_queues_with_different_registries_in_one_process_are_added_up(tmp_path: Path) -> None:
+    """A process has one file, in which two metrics of one name would overwrite each other."""
+    text, _ = run_alone(TWO_REGISTRIES, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    lines = text.splitlines()
+    assert f'{names.HOLDING}{{queue="sales"}} 2.0' in lines
+    assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} 6.0' in lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +15,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import EnterRequest, EnterResult, LeaveResult, Left, Ticket
+from genesis.backends.protocol import EnterRequest, EnterResult
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
-from tests.support.observations import WAIT_OUTCOMES, end_as, errors, gauges, holds, of, operations
+from tests.support.observations import WAIT_OUTCOMES, end_as, errors, gauges, of
 from tests.support.sick import SickError
 from tests.support.waiting import quiesce
 
@@ -160,87 +159,6 @@ async def test_a_wait_names_the_timeout_of_its_call(telemetry: Telemetry, spans:
     assert timeout == round(timeout, 3) == pytest.approx(0.05, abs=0.01)
 
 
-class RepliesLater(InMemoryBackend):
-    """A backend that reports the result of a `leave` only when `reply` is called, by a `Left` event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unreported: list[Left] = []
-
-    def leave(  # type: ignore[override]
-        self, ticket: Ticket, context: str = "", keep_place: float = 0.0
-    ) -> LeaveResult | None:
-        self.unreported.append(Left(ticket, super().leave(ticket, context, keep_place), confirmed=True))
-        return None
-
-    def reply(self, *, confirmed: bool = True) -> None:
-        while self.unreported:
-            self._emit(self.unreported.pop(0)._replace(confirmed=confirmed))
-
-
-async def test_a_release_is_observed_when_its_reply_comes(
-    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
-) -> None:
-    """The hold is observed at once, and its span; the release with the `Left` event, with its links."""
-    inner = RepliesLater()
-    queue = Queue(inner, telemetry=telemetry)
-    waiting = asyncio.create_task(end_as(queue, "granted"))
-    async with queue.slot("sales", item_id="holder"):
-        waiting.cancel()
-        heir = asyncio.create_task(end_as(queue, "granted"))
-        await quiesce()
-    await heir
-    assert holds(registry) == {"released": 2}
-    assert len(spans.named("hold")) == 2
-    assert spans.named("release") == []
-    assert not operations(registry, "leave")
-    inner.reply()
-    assert operations(registry, "leave") == 2 + len(inner.unreported)
-    holder = next(s for s in spans.named("release") if of(s)["genesis.item_id"] == "holder")
-    assert [link.attributes["genesis.item_id"] for link in holder.links] == ["secret-item"]
-    assert not state_of(queue)
-
-
-async def test_a_release_without_a_reply_is_unconfirmed(
-    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
-) -> None:
-    """Its operation and its span have the outcome `unconfirmed`, which is not an error."""
-    inner = RepliesLater()
-    queue = Queue(inner, telemetry=telemetry)
-    await end_as(queue, "granted")
-    inner.reply(confirmed=False)
-    assert operations(registry, "leave", "unconfirmed") == 1
-    assert not operations(registry, "leave")
-    (release,) = spans.named("release")
-    assert of(release)["genesis.outcome"] == "unconfirmed"
-    assert release.status.status_code is not StatusCode.ERROR
-    inner.reply()
-    assert not state_of(queue)
-
-
-class Watched(InMemoryBackend):
-    """A backend that records what had been observed when each slot was given back."""
-
-    def __init__(self, look: Callable[[], Any]) -> None:
-        super().__init__()
-        self._look = look
-        self.seen: list[Any] = []
-
-    def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult:
-        self.seen.append((self._look(), bool(context)))
-        return super().leave(ticket, context, keep_place)
-
-
-async def test_the_release_is_sent_before_the_hold_is_observed(
-    telemetry: Telemetry, registry: CollectorRegistry, spans: Spans
-) -> None:
-    """The next waiter does not wait for telemetry, and the command carries the context of the hold."""
-    inner = Watched(lambda: (holds(registry), len(spans.named("hold"))))
-    await end_as(Queue(inner, telemetry=telemetry), "granted")
-    assert inner.seen == [(({}, 0), True)]
-    assert holds(registry) == {"released": 1}
-
-
 async def test_a_slot_lost_before_its_task_wakes_up_is_an_event_too(queue: Queue, spans: Spans) -> None:
     """The call is granted and evicted in one iteration of the loop: `hold` begins afterwards."""
 
@@ -274,8 +192,8 @@ async def test_a_call_that_a_holder_starts_keeps_its_parent_when_that_hold_ends(
         await quiesce()
     await task
     around = next(s for s in spans.named("hold") if of(s)["genesis.item_id"] == "holder")
-    every: tuple[Any, ...] = spans.get_finished_spans()
-    mine = {s.name: s for s in every if of(s)["genesis.item_id"] == "successor"}
+    found: list[Any] = list(spans.get_finished_spans())
+    mine = {s.name: s for s in found if of(s)["genesis.item_id"] == "successor"}
     names = {"queue." + name for name in ("acquire", "enqueue", "wait", "hold", "release")}
     assert mine.keys() == names
     assert {s.context.trace_id for s in mine.values()} == {around.context.trace_id}
@@ -297,6 +215,23 @@ async def test_a_body_s_own_timeout_is_not_the_queue_s(queue: Queue, spans: Span
         await call()
     assert [of(hold)["error.type"] for hold in spans.named("hold")] == ["TimeoutError"]
     assert [of(wait)["error.type"] for wait in spans.named("wait")] == ["QueueTimeoutError"]
+
+
+class WithoutTextError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+async def test_a_hold_ends_even_if_the_body_s_error_has_no_text(
+    queue: Queue, registry: CollectorRegistry, spans: Spans
+) -> None:
+    """Its class stands for the text; no sink has failed."""
+    with pytest.raises(WithoutTextError):
+        async with queue.slot("sales"):
+            raise WithoutTextError
+    (hold,) = spans.named("hold")
+    assert hold.status.description == of(hold)["error.type"] == "WithoutTextError"
+    assert errors(registry, "traces") == 0
 
 
 def test_a_call_that_outlives_its_loop_ends_its_spans(

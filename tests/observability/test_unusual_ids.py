@@ -54,3 +54,11 @@ async def test_no_id_breaks_a_label_a_line_or_a_span(
     assert all(len(label) <= 120 for label in labels)
     attributes = [json.loads(span.to_json())["attributes"] for span in spans.get_finished_spans()]
     assert set(UNUSUAL_IDS) <= {fields.get("genesis.queue_id") for fields in attributes}
+
+
+async def test_a_label_that_no_encoding_has_breaks_no_scrape(registry: CollectorRegistry) -> None:
+    """`queue_label` might return a lone surrogate, as in a file name that is not UTF-8."""
+    queue = Queue(telemetry=Telemetry(registry, queue_label=lambda queue_id: f"{queue_id}\udcff"))
+    async with queue.slot("sales"):
+        text = generate_latest(registry).decode()
+    assert 'genesis_queue_holding{queue="sales\\\\udcff"} 1.0' in text.splitlines()

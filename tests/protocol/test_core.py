@@ -228,6 +228,16 @@ def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> 
     assert line.verdicts()[0] == ("granted", waits, CallRef("dead", "b", "00-2"))
 
 
+def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
+    """The first one gets the slot of the call that left; a slot beyond those freed has no origin."""
+    held, *heirs = line.holding(), line.waiting("w1"), line.waiting("w2"), line.waiting("w3")
+    line.core.leave(held, 1)
+    took = [[it.member, 30] for it in heirs], [[b"waiting", b"b:1 0  d1"], [b"holding", b"b:2 0  d2"]]
+    line.core.replied(line.command("leave"), [1, 0, *took, -1], 1)
+    origins = (CallRef("held", "a", ""), CallRef("d2", "b", ""), None)
+    assert line.verdicts()[:3] == [("granted", *each) for each in zip(heirs, origins, strict=True)]
+
+
 @pytest.mark.parametrize("context", ["", "00-1"])
 def test_the_first_call_in_a_queue_learns_from_its_sync_who_holds(context: str) -> None:
     """If it has a context; nobody else wants to know."""

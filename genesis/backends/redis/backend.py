@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import weakref
 from contextvars import Context
 from types import TracebackType
 
 from redis.asyncio import Redis, RedisCluster
 
-from genesis.backends.identity import new_instance_id
+from genesis.backends.identity import Identity
 from genesis.backends.protocol import (
     ONE_REPLY,
     BackendEvent,
@@ -87,8 +86,7 @@ class RedisBackend(Requests):
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
         name, self._new_router = servers_of_url(url) if client is None else servers_of_client(client)
-        self._pid = os.getpid()
-        self._instance_id = new_instance_id()
+        self._identity = Identity()
         self.heartbeat_interval = lease / BEATS_PER_LEASE
         self.store = f"redis {name} {key_prefix}"
         self._lease = lease
@@ -102,11 +100,9 @@ class RedisBackend(Requests):
 
     @property
     def instance_id(self) -> str:
-        if os.getpid() != self._pid and self._driver is None:
-            # The process forked before the first use: the child is an instance of its own.
-            self._pid = os.getpid()
-            self._instance_id = new_instance_id()
-        return self._instance_id
+        if self._driver is None:
+            self._identity.renew_if_forked()
+        return self._identity.id
 
     def listen(self, listener: Listener) -> None:
         if self._listener is not None:
@@ -206,7 +202,7 @@ class RedisBackend(Requests):
                 raise RuntimeError(
                     "this RedisBackend is in use in another event loop; make one for each loop"
                 )
-            if os.getpid() != self._pid:
+            if self._identity.forked:
                 # Both processes would have the same instance id, and so share tickets and slots.
                 raise RuntimeError(
                     "this RedisBackend was used before the process forked; make one in each process"

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 from genesis.backends import protocol
@@ -197,10 +198,11 @@ class QueueCore(Output):
         Returns the granted calls.
         """
         granted, reclaimed, look = effects
-        by = by or next((parse_member(it) for was, it in reclaimed if was == b"holding"), None)
-        for member, token in granted:
+        freed = [] if by is None else [by]  # who freed the granted slots, in order, as in Lua
+        freed += [parse_member(member) for was, member in reclaimed if was == b"holding"]
+        for (member, token), origin in zip_longest(granted, freed[: len(granted)]):
             if (ticket := self.tickets.get(ticket_of(member))) is not None:
-                self._grant(ticket, int(token), by)
+                self._grant(ticket, int(token), origin)
         for state, member in reclaimed:
             was: State = "holding" if state == b"holding" else "waiting"
             item_id, owner, context = parse_member(member)

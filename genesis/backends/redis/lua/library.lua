@@ -153,20 +153,14 @@ end
 
 -- Grants free slots to the heads of the line, at most a portion, and notifies their instances. If the
 -- head's instance is dead, that instance is reaped instead. The caller counts as alive, because it just
--- sent a command of its session. `origin` is the call that freed the slot. If it is '', the first reaped
--- holder is used, if any.
+-- sent a command of its session. `origin` is the call that freed the first slot, '' for none; the reaped
+-- holders freed the next ones.
 local function grant(origin)
   if NOW < window then
     return
   end
-  for _, row in ipairs(origin == '' and reclaimed or {}) do
-    if row[1] == 'holding' then
-      origin = row[2]
-      break
-    end
-  end
   local free = limit - redis.call('ZCARD', HOLDING)
-  local new = redis.call('EXISTS', HOLDING) == 0
+  local new = free == limit -- the key of the holders does not exist
   while free > 0 do
     if #granted + #reclaimed >= PORTION then
       more = true
@@ -190,6 +184,7 @@ local function grant(origin)
         reclaimed[#reclaimed + 1] = {'waiting', head}
       end
       free = limit - redis.call('ZCARD', HOLDING)
+      new = new or free == limit
     end
   end
   if #granted > 0 then
@@ -197,10 +192,14 @@ local function grant(origin)
     if new then
       redis.call('EXPIRE', HOLDING, ttl())
     end
-    for _, row in ipairs(granted) do
+    local freed = {origin ~= '' and origin or nil}
+    for _, row in ipairs(reclaimed) do
+      freed[#freed + 1] = row[1] == 'holding' and row[2] or nil
+    end
+    for i, row in ipairs(granted) do
       local owner = owner_of(row[1])
       if owner ~= instance then
-        push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. origin)
+        push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. (freed[i] or ''))
       end
     end
   end
