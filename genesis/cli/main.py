@@ -16,7 +16,7 @@ from genesis.backends.redis.keys import check_key_prefix
 from genesis.cli import doctor
 from genesis.cli.connect import connect, redact
 from genesis.cli.show import clean, frame, live, queue_cells, span, table
-from genesis.cli.store import Store
+from genesis.cli.store import KEY_PREFIX, Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
@@ -34,7 +34,7 @@ Result: TypeAlias = "tuple[int, dict[str, Any], Iterable[str]]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default that of the process's command line. Returns the exit code."""
     url = os.environ.get("GENESIS_REDIS_URL") or _URL
-    defaults = argparse.Namespace(url=url, key_prefix="genesis:queue:", timeout=5.0, json=False)
+    defaults = argparse.Namespace(url=url, key_prefix=KEY_PREFIX, timeout=5.0, json=False)
     options = _parser().parse_args(arguments, defaults)
     try:
         code, document, lines = _run(options)
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     # command's parser would override what stands before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--url", help=f"default: the variable GENESIS_REDIS_URL, or {_URL}")
-    common.add_argument("--key-prefix", metavar="PREFIX", help="default: genesis:queue:")
+    common.add_argument("--key-prefix", metavar="PREFIX", help=f"default: {KEY_PREFIX}")
     common.add_argument("--timeout", type=_seconds, metavar="S", help="default: 5")
     common.add_argument("--json", action="store_true", help="for scripts")
     about = "Inspect and repair queues in Redis."

@@ -17,6 +17,9 @@ from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.members import parse_member, stats_of
 from genesis.backends.redis.scripts import load
 
+KEY_PREFIX = "genesis:queue:"
+"""The default, as in `RedisBackend`."""
+
 _PAGE = 500  # members per command
 _BATCH = 100  # queues per round trip
 _NOBODY = ("", "", 0, "")  # ARGV 1 to 4 of a script that only reads
