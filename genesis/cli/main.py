@@ -138,11 +138,12 @@ def _limit(store: Store, options: argparse.Namespace) -> Result:
     granted = store.set_limit(options.queue, options.limit)
     (after,) = store.look([options.queue])
     override = "the call sites' own" if after.override is None else "an override on all instances"
-    paused = "; nobody is granted a slot until it is raised" if after.limit == 0 else ""
-    lines = [f"queue {options.queue!r}: limit {before.limit} -> {after.limit}, {override}{paused}"]
+    paused = "; nobody is granted a slot until the limit is raised" if after.limit == 0 else ""
+    limits = {"previous": before.known_limit, "limit": after.known_limit, "override": after.override}
+    was, now = ("unknown" if each.known_limit is None else each.limit for each in (before, after))
+    lines = [f"queue {options.queue!r}: limit {was} -> {now}, {override}{paused}"]
     if granted:
         lines.append(f"granted at once: {granted}")
-    limits = {"previous": before.limit, "limit": after.limit, "override": after.override}
     return OK, {"queue": options.queue, **limits, "granted": granted}, lines
 
 

@@ -58,7 +58,9 @@ def table(head: Sequence[str], *rows: Sequence[object], left: int = 1, most: int
 
 def queue_cells(look: QueueLook) -> tuple[object, ...]:
     """Its name, waiting, in use, limit, oldest wait, oldest hold, expected wait."""
-    limit = "paused" if look.limit == 0 else f"{look.limit}{'*' * (look.override is not None)}"
+    limit: object = look.known_limit
+    if look.override is not None:
+        limit = f"{look.override}*" if look.override else "paused"
     wait = look.oldest_wait if look.waiting else None
     hold = look.oldest_hold if look.in_use else None
     return look.queue_id, look.waiting, look.in_use, limit, wait, hold, look.expected_wait
@@ -90,6 +92,8 @@ def _color(look: QueueLook) -> str:
 
 def _bar(look: QueueLook, width: int) -> str:
     """Slots in use as `#`, free slots as `.`, then waiters as `>`, scaled to `width` characters."""
+    if look.known_limit is None:
+        return ""
     slots = max(look.limit, look.in_use, 1)
     size = min(slots, max(4, width * 2 // 3))
     used = -(-look.in_use * size // slots)

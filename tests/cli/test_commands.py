@@ -109,6 +109,18 @@ async def test_limit_overrides_and_ends_that(line: Line) -> None:
     assert (await line.queues[0].stats("sales")).limit == 1
 
 
+async def test_the_limit_of_an_empty_queue_is_unknown(line: Line) -> None:
+    """Its call sites might name any. An override is known."""
+    assert "limit unknown -> 7, an" in (await line.run("limit", "idle", "7")).out
+    assert (await line.run("status", "idle")).out.split("\n")[1].split()[3] == "7*"
+    assert "limit 7 -> unknown, the call sites' own" in (await line.run("limit", "idle", "none")).out
+    for command, row in (("status", 1), ("top", 3)):
+        shown = (await line.run(command, "idle")).out.splitlines()
+        assert shown[row].split()[:4] == ["idle", "0", "0", "-"]
+    assert (await line.run("status", "idle", "--json")).json["queues"][0]["limit"] is None
+    assert (await line.run("limit", "idle", "none", "--json")).json["previous"] is None
+
+
 async def test_a_queue_that_is_only_paused_is_listed(line: Line) -> None:
     await line.run("limit", "unused", "0")
     queues = (await line.run("status", "--json")).json["queues"]
