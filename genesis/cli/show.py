@@ -69,7 +69,8 @@ def queue_cells(look: QueueLook) -> tuple[object, ...]:
 def frame(looks: Sequence[QueueLook], title: str, columns: int, rows: int, color: bool) -> list[str]:
     """The lines of one picture of `top`, longest lines first; `rows` is 0 for no maximum."""
     ordered = sorted(looks, key=lambda look: (-look.waiting, -look.in_use, look.queue_id))
-    shown = ordered[: max(1, rows - 4)] if rows else ordered
+    room = rows - 4 if rows else len(ordered)  # without title, empty line, head, and the line of `live`
+    shown = ordered if len(ordered) <= room else ordered[: max(1, room - 1)]  # one for "... and N more"
     head = "QUEUE", "WAIT", "IN USE", "LIMIT", "OLDEST", "HELD", "EXPECT"
     lines = table(head, *map(queue_cells, shown), most=32)
     width = max(map(len, lines)) + 2

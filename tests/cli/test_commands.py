@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import subprocess
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from genesis import EvictedError
+from genesis.cli.connect import connect
 from genesis.cli.main import main
+from genesis.cli.show import frame
+from genesis.cli.store import KEY_PREFIX, Store
 from tests.cli.conftest import Line, Run
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.topology import Cluster, SentinelTrio
@@ -143,6 +147,18 @@ async def test_top_draws_one_picture_into_a_pipe(line: Line) -> None:
     assert (result.code, "\x1b" in result.out) == (0, False)
     assert "1 queues, 2 waiting, 1 in use, 3 instances" in result.out
     assert result.out.splitlines()[3].endswith("[#]>>")
+
+
+@pytest.mark.parametrize(
+    ("queues", "last"), [(20, "queue-"), (21, "... and 2 more"), (40, "... and 21 more")]
+)
+def test_top_fits_the_terminal(own_redis: RedisServer, queues: int, last: str) -> None:
+    """Of 24 rows, the last one says how to quit. With one too many, the title would scroll away."""
+    with contextlib.closing(connect(own_redis.url, 5.0)) as client:
+        looks = Store(client, KEY_PREFIX).look([f"queue-{number}" for number in range(queues)])
+    lines = frame(looks, "title", 80, 24, color=False)
+    assert (len(lines), lines[0]) == (23, "title")
+    assert lines[-1].startswith(last)
 
 
 @pytest.mark.parametrize(("key", "interval"), [(b"q", "30"), (b"\x03", "3")])
