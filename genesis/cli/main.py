@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     url = os.environ.get("GENESIS_REDIS_URL") or _URL
     defaults = argparse.Namespace(url=url, key_prefix=KEY_PREFIX, timeout=5.0, json=False)
     options = _parser().parse_args(arguments, defaults)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding might lack a character of an id
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code, document, lines = _run(options)
         lines = [json.dumps(document, indent=2)] if options.json else map(clean, lines)
@@ -213,11 +216,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError("must be more than 0 seconds")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text!r}")
 
 
 def _slots(text: str) -> int | None:
-    return None if text == "none" else int(text)
+    with contextlib.suppress(ValueError):
+        return None if text == "none" else int(text)
+    raise argparse.ArgumentTypeError(f"expected a number of slots or none, got {text!r}")

@@ -210,6 +210,20 @@ async def test_an_id_cannot_steer_the_terminal(line: Line) -> None:
     await call.leave()
 
 
+async def test_an_id_that_the_encoding_of_the_output_lacks(line: Line) -> None:
+    """It is shown escaped."""
+    await line.run("limit", "\u9577", "0")
+
+    def output(command: str) -> str:
+        environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        program = [sys.executable, "-m", "genesis", command]
+        return subprocess.check_output(program, env=environment, text=True, timeout=30)
+
+    for command in ("status", "top"):
+        assert "\\u9577" in await asyncio.to_thread(output, command)
+    await line.run("limit", "\u9577", "none")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -235,6 +249,22 @@ def test_wrong_arguments_are_exit_code_2(
         code = int(str(error.code))
     assert code == 2
     assert "hidden" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["limit", "sales", "many"], "expected a number of slots or none, got 'many'"),
+        (["top", "--interval", "soon"], "expected more than 0 seconds, got 'soon'"),
+        (["top", "--interval", "0"], "expected more than 0 seconds, got '0'"),
+    ],
+)
+def test_a_wrong_argument_is_told_what_is_expected(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["redis://{}", "redis+sentinel://{}/name", "redis+cluster://{}"])
