@@ -189,7 +189,7 @@ def check_instances(instances: Sequence[Instance], looks: Sequence[QueueLook]) -
             fix = "start an instance that uses the same queues: its first call or `stats` takes it back"
             yield critical("STALE_INSTANCE", text, fix)
         else:
-            fix = "unless it was to end, look at its process: killed, stopped, or cut off from Redis?"
+            fix = "unless it was meant to end, is its process killed, stopped or cut off from Redis?"
             yield warning("STALE_INSTANCE", f"{text}; what it had was taken back", fix)
     alive = [each for each in instances if each.alive]
     leases = {f"{each.lease:g} s": each for each in alive}
