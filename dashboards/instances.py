@@ -90,8 +90,8 @@ def _waiting_at() -> Json:
         Description(
             "Calls of each instance that wait.",
             bad=(
-                "one that holds most of the line for long: the load balancer is uneven, or that"
-                " instance does not hang up."
+                "most of the waiters on one instance for long: the load balancer is uneven, or that"
+                " instance does not notice callers who hang up."
             ),
             then="its log.",
         ),

@@ -76,10 +76,10 @@ def _in_one_look() -> list[Json]:
             empty="not ended, or never held",
         ),
         log_stat(
-            "Place on entering",
+            "Position on entering",
             Description(
-                "The place in the line that it got when it entered; 0 is a slot at once.",
-                bad="never by itself; a high place and a short wait is a healthy queue.",
+                "Its position in the line when it entered; 0 is a slot at once.",
+                bad="never by itself; a high position and a short wait is a healthy queue.",
                 then="the depth below.",
             ),
             "none",
@@ -184,7 +184,7 @@ def _oldest() -> Json:
     return lines(
         "Longest wait",
         Description(
-            "For how long the head of the line had waited.",
+            "The longest wait at that time. With head starts, that call need not be the next one.",
             bad="a slope of one second a second: nobody was granted a slot in that time.",
             then="the log of the queue for that time.",
         ),

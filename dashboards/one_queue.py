@@ -121,8 +121,8 @@ def _gave_up() -> Json:
         Description(
             "How many callers who hung up, or whose timeout ended, had waited for how long.",
             bad=(
-                "anything much. A sharp edge at one height is a timeout of yours; a cloud is the "
-                "callers' patience; a band near 0 hangs up at the announcement."
+                "many callers. A sharp edge at one height is a timeout that you set; a cloud is the "
+                "callers' patience; a band near 0 is callers who hang up during the announcement."
             ),
             then="How waits end, below, for the same time.",
         ),
@@ -294,9 +294,9 @@ def _taken_back() -> Json:
 
 def _positions() -> Json:
     return lines(
-        "Place in the line on entering",
+        "Position on entering",
         Description(
-            "The place that callers got when they entered; 0 is a slot at once.",
+            "The position of callers in the line when they entered; 0 is a slot at once.",
             bad="a median above 0 for long: most callers have to wait.",
             then="demand against capacity on the Overview.",
         ),

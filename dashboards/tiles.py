@@ -85,9 +85,9 @@ def gave_up() -> Json:
         "Gave up, last 5 min",
         Description(
             "Callers who left without a slot (they hung up, or their timeout ended), of all whose wait "
-            "ended in the last five minutes. Who gave up within 5 s counts in neither.",
+            "ended in the last five minutes. Callers who gave up within 5 s are not counted.",
             bad="above 5 %; red above 10 %.",
-            then="all of one length is a timeout of yours; see the waits of those who gave up.",
+            then="the waits of those who gave up. All of one length: a timeout that you set.",
         ),
         "percentunit",
         [_now(fleet.or_nobody(queries.abandon_rate(ALL, RECENT)))],

@@ -18,7 +18,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from genesis import Queue
 from genesis.queue import RedisBackend

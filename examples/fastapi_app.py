@@ -77,17 +77,20 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         queue_id: Annotated[str, Query(alias="queue", min_length=1, max_length=200)] = QUEUE_ID,
         max_waiting: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
     ) -> Any:
-        async with (
-            until_disconnected(request) as client,
-            queue.slot(
-                queue_id,
-                item_id=item_id,
-                max_concurrent=LIMIT,
-                timeout=WAIT_SECONDS,
-                max_waiting=MAX_WAITING if max_waiting is None else max_waiting,
-            ) as slot,
-        ):
-            await asyncio.sleep(seconds)  # the work
+        try:
+            async with (
+                until_disconnected(request) as client,
+                queue.slot(
+                    queue_id,
+                    item_id=item_id,
+                    max_concurrent=LIMIT,
+                    timeout=WAIT_SECONDS,
+                    max_waiting=MAX_WAITING if max_waiting is None else max_waiting,
+                ) as slot,
+            ):
+                await asyncio.sleep(seconds)  # the work
+        except asyncio.CancelledError as error:  # the server shuts down, and ends what is left
+            return await come_back_later(request, error)
         if client.gone:
             return Response(status_code=499)  # nobody reads it
         return {
@@ -103,7 +106,7 @@ def create_app(registry: CollectorRegistry | None = None) -> FastAPI:
         entries = await queue.entries(queue_id)
         return {**stats._asdict(), "entries": [entry._asdict() for entry in entries]}
 
-    async def come_back_later(_: Request, error: Exception) -> Response:
+    async def come_back_later(_: Request, error: BaseException) -> Response:
         after = getattr(error, "retry_after", None)
         headers = {} if after is None else {"Retry-After": f"{max(1, math.ceil(after))}"}
         return JSONResponse({"error": type(error).__name__}, status_code=503, headers=headers)

@@ -42,7 +42,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from examples.freeswitch.call import handle_call
 from examples.freeswitch.esl import MAX_HEADER

@@ -53,7 +53,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-sys.path.append(str(Path(__file__).parents[1]))  # a script run by path has only its own folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script run by path has only its own folder
 
 from examples.fake_model import FakeModel, post
 from genesis import (

@@ -20,7 +20,7 @@ from redis import RedisError, exceptions
 
 from genesis.backends.redis.keys import channel_prefix
 from genesis.cli.show import span
-from genesis.cli.store import Instance, Limits, QueueLook, Store
+from genesis.cli.store import KEY_PREFIX, Instance, Limits, QueueLook, Store
 
 RUNBOOKS = {
     "BACKEND_UNAVAILABLE": "GenesisBackendUnavailable",
@@ -98,7 +98,7 @@ def examine(
         lease = max((each.lease for each in instances), default=0.0)
         findings += check_instances(instances, looks)
         findings += check_queues(store, looks, lease, old_hold)
-        findings += check_limits(store.limits())
+        findings += check_limits(store, store.limits())
         findings += check_clock(looks, instances, lease)
         findings += check_layout(looks)
     except RedisError as error:
@@ -189,7 +189,7 @@ def check_instances(instances: Sequence[Instance], looks: Sequence[QueueLook]) -
             fix = "start an instance that uses the same queues: its first call or `stats` takes it back"
             yield critical("STALE_INSTANCE", text, fix)
         else:
-            fix = "unless it was to end, look at its process: killed, stopped, or cut off from Redis?"
+            fix = "unless it was meant to end, is its process killed, stopped or cut off from Redis?"
             yield warning("STALE_INSTANCE", f"{text}; what it had was taken back", fix)
     alive = [each for each in instances if each.alive]
     leases = {f"{each.lease:g} s": each for each in alive}
@@ -209,11 +209,11 @@ def check_queues(
         queue = f"queue {look.queue_id!r}"
         if look.override == 0:
             line = f"{look.waiting} wait, the longest for {span(look.oldest_wait)}"
-            fix = _command("limit", look.queue_id, "none")
+            fix = _command(store, "limit", look.queue_id, "none")
             yield warning("PAUSED", f"{queue} is paused (limit 0): {line}", fix)
         if look.in_use and look.oldest_hold >= old_hold:
             text = f"{queue}: item {look.longest_holder!r} has held a slot for {span(look.oldest_hold)}"
-            command = _command("evict", look.queue_id, look.longest_holder)
+            command = _command(store, "evict", look.queue_id, look.longest_holder)
             fix = f"find the handler that never leaves its slot; if its work has ended, {command}"
             yield warning("OLD_HOLD", text, fix)
     stuck = [look.queue_id for look in looks if _is_stuck(look, lease)]
@@ -223,7 +223,7 @@ def check_queues(
         if _is_stuck(look, lease):
             used = f"{look.waiting} waiting and {look.in_use} of {look.limit} slots in use"
             text = f"queue {look.queue_id!r} has {used}; {look.head!r} is next and is granted none"
-            command = _command("limit", look.queue_id, str(look.limit))
+            command = _command(store, "limit", look.queue_id, str(look.limit))
             fix = f"if CLOCK_STEPPED is found as well, fix that first; then {command} grants"
             yield critical("STUCK_HEAD", text, fix)
 
@@ -235,14 +235,14 @@ def _is_stuck(look: QueueLook, lease: float) -> bool:
     return look.waiting > 0 and look.in_use < look.limit and look.instances > 0 and not recovering
 
 
-def check_limits(limits: Sequence[Limits]) -> Iterator[Finding]:
+def check_limits(store: Store, limits: Sequence[Limits]) -> Iterator[Finding]:
     """Args: limits by queue, the latest first."""
     for queue_id, group in groupby(limits, key=lambda each: each.queue_id):
         rows = list(group)
         numbers = sorted({number for each in rows for number in each.limits})
         last = f"last noticed {span(rows[0].ago)} ago by instance {rows[0].instance_id}"
         text = f"queue {queue_id!r}: call sites name different limits, {str(numbers)[1:-1]}; {last}"
-        command = _command("limit", queue_id, "N")
+        command = _command(store, "limit", queue_id, "N")
         fix = f"let one place name the limit, or all the same; {command} overrides them meanwhile"
         yield warning("LIMITS_DIFFER", text, fix)
 
@@ -278,9 +278,11 @@ def _names(queue_ids: Collection[str]) -> str:
     return f"queue{'s' * (len(names) > 1)} {', '.join(names[:_MAX_NAMED])}{more}"
 
 
-def _command(*words: str) -> str:
-    """A command line, quoted for a shell."""
-    return f"`genesis {shlex.join(words)}`"
+def _command(store: Store, command: str, *words: str) -> str:
+    """A command line, quoted for a shell, without the url, which might contain a password."""
+    prefix = [f"--key-prefix={store.key_prefix}"] * (store.key_prefix != KEY_PREFIX)
+    dashes = ["--"] * any(word.startswith("-") for word in words)
+    return f"`genesis {shlex.join([*prefix, command, *dashes, *words])}`"
 
 
 def _examples(found: dict[str, Instance]) -> str:

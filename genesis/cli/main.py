@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from genesis.backends.redis.keys import check_key_prefix
 from genesis.cli import doctor
 from genesis.cli.connect import connect, redact
 from genesis.cli.show import clean, frame, live, queue_cells, span, table
-from genesis.cli.store import Store
+from genesis.cli.store import KEY_PREFIX, Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
@@ -34,8 +35,10 @@ Result: TypeAlias = "tuple[int, dict[str, Any], Iterable[str]]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default that of the process's command line. Returns the exit code."""
     url = os.environ.get("GENESIS_REDIS_URL") or _URL
-    defaults = argparse.Namespace(url=url, key_prefix="genesis:queue:", timeout=5.0, json=False)
+    defaults = argparse.Namespace(url=url, key_prefix=KEY_PREFIX, timeout=5.0, json=False)
     options = _parser().parse_args(arguments, defaults)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding might lack a character of an id
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code, document, lines = _run(options)
         lines = [json.dumps(document, indent=2)] if options.json else map(clean, lines)
@@ -138,11 +141,12 @@ def _limit(store: Store, options: argparse.Namespace) -> Result:
     granted = store.set_limit(options.queue, options.limit)
     (after,) = store.look([options.queue])
     override = "the call sites' own" if after.override is None else "an override on all instances"
-    paused = "; nobody is granted a slot until it is raised" if after.limit == 0 else ""
-    lines = [f"queue {options.queue!r}: limit {before.limit} -> {after.limit}, {override}{paused}"]
+    paused = "; nobody is granted a slot until the limit is raised" if after.limit == 0 else ""
+    limits = {"previous": before.known_limit, "limit": after.known_limit, "override": after.override}
+    was, now = ("unknown" if each.known_limit is None else each.limit for each in (before, after))
+    lines = [f"queue {options.queue!r}: limit {was} -> {now}, {override}{paused}"]
     if granted:
         lines.append(f"granted at once: {granted}")
-    limits = {"previous": before.limit, "limit": after.limit, "override": after.override}
     return OK, {"queue": options.queue, **limits, "granted": granted}, lines
 
 
@@ -180,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     # command's parser would override what stands before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--url", help=f"default: the variable GENESIS_REDIS_URL, or {_URL}")
-    common.add_argument("--key-prefix", metavar="PREFIX", help="default: genesis:queue:")
+    common.add_argument("--key-prefix", metavar="PREFIX", help=f"default: {KEY_PREFIX}")
     common.add_argument("--timeout", type=_seconds, metavar="S", help="default: 5")
     common.add_argument("--json", action="store_true", help="for scripts")
     about = "Inspect and repair queues in Redis."
@@ -212,11 +216,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError("must be more than 0 seconds")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text!r}")
 
 
 def _slots(text: str) -> int | None:
-    return None if text == "none" else int(text)
+    with contextlib.suppress(ValueError):
+        return None if text == "none" else int(text)
+    raise argparse.ArgumentTypeError(f"expected a number of slots or none, got {text!r}")

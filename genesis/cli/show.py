@@ -58,7 +58,9 @@ def table(head: Sequence[str], *rows: Sequence[object], left: int = 1, most: int
 
 def queue_cells(look: QueueLook) -> tuple[object, ...]:
     """Its name, waiting, in use, limit, oldest wait, oldest hold, expected wait."""
-    limit = "paused" if look.limit == 0 else f"{look.limit}{'*' * (look.override is not None)}"
+    limit: object = look.known_limit
+    if look.override is not None:
+        limit = f"{look.override}*" if look.override else "paused"
     wait = look.oldest_wait if look.waiting else None
     hold = look.oldest_hold if look.in_use else None
     return look.queue_id, look.waiting, look.in_use, limit, wait, hold, look.expected_wait
@@ -67,7 +69,8 @@ def queue_cells(look: QueueLook) -> tuple[object, ...]:
 def frame(looks: Sequence[QueueLook], title: str, columns: int, rows: int, color: bool) -> list[str]:
     """The lines of one picture of `top`, longest lines first; `rows` is 0 for no maximum."""
     ordered = sorted(looks, key=lambda look: (-look.waiting, -look.in_use, look.queue_id))
-    shown = ordered[: max(1, rows - 4)] if rows else ordered
+    room = rows - 4 if rows else len(ordered)  # without title, empty line, head, and the line of `live`
+    shown = ordered if len(ordered) <= room else ordered[: max(1, room - 1)]  # one for "... and N more"
     head = "QUEUE", "WAIT", "IN USE", "LIMIT", "OLDEST", "HELD", "EXPECT"
     lines = table(head, *map(queue_cells, shown), most=32)
     width = max(map(len, lines)) + 2
@@ -90,6 +93,8 @@ def _color(look: QueueLook) -> str:
 
 def _bar(look: QueueLook, width: int) -> str:
     """Slots in use as `#`, free slots as `.`, then waiters as `>`, scaled to `width` characters."""
+    if look.known_limit is None:
+        return ""
     slots = max(look.limit, look.in_use, 1)
     size = min(slots, max(4, width * 2 // 3))
     used = -(-look.in_use * size // slots)

@@ -17,6 +17,9 @@ from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.members import parse_member, stats_of
 from genesis.backends.redis.scripts import load
 
+KEY_PREFIX = "genesis:queue:"
+"""The default, as in `RedisBackend`."""
+
 _PAGE = 500  # members per command
 _BATCH = 100  # queues per round trip
 _NOBODY = ("", "", 0, "")  # ARGV 1 to 4 of a script that only reads
@@ -78,9 +81,14 @@ class QueueLook(NamedTuple):
     """The item_ids, or ''."""
 
     @property
+    def known_limit(self) -> int | None:
+        """`limit`; None for an empty queue without an override: Redis forgets the call sites' limit."""
+        return self.limit if self.waiting or self.in_use or self.override is not None else None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """The stable fields, for programs."""
-        return dict(zip(self._fields[:10], self[:10], strict=True))
+        return {**dict(zip(self._fields[:10], self[:10], strict=True)), "limit": self.known_limit}
 
 
 class Store:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import logging
 import re
@@ -34,7 +35,7 @@ Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_MAX_CONNECTIONS = 32  # Prometheus needs one; further connections are closed at once
+_MAX_CONNECTIONS = 32  # Prometheus needs one; further ones replace slow clients, or are closed at once
 _MARGIN_SECONDS = 0.25  # a running loop can exceed `ready_timeout` by this before it counts as blocked
 _PATHS = ("/metrics", "/health", "/ready")
 
@@ -58,9 +59,6 @@ def _simple_answer(path: str) -> _Answer:
     return _Answer(200, b"healthy\n") if path == "/health" else _Answer(404, b"not found\n")
 
 
-_READY = _Answer(200, b"ready\n")
-
-
 def _not_ready(reason: str) -> _Answer:
     return _Answer(503, f"not ready: {reason}\n".encode())
 
@@ -69,7 +67,7 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
     if getattr(queue, "draining", False):
         return _not_ready("the queue is draining")
     if queue is None:
-        return _READY
+        return _Answer(200, b"ready\n")
     ping = asyncio.ensure_future(queue.ping())
     try:
         done, _ = await asyncio.wait({ping}, timeout=seconds)
@@ -79,7 +77,7 @@ async def _readiness(queue: Pingable | None, seconds: float) -> _Answer:
         return _not_ready(f"the backend did not answer within {seconds:g} s")
     error = asyncio.CancelledError() if ping.cancelled() else ping.exception()
     if error is None:
-        return _READY
+        return _Answer(200, b"ready\n")
     # Show only the type of other errors: a message might contain an address or a password.
     cause = type(error).__name__
     if isinstance(error, BackendUnavailableError) and error.cause == error.CLOSED:
@@ -98,8 +96,7 @@ def _known_formats(accept: str) -> str:
 def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
     try:
         if (path := multiprocess.directory()) is not None:
-            # A new registry: the given one would add this process' values twice.
-            registry = CollectorRegistry()
+            registry = CollectorRegistry()  # the given one would add this process' values twice
             multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
         encode, content_type = choose_encoder(_known_formats(accept))
         return _Answer(200, encode(registry), content_type)
@@ -224,7 +221,8 @@ class _Listener(socketserver.ThreadingTCPServer):
     def __init__(self, family: int, address: Any, answer: Callable[[str, str], _Answer]) -> None:
         self.address_family = family
         self.answer = answer
-        self._open: set[Any] = set()
+        self._lock = threading.Lock()
+        self._open: dict[Any, float] = {}  # when each connection was accepted
         super().__init__(address, _Handler)
         self.socket.setblocking(False)  # a client that has disconnected must not block the thread
         self._stop, self._stopped = socket.socketpair()
@@ -252,12 +250,20 @@ class _Listener(socketserver.ThreadingTCPServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        if len(self._open) < _MAX_CONNECTIONS:
-            self._open.add(request)
-        return request in self._open
+        with self._lock:
+            if len(self._open) >= _MAX_CONNECTIONS:
+                oldest, accepted = next(iter(self._open.items()))
+                if time.monotonic() - accepted < _Handler.timeout:
+                    return False
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # its client might have disconnected
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = time.monotonic()
+        return True
 
     def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
+        with self._lock:
+            self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
@@ -266,7 +272,7 @@ class _Listener(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Listener
-    timeout = 10.0  # seconds until a silent client is disconnected
+    timeout = 10.0  # seconds until a silent client is disconnected, and a slow one might be
     wbufsize = -1  # head and body in one packet
 
     def do_GET(self) -> None:

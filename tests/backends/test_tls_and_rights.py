@@ -24,18 +24,18 @@ from tests.support.waiting import wait_until
 README = Path(__file__).parents[2] / "README.md"
 
 
-def rights() -> list[str]:
-    """The rules of the user in the README, as an operator copies them."""
-    text = README.read_text()
-    match = re.search(r"^    ACL SETUSER genesis (on >\S+ (?:.*\\\n)*.*)$", text, re.MULTILINE)
+def command() -> list[str]:
+    """The README's command that makes a user, as an operator pastes it: one line."""
+    match = re.search(r"(?m)^    (ACL SETUSER genesis .*)$", README.read_text())
     assert match is not None, "the README shows no user"
-    return [word for word in match[1].split() if word != "\\"]
+    return match[1].split()
 
 
 def make_user(server: RedisServer, *more: str) -> None:
     client: Any = server.client
-    rules = [f">{PASSWORD}" if rule.startswith(">") else rule for rule in rights()]
-    client.execute_command("ACL", "SETUSER", "genesis", "reset", *rules, *more)
+    client.acl_deluser("genesis")
+    client.execute_command(*(f">{PASSWORD}" if word.startswith(">") else word for word in command()))
+    client.execute_command("ACL", "SETUSER", "genesis", *more)
 
 
 def denied(server: RedisServer) -> list[str]:
@@ -117,8 +117,18 @@ def test_the_readmes_user_may_do_no_more_than_needed() -> None:
         for script in INSTANCE_SCRIPTS
         for name in re.findall(r"redis\.p?call\(\s*'(\w+)'", load(script).source.decode())
     }
-    allowed = {rule[1:] for rule in rights() if rule.startswith("+")}
+    allowed = {word[1:] for word in command() if word.startswith("+")}
     assert allowed == called | {"evalsha", "script|load", "subscribe", "ping"}
+
+
+@pytest.mark.parametrize("channels", ["allchannels", "resetchannels"])
+def test_the_readmes_command_makes_the_user(own_redis: RedisServer, channels: str) -> None:
+    """Whether a new user may use all channels, as in Redis 6.2 by default, or none, as from 7.0 on."""
+    client: Any = own_redis.client
+    client.config_set("acl-pubsub-default", channels)
+    make_user(own_redis)
+    (channel,) = client.acl_getuser("genesis")["channels"]
+    assert channel.lstrip("&") == "genesis:queue:wake:*"
 
 
 async def test_a_client_certificate_is_shown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import subprocess
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from genesis import EvictedError
+from genesis.cli.connect import connect
 from genesis.cli.main import main
+from genesis.cli.show import frame
+from genesis.cli.store import KEY_PREFIX, Store
 from tests.cli.conftest import Line, Run
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.topology import Cluster, SentinelTrio
@@ -109,6 +113,18 @@ async def test_limit_overrides_and_ends_that(line: Line) -> None:
     assert (await line.queues[0].stats("sales")).limit == 1
 
 
+async def test_the_limit_of_an_empty_queue_is_unknown(line: Line) -> None:
+    """Its call sites might name any. An override is known."""
+    assert "limit unknown -> 7, an" in (await line.run("limit", "idle", "7")).out
+    assert (await line.run("status", "idle")).out.split("\n")[1].split()[3] == "7*"
+    assert "limit 7 -> unknown, the call sites' own" in (await line.run("limit", "idle", "none")).out
+    for command, row in (("status", 1), ("top", 3)):
+        shown = (await line.run(command, "idle")).out.splitlines()
+        assert shown[row].split()[:4] == ["idle", "0", "0", "-"]
+    assert (await line.run("status", "idle", "--json")).json["queues"][0]["limit"] is None
+    assert (await line.run("limit", "idle", "none", "--json")).json["previous"] is None
+
+
 async def test_a_queue_that_is_only_paused_is_listed(line: Line) -> None:
     await line.run("limit", "unused", "0")
     queues = (await line.run("status", "--json")).json["queues"]
@@ -131,6 +147,18 @@ async def test_top_draws_one_picture_into_a_pipe(line: Line) -> None:
     assert (result.code, "\x1b" in result.out) == (0, False)
     assert "1 queues, 2 waiting, 1 in use, 3 instances" in result.out
     assert result.out.splitlines()[3].endswith("[#]>>")
+
+
+@pytest.mark.parametrize(
+    ("queues", "last"), [(20, "queue-"), (21, "... and 2 more"), (40, "... and 21 more")]
+)
+def test_top_fits_the_terminal(own_redis: RedisServer, queues: int, last: str) -> None:
+    """Of 24 rows, the last one says how to quit. With one too many, the title would scroll away."""
+    with contextlib.closing(connect(own_redis.url, 5.0)) as client:
+        looks = Store(client, KEY_PREFIX).look([f"queue-{number}" for number in range(queues)])
+    lines = frame(looks, "title", 80, 24, color=False)
+    assert (len(lines), lines[0]) == (23, "title")
+    assert lines[-1].startswith(last)
 
 
 @pytest.mark.parametrize(("key", "interval"), [(b"q", "30"), (b"\x03", "3")])
@@ -182,6 +210,20 @@ async def test_an_id_cannot_steer_the_terminal(line: Line) -> None:
     await call.leave()
 
 
+async def test_an_id_that_the_encoding_of_the_output_lacks(line: Line) -> None:
+    """It is shown escaped."""
+    await line.run("limit", "\u9577", "0")
+
+    def output(command: str) -> str:
+        environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        program = [sys.executable, "-m", "genesis", command]
+        return subprocess.check_output(program, env=environment, text=True, timeout=30)
+
+    for command in ("status", "top"):
+        assert "\\u9577" in await asyncio.to_thread(output, command)
+    await line.run("limit", "\u9577", "none")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -207,6 +249,22 @@ def test_wrong_arguments_are_exit_code_2(
         code = int(str(error.code))
     assert code == 2
     assert "hidden" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["limit", "sales", "many"], "expected a number of slots or none, got 'many'"),
+        (["top", "--interval", "soon"], "expected more than 0 seconds, got 'soon'"),
+        (["top", "--interval", "0"], "expected more than 0 seconds, got '0'"),
+    ],
+)
+def test_a_wrong_argument_is_told_what_is_expected(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["redis://{}", "redis+sentinel://{}/name", "redis+cluster://{}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shlex
 import time
 from contextlib import AsyncExitStack
 from typing import Any
@@ -254,6 +255,16 @@ async def test_paused(line: Line) -> None:
     assert found["fix"] == "`genesis limit sales none`"
     await line.run("limit", "sales", "none")
     assert (await line.doctor()).codes == []
+
+
+async def test_a_fix_can_be_pasted(own_redis: RedisServer, run: Run) -> None:
+    """It has the key prefix, and quotes an id that a shell or the command line would read otherwise."""
+    where = "--url", own_redis.url, "--key-prefix", "my app:"
+    await run("limit", *where, "--", "-$HOME", "0")
+    (found,) = (await run("doctor", *where, "--json")).json["findings"]
+    genesis, *words = shlex.split(found["fix"].strip("`"))
+    assert (genesis, (await run("--url", own_redis.url, *words)).code) == ("genesis", 0)
+    assert (await run("doctor", *where)).out == "healthy: no findings\n"
 
 
 async def test_leases_differ(line: Line) -> None:

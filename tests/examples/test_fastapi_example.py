@@ -170,6 +170,19 @@ async def test_a_client_that_goes_away_within_its_body_is_no_error(client: Clien
     assert b"wait_seconds_count" not in (await client.get("/metrics")).body
 
 
+async def test_a_call_that_the_server_cancels_is_503(client: Client) -> None:
+    """At the end of its grace period, a server cancels the calls that wait or hold."""
+    calls = []
+    for number in range(LIMIT + 1):
+        calls.append(asyncio.ensure_future(client.get(f"/call/c{number}", "seconds=3600")))
+        await client.stands(max(0, number + 1 - LIMIT), min(number + 1, LIMIT))
+    for call in reversed(calls):  # the one that waits first: it is not to be granted
+        call.cancel()
+    for reply in await asyncio.gather(*calls):
+        assert (reply.status, reply.json) == (503, {"error": "CancelledError"})
+    await client.stands(0, 0)
+
+
 async def test_the_end_of_the_lifespan_drains_the_queue() -> None:
     """Calls that still hold come to their end; new ones are refused, and readiness says why."""
     app = create_app(CollectorRegistry())

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +56,17 @@ async def test_what_ends_by_itself_prints_what_is_shown(name: str, tmp_path: Pat
     section = README.read_text().split(f"## {name}")[1].split("\n## ")[0]
     shown = section.split("It prints:\n\n")[1]
     assert without_seconds((tmp_path / "log").read_text()) == without_seconds(shown)
+
+
+@pytest.mark.parametrize(
+    "name", ["call_centre.py", "llm_gateway.py", "batch_job.py", "freeswitch_outbound.py"]
+)
+def test_an_example_runs_the_library_of_its_clone(name: str, tmp_path: Path) -> None:
+    """And no other that is installed."""
+    (tmp_path / "genesis.py").write_text("raise ImportError('the other one')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "examples" / name), "--help"]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=60, check=True)
 
 
 @pytest.mark.parametrize("documents", ["0", "-1"])

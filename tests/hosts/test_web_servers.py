@@ -118,12 +118,12 @@ async def a_server_that_stops_loses_nothing(server: WebServer, outside: Queue) -
     await wait_until(lambda: len(granted) == 1, "the slot that came free went outside", GRACE / 2)
     await wait_until(lambda: len(granted) == 2, "so did that of the call that was cut off")
     assert granted[1] - began < GRACE + 2 < LEASE
-    assert (await long)[0] != 200
+    assert (await long)[0] == 503
     await server.ended()
     log = server.log.read_text()
     assert log.count("Application shutdown complete") == 2, log
-    cut_off = log.count("CancelledError: Task cancelled, timeout graceful shutdown exceeded")
-    assert log.count("Traceback (most recent call last)") == cut_off == 1, log
+    assert "timeout graceful shutdown exceeded" in log
+    assert "Traceback (most recent call last)" not in log, log
     everybody.set()
     await asyncio.gather(*others)
     stats = await outside.stats("calls")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import parser
 
 from genesis import Queue
-from genesis.observability import ObservabilityServer, Telemetry, asgi_app
+from genesis.observability import ObservabilityServer, Telemetry, asgi_app, http
 from tests.observability.conftest import run_alone
 from tests.support.asgi import request
 from tests.support.http import aask
@@ -174,6 +175,28 @@ async def test_connections_are_bounded(registry: CollectorRegistry) -> None:
                 return False
 
         await wait_until(served, "it serves again")
+
+
+async def test_slow_clients_do_not_keep_others_out(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all connections are taken, one that is older than the timeout makes room: the oldest."""
+    clock = [1000.0]
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        slow = []
+        for _ in range(32):
+            slow.append(await asyncio.open_connection("127.0.0.1", server.port))
+            slow[-1][1].write(b"GET /health HTTP/1.1\r\n")  # and never the end
+        with pytest.raises(OSError):  # it is closed, or reset if the request arrives later
+            await aask(server.port, "/health")
+        clock[0] += 11.0
+        assert (await aask(server.port, "/health")).status == 200
+        (reader, _), *younger = slow
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert not any(reader.at_eof() for reader, _ in younger)
+        for _, writer in slow:
+            writer.close()
 
 
 MULTIPROCESS = """
