@@ -154,6 +154,7 @@ class QueueStats(NamedTuple):
     waiting: int
     in_use: int
     limit: int
+    """In force. 1, the default, for an empty queue without an override: its call sites' is not kept."""
     oldest_wait: float
     """Seconds of the longest wait, not necessarily the head's; 0.0 if nobody waits."""
     oldest_hold: float = 0.0

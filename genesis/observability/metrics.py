@@ -85,7 +85,7 @@ class Instruments(Collector):
             names.HOLD_SECONDS, "Seconds for which a slot was held.", ended, wait_buckets
         )
         self.position = self._histogram(
-            names.POSITION, "Place on entering; 0 if granted at once.", queue, POSITION_BUCKETS
+            names.POSITION, "Position on entering; 0 if granted at once.", queue, POSITION_BUCKETS
         )
         self.operation = self._histogram(
             names.OPERATION_SECONDS,
