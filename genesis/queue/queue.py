@@ -184,6 +184,10 @@ class Queue:
         when the item is granted or gone (noticed within `at_least` seconds) and when the Queue is
         closed. It yields nothing while the backend is unavailable.
 
+        If the item already holds a slot, or is granted one at once through another Queue, the iterator
+        waits for it to enter again. For a call of this Queue use `SlotRequest.watch`, which ends with
+        the call's wait.
+
         An instance sends one command per queue, tick and 500 watched items. The tick of a queue is the
         smallest `at_least` of its watches. A watch that is not iterated costs nothing, and a watch need
         not be closed.

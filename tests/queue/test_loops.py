@@ -24,6 +24,7 @@ from genesis.queue import (
 )
 from genesis.queue.calls import Calls
 from tests.conftest import state_of
+from tests.support.waiting import quiesce
 
 
 @pytest.fixture
@@ -77,6 +78,34 @@ def test_a_memory_queue_serves_several_loops_in_turn() -> None:
     asyncio.run(left.__aexit__(None, None, None))  # too late, but harmless
     assert left.slot is None
     assert not state_of(queue)
+
+
+def test_a_watch_of_a_closed_loop_disturbs_no_call_of_the_same_id() -> None:
+    """Neither when the call waits, nor when it is granted a slot."""
+    queue = Queue(telemetry=Telemetry(CollectorRegistry()))
+    reading = queue.watch("sales", "call").__anext__()  # a coroutine without a task
+
+    async def begin_to_watch() -> None:
+        reading.send(None)
+        await quiesce()  # until it has been polled
+
+    async def call() -> None:
+        for holds in (False, True):
+            async with queue.slot("sales") if holds else nullcontext():
+                calling = asyncio.create_task(enter())
+                await quiesce()
+            await calling
+
+    async def enter() -> None:
+        async with queue.slot("sales", item_id="call"):
+            pass
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin_to_watch())
+    loop.close()
+    asyncio.run(call())
+    assert not state_of(queue)
+    reading.close()
 
 
 async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:
