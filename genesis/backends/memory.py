@@ -182,9 +182,7 @@ class InMemoryBackend:
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
         line = self._line("wait_status", queue_id)
-        names = {item for item in wanted if isinstance(item, str)}
-        backwards = reversed(line.order) if names else ()
-        first = {w.ticket.item_id: w for w in backwards if w.ticket.item_id in names}
+        first = line.first_by_item() if any(isinstance(item, str) for item in wanted) else {}
         now, depth = self._clock(), len(line.waiting)
         found: list[WaitStatus | None] = []
         for item in wanted:
@@ -299,6 +297,8 @@ class InMemoryBackend:
         head = line.order.popleft()
         _, item_id, key = head.ticket
         del line.waiting[key]
+        if line.named.get(item_id) is head:
+            del line.named[item_id]
         line.holding[key] = head
         head.token = token = next(self._numbers)
         head.since = self._clock()

@@ -20,7 +20,6 @@ from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.members import parse_member, stats_of
-from genesis.backends.redis.ticket import Stage
 from genesis.exceptions import BackendUnavailableError
 
 _PAGE = 500  # tickets that one command reads
@@ -53,12 +52,15 @@ class Requests:
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        own = self._join("wait_status", queue_id).open(queue_id).tickets.values()
-        waiting: list[Any] = [call for call in own if call.stage is Stage.WAITING]
-        waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
+        queue = self._join("wait_status", queue_id).open(queue_id)
+        named = queue.first_by_item() if any(isinstance(each, str) for each in wanted) else {}
         members: dict[Ticket | str, bytes] = {}
-        for call in waiting:
-            members[call.ticket] = members[call.ticket.item_id] = call.member
+        for each in wanted:
+            call: Any = (
+                named.get(each) if isinstance(each, str) else queue.tickets.get(each.id.encode())
+            )
+            if call is not None and call.waits:
+                members[each] = call.member
         others = {each for each in wanted if isinstance(each, str) and each not in members}
         if others:
             async for member, _, _ in self._pages("wait_status", queue_id, b"waiting"):
