@@ -234,6 +234,10 @@ class Queue:
 
         If several waiters share the id: the first one of this instance, if any, otherwise the first in
         the line.
+
+        Raises:
+            BackendUnavailableError: the backend was closed or did not reply, or it has lost its data
+                and was not yet told again of this Queue's call.
         """
         queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
         (status,) = await self._backend.wait_status(queue_id, [item_id])

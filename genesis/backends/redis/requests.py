@@ -24,6 +24,7 @@ from genesis.exceptions import BackendUnavailableError
 
 _PAGE = 500  # tickets that one command reads
 _NO_ANSWER = "it did not answer in time"
+_FORGOTTEN = "it has forgotten a call that waits, and is told of it again within a heartbeat"
 _REPEATABLE = "; it may have been applied, and is safe to repeat"
 
 
@@ -55,12 +56,13 @@ class Requests:
         queue = self._join("wait_status", queue_id).open(queue_id)
         named = queue.first_by_item() if any(isinstance(each, str) for each in wanted) else {}
         members: dict[Ticket | str, bytes] = {}
+        own: dict[bytes, Any] = {}
         for each in wanted:
             call: Any = (
                 named.get(each) if isinstance(each, str) else queue.tickets.get(each.id.encode())
             )
             if call is not None and call.waits:
-                members[each] = call.member
+                members[each], own[call.member] = call.member, call
         others = {each for each in wanted if isinstance(each, str) and each not in members}
         if others:
             async for member, _, _ in self._pages("wait_status", queue_id, b"waiting"):
@@ -78,6 +80,8 @@ class Requests:
             numbers, *_, rows = await self._ask("wait_status", queue_id, "stats", *page)
             depth, _, limit, *_, mean_hold = stats_of(numbers)
             for member, (position, *waited) in zip(page, rows, strict=True):
+                if not position and member in own and own[member].waits:  # e.g. Redis lost its data
+                    raise unavailable("wait_status", _FORGOTTEN, queue_id)
                 if position:
                     expected = expected_wait(position, limit, mean_hold)
                     statuses[member] = WaitStatus(position, depth, waited[0] / 1e6, expected)
