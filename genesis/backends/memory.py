@@ -81,6 +81,7 @@ class InMemoryBackend:
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._moves = 0  # from one loop to another
         self._closed = False
 
     def listen(self, listener: Listener) -> None:
@@ -325,7 +326,14 @@ class InMemoryBackend:
         # An empty context: the timers would keep the context of the first call, and everything in it,
         # alive for as long as a queue is in use.
         assert self._loop is not None
-        self._timer = self._loop.call_later(self.heartbeat_interval, self._report, context=Context())
+        self._timer = self._loop.call_later(
+            self.heartbeat_interval, self._tick, self._moves, context=Context()
+        )
+
+    def _tick(self, moves: int) -> None:
+        # Otherwise it is the timer of a loop that was left, which might run in another thread.
+        if moves == self._moves:
+            self._report()
 
     def _emit(self, event: BackendEvent) -> None:
         if self._listener is not None:
@@ -344,7 +352,7 @@ class InMemoryBackend:
         if self._lines:
             self._lines.clear()
             self._known.clear()
-        self._loop, self._timer = loop, None
+        self._loop, self._timer, self._moves = loop, None, self._moves + 1
 
     def _check(self, operation: str, queue_id: str = "", item_id: str = "") -> None:
         if self._closed:
