@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,8 @@ class Watch:
         future = self._future
         if future is None or future.done():
             return False
-        future.set_result(status)
+        with suppress(RuntimeError):  # the loop is closed, so nobody reads any more
+            future.set_result(status)
         return True
 
 
