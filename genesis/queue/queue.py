@@ -298,9 +298,11 @@ class Queue:
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
         if calls is not None and calls.this_task_holds():
-            raise RuntimeError(
-                "drain was called by a task that holds a slot of this Queue; leave it first"
-            )
+            await asyncio.sleep(0)  # a generator that was closed gives back its slot meanwhile
+            if calls.this_task_holds():
+                raise RuntimeError(
+                    "drain was called by a task that holds a slot of this Queue; leave it first"
+                )
         self._draining = True
         if calls is None:
             return 0
