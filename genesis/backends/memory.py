@@ -47,7 +47,7 @@ from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
-_MAX_KNOWN = 1_000  # queues whose mean hold is remembered
+_MAX_IDLE = 1_000  # queues whose mean hold is remembered
 _HOLDERS_SHOWN = 5
 
 
@@ -71,11 +71,10 @@ class InMemoryBackend:
         self.store = f"memory:{self.instance_id}"
         self._clock = clock
         self._listener: Listener | None = None
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, Line] = {}  # queues in use
         self._overrides: dict[str, int] = {}
         self._kept: dict[PlaceToken, _KeptPlace] = {}
-        # Queues in use, and idle ones for their mean hold.
-        self._known: dict[str, Line] = {}
+        self._idle: dict[str, Line] = {}  # for their mean hold; the one idle for longest comes first
         # One counter for all queues: tokens must increase in each queue, and the state of an idle
         # queue, its own counter included, might be dropped.
         self._numbers = itertools.count(1)
@@ -156,7 +155,7 @@ class InMemoryBackend:
                 leaver = new_tuple(CallRef, (ticket.item_id, self.instance_id, context))
                 return new_tuple(LeaveResult, ("holding", (self._grant_head(line, leaver),)))
         if not line.holding and not line.waiting:
-            del self._lines[ticket.queue_id]
+            self._idle[ticket.queue_id] = self._lines.pop(ticket.queue_id)
         return result
 
     async def flush(self) -> None:
@@ -217,8 +216,8 @@ class InMemoryBackend:
         for holder in holders:
             del line.holding[holder.ticket.id]
         self._hand_over(line)
-        if not line.holding and not line.waiting:
-            self._lines.pop(queue_id, None)
+        if not line.holding and not line.waiting and queue_id in self._lines:
+            self._idle[queue_id] = self._lines.pop(queue_id)
         for holder in holders:  # last: the listener might call this backend
             self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
@@ -244,7 +243,7 @@ class InMemoryBackend:
     def _refused(self, line: Line, ticket: Ticket) -> EnterResult:
         depth = len(line.waiting)
         if not line.holding and not depth:
-            del self._lines[ticket.queue_id]
+            self._idle[ticket.queue_id] = self._lines.pop(ticket.queue_id)
         expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
         return EnterResult(ticket, None, 0, depth, expected)
 
@@ -258,11 +257,11 @@ class InMemoryBackend:
         self._kept[token] = _KeptPlace(waiter.place, self._clock() + seconds)
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
-        line = self._known.get(queue_id)
+        line = self._idle.pop(queue_id, None)
         if line is None:
-            if len(self._known) >= _MAX_KNOWN:
-                del self._known[next(iter(self._known))]
-            line = self._known[queue_id] = Line()
+            while len(self._idle) >= _MAX_IDLE:
+                del self._idle[next(iter(self._idle))]
+            line = Line()
         self._lines[queue_id] = line
         override = self._overrides.get(queue_id)
         if limit != line.limit or override != line.override:
@@ -276,7 +275,7 @@ class InMemoryBackend:
         self._check(operation, queue_id)
         line = self._lines.get(queue_id)
         if line is None:
-            line = self._known.get(queue_id) or Line()
+            line = self._idle.get(queue_id) or Line()
             line.set_limit(None, self._overrides.get(queue_id))
         return line
 
@@ -349,9 +348,7 @@ class InMemoryBackend:
                 "this InMemoryBackend has calls in another event loop; use a Queue in one event loop "
                 "at a time, or RedisBackend to share a line between threads"
             )
-        if self._lines:
-            self._lines.clear()
-            self._known.clear()
+        self._lines.clear()
         self._loop, self._timer, self._moves = loop, None, self._moves + 1
 
     def _check(self, operation: str, queue_id: str = "", item_id: str = "") -> None:
