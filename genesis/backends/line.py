@@ -44,6 +44,9 @@ class Line:
     holding: dict[str, LocalTicket] = field(default_factory=dict)  # in the order of the grants
     waiting: dict[str, Waiter] = field(default_factory=dict)  # in the order of entering
     order: deque[Waiter] = field(default_factory=deque)  # the same waiters, ordered by place
+    # By item_id, one waiter each. If `len(named) == len(waiting)`, no waiter is hidden behind another
+    # of the same item_id.
+    named: dict[str, Waiter] = field(default_factory=dict)
     limit: int | None = None  # the last `max_concurrent` of a call site
     override: int | None = None
     effective_limit: int = 1
@@ -56,7 +59,9 @@ class Line:
     def add(self, waiter: Waiter) -> int:
         """Insert a waiter by place. Returns its position."""
         order = self.order
-        self.waiting[waiter.ticket.id] = waiter
+        _, item_id, key = waiter.ticket
+        self.waiting[key] = waiter
+        self.named.setdefault(item_id, waiter)
         if order and order[-1].place > waiter.place:
             index = self._index(waiter)
             order.insert(index, waiter)
@@ -66,8 +71,17 @@ class Line:
 
     def remove(self, waiter: Waiter) -> None:
         """Remove a waiter at any position."""
+        _, item_id, key = waiter.ticket
         del self.order[self._index(waiter)]
-        del self.waiting[waiter.ticket.id]
+        del self.waiting[key]
+        if self.named.get(item_id) is waiter:
+            del self.named[item_id]
+
+    def first_by_item(self) -> dict[str, Waiter]:
+        """By item_id, the first waiter in line."""
+        if len(self.named) == len(self.waiting):
+            return self.named
+        return {waiter.ticket.item_id: waiter for waiter in reversed(self.order)}
 
     def position(self, waiter: Waiter) -> int:
         """1 is next."""

@@ -47,7 +47,7 @@ from genesis.backends.waiting import fail, until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
-_MAX_KNOWN = 1_000  # queues whose mean hold is remembered
+_MAX_IDLE = 1_000  # queues whose mean hold is remembered
 _HOLDERS_SHOWN = 5
 
 
@@ -71,16 +71,16 @@ class InMemoryBackend:
         self.store = f"memory:{self._identity.id}"
         self._clock = clock
         self._listener: Listener | None = None
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, Line] = {}  # queues in use
         self._overrides: dict[str, int] = {}
         self._kept: dict[PlaceToken, _KeptPlace] = {}
-        # Queues in use, and idle ones for their mean hold.
-        self._known: dict[str, Line] = {}
+        self._idle: dict[str, Line] = {}  # for their mean hold; the one idle for longest comes first
         # One counter for all queues: tokens must increase in each queue, and the state of an idle
         # queue, its own counter included, might be dropped.
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._moves = 0  # from one loop to another
         self._closed = False
 
     @property
@@ -161,7 +161,7 @@ class InMemoryBackend:
                 leaver = new_tuple(CallRef, (ticket.item_id, self._identity.id, context))
                 return new_tuple(LeaveResult, ("holding", (self._grant_head(line, leaver),)))
         if not line.holding and not line.waiting:
-            del self._lines[ticket.queue_id]
+            self._idle[ticket.queue_id] = self._lines.pop(ticket.queue_id)
         return result
 
     async def flush(self) -> None:
@@ -188,9 +188,7 @@ class InMemoryBackend:
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
         line = self._line("wait_status", queue_id)
-        names = {item for item in wanted if isinstance(item, str)}
-        backwards = reversed(line.order) if names else ()
-        first = {w.ticket.item_id: w for w in backwards if w.ticket.item_id in names}
+        first = line.first_by_item() if any(isinstance(item, str) for item in wanted) else {}
         now, depth = self._clock(), len(line.waiting)
         found: list[WaitStatus | None] = []
         for item in wanted:
@@ -224,8 +222,8 @@ class InMemoryBackend:
         for holder in holders:
             del line.holding[holder.ticket.id]
         self._hand_over(line)
-        if not line.holding and not line.waiting:
-            self._lines.pop(queue_id, None)
+        if not line.holding and not line.waiting and queue_id in self._lines:
+            self._idle[queue_id] = self._lines.pop(queue_id)
         for holder in holders:  # last: the listener might call this backend
             self._emit(SlotLost(holder.ticket, "evicted"))
         return len(waiters) + len(holders)
@@ -251,7 +249,7 @@ class InMemoryBackend:
     def _refused(self, line: Line, ticket: Ticket) -> EnterResult:
         depth = len(line.waiting)
         if not line.holding and not depth:
-            del self._lines[ticket.queue_id]
+            self._idle[ticket.queue_id] = self._lines.pop(ticket.queue_id)
         expected = expected_wait(depth + 1, line.effective_limit, line.holds.value)
         return EnterResult(ticket, None, 0, depth, expected)
 
@@ -265,11 +263,11 @@ class InMemoryBackend:
         self._kept[token] = _KeptPlace(waiter.place, self._clock() + seconds)
 
     def _open_line(self, queue_id: str, limit: int | None) -> Line:
-        line = self._known.get(queue_id)
+        line = self._idle.pop(queue_id, None)
         if line is None:
-            if len(self._known) >= _MAX_KNOWN:
-                del self._known[next(iter(self._known))]
-            line = self._known[queue_id] = Line()
+            while len(self._idle) >= _MAX_IDLE:
+                del self._idle[next(iter(self._idle))]
+            line = Line()
         self._lines[queue_id] = line
         override = self._overrides.get(queue_id)
         if limit != line.limit or override != line.override:
@@ -283,7 +281,7 @@ class InMemoryBackend:
         self._check(operation, queue_id)
         line = self._lines.get(queue_id)
         if line is None:
-            line = self._known.get(queue_id) or Line()
+            line = self._idle.get(queue_id) or Line()
             line.set_limit(None, self._overrides.get(queue_id))
         return line
 
@@ -305,6 +303,8 @@ class InMemoryBackend:
         head = line.order.popleft()
         _, item_id, key = head.ticket
         del line.waiting[key]
+        if line.named.get(item_id) is head:
+            del line.named[item_id]
         line.holding[key] = head
         head.token = token = next(self._numbers)
         head.since = self._clock()
@@ -331,7 +331,14 @@ class InMemoryBackend:
         # An empty context: the timers would keep the context of the first call, and everything in it,
         # alive for as long as a queue is in use.
         assert self._loop is not None
-        self._timer = self._loop.call_later(self.heartbeat_interval, self._report, context=Context())
+        self._timer = self._loop.call_later(
+            self.heartbeat_interval, self._tick, self._moves, context=Context()
+        )
+
+    def _tick(self, moves: int) -> None:
+        # Otherwise it is the timer of a loop that was left, which might run in another thread.
+        if moves == self._moves:
+            self._report()
 
     def _emit(self, event: BackendEvent) -> None:
         if self._listener is not None:
@@ -347,11 +354,9 @@ class InMemoryBackend:
                 "this InMemoryBackend has calls in another event loop; use a Queue in one event loop "
                 "at a time, or RedisBackend to share a line between threads"
             )
-        if self._lines:
-            self._lines.clear()
-            self._known.clear()
+        self._lines.clear()
         self._identity.renew_if_forked()
-        self._loop, self._timer = loop, None
+        self._loop, self._timer, self._moves = loop, None, self._moves + 1
 
     def _check(self, operation: str, queue_id: str = "", item_id: str = "") -> None:
         if self._closed:

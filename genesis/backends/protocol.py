@@ -375,8 +375,8 @@ class QueueBackend(Protocol):
         Args:
             queue_id: the queue.
             wanted: tickets of this instance, or item_ids. If several waiters share an item_id, the
-                first one of this instance counts, otherwise the first in line. This takes O(log n)
-                per waiter of this instance; any other id requires a scan of the line.
+                first one of this instance counts, otherwise the first in line. O(log n) for each
+                waiter of this instance, unless two of its calls share an id; else a scan of the line.
         """
 
     async def entries(self, queue_id: str) -> list[QueueEntry]:

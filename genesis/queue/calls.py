@@ -120,7 +120,8 @@ class Calls:
             # An empty context: the current one belongs to the interrupted call.
             self.loop.call_soon_threadsafe(callback, *args, context=Context())
         except RuntimeError:  # the loop is closed, so nothing else runs in it
-            callback(*args)
+            with suppress(RuntimeError):  # nor can it wake anybody, or send anything
+                callback(*args)
 
 
 def task_id() -> int:

@@ -184,6 +184,10 @@ class Queue:
         when the item is granted or gone (noticed within `at_least` seconds) and when the Queue is
         closed. It yields nothing while the backend is unavailable.
 
+        If the item already holds a slot, or is granted one at once through another Queue, the iterator
+        waits for it to enter again. For a call of this Queue use `SlotRequest.watch`, which ends with
+        the call's wait.
+
         An instance sends one command per queue, tick and 500 watched items. The tick of a queue is the
         smallest `at_least` of its watches. A watch that is not iterated costs nothing, and a watch need
         not be closed.
@@ -230,6 +234,10 @@ class Queue:
 
         If several waiters share the id: the first one of this instance, if any, otherwise the first in
         the line.
+
+        Raises:
+            BackendUnavailableError: the backend was closed or did not reply, or it has lost its data
+                and was not yet told again of this Queue's call.
         """
         queue_id, item_id = check_id("queue_id", queue_id), check_id("item_id", item_id)
         (status,) = await self._backend.wait_status(queue_id, [item_id])
@@ -290,9 +298,11 @@ class Queue:
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
         if calls is not None and calls.this_task_holds():
-            raise RuntimeError(
-                "drain was called by a task that holds a slot of this Queue; leave it first"
-            )
+            await asyncio.sleep(0)  # a generator that was closed gives back its slot meanwhile
+            if calls.this_task_holds():
+                raise RuntimeError(
+                    "drain was called by a task that holds a slot of this Queue; leave it first"
+                )
         self._draining = True
         if calls is None:
             return 0

@@ -89,7 +89,8 @@ class SlotRequest:
                     raise self._refused(result)
                 self.ticket = result.ticket
                 self._waits_at = result
-                queue.watches.entered(request.queue_id, request.item_id)
+                if queue.watches.tickers:
+                    queue.watches.entered(request.queue_id, request.item_id)
                 if timeout is not None:
                     timeout = max(0.0, deadline - calls.loop.time())
                 grant = await backend.wait(result.ticket, timeout)
@@ -107,6 +108,8 @@ class SlotRequest:
         self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
         if self.ticket is not None or self._watches is not None:
             self._stop_waiting()
+        if queue.watches.tickers:
+            queue.watches.granted(request.queue_id, request.item_id)
         return slot
 
     async def __aexit__(

@@ -26,9 +26,13 @@ class QueueSemaphore:
     """The result of `Queue.semaphore`. Reusable, by any number of tasks at once.
 
     Each `async with` block gives back its own slot. That holds too if the block is in an async
-    generator that another task or the garbage collector closes. If you enter it without `async with`
-    (through an `AsyncExitStack`, or by calling `__aexit__`), leave it in the task that entered it, in
-    LIFO order; anything else raises RuntimeError. `async with sem() as slot` has no such restriction.
+    generator that another task or the garbage collector closes.
+
+    Without the statement (through an `AsyncExitStack`, or by calling `__aexit__`), leaving gives back
+    the slot that the current task took last; RuntimeError if it holds none. Such uses must therefore be
+    nested, in one task: anything else gives back another block's slot. In code that cannot promise
+    this, enter `sem()` or `sem(item_id=...)`: each is an object of its own, which gives back its own
+    slot in any task and order.
     """
 
     queue_id: str

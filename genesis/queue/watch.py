@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,10 @@ class Watch:
         return self._last is None
 
     @property
+    def by_id(self) -> bool:
+        return self._request is None
+
+    @property
     def wanted(self) -> Ticket | str | None:
         """The ticket or item_id to poll; None if nobody reads, or if the request has no ticket yet."""
         if self._future is None:
@@ -113,7 +118,8 @@ class Watch:
         future = self._future
         if future is None or future.done():
             return False
-        future.set_result(status)
+        with suppress(RuntimeError):  # the loop is closed, so nobody reads any more
+            future.set_result(status)
         return True
 
 
@@ -160,6 +166,11 @@ class _Ticker:
         for watch in self._watching.get(item_id, ()):
             if watch.is_new:
                 self._poll_soon(watch)
+
+    def granted(self, item_id: str) -> None:
+        for watch in self._watching.get(item_id, ()):
+            if watch.is_new and watch.by_id:
+                watch.end()
 
     def watching(self) -> list[Watch]:
         return [watch for watches in self._watching.values() for watch in watches]
@@ -216,29 +227,35 @@ class Watches:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the tickers
-        self._tickers: dict[str, _Ticker] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the tickers, perhaps closed
+        self.tickers: dict[str, _Ticker] = {}
         self.closed = False
 
     def ticker(self, queue_id: str) -> _Ticker:
         """The ticker of a queue in the running loop. Add a watch to it at once."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._tickers = loop, {}
-        ticker = self._tickers.get(queue_id)
+            self._loop, self.tickers = loop, {}
+        ticker = self.tickers.get(queue_id)
         if ticker is None:
-            ticker = self._tickers[queue_id] = _Ticker(self._queue, queue_id, self._tickers)
+            ticker = self.tickers[queue_id] = _Ticker(self._queue, queue_id, self.tickers)
         return ticker
 
     def entered(self, queue_id: str, item_id: str) -> None:
         """A call of this `Queue` starts to wait: poll for the watches of its id at once."""
-        ticker = self._tickers.get(queue_id)
-        if ticker is not None:
+        ticker = self.tickers.get(queue_id)
+        if ticker is not None and self._loop is asyncio.get_running_loop():
             ticker.entered(item_id)
+
+    def granted(self, queue_id: str, item_id: str) -> None:
+        """A call of this `Queue` was granted a slot: end the watches of its id that saw no wait."""
+        ticker = self.tickers.get(queue_id)
+        if ticker is not None and self._loop is asyncio.get_running_loop():
+            ticker.granted(item_id)
 
     def close(self) -> None:
         """End all watches, including those created later."""
         self.closed = True
-        for ticker in self._tickers.values():
+        for ticker in self.tickers.values():
             for watch in ticker.watching():
                 watch.end()

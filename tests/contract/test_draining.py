@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -52,6 +53,20 @@ async def test_a_task_that_holds_may_still_enter_while_draining(queue: Queue) ->
     with pytest.raises(QueueDrainingError):
         async with queue.slot("sales"):
             pytest.fail("entered")
+
+
+@pytest.mark.parametrize("how", ["slot", "semaphore"])
+async def test_drain_right_after_a_generator_that_held_was_closed(queue: Queue, how: str) -> None:
+    """Its slot is given back in the next iteration of the loop; `drain` waits for that."""
+
+    async def hold() -> AsyncGenerator[int, None]:
+        async with queue.slot("sales") if how == "slot" else queue.semaphore("sales"):
+            yield 1
+
+    generator = hold()
+    await anext(generator)
+    await generator.aclose()
+    assert await queue.drain(timeout=5) == 0
 
 
 async def test_drain_of_a_queue_that_was_never_used(queue: Queue) -> None:

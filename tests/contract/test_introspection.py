@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from typing import Any
 
 import pytest
 
 from genesis.exceptions import EvictedError
-from tests.support.call_group import CallGroup
+from tests.support.call_group import Call, CallGroup
+from tests.support.line import DAY, Line
 from tests.support.waiting import wait_until
 
 
@@ -52,6 +55,57 @@ async def test_position_counts_from_the_head(group: CallGroup) -> None:
     assert [await group.queue.position("sales", name) for name in "abcx"] == [None, None, 1, None]
     await b.gone()
     await c.gone()
+
+
+async def test_of_several_waiters_with_one_id_the_first_in_line_has_the_position(line: Line) -> None:
+    """Whatever the order in which they enter and leave."""
+
+    async def positions() -> list[int | None]:
+        return [await line.queue.position("sales", name) for name in ("twin", "x")]
+
+    await line.call("holder")
+    first = await line.call("twin")
+    await line.call("x")
+    early = await line.call("twin", head_start=DAY)
+    assert await positions() == [1, 3]
+    await early.dropped()
+    assert await positions() == [1, 2]
+    late = await line.call("twin")
+    await first.dropped()
+    assert await positions() == [2, 1]
+    last = await line.call("twin")
+    await late.dropped()
+    assert await positions() == [2, 1]
+    await last.dropped()
+    assert await positions() == [None, 1]
+    await line.grants()
+
+
+async def test_the_work_for_the_position_of_an_own_item_does_not_grow_with_the_line(
+    group: CallGroup,
+) -> None:
+    """By the number of lines of Python that run."""
+    lines = 0
+
+    def count(*_: object) -> Any:
+        nonlocal lines
+        lines += 1
+        return count
+
+    calls: list[Call] = []
+    counts = []
+    for size in (10, 300):
+        calls += await group.line_up(*(f"call-{number}" for number in range(len(calls), size)))
+        trace, lines = sys.gettrace(), 0
+        sys.settrace(count)
+        try:
+            assert await group.queue.position("sales", f"call-{size // 2}") == size // 2
+        finally:
+            sys.settrace(trace)
+        counts.append(lines)
+    assert counts[1] < counts[0] + 200
+    for call in calls:
+        await call.gone()
 
 
 async def test_two_waiters_may_have_the_same_item_id(group: CallGroup) -> None:

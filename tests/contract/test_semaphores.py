@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -93,3 +94,38 @@ async def test_slot_and_semaphore_stand_in_the_same_line(queue: Queue) -> None:
         with pytest.raises(QueueTimeoutError):
             async with queue.semaphore("support", max_concurrent=1, timeout=0):
                 pytest.fail("two in a queue with limit 1")
+
+
+async def test_without_a_statement_a_semaphore_gives_back_the_slot_that_was_taken_last(
+    queue: Queue,
+) -> None:
+    """Two stacks that are not nested: the first gives back the second's slot. A third finds none."""
+    sem = queue.semaphore("support", max_concurrent=2)
+    stacks = [AsyncExitStack() for _ in range(2)]
+    slots = [await stack.enter_async_context(sem) for stack in stacks]
+    await stacks[0].aclose()
+    assert [slot.lost for slot in slots] == [False, False]
+    (entry,) = await queue.entries("support")
+    assert entry.fencing_token == slots[0].fencing_token
+    await stacks[1].aclose()
+    with pytest.raises(RuntimeError, match="holds no slot"):
+        await sem.__aexit__(None, None, None)
+    await assert_free(queue, "support", 2)
+
+
+async def test_the_slots_that_a_semaphore_makes_can_be_left_in_any_task_and_order(queue: Queue) -> None:
+    """Each gives back its own."""
+    sem = queue.semaphore("support", max_concurrent=3)
+    stacks = [AsyncExitStack() for _ in range(3)]
+    slots = [
+        await stack.enter_async_context(sem(item_id=item_id))
+        for stack, item_id in zip(stacks, ["a", "b", None], strict=True)
+    ]
+    await asyncio.create_task(stacks[0].aclose())
+    left = {entry.fencing_token for entry in await queue.entries("support")}
+    assert left == {slot.fencing_token for slot in slots[1:]}
+    await stacks[1].aclose()
+    (entry,) = await queue.entries("support")
+    assert entry.fencing_token == slots[2].fencing_token
+    await stacks[2].aclose()
+    await assert_free(queue, "support", 3)

@@ -47,6 +47,34 @@ async def test_a_watch_begun_before_the_call_entered(line: Line) -> None:
     await line.grants()
 
 
+async def test_a_watch_by_id_ends_if_the_call_is_granted_at_once(line: Line) -> None:
+    """It saw no wait and yields nothing. Afterwards nothing is polled."""
+    watch = line.queue.watch("sales", "call", every=0.05, at_least=0.05)
+    reading = asyncio.create_task(_read(watch))
+    await quiesce()
+    await line.call("call")
+    assert await asyncio.wait_for(reading, 5) == []
+    await wait_until(lambda: not line.queue.watches.tickers, "the ticker stops")
+    await line.grants()
+
+
+async def test_a_watch_of_an_item_that_holds_waits_for_it_to_enter_again(line: Line) -> None:
+    """So does the watch of the request that will enter: the slot is another call's."""
+    await line.call("call", max_concurrent=1)
+    again = line.queue.slot("sales", item_id="call")
+    readings = [
+        asyncio.create_task(anext(w)) for w in (line.queue.watch("sales", "call"), again.watch())
+    ]
+    await quiesce()
+    assert not any(reading.done() for reading in readings)
+    entering = asyncio.create_task(again.__aenter__())
+    for reading in readings:
+        assert (await asyncio.wait_for(reading, 5)).position == 1
+    await line.grants()
+    await entering
+    await again.__aexit__(None, None, None)
+
+
 @pytest.mark.parametrize("why", ["draining", "another limit"])
 async def test_a_watch_begun_before_a_call_that_may_not_enter_ends(line: Line, why: str) -> None:
     await line.call("holder", max_concurrent=1)
@@ -105,7 +133,7 @@ async def test_one_command_a_tick_for_all_that_are_watched(line: Line, monkeypat
         statuses = await asyncio.gather(*map(anext, watches))
         assert [status.position for status in statuses] == list(range(1, 21))
     assert requested == [20, 20, 20]
-    await wait_until(lambda: not line.queue.watches._tickers, "the ticker stops")
+    await wait_until(lambda: not line.queue.watches.tickers, "the ticker stops")
     assert len(requested) == 3
     await line.grants()
 
@@ -213,6 +241,6 @@ async def test_a_watch_without_end_has_a_tick(line: Line) -> None:
     await line.call("waiter")
     watch = line.queue.watch("sales", "waiter", every=math.inf, at_least=math.inf)
     assert (await anext(watch)).position == 1
-    (ticker,) = line.queue.watches._tickers.values()
+    (ticker,) = line.queue.watches.tickers.values()
     assert ticker._timer is not None
     await line.grants()

@@ -92,6 +92,44 @@ async def test_flushall_keeps_the_order_for_an_instance_far_away(fleet: Fleet) -
     await fleet.settled()
 
 
+async def test_watches_of_a_call_that_waits_go_on_after_a_loss_of_data(fleet: Fleet) -> None:
+    """By request, and by id through the same instance: quiet until Redis knows the call again."""
+    queue = fleet.queue(lease=3.0)
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    request = queue.slot(SALES, item_id="waiter")
+    entering = asyncio.create_task(request.__aenter__())
+    watches = [
+        request.watch(every=0.05, at_least=0.05),
+        queue.watch(SALES, "waiter", every=0.05, at_least=0.05),
+    ]
+    for watch in watches:
+        assert (await anext(watch)).position == 1
+    await renewed(queue)  # its next heartbeat comes a full interval after the loss
+    fleet.server.client.flushall()
+    following = [asyncio.create_task(anext(watch)) for watch in watches]
+    with pytest.raises(BackendUnavailableError, match="forgotten"):
+        await queue.position(SALES, "waiter")
+
+    def polled() -> bool:
+        operation = {"backend": "redis", "operation": "wait_status", "outcome": "unavailable"}
+        return fleet.counted("genesis_backend_operation_seconds_count", **operation) >= 3
+
+    await wait_until(polled, "the watches are polled while Redis does not know the call")
+    assert not any(reading.done() for reading in following)
+    newcomer = fleet.call(queue, "newcomer")  # registers all calls of its instance again
+    for reading in following:
+        assert (await asyncio.wait_for(reading, 20)).position == 1
+    await holder.leave()
+    await entering
+    for watch in watches:
+        assert [status.position async for status in watch] in ([], [1])
+    await request.__aexit__(None, None, None)
+    await newcomer.held()
+    await newcomer.leave()
+    await fleet.settled()
+
+
 @pytest.mark.slow
 async def test_redis_killed_and_restarted_empty_strands_nobody(fleet: Fleet) -> None:
     """Down for a second with holders, waiters and newcomers: each is granted or gets the error."""

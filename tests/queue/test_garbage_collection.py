@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -20,7 +21,7 @@ from genesis import Queue
 from genesis.backends.protocol import QueueBackend
 from genesis.observability import Telemetry
 from genesis.queue import InMemoryBackend, RedisBackend
-from tests.conftest import assert_nothing_kept
+from tests.conftest import assert_nothing_kept, state_of
 from tests.support.waiting import quiesce, wait_until
 
 # "coroutine ignored GeneratorExit" and the like, which python only prints
@@ -177,6 +178,43 @@ def _in_memory(request: pytest.FixtureRequest) -> QueueBackend:
 
 def _over_redis(request: pytest.FixtureRequest) -> QueueBackend:
     return RedisBackend(request.getfixturevalue("redis_server").url, lease=600.0)
+
+
+@pytest.mark.parametrize("make", [_in_memory, _over_redis])
+def test_calls_of_a_closed_loop_are_closed_without_an_error(
+    request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest], QueueBackend]
+) -> None:
+    """One holds, one waits and is watched. Nothing is kept of them, and another loop can be used."""
+    queue = Queue(make(request), telemetry=Telemetry(CollectorRegistry()))
+
+    async def call(slot: Any) -> None:
+        async with slot:
+            await asyncio.get_running_loop().create_future()
+
+    async def use_and_close() -> None:
+        async with queue, queue.slot("support"):
+            pass
+
+    async def begin() -> None:
+        slots = [queue.slot("sales", max_concurrent=1) for _ in range(2)]
+        watches = [slots[1].watch(), queue.watch("sales", "other")]
+        work = [*map(call, slots), *map(anext, watches)]
+        tasks.extend(map(asyncio.ensure_future, work))
+        await tasks[2]  # it waits
+        tasks[2] = asyncio.ensure_future(anext(watches[0]))
+        await quiesce()
+
+    tasks: list[asyncio.Future[Any]] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the connection was not closed
+        loop.close()
+        tasks.clear()
+        gc.collect()
+        asyncio.run(use_and_close())
+        gc.collect()
+    assert not state_of(queue)
 
 
 _caller: ContextVar[Any] = ContextVar("_caller")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ from genesis.queue import (
 )
 from genesis.queue.calls import Calls
 from tests.conftest import state_of
+from tests.support.waiting import quiesce, wait_until
 
 
 @pytest.fixture
@@ -77,6 +79,68 @@ def test_a_memory_queue_serves_several_loops_in_turn() -> None:
     asyncio.run(left.__aexit__(None, None, None))  # too late, but harmless
     assert left.slot is None
     assert not state_of(queue)
+
+
+def test_a_memory_queue_has_one_timer_however_often_its_loop_changes() -> None:
+    """The timers of a loop that was left end, even if it is used again."""
+    pending: Counter[asyncio.AbstractEventLoop] = Counter()
+
+    class Counting(InMemoryBackend):
+        heartbeat_interval = 0.01
+
+        def _arm(self) -> None:
+            super()._arm()
+            assert self._loop is not None
+            pending[self._loop] += 1
+
+        def _tick(self, moves: int) -> None:
+            pending[asyncio.get_running_loop()] -= 1
+            super()._tick(moves)
+
+    queue = Queue(Counting(), telemetry=Telemetry(CollectorRegistry()))
+
+    async def use() -> None:
+        async with queue.slot("sales"):
+            pass
+
+    async def hold() -> None:
+        async with queue.slot("sales"):
+            await wait_until(lambda: pending[loops[0]] == 1, "one timer is left", 5)
+
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    for loop in 10 * loops:
+        loop.run_until_complete(use())
+    loops[0].run_until_complete(hold())
+    for loop in loops:
+        loop.close()
+
+
+def test_a_watch_of_a_closed_loop_disturbs_no_call_of_the_same_id() -> None:
+    """Neither when the call waits, nor when it is granted a slot."""
+    queue = Queue(telemetry=Telemetry(CollectorRegistry()))
+    reading = queue.watch("sales", "call").__anext__()  # a coroutine without a task
+
+    async def begin_to_watch() -> None:
+        reading.send(None)
+        await quiesce()  # until it has been polled
+
+    async def call() -> None:
+        for holds in (False, True):
+            async with queue.slot("sales") if holds else nullcontext():
+                calling = asyncio.create_task(enter())
+                await quiesce()
+            await calling
+
+    async def enter() -> None:
+        async with queue.slot("sales", item_id="call"):
+            pass
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin_to_watch())
+    loop.close()
+    asyncio.run(call())
+    assert not state_of(queue)
+    reading.close()
 
 
 async def test_one_backend_in_two_loops_is_refused_over_redis() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from genesis.backends.protocol import (
 from genesis.backends.redis.core import QueueCore
 from genesis.backends.redis.members import make_member
 from genesis.backends.redis.scripts import load
-from genesis.backends.redis.ticket import Command, LocalTicket
+from genesis.backends.redis.ticket import Command, LocalTicket, Stage
 from genesis.backends.waiting import fail
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
@@ -61,6 +61,10 @@ class Call(LocalTicket):
         self.observed = False  # emit its `Left`: `leave` has returned None
         self.result: LeaveResult | None = None
 
+    @property
+    def waits(self) -> bool:
+        return self.wanted and self.stage is Stage.WAITING
+
     def answered(self, result: EnterResult) -> None:
         if not self.answer.done():
             self.answer.set_result(result)
@@ -91,6 +95,9 @@ class LocalQueue(QueueCore):
         self.driver = driver
         self.keys = keys
         self.link: Any = None
+        # By item_id, one of `tickets` each. If both have the same length, no ticket is hidden behind
+        # another of the same item_id.
+        self.named: dict[str, Call] = {}
         self.timer_at = float("inf")  # the driver's next tick of this queue
         self.rejection = ""  # the last error reply to another command than `enter`
         self.redirection = ""  # the last MOVED, ASK or CLUSTERDOWN; "" after a script has run
@@ -112,6 +119,14 @@ class LocalQueue(QueueCore):
         parts = (b"EVALSHA", load(script).sha, b"%d" % len(keys), *keys, *words)
         sent: bool = self.link.send(parts, on_reply, urgent)
         return sent
+
+    def first_by_item(self) -> dict[str, Any]:
+        """By item_id, this instance's first waiter in line; for other items perhaps another call."""
+        if len(self.named) == len(self.tickets):
+            return self.named
+        calls: Iterable[Any] = self.tickets.values()
+        waiting = sorted((call for call in calls if call.waits), key=lambda call: -call.number)
+        return {call.ticket.item_id: call for call in waiting}
 
     # The output of the core, see `Output`
 
@@ -168,6 +183,9 @@ class LocalQueue(QueueCore):
 
     def left(self, call: Call, result: LeaveResult, confirmed: bool) -> None:
         call.result = result
+        item_id = call.ticket.item_id
+        if self.named.get(item_id) is call:
+            del self.named[item_id]
         if call.observed:
             self.driver.emit(Left(call.ticket, result, confirmed))
         self.driver.forget(call)

@@ -123,6 +123,7 @@ class Driver:
         now, line = self.loop.time(), self._unanswered
         self.calls[call.ticket.id] = call
         call.queue.enter(call, now)
+        call.queue.named.setdefault(call.ticket.item_id, call)
         self.schedule(call.queue)
         for _ in range(2):  # more than come in; all at once, it might be thousands in one turn
             if line and line[0][2].answer.done():

@@ -20,11 +20,11 @@ from genesis.backends.redis.calls import LocalQueue, unavailable
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.members import parse_member, stats_of
-from genesis.backends.redis.ticket import Stage
 from genesis.exceptions import BackendUnavailableError
 
 _PAGE = 500  # tickets that one command reads
 _NO_ANSWER = "it did not answer in time"
+_FORGOTTEN = "it has forgotten a call that waits, and is told of it again within a heartbeat"
 _REPEATABLE = "; it may have been applied, and is safe to repeat"
 
 
@@ -53,12 +53,16 @@ class Requests:
     async def wait_status(
         self, queue_id: str, wanted: Sequence[Ticket | str]
     ) -> list[WaitStatus | None]:
-        own = self._join("wait_status", queue_id).open(queue_id).tickets.values()
-        waiting: list[Any] = [call for call in own if call.stage is Stage.WAITING]
-        waiting.sort(key=lambda call: -call.number)  # of one item_id, the first in line wins
+        queue = self._join("wait_status", queue_id).open(queue_id)
+        named = queue.first_by_item() if any(isinstance(each, str) for each in wanted) else {}
         members: dict[Ticket | str, bytes] = {}
-        for call in waiting:
-            members[call.ticket] = members[call.ticket.item_id] = call.member
+        own: dict[bytes, Any] = {}
+        for each in wanted:
+            call: Any = (
+                named.get(each) if isinstance(each, str) else queue.tickets.get(each.id.encode())
+            )
+            if call is not None and call.waits:
+                members[each], own[call.member] = call.member, call
         others = {each for each in wanted if isinstance(each, str) and each not in members}
         if others:
             async for member, _, _ in self._pages("wait_status", queue_id, b"waiting"):
@@ -76,6 +80,8 @@ class Requests:
             numbers, *_, rows = await self._ask("wait_status", queue_id, "stats", *page)
             depth, _, limit, *_, mean_hold = stats_of(numbers)
             for member, (position, *waited) in zip(page, rows, strict=True):
+                if not position and member in own and own[member].waits:  # e.g. Redis lost its data
+                    raise unavailable("wait_status", _FORGOTTEN, queue_id)
                 if position:
                     expected = expected_wait(position, limit, mean_hold)
                     statuses[member] = WaitStatus(position, depth, waited[0] / 1e6, expected)
