@@ -197,6 +197,7 @@ class Requests:
             if left > 0:
                 return await driver.until_changed(left)
             why = f"it is out of reach ({why})"
+        await asyncio.sleep(0)  # see `RedisBackend.enter`
         raise unavailable(operation, why, queue.queue_id)
 
     async def _within(
