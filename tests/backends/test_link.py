@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
 import time
 from typing import Any
@@ -143,6 +144,29 @@ async def test_an_error_while_connecting_is_reported_and_retried(
         assert watched.downs[0] == ("other", "LookupError: planted")
         Sick.healthy = True
         await watched.is_up()
+
+
+async def test_a_host_that_is_unknown_after_it_was_up_may_come_back(own_redis: RedisServer) -> None:
+    """A headless service of Kubernetes has no address while its pod restarts."""
+
+    class Unnamed(RedisPyConnection):
+        known = True
+
+        async def _connect(self) -> None:
+            if not Unnamed.known:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            await super()._connect()  # type: ignore[no-untyped-call]
+
+    pool = ConnectionPool(connection_class=Unnamed, host="127.0.0.1", port=own_redis.port)
+    async with linked(pool) as watched:
+        await watched.is_up()
+        Unnamed.known = False
+        watched.link.reconnect("other", "a test")
+        await wait_until(lambda: len(watched.downs) >= 2, "an attempt failed")
+        assert "not known" in watched.link.why_down
+        assert not watched.link.denied
+        Unnamed.known = True
+        await watched.is_up(2)
 
 
 async def test_the_backoff_restarts_after_a_connection_was_up(own_redis: RedisServer) -> None:

@@ -71,7 +71,7 @@ def is_permanent(error: BaseException, was_up: bool) -> bool:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
-            return cause.errno != socket.EAI_AGAIN or not was_up
+            return not was_up  # Kubernetes knows no address while the server's pod restarts
         if isinstance(cause, ssl.SSLError):
             return not isinstance(cause, ssl.SSLEOFError)
         cause = cause.__cause__ or cause.__context__
