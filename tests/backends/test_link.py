@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import hiredis
 import pytest
 from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool
@@ -316,6 +317,8 @@ async def test_wake_ups_of_a_second_connection_count_once_it_is_used(redis_serve
         (redis_errors.NoScriptError(), "scripts_lost"),
         (redis_errors.TryAgainError(), "slot_moving"),
         (redis_errors.OutOfMemoryError(), "refused"),
+        (redis_errors.ResponseError("MISCONF Errors writing to the AOF file"), "refused"),
+        (hiredis.ReplyError("NOREPLICAS Not enough good replicas to write."), "refused"),
     ],
 )
 def test_what_a_connect_function_raises_is_retried(error: Exception, reason: str) -> None:

@@ -227,6 +227,26 @@ async def test_a_redis_that_is_busy_with_a_script_is_an_error_and_then_works(fle
     await fleet.settled()
 
 
+async def test_a_redis_that_is_busy_when_an_instance_starts_is_waited_for(fleet: Fleet) -> None:
+    """BUSY, as a reply to the first commands of a connection, is no reason to give up."""
+    client: Any = fleet.server.client
+    client.config_set("lua-time-limit", 100)
+    queue = fleet.queue(lease=60.0)
+    thread = threading.Thread(target=_run_forever, args=(fleet.server,))
+    thread.start()
+    await wait_until(lambda: _busy(client), "Redis is busy")
+    try:
+        call = fleet.call(queue, "call")
+        await wait_until(fleet.disruptions, "an attempt to connect failed")
+    finally:
+        await wait_until(lambda: _killed(client), "the script is killed")
+        thread.join()
+    assert fleet.disruptions() == {"refused": 1.0}
+    await call.held()
+    await call.leave()
+    await fleet.settled()
+
+
 def _busy(client: Any) -> bool:
     try:
         client.ping()

@@ -50,6 +50,8 @@ _REASONS: tuple[tuple[str, tuple[str, ...], _Kinds], ...] = (
 )
 # Before 7.0, Redis wraps the error of a command inside a script.
 _WRAPPED = re.compile("-(READONLY|MASTERDOWN|LOADING) ")
+# Redis rejects commands for a while: a slow script, no memory, no disk, too few replicas.
+_PASSING = ("BUSY ", "OOM ", "MISCONF ", "NOREPLICAS ")
 
 
 def reason_of(error: BaseException) -> str:
@@ -75,6 +77,6 @@ def is_permanent(error: BaseException, was_up: bool) -> bool:
         if isinstance(cause, ssl.SSLError):
             return not isinstance(cause, ssl.SSLEOFError)
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, redis_errors.OutOfMemoryError):
+    if isinstance(error, redis_errors.OutOfMemoryError) or str(error).startswith(_PASSING):
         return False
     return reason_of(error) in ("denied", "refused")
