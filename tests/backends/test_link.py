@@ -234,6 +234,18 @@ async def test_of_several_servers_each_attempt_tries_the_next(own_redis: RedisSe
         await watched.is_up(2)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "denied"),
+    [("unknown away", False), ("away unknown", False), ("unknown unknown", True)],
+)
+async def test_a_link_is_denied_if_each_of_its_servers_is(hosts: str, denied: bool) -> None:
+    urls = {"unknown": "redis://no-such-host.invalid:1", "away": "redis://127.0.0.1:1"}
+    async with linked(*(urls[host] for host in hosts.split())) as watched:
+        for times in (1, 2):
+            await wait_until(lambda: len(watched.downs) >= times, "a round has failed")  # noqa: B023
+            assert watched.link.denied is denied
+
+
 # Idle times
 
 

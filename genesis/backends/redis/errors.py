@@ -25,6 +25,18 @@ class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
         self.reason = reason
 
 
+class NoMasterError(redis_errors.ConnectionError):
+    """No Sentinel names the master.
+
+    Attributes:
+        permanent: see `is_permanent`.
+    """
+
+    def __init__(self, detail: str, permanent: bool) -> None:
+        super().__init__(f"no Sentinel names the master: {detail}")
+        self.permanent = permanent
+
+
 _Kinds = tuple[type[BaseException], ...]
 _DENIALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 # Reason, first words of error replies, and what redis-py raises while it connects. The first match
@@ -70,6 +82,8 @@ def reason_of(error: BaseException) -> str:
 
 def is_permanent(error: BaseException, was_up: bool) -> bool:
     """Whether a retry will most likely fail too; `was_up`: a connection has succeeded before."""
+    if isinstance(error, NoMasterError):
+        return error.permanent
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
