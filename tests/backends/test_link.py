@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
 import time
 from typing import Any
 
+import hiredis
 import pytest
 from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool
@@ -145,6 +147,29 @@ async def test_an_error_while_connecting_is_reported_and_retried(
         await watched.is_up()
 
 
+async def test_a_host_that_is_unknown_after_it_was_up_may_come_back(own_redis: RedisServer) -> None:
+    """A headless service of Kubernetes has no address while its pod restarts."""
+
+    class Unnamed(RedisPyConnection):
+        known = True
+
+        async def _connect(self) -> None:
+            if not Unnamed.known:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            await super()._connect()  # type: ignore[no-untyped-call]
+
+    pool = ConnectionPool(connection_class=Unnamed, host="127.0.0.1", port=own_redis.port)
+    async with linked(pool) as watched:
+        await watched.is_up()
+        Unnamed.known = False
+        watched.link.reconnect("other", "a test")
+        await wait_until(lambda: len(watched.downs) >= 2, "an attempt failed")
+        assert "not known" in watched.link.why_down
+        assert not watched.link.denied
+        Unnamed.known = True
+        await watched.is_up(2)
+
+
 async def test_the_backoff_restarts_after_a_connection_was_up(own_redis: RedisServer) -> None:
     async with linked(own_redis.url) as watched:
         await watched.is_up()
@@ -207,6 +232,18 @@ async def test_of_several_servers_each_attempt_tries_the_next(own_redis: RedisSe
         assert all("127.0.0.1:" in detail for _, detail in watched.downs[1:])
         own_redis.start()
         await watched.is_up(2)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "denied"),
+    [("unknown away", False), ("away unknown", False), ("unknown unknown", True)],
+)
+async def test_a_link_is_denied_if_each_of_its_servers_is(hosts: str, denied: bool) -> None:
+    urls = {"unknown": "redis://no-such-host.invalid:1", "away": "redis://127.0.0.1:1"}
+    async with linked(*(urls[host] for host in hosts.split())) as watched:
+        for times in (1, 2):
+            await wait_until(lambda: len(watched.downs) >= times, "a round has failed")  # noqa: B023
+            assert watched.link.denied is denied
 
 
 # Idle times
@@ -292,6 +329,8 @@ async def test_wake_ups_of_a_second_connection_count_once_it_is_used(redis_serve
         (redis_errors.NoScriptError(), "scripts_lost"),
         (redis_errors.TryAgainError(), "slot_moving"),
         (redis_errors.OutOfMemoryError(), "refused"),
+        (redis_errors.ResponseError("MISCONF Errors writing to the AOF file"), "refused"),
+        (hiredis.ReplyError("NOREPLICAS Not enough good replicas to write."), "refused"),
     ],
 )
 def test_what_a_connect_function_raises_is_retried(error: Exception, reason: str) -> None:

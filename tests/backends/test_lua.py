@@ -274,6 +274,26 @@ def test_lost_data_comes_back_in_order_and_nothing_is_granted(line: Line) -> Non
     assert names(line.mine("beat", "a")[8]) == ["a1"]
 
 
+@pytest.mark.parametrize("by", ["beat", "sync", "enter"])
+def test_a_clock_that_steps_back_opens_the_recovery_window_again(line: Line, by: str) -> None:
+    """Otherwise nothing is granted until the clock has caught up."""
+    line.sync("b", ("b1", "e", 0), session=4, confirmed=3, renewed=line.now())
+    hour = 3_600_000_000
+    for field in ("until", "opened"):  # as if an hour was missing on Redis's clock
+        line.client.hincrbyfloat(line.meta, field, hour)
+    actions = {
+        "beat": lambda: line.mine("beat", "b"),
+        "sync": lambda: line.sync("b", ("b1", "w", line.place("b1")), confirmed=4),
+        "enter": lambda: line.enter("a1"),
+    }
+    actions[by]()
+    left = float(line.client.hget(line.meta, "until")) - line.now()
+    assert LEASE / 2 - 10_000_000 < left <= LEASE / 2
+    assert line.holders() == []
+    line.mine("beat", "b")
+    assert float(line.client.hget(line.meta, "until")) - line.now() < left, "it opened once more"
+
+
 def test_a_holder_comes_back_with_its_token_even_over_the_limit(line: Line) -> None:
     line.enter("b1")
     now = line.now()

@@ -213,6 +213,28 @@ async def test_a_password_that_is_put_right_is_found_out(fleet: Fleet) -> None:
     fleet.server.client.config_set("requirepass", "")
 
 
+async def test_a_caller_that_retries_at_once_does_not_freeze_the_loop(fleet: Fleet) -> None:
+    """While the connection is denied, every operation fails at once, but lets other tasks run."""
+    queue = fleet.queue("redis://no-such-host.invalid:6379")
+    await fleet.call(queue, "first").failure()
+    turns = 0
+
+    async def other_task() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(other_task())
+    for operation in (lambda: queue.slot("sales").__aenter__(), lambda: queue.stats("sales")):
+        before = turns
+        for _ in range(10):
+            with pytest.raises(BackendUnavailableError):
+                await operation()
+        assert turns - before >= 9
+    other.cancel()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "paused"])
 async def test_an_outage_longer_than_the_lease_ends_every_call_knowingly(

@@ -175,7 +175,30 @@ async def test_a_denied_login_is_named_without_the_password(fleet: Fleet, wrong:
         chain = chain.__cause__
 
 
-# Read-only, busy, loading
+# Read-only, paused, busy, loading
+
+
+async def test_a_redis_that_pauses_writes_is_waited_for_on_one_connection(fleet: Fleet) -> None:
+    """CLIENT PAUSE WRITE, as in a fail-over: a second connection does not replace the first."""
+    client: Any = fleet.server.client
+    queue = fleet.queue(lease=90.0)
+    await queue.ping()
+    client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
+    setting = asyncio.create_task(queue.set_limit(SALES, 3))
+
+    def both_held_back() -> bool:
+        return sum("b" in each["flags"] for each in client.client_list()) == 2
+
+    try:
+        await wait_until(both_held_back, "a second connection is tried")
+    finally:
+        client.execute_command("CLIENT", "UNPAUSE")
+    await setting
+    await wait_until(lambda: fleet.server.connections() == 1, "the second one is dropped")
+    assert fleet.server.calls("subscribe") == 2
+    assert fleet.disruptions() == {}
+    await queue.set_limit(SALES, None)
+    await fleet.settled()
 
 
 async def test_a_master_that_became_a_read_only_replica_is_an_error_and_then_works(
@@ -224,6 +247,26 @@ async def test_a_redis_that_is_busy_with_a_script_is_an_error_and_then_works(fle
     assert not holder.lost
     await holder.leave()
     assert await works_again(fleet, queue) < 3
+    await fleet.settled()
+
+
+async def test_a_redis_that_is_busy_when_an_instance_starts_is_waited_for(fleet: Fleet) -> None:
+    """BUSY, as a reply to the first commands of a connection, is no reason to give up."""
+    client: Any = fleet.server.client
+    client.config_set("lua-time-limit", 100)
+    queue = fleet.queue(lease=60.0)
+    thread = threading.Thread(target=_run_forever, args=(fleet.server,))
+    thread.start()
+    await wait_until(lambda: _busy(client), "Redis is busy")
+    try:
+        call = fleet.call(queue, "call")
+        await wait_until(fleet.disruptions, "an attempt to connect failed")
+    finally:
+        await wait_until(lambda: _killed(client), "the script is killed")
+        thread.join()
+    assert fleet.disruptions() == {"refused": 1.0}
+    await call.held()
+    await call.leave()
     await fleet.settled()
 
 

@@ -112,6 +112,15 @@ class Cluster:
             pass
         self.end_move(slot, target)
 
+    def take_all(self, source: RedisServer, target: RedisServer) -> None:
+        """Assign all slots of `source` to `target`, without their keys. Its epoch must be greater."""
+        rows = _do(target, "CLUSTER", "SLOTS")
+        ranges = [range(row[0], row[1] + 1) for row in rows if row[2][1] == source.port]
+        slots = [slot for each in ranges for slot in each]
+        _do(target, "CLUSTER", "DELSLOTS", *slots)
+        _do(target, "CLUSTER", "ADDSLOTS", *slots)
+        _until(lambda: self.replaced(slots[0], source), "all nodes know it")
+
     def forget_slot(self, slot: int) -> None:
         """Remove the slot from all nodes: nobody serves it."""
         for server in self.running:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 from genesis import Queue
 from genesis.exceptions import BackendUnavailableError
@@ -133,6 +135,55 @@ async def _answers_not(queue: Queue, name: str) -> bool:
 async def _answers(queue: Queue, name: str) -> bool:
     try:
         await queue.stats(name)
+    except BackendUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+async def test_a_ping_needs_every_master_in_use_and_no_other(instances: Instances) -> None:
+    """Of three masters two are in use, and one of them dies: not ready until it is back."""
+    cluster = Cluster()
+    try:
+        other = cluster.owner(key_slot(b"ping"))
+        used = [server for server in cluster.servers if server is not other]
+        queue = instances.make(client=cluster.client(), lease=60.0, operation_timeout=1.0)
+        for server in used:
+            await queue.stats(queue_on(cluster, server))
+        await queue.ping()
+        used[0].kill()
+        for _ in range(2):
+            with pytest.raises(BackendUnavailableError, match=f"out of reach.*:{used[0].port}"):
+                await queue.ping()
+        used[0].start()
+        await wait_until(lambda: _pings(queue), "ready again")
+        router: Any = queue._backend._inner._driver.router  # type: ignore[attr-defined]
+        assert len(router.links()) == 2
+    finally:
+        cluster.close()
+
+
+@pytest.mark.slow
+async def test_a_ping_needs_no_master_whose_slots_have_moved(instances: Instances) -> None:
+    """It is taken out of service after its slots were moved, and no call has noticed that yet."""
+    cluster = Cluster()
+    try:
+        queue = instances.make(client=cluster.client(), lease=60.0, operation_timeout=10.0)
+        removed, *_ = cluster.servers
+        for server in cluster.servers:
+            await queue.stats(queue_on(cluster, server))
+        await asyncio.to_thread(cluster.take_all, removed, cluster.servers[1])
+        await queue.ping()
+        removed.kill()
+        for _ in range(3):
+            await queue.ping()
+    finally:
+        cluster.close()
+
+
+async def _pings(queue: Queue) -> bool:
+    try:
+        await queue.ping()
     except BackendUnavailableError:
         return False
     return True

@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio.sentinel import Sentinel
 
 from genesis import Queue
+from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
 from tests.conftest import assert_nothing_kept
 from tests.support.instances import (
@@ -86,6 +87,32 @@ async def test_a_sentinel_that_does_not_answer_keeps_nobody_from_the_master(
         print(f"a slot after {took:.2f} s")
         assert took < 2.0
         await queue.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("password", "AuthenticationError: "),
+        ("host", "ConnectionError: Error -2 connecting to no-such"),
+    ],
+)
+async def test_sentinels_that_deny_are_an_error_at_once(
+    trio: SentinelTrio, instances: Instances, wrong: str, reason: str
+) -> None:
+    """As with a single server: no call waits, and neither do later calls."""
+    if wrong == "password":
+        client = trio.client(sentinel_kwargs={"username": "nobody", "password": "wrong"})
+    else:
+        make: Any = Sentinel
+        client = make([(f"no-such-host-{n}.invalid", 1) for n in range(2)]).master_for(trio.service)
+    queue = instances.make(client=client, lease=60.0, operation_timeout=60.0)
+    for _ in range(2):
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailableError) as caught:
+            await queue.stats("sales")
+        assert time.monotonic() - began < 10.0
+        assert f"NoMasterError: no Sentinel names the master: {reason}" in caught.value.cause
+        assert "wrong" not in caught.value.cause.replace("WRONGPASS", "")
 
 
 async def test_a_forced_address_of_the_master_is_no_other_master(

@@ -31,7 +31,7 @@ from genesis.backends.redis.index import Index
 from genesis.backends.redis.keys import channel_prefix, queue_keys
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
-from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, load
+from genesis.backends.redis.scripts import loading
 from genesis.backends.redis.ticket import Command, Stage
 from genesis.exceptions import BackendUnavailableError
 
@@ -90,10 +90,7 @@ class Driver:
         self.index = Index(self, key_prefix)
         self.router = new_router(
             LinkSettings(
-                [
-                    (b"SUBSCRIBE", channels + self.head),
-                    *((b"SCRIPT", b"LOAD", load(name).source) for name in INSTANCE_SCRIPTS),
-                ],
+                [(b"SUBSCRIBE", channels + self.head), *loading()],
                 timeout,
                 lease / BEATS_PER_LEASE,
                 self.on_up,

@@ -25,6 +25,18 @@ class ConnectionLost(Exception):  # noqa: N818 - passed to callbacks as a reply
         self.reason = reason
 
 
+class NoMasterError(redis_errors.ConnectionError):
+    """No Sentinel names the master.
+
+    Attributes:
+        permanent: see `is_permanent`.
+    """
+
+    def __init__(self, detail: str, permanent: bool) -> None:
+        super().__init__(f"no Sentinel names the master: {detail}")
+        self.permanent = permanent
+
+
 _Kinds = tuple[type[BaseException], ...]
 _DENIALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 # Reason, first words of error replies, and what redis-py raises while it connects. The first match
@@ -50,6 +62,8 @@ _REASONS: tuple[tuple[str, tuple[str, ...], _Kinds], ...] = (
 )
 # Before 7.0, Redis wraps the error of a command inside a script.
 _WRAPPED = re.compile("-(READONLY|MASTERDOWN|LOADING) ")
+# Redis rejects commands for a while: a slow script, no memory, no disk, too few replicas.
+_PASSING = ("BUSY ", "OOM ", "MISCONF ", "NOREPLICAS ")
 
 
 def reason_of(error: BaseException) -> str:
@@ -68,13 +82,15 @@ def reason_of(error: BaseException) -> str:
 
 def is_permanent(error: BaseException, was_up: bool) -> bool:
     """Whether a retry will most likely fail too; `was_up`: a connection has succeeded before."""
+    if isinstance(error, NoMasterError):
+        return error.permanent
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
-            return cause.errno != socket.EAI_AGAIN or not was_up
+            return not was_up  # Kubernetes knows no address while the server's pod restarts
         if isinstance(cause, ssl.SSLError):
             return not isinstance(cause, ssl.SSLEOFError)
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, redis_errors.OutOfMemoryError):
+    if isinstance(error, redis_errors.OutOfMemoryError) or str(error).startswith(_PASSING):
         return False
     return reason_of(error) in ("denied", "refused")

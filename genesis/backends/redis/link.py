@@ -83,8 +83,8 @@ class Link:
         endpoint: that of the last attempt.
         untried: those left of this round.
         why_down: why no connection is up; "" if one is up.
-        denied: the last attempt failed for a reason that a retry does not fix: credentials,
-            permissions, an unknown host, TLS, or a server without RESP3.
+        denied: the last attempt at each endpoint failed for a reason that a retry does not fix:
+            credentials, permissions, an unknown host, TLS, or a server without RESP3.
         answer: the reply to the last command of the greeting.
     """
 
@@ -106,6 +106,7 @@ class Link:
         self._awake_since = 0.0  # by loop.time(): the process was stopped until then
         self._up_since = 0.0  # by loop.time(); 0: never
         self._failures = 1
+        self._denials = 0  # the last attempts, each at the next endpoint, that a retry does not fix
         self._closing = False
         self._open()
 
@@ -234,18 +235,20 @@ class Link:
             self._connection = connection
             connection.closed.add_done_callback(self._ended, context=Context())
             self._up_since = self._loop.time()
-            self.why_down, self.denied = "", False
+            self.why_down, self.denied, self._denials = "", False, 0
             self._watch_in(self._second_after)
             self._settings.on_up(self)
 
     def _failed(self, error: BaseException) -> None:
         if self._closing or self._connection is not None:
             return  # if that one is silent, `_watch` opens another
+        permanent = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
+        self._denials = self._denials + 1 if permanent else 0
         if self.untried:
             self._open()
             return
         self._retry()
-        self.denied = is_permanent(error, was_up=self._settings.was_up or self._up_since > 0)
+        self.denied = self._denials >= len(self._endpoints)
         self.why_down = self.redact(error)
         self._settings.on_down(self, reason_of(error), self.why_down)
 

@@ -118,12 +118,17 @@ class Requests:
     async def ping(self) -> None:
         """Require a reply from every server in use."""
         driver = self._join("ping")
-        queue = LocalQueue(driver, "", (b"ping",))  # it stands for all
-        deadline = driver.loop.time() + driver.timeout
+        router, deadline = driver.router, driver.loop.time() + driver.timeout
         while True:
-            while not (links := [link for link in driver.router.links() if link.up]):
-                driver.router.link(b"ping")
-                await self._until_changed("ping", queue, deadline)
+            if not router.links():
+                router.link(b"ping")  # of a Cluster: any node
+            links = router.links()
+            down = [link for link in links if not link.up]
+            if down or not links:
+                why = down[0].why_down if down else router.why_down(b"ping")
+                denied = down[0].denied if down else router.denied(b"ping")
+                await self._until_up(driver, "ping", "", deadline, why, denied)
+                continue
             replies = []
             for link in links:
                 replies.append(driver.loop.create_future())
@@ -133,7 +138,7 @@ class Requests:
             if not errors:
                 return
             if not isinstance(errors[0], ConnectionLost):
-                raise unavailable("ping", driver.router.redact(errors[0]))
+                raise unavailable("ping", router.redact(errors[0]))
 
     async def _pages(
         self, operation: str, queue_id: str, state: bytes
@@ -195,15 +200,23 @@ class Requests:
                 await self._until_changed(operation, queue, deadline)
 
     async def _until_changed(self, operation: str, queue: LocalQueue, deadline: float) -> None:
-        driver, why = queue.driver, queue.driver.why_down(queue)
+        driver = queue.driver
+        why, denied = driver.why_down(queue), driver.denied(queue)
+        await self._until_up(driver, operation, queue.queue_id, deadline, why, denied)
+
+    async def _until_up(
+        self, driver: Driver, operation: str, queue_id: str, deadline: float, why: str, denied: bool
+    ) -> None:
+        """Wait until a link changes, or raise. Args: why a link is down; denied, for good."""
         left = deadline - driver.loop.time()
         if driver.closing:
             why = BackendUnavailableError.CLOSED
-        elif not driver.denied(queue):
+        elif not denied:
             if left > 0:
                 return await driver.until_changed(left)
             why = f"it is out of reach ({why})"
-        raise unavailable(operation, why, queue.queue_id)
+        await asyncio.sleep(0)  # see `RedisBackend.enter`
+        raise unavailable(operation, why, queue_id)
 
     async def _within(
         self, operation: str, queue_id: str, reply: asyncio.Future[Any], deadline: float, lost: str

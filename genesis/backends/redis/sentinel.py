@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from genesis.backends.redis.endpoint import Endpoint
-from genesis.backends.redis.errors import ConnectionLost
+from genesis.backends.redis.errors import ConnectionLost, NoMasterError
 from genesis.backends.redis.link import Link, LinkSettings, ignore
 from genesis.backends.redis.router import SingleRouter
 
@@ -97,5 +96,4 @@ class SentinelRouter(SingleRouter):
     def _sentinel_down(self, link: Link | None, reason: str, detail: str) -> None:  # noqa: ARG002
         """The loss of a Sentinel does not affect the connection to the master."""
         if not self._sentinel_link.untried and not self._found.done():
-            error = redis_errors.ConnectionError(f"no Sentinel names the master: {detail}")
-            self._found.set_exception(error)
+            self._found.set_exception(NoMasterError(detail, self._sentinel_link.denied))

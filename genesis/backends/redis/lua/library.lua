@@ -6,6 +6,7 @@
 --                       limit       the call sites' limit; ignored when the queue is empty
 --                       override, version   a copy of key 7
 --                       until       no grants before this time: the recovery window
+--                       opened      when that window opened
 --                       holds, mean the number of holds in the mean, at most 100; their mean (us)
 --                       <instance>  the instance's session; negative after it was reaped
 --                       <instance>:r  the session in which it was last reaped
@@ -151,11 +152,25 @@ local function reap_lapsed()
   more = more or #lapsed == 10
 end
 
+-- Opens the recovery window: no grants for half a lease after a loss of data was detected. By then every
+-- live instance has listed its tickets. An instance that does so later, but within a lease, does not
+-- reopen the window.
+local function open_window()
+  if NOW >= window + lease / 2 then
+    window = NOW + lease / 2
+    redis.call('HSET', META, 'until', window, 'opened', NOW)
+  end
+end
+
 -- Grants free slots to the heads of the line, at most a portion, and notifies their instances. If the
 -- head's instance is dead, that instance is reaped instead. The caller counts as alive, because it just
 -- sent a command of its session. `origin` is the call that freed the first slot, '' for none; the reaped
 -- holders freed the next ones.
 local function grant(origin)
+  if NOW < window and NOW < tonumber(redis.call('HGET', META, 'opened') or 0) then
+    window = 0 -- Redis's clock stepped back: open it again, or it ends later by that step
+    open_window()
+  end
   if NOW < window then
     return
   end
@@ -216,16 +231,6 @@ local function look()
     due = math.min(due, window)
   end
   return math.max(0, due - NOW)
-end
-
--- Opens the recovery window: no grants for half a lease after a loss of data was detected. By then every
--- live instance has listed its tickets. An instance that does so later, but within a lease, does not
--- reopen the window.
-local function open_window()
-  if NOW >= window + lease / 2 then
-    window = NOW + lease / 2
-    redis.call('HSET', META, 'until', window)
-  end
 end
 
 -- Takes a kept place for a ticket. Returns its number, or nil if the place is no longer kept. The ticket's
