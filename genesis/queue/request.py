@@ -72,6 +72,7 @@ class SlotRequest:
             must_delay = calls.enter(request)
         except BaseException:
             self._stop_waiting()  # a watch that was created before must not wait for ever
+            await asyncio.sleep(0)  # a caller that retries at once must not stop the loop
             raise
         self._calls = calls
         backend, timeout = queue._backend, request.timeout
@@ -101,6 +102,8 @@ class SlotRequest:
             cancelled = isinstance(error, asyncio.CancelledError)
             waited = self.ticket is not None
             self._give_up(self._keep_place if cancelled else 0.0)
+            if not waited and isinstance(error, Exception):
+                await asyncio.sleep(0)  # as above
             if waited and isinstance(error, TimeoutError) and request.timeout is not None:
                 raise QueueTimeoutError(self.queue_id, self.item_id, request.timeout) from None
             raise

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from genesis import QueueFullError, QueueTimeoutError
+from genesis import Queue, QueueFullError, QueueTimeoutError
+from genesis.exceptions import GenesisError
 from tests.conftest import state_of
 from tests.support.line import Line, learn_holds
-from tests.support.waiting import wait_until
+from tests.support.waiting import quiesce, wait_until
 
 
 async def test_a_full_line_refuses_at_once(line: Line) -> None:
@@ -84,3 +86,41 @@ async def test_a_refused_call_leaves_the_limit_and_the_agreement_as_they_are(lin
     await line.queue.set_limit("sales", None)
     assert (await line.queue.stats("sales"))[:3] == (0, 0, 1)
     assert not state_of(line.queue)
+
+
+@pytest.mark.parametrize("why", ["busy", "full", "another limit", "draining", "closed"])
+async def test_a_caller_that_retries_at_once_does_not_stop_the_loop(queue: Queue, why: str) -> None:
+    """However often it is refused, other tasks run in between: the one that could let it in, say."""
+    options: dict[str, Any] = {
+        "busy": {"timeout": 0},
+        "full": {"max_waiting": 0},
+        "another limit": {"max_concurrent": 7},
+    }.get(why, {})
+    turns = 0
+
+    async def other_task() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with queue.slot("sales", max_concurrent=1):
+        if why == "draining":
+            draining = asyncio.create_task(queue.drain())
+            await quiesce()
+        elif why == "closed":
+            await queue.close()
+
+        async def refused() -> int:
+            before = turns
+            for _ in range(10):
+                with pytest.raises(GenesisError):
+                    await queue.slot("sales", **options).__aenter__()
+            return turns - before
+
+        other = asyncio.create_task(other_task())
+        await quiesce()
+        assert await asyncio.create_task(refused()) >= 9  # a task that holds may enter while draining
+        other.cancel()
+    if why == "draining":
+        await draining

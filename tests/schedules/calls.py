@@ -94,8 +94,14 @@ class Call:
             self._end("released")
         except BodyFailed:
             self._end("failed")
-        except asyncio.CancelledError:
-            self._end("cancelled")
+        except asyncio.CancelledError as error:
+            # If it had failed at once before it was cancelled, that is how it is counted.
+            failed = {
+                QueueTimeoutError: "timeout",
+                LimitMismatchError: "mismatch",
+                BackendUnavailableError: "unavailable",
+            }
+            self._end(failed.get(type(error.__context__), "cancelled"))
         except QueueTimeoutError:
             self._end("timeout")
         except EvictedError:

@@ -114,9 +114,7 @@ class RedisBackend(Requests):
         queue = driver.open(request.queue_id)
         call = Call(queue, request)
         if driver.denied(queue):
-            why = driver.why_down(queue)
-            await asyncio.sleep(0)  # so that a caller that retries at once does not freeze the loop
-            raise unavailable("enter", why, *call.ticket[:2])
+            raise unavailable("enter", driver.why_down(queue), *call.ticket[:2])
         driver.enter(call, ONE_REPLY if request.timeout == 0 else request.timeout)
         try:
             result = await call.answer

@@ -215,7 +215,7 @@ class Requests:
             if left > 0:
                 return await driver.until_changed(left)
             why = f"it is out of reach ({why})"
-        await asyncio.sleep(0)  # see `RedisBackend.enter`
+        await asyncio.sleep(0)  # a caller that retries at once must not stop the loop
         raise unavailable(operation, why, queue_id)
 
     async def _within(
