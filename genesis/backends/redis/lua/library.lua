@@ -42,6 +42,7 @@ local PORTION = 500 -- the maximum number of tickets that one script call handle
 local RECORD = 600 * 1000000 -- us; the lifetime of a reaped instance's record and of a tombstone
 
 local granted, reclaimed = {}, {}
+local pushed = 0 -- how many of `granted`; a sync grants several times
 local more = false -- work is left: the caller should send the next command at once
 
 local function ttl()
@@ -202,7 +203,7 @@ local function grant(origin)
       new = new or free == limit
     end
   end
-  if #granted > 0 then
+  if #granted > pushed then
     redis.call('HSET', META, 'last', last)
     if new then
       redis.call('EXPIRE', HOLDING, ttl())
@@ -211,12 +212,14 @@ local function grant(origin)
     for _, row in ipairs(reclaimed) do
       freed[#freed + 1] = row[1] == 'holding' and row[2] or nil
     end
-    for i, row in ipairs(granted) do
+    for i = pushed + 1, #granted do
+      local row = granted[i]
       local owner = owner_of(row[1])
       if owner ~= instance then
         push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. (freed[i] or ''))
       end
     end
+    pushed = #granted
   end
 end
 
