@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
 
 KEEP = 660.0
-"""Seconds; the lifetime of an unused queue's hash."""
+"""Seconds for which an unused queue is listed."""
 KEEP_OVERRIDDEN = 86_400.0
 
 _BATCH = 500  # members per command

@@ -55,7 +55,7 @@ if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
     redis.call('ZREM', KEYS[2], head)
     redis.call('HSET', KEYS[1], 'last', number, 'holds', holds or 0, 'mean', mean or 0)
     if holders == 0 then
-      redis.call('EXPIRE', KEYS[3], math.max(60, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
+      redis.call('EXPIRE', KEYS[3], math.max(660, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
     end
     if owner ~= ARGV[1] then -- by pcall and last, see `push` in library.lua
       local session = redis.call('HGET', KEYS[1], owner) or '0'

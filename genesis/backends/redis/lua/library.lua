@@ -46,7 +46,7 @@ local pushed = 0 -- how many of `granted`; a sync grants several times
 local more = false -- work is left: the caller should send the next command at once
 
 local function ttl()
-  return math.max(60, math.ceil(lease * 4 / 1000000))
+  return math.max(660, math.ceil(lease * 4 / 1000000)) -- the lease of another instance might be longer
 end
 
 local function keep_meta()
