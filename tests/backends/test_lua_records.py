@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.backends.scripted_line import Line
+from tests.backends.scripted_line import PORTION, Line
 
 
 @pytest.mark.parametrize("by", ["enter", "leave", "beat", "sync"])
@@ -27,3 +27,26 @@ def test_a_short_lease_does_not_shorten_the_expiry_for_a_long_one(
     }
     actions[by]()
     assert min(line.client.ttl(key) for key in line.client.keys("*")) > 600
+
+
+def test_syncs_remove_old_records(line: Line) -> None:
+    """Instances that live for less than a third of a lease send no heartbeat, but each leaves a record."""
+    for number in range(30):
+        instance = f"instance-{number}"
+        line.sync(instance)
+        line.client.zadd(line.leases, {instance: -1})  # reaped, and the record has expired
+        line.client.hset(line.meta, f"{instance}:r", 1)
+    line.sync("b")
+    line.sync("b", confirmed=1)
+    assert line.client.zrange(line.leases, 0, -1) == ["b"]
+    assert not [field for field in line.client.hkeys(line.meta) if field.startswith("instance-")]
+
+
+def test_a_heartbeat_removes_what_has_expired_in_portions(line: Line) -> None:
+    line.sync("b")
+    line.client.zadd(line.past, {f"k a:{n:010x} 7": 1 + n for n in range(PORTION + 10)})
+    line.client.expire(line.past, 100)
+    assert line.mine("beat", "b")[-1] == 0, "it does not ask for the next one at once"
+    assert line.client.zcard(line.past) == 10
+    assert line.mine("beat", "b")[-1] > 0
+    assert line.client.zcard(line.past) == 0

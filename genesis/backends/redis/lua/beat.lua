@@ -20,11 +20,7 @@ end
 keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
-redis.call('ZREMRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW)
-for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 5)) do
-  redis.call('HDEL', META, owner, owner .. ':r')
-  redis.call('ZREM', LEASES, owner)
-end
+prune()
 reap_lapsed()
 grant('')
 

@@ -163,6 +163,19 @@ local function open_window()
   end
 end
 
+-- Removes what has expired, in portions. Syncs do it too: an instance that lives for a short time sends no heartbeat.
+local function prune()
+  local old = redis.call('ZRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW, 'LIMIT', 0, PORTION)
+  if #old > 0 then
+    redis.call('ZREM', PAST, unpack(old))
+  end
+  more = more or #old == PORTION
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 10)) do
+    redis.call('HDEL', META, owner, owner .. ':r')
+    redis.call('ZREM', LEASES, owner)
+  end
+end
+
 -- Grants free slots to the heads of the line, at most a portion, and notifies their instances. If the
 -- head's instance is dead, that instance is reaped instead. The caller counts as alive, because it just
 -- sent a command of its session. `origin` is the call that freed the first slot, '' for none; the reaped

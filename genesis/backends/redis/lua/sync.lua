@@ -39,6 +39,7 @@ keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
 if first_page then
   redis.call('HSET', META, instance, ARGV[2])
+  prune()
 end
 keep_meta()
 
