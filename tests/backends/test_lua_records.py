@@ -50,3 +50,10 @@ def test_a_heartbeat_removes_what_has_expired_in_portions(line: Line) -> None:
     assert line.client.zcard(line.past) == 10
     assert line.mine("beat", "b")[-1] > 0
     assert line.client.zcard(line.past) == 0
+
+
+def test_a_heartbeat_that_adds_a_lease_anew_gives_it_an_expiry(line: Line) -> None:
+    """`line` looks at the expiry of each key."""
+    line.enter("a1")
+    line.client.delete(line.leases)
+    line.mine("beat", "a")

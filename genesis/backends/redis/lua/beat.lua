@@ -17,9 +17,9 @@ end
 
 -- EXPIRE before ZADD: when out of memory, Redis rejects a command that uses memory only if it is the first
 -- write of a script. A lease must be renewed even then.
-keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
+keep_meta()
 prune()
 reap_lapsed()
 grant('')

@@ -34,7 +34,6 @@ elseif not first_page and meta[6] ~= ARGV[2] then
 end
 
 -- EXPIRE before commands that use memory, see beat.lua.
-keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
 if first_page then
