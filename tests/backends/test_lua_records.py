@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.backends.scripted_line import PORTION, Line
+from tests.backends.scripted_line import PORTION, Ear, Line
 
 
 @pytest.mark.parametrize("by", ["enter", "leave", "beat", "sync"])
@@ -57,3 +57,18 @@ def test_a_heartbeat_that_adds_a_lease_anew_gives_it_an_expiry(line: Line) -> No
     line.enter("a1")
     line.client.delete(line.leases)
     line.mine("beat", "a")
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_waiter_that_gives_up_is_not_named_as_the_one_that_freed_a_slot(
+    line: Line, ear: Ear, limit: int
+) -> None:
+    """After a recovery window; a limit of 1 takes the fast path of leave.lua."""
+    for instance in "abc":
+        line.sync(instance, limit=limit)
+    line.client.hset(line.meta, "until", line.now() + 1_000_000_000)
+    for ticket in ("a1", "b1", "c1"):
+        line.enter(ticket, limit)
+    line.client.hset(line.meta, "until", 1)
+    assert len(line.leave("a1")[2]) == limit
+    assert [text.split(" ", 4)[4] for _, text in ear.published()] == [""] * limit

@@ -62,6 +62,18 @@ def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     assert left == ("left", held, LeaveResult("holding", (CallRef("waits", "a", ""),)), True)
 
 
+def test_a_waiter_that_gives_up_has_freed_no_slot(line: Line) -> None:
+    """Its `leave` might grant slots: after a recovery window, or those of the dead."""
+    leaves, waits, last = (line.waiting(name) for name in ("leaves", "waits", "last"))
+    line.core.leave(leaves, 1)
+    took = [[waits.member, 30], [last.member, 31]], [[b"holding", b"b:1 0  dead"]]
+    line.core.replied(line.command("leave"), [2, 0, *took, -1], 1)
+    assert line.verdicts()[:2] == [
+        ("granted", waits, CallRef("dead", "b", "")),
+        ("granted", last, None),
+    ]
+
+
 def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
     waits = line.waiting()
     line.core.tick(line.core.due)

@@ -312,7 +312,8 @@ class QueueCore(Output):
     def _on_leave(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         was, depth, *effects = reply
         self.crowded = depth > 0
-        granted = self._take(effects, now, parse_member(origin)) if effects else ()
+        by = parse_member(origin) if was == 1 else None  # a waiter that leaves frees no slot
+        granted = self._take(effects, now, by) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
     def _on_beat(self, command: Command, reply: Sequence[Any], now: float) -> None:
