@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.backends.scripted_line import PORTION, Ear, Line
+from tests.backends.scripted_line import PORTION, Ear, Line, member
 
 
 @pytest.mark.parametrize("by", ["enter", "leave", "beat", "sync"])
@@ -72,3 +72,11 @@ def test_a_waiter_that_gives_up_is_not_named_as_the_one_that_freed_a_slot(
     line.client.hset(line.meta, "until", 1)
     assert len(line.leave("a1")[2]) == limit
     assert [text.split(" ", 4)[4] for _, text in ear.published()] == [""] * limit
+
+
+def test_an_item_with_a_nul_is_named_in_full_as_the_one_that_freed_a_slot(line: Line, ear: Ear) -> None:
+    line.enter("a1")
+    line.enter("b1")
+    origin = "a:0000000001 0  x\0yz"
+    line.mine("leave", "a", member("a1"), "", origin, "", "")
+    assert [text.split(" ", 4)[4] for _, text in ear.published()] == [origin]

@@ -59,7 +59,7 @@ if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
     end
     if owner ~= ARGV[1] then -- by pcall and last, see `push` in library.lua
       local session = redis.call('HGET', KEYS[1], owner) or '0'
-      local text = string.format('g %s %s %.0f %s', session, string.match(head, '^%S+'), number, origin)
+      local text = string.format('g %s %s %.0f ', session, string.match(head, '^%S+'), number) .. origin
       redis.pcall('PUBLISH', ARGV[4] .. owner, text)
     end
     return {was, waiters - 1, {{head, number}}, {}, -1}
