@@ -30,7 +30,7 @@ def test_a_short_lease_does_not_shorten_the_expiry_for_a_long_one(
 
 
 def test_syncs_remove_old_records(line: Line) -> None:
-    """Instances that live for less than a third of a lease send no heartbeat, but each leaves a record."""
+    """Instances that live for a short time send no heartbeat, but each leaves a record."""
     for number in range(30):
         instance = f"instance-{number}"
         line.sync(instance)
@@ -80,3 +80,18 @@ def test_an_item_with_a_nul_is_named_in_full_as_the_one_that_freed_a_slot(line: 
     origin = "a:0000000001 0  x\0yz"
     line.mine("leave", "a", member("a1"), "", origin, "", "")
     assert [text.split(" ", 4)[4] for _, text in ear.published()] == [origin]
+
+
+def test_a_sync_brings_back_the_key_of_the_tickets(line: Line) -> None:
+    """Without it, the slot of a dead holder is never free."""
+    token = line.enter("a1")[0][1]
+    line.enter("b1")
+    line.enter("a2")
+    line.client.delete(line.tickets)
+    assert line.mine("beat", "a")[5] == 0
+    rows = ("a1", "h", token), ("a2", "w", line.place("a2"))
+    line.sync("a", *rows, confirmed=1, renewed=line.now())
+    assert line.mine("beat", "a")[5] == 2
+    line.let_lapse("a")
+    line.mine("beat", "b")
+    assert (line.holders(), line.order()) == (["b1"], [])

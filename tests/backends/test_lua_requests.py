@@ -179,7 +179,7 @@ def test_ten_thousand_waiters_are_granted_in_portions(line: Line) -> None:
 
 
 def test_a_sync_publishes_each_grant_once(line: Line, redis_server: RedisServer) -> None:
-    """It grants before each call that enters. Once, all earlier grants were published again each time."""
+    """It grants before each call that enters, and publishes no earlier grant again."""
     for instance in "bc":
         line.sync(instance, limit=100)
     line.many("b", 100)

@@ -194,7 +194,7 @@ class QueueCore(Output):
     def _take(
         self, effects: Sequence[Any], now: float, by: CallRef | None = None
     ) -> tuple[CallRef, ...]:
-        """Apply the end of a script's reply: grants, and reclaimed tickets. Returns the granted calls."""
+        """Apply the end of a script's reply: grants, reclaimed tickets. Returns the granted calls."""
         granted, reclaimed, look = effects
         freed = [] if by is None else [by]  # who freed the granted slots, in order, as in Lua
         freed += [parse_member(member) for was, member in reclaimed if was == b"holding"]

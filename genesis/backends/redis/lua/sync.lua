@@ -88,7 +88,6 @@ for i = 12, #ARGV, 5 do
     row = {6, 0}
     if confirmed > reaped and not late then
       redis.call('ZADD', HOLDING, number, member)
-      redis.call('ZADD', TICKETS, 0, member)
       last = math.max(last, number)
       open_window()
       row = {1, number}
@@ -108,14 +107,16 @@ for i = 12, #ARGV, 5 do
       redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
     end
     redis.call('ZADD', WAITING, number, member)
-    redis.call('ZADD', TICKETS, 0, member)
     last = math.max(last, number)
     row = {2, number}
   else
     entering[#entering + 1] = i
   end
-  if (row[1] == 1 or row[1] == 2) and kept ~= '' then
-    row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
+  if row[1] == 1 or row[1] == 2 then
+    redis.call('ZADD', TICKETS, 0, member) -- also if it is known: this key might have been lost alone
+    if kept ~= '' then
+      row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
+    end
   end
   rows[index] = row
 end
