@@ -95,3 +95,16 @@ def test_a_sync_brings_back_the_key_of_the_tickets(line: Line) -> None:
     line.let_lapse("a")
     line.mine("beat", "b")
     assert (line.holders(), line.order()) == (["b1"], [])
+
+
+@pytest.mark.parametrize("stage", ["h", "w"])
+def test_a_kept_place_that_a_listed_ticket_took_is_not_taken_twice(line: Line, stage: str) -> None:
+    """After a fail-over to a replica that does not know yet that it was taken."""
+    place = line.now() - 1_000_000
+    line.enter("c1")
+    line.client.zadd(line.past, {f"k a:0000000001 {place}": line.now() + 60_000_000})
+    line.client.expire(line.past, 100)
+    number = place if stage == "w" else line.now()
+    row = ("b1", stage, number, "", f"a:0000000001 {place}")
+    assert line.sync("b", row, session=4, confirmed=3, renewed=line.now())[5][0][0] in (1, 2)
+    assert line.enter("c2", kept=f"a:0000000001 {place}")[0][2] == 0

@@ -55,6 +55,16 @@ if redis.call('EXISTS', WAITING, HOLDING) == 0 and named ~= ARGV[9] or named == 
 end
 limit = tonumber(override or named ~= '' and named or 1)
 
+-- The place that a ticket took before Redis forgot the ticket must not be taken twice.
+local function use_up(kept)
+  if kept ~= '' then
+    local expiry = redis.call('ZSCORE', PAST, 'k ' .. kept)
+    redis.call('ZREM', PAST, 'k ' .. kept)
+    redis.call('ZADD', PAST, math.max(expiry or 0, NOW + RECORD), 'u ' .. ticket_of(kept))
+    redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
+  end
+end
+
 local late = renewed > 0 and NOW > renewed + lease
 local forgotten = renewed > 0 and NOW > renewed + RECORD
 local lost_data = first_page and confirmed > record and not forgotten
@@ -85,6 +95,7 @@ for i = 12, #ARGV, 5 do
     row = {1, tonumber(held)}
   elseif stage == 'h' then -- unknown, or waiting
     remove(member)
+    use_up(kept)
     row = {6, 0}
     if confirmed > reaped and not late then
       redis.call('ZADD', HOLDING, number, member)
@@ -100,12 +111,7 @@ for i = 12, #ARGV, 5 do
     if confirmed > reaped then
       open_window()
     end
-    if kept ~= '' then -- it took a kept place, which must not be taken twice
-      local expiry = redis.call('ZSCORE', PAST, 'k ' .. kept)
-      redis.call('ZREM', PAST, 'k ' .. kept)
-      redis.call('ZADD', PAST, math.max(expiry or 0, NOW + RECORD), 'u ' .. ticket_of(kept))
-      redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
-    end
+    use_up(kept)
     redis.call('ZADD', WAITING, number, member)
     last = math.max(last, number)
     row = {2, number}
