@@ -10,6 +10,7 @@ import redis
 from genesis.backends.redis.keys import queue_keys
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, source_of
 from tests.backends.scripted_line import LEASE, PORTION, Ear, Line, limit, member, name_of, names
+from tests.support.redis_server import RedisServer
 
 # limit, evict, stats, entries
 
@@ -175,6 +176,17 @@ def test_ten_thousand_waiters_are_granted_in_portions(line: Line) -> None:
         granted = line.mine("beat", "a")[8]
         assert len(granted) <= PORTION
     assert line.client.zcard(line.holding) == 10_000
+
+
+def test_a_sync_publishes_each_grant_once(line: Line, redis_server: RedisServer) -> None:
+    """It grants before each call that enters, and publishes no earlier grant again."""
+    for instance in "bc":
+        line.sync(instance, limit=100)
+    line.many("b", 100)
+    redis_server.client.config_resetstat()
+    granted = line.sync("c", *((f"c{n}", "e", 0) for n in range(1, 101)), limit=100)[10]
+    assert len(granted) == 100
+    assert redis_server.calls("publish") == 100
 
 
 # What the server might refuse

@@ -12,6 +12,7 @@ import pytest
 
 import genesis
 from genesis.backends.protocol import BackendEvent, EnterRequest, SlotLost, Snapshot
+from genesis.backends.redis.index import KEEP
 from genesis.exceptions import BackendUnavailableError
 from genesis.queue import RedisBackend
 from tests.support.redis_server import RedisServer
@@ -111,6 +112,18 @@ async def test_a_queue_can_be_opened_while_the_index_is_about_to_be_written(
         assert driver is not None
         driver.index.write_in(0.0)
         await backend.stats("opened meanwhile")
+
+
+async def test_the_index_lists_an_instance_with_a_long_lease_again_in_time(
+    redis_server: RedisServer,
+) -> None:
+    """Otherwise `genesis limit` does not know the lease, and shortens the queue's expiry."""
+    async with RedisBackend(redis_server.url, lease=7_200.0) as backend:
+        await backend.stats("a")
+        driver: Any = backend._driver
+        listed: Any = redis_server.client
+        await wait_until(lambda: listed.zcard("genesis:queue:index:queues") == 1, "the queue is listed")
+        assert driver.index.due - driver.loop.time() <= KEEP / 3
 
 
 async def test_an_outage_costs_nothing_for_each_queue(own_redis: RedisServer) -> None:

@@ -56,8 +56,8 @@ PATIENCE = 60.0
 # The keys that an empty queue may keep, and for how many seconds: records of instances and of an ended
 # override, which reject late commands; kept places and tombstones; the index of queues and instances.
 MAY_STAY = {
-    "meta": 660,
-    "leases": 660,
+    "meta": 600 + 660,
+    "leases": 600 + 660,
     "override": 600,
     "past": 86400 + 660,
     "queues": 86400 + 660,

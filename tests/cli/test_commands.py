@@ -113,6 +113,18 @@ async def test_limit_overrides_and_ends_that(line: Line) -> None:
     assert (await line.queues[0].stats("sales")).limit == 1
 
 
+async def test_limit_does_not_shorten_the_expiry_for_a_long_lease(line: Line) -> None:
+    """The greatest lease in the index counts."""
+    client: Any = line.server.client
+    other = line.fleet.queue(lease=7_200.0)
+    async with other.slot("long", max_concurrent=1):
+        await wait_until(lambda: client.zcard("genesis:queue:index:instances") == 4, "it is listed")
+        await line.run("limit", "long", "2")
+        assert client.ttl("genesis:queue:{long}:meta") > 7_200
+    await line.run("limit", "long", "none")
+    await other.close()
+
+
 async def test_the_limit_of_an_empty_queue_is_unknown(line: Line) -> None:
     """Its call sites might name any. An override is known."""
     assert "limit unknown -> 7, an" in (await line.run("limit", "idle", "7")).out

@@ -14,7 +14,6 @@ from genesis.backends.protocol import (
     LeaveResult,
     LimitDisagreement,
     OverrideChanged,
-    Reclaimed,
     State,
 )
 from genesis.backends.redis.members import make_member
@@ -157,24 +156,6 @@ def test_a_late_sync_is_sent_again_above_the_session_on_record(line: Line) -> No
     assert line.command("sync").session == 71
 
 
-def test_long_lists_go_in_pages_that_meet() -> None:
-    line = Line(page=2)
-    tickets = [line.enter(str(i)) for i in range(5)]
-    line.core.connected(0)
-    pages = line.commands()
-    assert [list(page.tickets) for page in pages] == [tickets[:2], tickets[2:4], tickets[4:]]
-    assert [page.arguments[5:7] for page in pages] == [
-        (b"", tickets[1].member),
-        (tickets[1].member, tickets[3].member),
-        (tickets[3].member, b""),
-    ]
-    for page in pages[:2]:
-        line.synced(page, [2, 10], [2, 11])
-        assert line.core.confirmed == 0
-    line.synced(pages[2], [2, 12])
-    assert line.core.confirmed == pages[0].session
-
-
 def test_an_error_ends_the_call_and_a_sync_follows(line: Line) -> None:
     ticket = line.enter("x")
     line.core.replied(line.command("enter"), ERROR, 1)
@@ -206,36 +187,6 @@ def test_leaving_waits_for_nothing_and_is_never_sent_again(line: Line) -> None:
     line.synced(sync)
     assert line.verdicts() == [("left", held, LeaveResult(None), False)]
     assert line.core.tickets == {}
-
-
-def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
-    held, waits = line.holding(), line.waiting()
-    line.core.leave(held, 1, b"00-1")
-    reply = [1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
-    line.core.replied(line.command("leave"), reply, 1)
-    grant, reclaimed, left = line.verdicts()
-    assert grant == ("granted", waits, CallRef("held", "a", "00-1"))
-    assert reclaimed == ("emit", Reclaimed("q", "dead", "b", "waiting"))
-    assert left == ("left", held, LeaveResult("holding", (CallRef("waits", "a", ""),)), True)
-
-
-def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
-    waits = line.waiting()
-    line.core.tick(line.core.due)
-    took = [[waits.member, 30]], [[b"holding", b"b:1 0 00-2 dead"]]
-    beat = line.command("beat")
-    line.core.replied(beat, [1, 2000, b"", b"0", NUMBERS, 1, 1, b"30", *took, -1], 6)
-    assert line.verdicts()[0] == ("granted", waits, CallRef("dead", "b", "00-2"))
-
-
-def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:
-    """The first one gets the slot of the call that left; a slot beyond those freed has no origin."""
-    held, *heirs = line.holding(), line.waiting("w1"), line.waiting("w2"), line.waiting("w3")
-    line.core.leave(held, 1)
-    took = [[it.member, 30] for it in heirs], [[b"waiting", b"b:1 0  d1"], [b"holding", b"b:2 0  d2"]]
-    line.core.replied(line.command("leave"), [1, 0, *took, -1], 1)
-    origins = (CallRef("held", "a", ""), CallRef("d2", "b", ""), None)
-    assert line.verdicts()[:3] == [("granted", *each) for each in zip(heirs, origins, strict=True)]
 
 
 @pytest.mark.parametrize("context", ["", "00-1"])

@@ -53,7 +53,9 @@ class RedisBackend(Requests):
             `redis.asyncio.RedisCluster`. Only its settings are used; its own connections are neither
             used nor closed.
         lease: seconds after which a dead instance's waiters and holders are reaped. It is renewed
-            every `lease / 3` seconds. All instances should use the same value.
+            every `lease / 3` seconds. All instances should use the same value. It may differ during a
+            rollout: up to 660 s, and up to 1,980 s while no instance is cut off from Redis, no slot is
+            held twice.
         operation_timeout: seconds after which an operation without a reply raises
             `BackendUnavailableError`; by default a third of the lease, and at most the lease.
 

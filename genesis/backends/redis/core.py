@@ -77,6 +77,7 @@ class QueueCore(Output):
         self.failing = False  # a command was rejected, and the lease was not renewed since
         self._beating = False
         self._beats = 0  # since the last sync
+        self._unlisted = False  # a page of the last sync has found more than it removed
 
     # Events
 
@@ -193,10 +194,7 @@ class QueueCore(Output):
     def _take(
         self, effects: Sequence[Any], now: float, by: CallRef | None = None
     ) -> tuple[CallRef, ...]:
-        """Apply the end of a script's reply: grants and reclaimed tickets of all instances, and `look`.
-
-        Returns the granted calls.
-        """
+        """Apply the end of a script's reply: grants, reclaimed tickets. Returns the granted calls."""
         granted, reclaimed, look = effects
         freed = [] if by is None else [by]  # who freed the granted slots, in order, as in Lua
         freed += [parse_member(member) for was, member in reclaimed if was == b"holding"]
@@ -220,7 +218,7 @@ class QueueCore(Output):
 
     def _sync(self, now: float, above: int = 0) -> None:
         self.session = self.next_session(above)
-        self._beating, self._beats = False, 0
+        self._beating, self._beats, self._unlisted = False, 0, False
         self.due = now + self._lease / BEATS_PER_LEASE
         # Set before the reply: a grant read more than a lease from now must not be trusted.
         self.lease_deadline = min(self.lease_deadline, now + self._lease)
@@ -238,16 +236,16 @@ class QueueCore(Output):
             self.send(Command("sync", self.session, tuple(arguments), page, now, last))
 
     def _on_sync(self, command: Command, reply: Sequence[Any], now: float) -> None:
-        _, redis_now, override, version, numbers, rows, data_lost, previous, holders, *rest = reply
-        more, *effects = rest
+        _, redis_now, override, version, numbers, rows, lost, previous, holders, more, *effects = reply
         self._know_override(int(version), override)
-        if data_lost:
+        if lost:
             detail = f"queue {self.queue_id!r} registers {len(self.tickets)} tickets again"
             self.emit(protocol.Disrupted("data_lost", detail, lasts=False))
         self._disagree(previous, self.limit)
         for ticket, row in zip(command.tickets, rows, strict=True):
             self._judged(ticket, row, numbers[0], int(numbers[2]), holders)
         self._take(effects, now)
+        self._unlisted = self._unlisted or more == 1
         if not command.last:
             return
         self.confirmed = command.session
@@ -255,7 +253,7 @@ class QueueCore(Output):
         # Their `leave` was sent in an older session or never, but Redis removes what no sync lists.
         for ticket in [t for t in self.tickets.values() if not t.wanted and t.left != command.session]:
             self._gone(ticket, LeaveResult(None), confirmed=False)
-        if more:
+        if self._unlisted:
             self.sync_soon(now)
 
     def _renewed(self, command: Command, redis_now: int) -> None:
@@ -314,7 +312,8 @@ class QueueCore(Output):
     def _on_leave(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
         was, depth, *effects = reply
         self.crowded = depth > 0
-        granted = self._take(effects, now, parse_member(origin)) if effects else ()
+        by = parse_member(origin) if was == 1 else None  # a waiter that leaves frees no slot
+        granted = self._take(effects, now, by) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
 
     def _on_beat(self, command: Command, reply: Sequence[Any], now: float) -> None:

@@ -12,8 +12,9 @@ member is listed. Keys of queues contain braces, so they cannot clash with these
 `KEEP` counts from the last write by an instance. A queue with an override is listed for a day. A closed
 instance removes its member.
 
-An instance writes its members shortly after the first use of a queue and every third of its lease. No
-call waits for these writes. Error replies are ignored: the next write repeats everything in use.
+An instance writes its members shortly after the first use of a queue and every third of its lease, or
+of `KEEP` if that is shorter. No call waits for these writes. Error replies are ignored: the next write
+repeats everything in use.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from genesis.backends.redis.driver import Driver
 
 KEEP = 660.0
-"""Seconds; the lifetime of an unused queue's hash."""
+"""Seconds for which an unused queue is listed."""
 KEEP_OVERRIDDEN = 86_400.0
 
 _BATCH = 500  # members per command
@@ -56,7 +57,7 @@ class Index:
         self._facts = b""  # the member of this instance; empty until Redis has told the time
         self._fresh: dict[str, LocalQueue] = {}  # opened since the last write
         self._disagreements: dict[bytes, None] = {}
-        self._interval = driver.lease / BEATS_PER_LEASE
+        self._interval = min(driver.lease, KEEP) / BEATS_PER_LEASE
         self._next_full = 0.0  # by loop.time(): when everything in use is written again
         self.due = math.inf  # by loop.time(): the next write
 

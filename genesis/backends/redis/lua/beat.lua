@@ -17,14 +17,10 @@ end
 
 -- EXPIRE before ZADD: when out of memory, Redis rejects a command that uses memory only if it is the first
 -- write of a script. A lease must be renewed even then.
-keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
-redis.call('ZREMRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW)
-for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 5)) do
-  redis.call('HDEL', META, owner, owner .. ':r')
-  redis.call('ZREM', LEASES, owner)
-end
+keep_meta()
+prune()
 reap_lapsed()
 grant('')
 

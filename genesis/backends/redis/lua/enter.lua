@@ -46,7 +46,7 @@ if plain and waiters == 0 and holders < limit and NOW >= window then
     redis.call('HSET', KEYS[1], 'last', number, 'limit', wanted)
   end
   if holders == 0 then
-    local ttl = math.max(60, math.ceil(lease * 4 / 1000000))
+    local ttl = math.max(660, math.ceil(lease * 4 / 1000000))
     redis.call('EXPIRE', KEYS[3], ttl)
     redis.call('EXPIRE', KEYS[4], ttl)
   end

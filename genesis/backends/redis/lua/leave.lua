@@ -19,10 +19,10 @@ local meta = redis.call('HMGET', KEYS[1], ARGV[1], 'last', 'limit', 'override', 
 if meta[1] ~= ARGV[2] then
   return {0}
 end
-local was = 3
+local was, origin = 3, '' -- the call that frees a slot: a waiter that leaves frees none
 local holds, mean = meta[6], meta[7]
 if redis.call('ZREM', KEYS[3], ARGV[5]) == 1 then
-  was = 1
+  was, origin = 1, ARGV[7]
   if ARGV[6] ~= '' then
     holds = math.min(tonumber(holds or 0) + 1, 100)
     mean = tonumber(mean or 0)
@@ -55,11 +55,11 @@ if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
     redis.call('ZREM', KEYS[2], head)
     redis.call('HSET', KEYS[1], 'last', number, 'holds', holds or 0, 'mean', mean or 0)
     if holders == 0 then
-      redis.call('EXPIRE', KEYS[3], math.max(60, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
+      redis.call('EXPIRE', KEYS[3], math.max(660, math.ceil(tonumber(ARGV[3]) * 4 / 1000000)))
     end
     if owner ~= ARGV[1] then -- by pcall and last, see `push` in library.lua
       local session = redis.call('HGET', KEYS[1], owner) or '0'
-      local text = string.format('g %s %s %.0f %s', session, string.match(head, '^%S+'), number, ARGV[7])
+      local text = string.format('g %s %s %.0f ', session, string.match(head, '^%S+'), number) .. origin
       redis.pcall('PUBLISH', ARGV[4] .. owner, text)
     end
     return {was, waiters - 1, {{head, number}}, {}, -1}
@@ -79,5 +79,5 @@ local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 if back and was ~= 3 then
   give_back(ARGV[9], ARGV[5])
 end
-grant(ARGV[7])
+grant(origin)
 return {was, redis.call('ZCARD', WAITING), granted, reclaimed, more and 0 or -1}

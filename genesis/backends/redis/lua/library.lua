@@ -42,10 +42,11 @@ local PORTION = 500 -- the maximum number of tickets that one script call handle
 local RECORD = 600 * 1000000 -- us; the lifetime of a reaped instance's record and of a tombstone
 
 local granted, reclaimed = {}, {}
+local pushed = 0 -- how many of `granted`; a sync grants several times
 local more = false -- work is left: the caller should send the next command at once
 
 local function ttl()
-  return math.max(60, math.ceil(lease * 4 / 1000000))
+  return math.max(660, math.ceil(lease * 4 / 1000000)) -- the lease of another instance might be longer
 end
 
 local function keep_meta()
@@ -162,6 +163,19 @@ local function open_window()
   end
 end
 
+-- Removes what has expired, in portions. Syncs do it too: an instance that lives for a short time sends no heartbeat.
+local function prune()
+  local old = redis.call('ZRANGEBYSCORE', PAST, 86400 * 1000000 - NOW, NOW, 'LIMIT', 0, PORTION)
+  if #old > 0 then
+    redis.call('ZREM', PAST, unpack(old))
+  end
+  more = more or #old == PORTION
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. -NOW, '(0', 'LIMIT', 0, 10)) do
+    redis.call('HDEL', META, owner, owner .. ':r')
+    redis.call('ZREM', LEASES, owner)
+  end
+end
+
 -- Grants free slots to the heads of the line, at most a portion, and notifies their instances. If the
 -- head's instance is dead, that instance is reaped instead. The caller counts as alive, because it just
 -- sent a command of its session. `origin` is the call that freed the first slot, '' for none; the reaped
@@ -202,7 +216,7 @@ local function grant(origin)
       new = new or free == limit
     end
   end
-  if #granted > 0 then
+  if #granted > pushed then
     redis.call('HSET', META, 'last', last)
     if new then
       redis.call('EXPIRE', HOLDING, ttl())
@@ -211,12 +225,14 @@ local function grant(origin)
     for _, row in ipairs(reclaimed) do
       freed[#freed + 1] = row[1] == 'holding' and row[2] or nil
     end
-    for i, row in ipairs(granted) do
+    for i = pushed + 1, #granted do
+      local row = granted[i]
       local owner = owner_of(row[1])
       if owner ~= instance then
         push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. (freed[i] or ''))
       end
     end
+    pushed = #granted
   end
 end
 

@@ -34,11 +34,11 @@ elseif not first_page and meta[6] ~= ARGV[2] then
 end
 
 -- EXPIRE before commands that use memory, see beat.lua.
-keep_meta()
 keep_line()
 redis.call('ZADD', LEASES, NOW + lease, instance)
 if first_page then
   redis.call('HSET', META, instance, ARGV[2])
+  prune()
 end
 keep_meta()
 
@@ -54,6 +54,16 @@ if redis.call('EXISTS', WAITING, HOLDING) == 0 and named ~= ARGV[9] or named == 
   redis.call('HSET', META, 'limit', named)
 end
 limit = tonumber(override or named ~= '' and named or 1)
+
+-- The place that a ticket took before Redis forgot the ticket must not be taken twice.
+local function use_up(kept)
+  if kept ~= '' then
+    local expiry = redis.call('ZSCORE', PAST, 'k ' .. kept)
+    redis.call('ZREM', PAST, 'k ' .. kept)
+    redis.call('ZADD', PAST, math.max(expiry or 0, NOW + RECORD), 'u ' .. ticket_of(kept))
+    redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
+  end
+end
 
 local late = renewed > 0 and NOW > renewed + lease
 local forgotten = renewed > 0 and NOW > renewed + RECORD
@@ -85,10 +95,10 @@ for i = 12, #ARGV, 5 do
     row = {1, tonumber(held)}
   elseif stage == 'h' then -- unknown, or waiting
     remove(member)
+    use_up(kept)
     row = {6, 0}
     if confirmed > reaped and not late then
       redis.call('ZADD', HOLDING, number, member)
-      redis.call('ZADD', TICKETS, 0, member)
       last = math.max(last, number)
       open_window()
       row = {1, number}
@@ -101,21 +111,18 @@ for i = 12, #ARGV, 5 do
     if confirmed > reaped then
       open_window()
     end
-    if kept ~= '' then -- it took a kept place, which must not be taken twice
-      local expiry = redis.call('ZSCORE', PAST, 'k ' .. kept)
-      redis.call('ZREM', PAST, 'k ' .. kept)
-      redis.call('ZADD', PAST, math.max(expiry or 0, NOW + RECORD), 'u ' .. ticket_of(kept))
-      redis.call('EXPIRE', PAST, 86400 + RECORD / 1000000)
-    end
+    use_up(kept)
     redis.call('ZADD', WAITING, number, member)
-    redis.call('ZADD', TICKETS, 0, member)
     last = math.max(last, number)
     row = {2, number}
   else
     entering[#entering + 1] = i
   end
-  if (row[1] == 1 or row[1] == 2) and kept ~= '' then
-    row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
+  if row[1] == 1 or row[1] == 2 then
+    redis.call('ZADD', TICKETS, 0, member) -- also if it is known: this key might have been lost alone
+    if kept ~= '' then
+      row[3] = redis.call('ZSCORE', PAST, 'e ' .. ticket_of(member)) and 1 or 0
+    end
   end
   rows[index] = row
 end
