@@ -73,7 +73,8 @@ class Instruments(Collector):
         clock: Callable[[], float],
     ) -> None:
         self.clock = clock
-        self.in_files = multiprocess.directory() is not None
+        path = multiprocess.directory()
+        self.in_files = path is not None
         self._registry = registry
         self._families: list[Family] = []  # unless they are in files
         self._next_check = 0.0
@@ -113,7 +114,7 @@ class Instruments(Collector):
         self.telemetry_errors = self._counter(
             names.TELEMETRY_ERRORS, "Failures of a sink; no call was affected.", ("sink",)
         )
-        publish = multiprocess.SharedFiles(registry).publish if self.in_files else None
+        publish = None if path is None else multiprocess.SharedFiles(path).publish
         self.up = BackendUp(publish)
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label

@@ -155,3 +155,33 @@ def test_queues_with_different_registries_in_one_process_are_added_up(tmp_path: 
     lines = text.splitlines()
     assert f'{names.HOLDING}{{queue="sales"}} 2.0' in lines
     assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} 6.0' in lines
+
+
+FOREIGN = """
+import asyncio
+from genesis import Queue
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+def show(text):
+    found = {line.split("{")[0] for line in text.splitlines()}
+    print(*(f"genesis_{name}" in found for name in ("queue_limit", "backend_up", "queue_holding")))
+
+async def main():
+    queue = Queue()
+    async with queue.slot("sales"):
+        queue._backend._inner._report()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        show(generate_latest(registry).decode())
+        show(_metrics(REGISTRY, "").body.decode())
+
+asyncio.run(main())
+"""
+
+
+def test_a_foreign_collector_shows_no_gauge_that_expires(tmp_path: Path) -> None:
+    """prometheus_client's own would show old values for ever, and an unknown one as 0."""
+    text, _ = run_alone(FOREIGN, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert text.splitlines() == ["False False True", "True True True"]
