@@ -119,6 +119,8 @@ class Instruments(Collector):
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label
         self._changing = threading.RLock()  # held to change `known` and its children
+        self._process = 0
+        self._clear_left_gauges()
         self._empty = list(self.collect())  # what is described
         for sink in get_args(names.Sink):
             self.telemetry_errors.labels(sink)
@@ -161,8 +163,19 @@ class Instruments(Collector):
             if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
             if label not in self.known:
+                self._clear_left_gauges()
                 self.known[label] = QueueSeries(self, label)
             return self.known[label]
+
+    def _clear_left_gauges(self) -> None:
+        """Set to 0 what a killed process with this pid counted in its file. Repeated after a fork."""
+        if not self.in_files or self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        gauges = {names.WAITING: self.waiting, names.HOLDING: self.holding}
+        for name, labels in multiprocess.left_gauges():
+            if name in gauges and not self.busy(labels["queue"]):
+                gauges[name].labels(**labels).set(0)
 
     def flush(self) -> None:
         """Sort the noted values of all queues: it might be long until the next scrape."""

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class AllProcesses(MultiProcessCollector):
     def collect(self) -> Iterator[Any]:
         self._remove_dead()
         ours = {name: GaugeMetricFamily(name, text) for name, text, _ in GAUGES}
-        yield from super().collect()  # type: ignore[no-untyped-call]
+        yield from self.merge(self._files("*.db"))  # type: ignore[no-untyped-call]
         for key, value in self._unexpired().items():
             name, labels = json.loads(key)
             ours[name].add_sample(name, labels, value)
@@ -121,9 +122,9 @@ class AllProcesses(MultiProcessCollector):
         """The unexpired gauges over all processes, by key: the maximum, and the minimum of `up`."""
         now = time.time()
         found: dict[str, float] = {}
-        for file in Path(self._path).glob("genesis_*.shared"):
+        for file in self._files("genesis_*.shared"):
             try:
-                entries = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+                entries = MmapedDict.read_all_values_from_file(file)  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 continue
             for key, value, until, _ in entries:
@@ -131,6 +132,22 @@ class AllProcesses(MultiProcessCollector):
                     choose = min if json.loads(key)[0] == names.BACKEND_UP else max
                     found[key] = choose(value, found.get(key, value))
         return found
+
+    def _files(self, pattern: str) -> Iterator[str]:
+        """The files, but for those that are gone meanwhile, or that a process is just creating."""
+        for file in Path(self._path).glob(pattern):
+            with suppress(FileNotFoundError):
+                if file.stat().st_size:
+                    yield str(file)
+
+
+def left_gauges() -> Iterator[tuple[str, dict[str, str]]]:
+    """Names and labels in the file of this pid, which a killed process might have left."""
+    path = Path(os.environ[VARIABLE], f"gauge_livesum_{os.getpid()}.db")
+    if path.exists() and path.stat().st_size:
+        for key, *_ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+            _, name, labels, _ = json.loads(key)
+            yield name, labels
 
 
 def _is_alive(pid: int) -> bool:

@@ -185,3 +185,52 @@ def test_a_foreign_collector_shows_no_gauge_that_expires(tmp_path: Path) -> None
     """prometheus_client's own would show old values for ever, and an unknown one as 0."""
     text, _ = run_alone(FOREIGN, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert text.splitlines() == ["False False True", "True True True"]
+
+
+NAMESAKE = """
+import asyncio, os, shutil, sys
+from genesis import Queue
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+file = os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/gauge_livesum_{}.db"
+again = [sys.executable, "-c", os.environ["PROGRAM"], *sys.argv[1:], "again"]
+
+async def main(queue):
+    async with queue.slot("sales" if "again" not in sys.argv else "support"):
+        if "again" not in sys.argv:
+            os.execv(sys.executable, again)  # another program with this pid
+        lines = _metrics(REGISTRY, "").body.decode().splitlines()
+        print(*[line for line in lines if line.startswith("genesis_queue_holding{")], sep="\\n")
+
+if "fork" in sys.argv and "again" in sys.argv:
+    shutil.copy(file.format(os.getpid()), file.format("copy"))
+    queue = Queue()
+    if pid := os.fork():
+        sys.exit(os.waitpid(pid, 0)[1])
+    os.rename(file.format("copy"), file.format(os.getpid()))
+    asyncio.run(main(queue))
+else:
+    asyncio.run(main(Queue()))
+"""
+
+
+@pytest.mark.parametrize("how", ["", "fork"])
+def test_the_gauges_of_a_dead_process_with_the_same_pid_are_0(tmp_path: Path, how: str) -> None:
+    """As after the restart of a container; also if the queue was made before a fork."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PROGRAM": NAMESAKE}
+    command = [sys.executable, "-c", NAMESAKE, how]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.splitlines() == [
+        f'{names.HOLDING}{{queue="sales"}} 0.0',
+        f'{names.HOLDING}{{queue="support"}} 1.0',
+    ], ran.stderr
+
+
+def test_files_that_are_being_created_or_are_gone_meanwhile_are_skipped(tmp_path: Path) -> None:
+    """Creating a file and giving it its size are two steps. Before, such a scrape was a 500."""
+    for name in ("counter_1.db", "gauge_livesum_1.db", "genesis_1.shared"):
+        (tmp_path / name).touch()
+    (tmp_path / "histogram_1.db").symlink_to("gone")
+    text, _ = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR").communicate(timeout=60)
+    assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text.splitlines()
