@@ -7,6 +7,7 @@ returns the metrics of all workers.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -14,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +57,30 @@ def directory() -> str | None:
     return path
 
 
-def warn_of_other_workers() -> None:
-    """Log an error if this looks like one of several workers and multiprocess mode is off."""
+def served_directory() -> str | None:
+    """As `directory`; logs an error, too, if this looks like one of several workers and it is None."""
+    path = directory()
     is_child = multiprocessing.parent_process() is not None
-    if (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")) and directory() is None:
+    if path is None and (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")):
         _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
             "starts, so that each worker answers with the metrics of all.",
         )
+    return path
 
 
-@cache
+_logged: set[str] = set()
+
+
 def _log_once(text: str) -> None:
-    own_logger().error(text)
+    """Log an error as soon as there is a handler that shows it. Never raises."""
+    logger = own_logger()
+    handlers = [*logger.handlers, *(logger.root.handlers if logger.propagate else ())]
+    if text not in _logged and any(not isinstance(each, logging.NullHandler) for each in handlers):
+        _logged.add(text)
+        with suppress(Exception):  # from a handler whose stream is broken
+            logger.error(text)
 
 
 class SharedFiles:

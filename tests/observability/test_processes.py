@@ -123,6 +123,46 @@ def test_a_directory_that_is_not_used_is_logged(arguments: list[str], complaint:
     assert f'{names.TELEMETRY_ERRORS}{{sink="metrics"}} 0.0' in text
 
 
+COMPLAINT = """
+import logging, sys
+from genesis.observability import asgi_app
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+class Broken(logging.Handler):
+    def emit(self, record):
+        raise BrokenPipeError
+
+if False:
+    logging.getLogger().addHandler(Broken())
+asgi_app()
+assert _metrics(REGISTRY, "").status == 200
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+for _ in range(2):
+    assert _metrics(REGISTRY, "").status == 200
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"PROMETHEUS_MULTIPROC_DIR": "/nowhere/at/all"}, "no directory that this process can write"),
+        ({"SERVER_SOFTWARE": "gunicorn/23.0"}, "looks like one of several workers"),
+    ],
+)
+def test_a_complaint_is_shown_once_logging_is_configured(
+    environment: dict[str, str], complaint: str
+) -> None:
+    """A server's worker often configures logging after the application was imported."""
+    text, _ = run_alone(COMPLAINT, **environment)
+    assert text.count(complaint) == len(text.splitlines()) == 1
+
+
+def test_a_complaint_raises_nothing() -> None:
+    """The application would not start because of its log's broken pipe."""
+    run_alone(COMPLAINT.replace("if False", "if True"), SERVER_SOFTWARE="gunicorn/23.0")
+
+
 def test_the_variable_may_be_in_lower_case(tmp_path: Path) -> None:
     """prometheus_client accepts it."""
     text, _ = worker(str(tmp_path), "prometheus_multiproc_dir").communicate(timeout=60)
