@@ -6,6 +6,7 @@ The application's own configuration is left alone: handlers, tracer provider, st
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from genesis.backends.identity import new_instance_id
-from genesis.observability.logs import ThreadedStreamHandler
+from genesis.observability.logs import ThreadedStreamHandler, safe_repr
 from genesis.observability.span_context import ids_of
 from genesis.observability.telemetry import Telemetry
 
@@ -251,9 +252,16 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
             fields |= ids_of(trace.get_current_span().get_span_context()) or {}
         return fields
 
+    def keep_text(_: Any, __: str, fields: Any) -> Any:
+        record: logging.LogRecord = fields["_record"]
+        if record.name != "genesis" and "event" in vars(record):  # an application's own field
+            fields["message"] = fields["event"]
+        return fields
+
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.contextvars.merge_contextvars,
+            keep_text,
             # Last, so that the record's `event` replaces its text.
             structlog.stdlib.ExtraAdder(),
         ],
@@ -262,6 +270,21 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=_json),
         ],
     )
+
+
+def _json(fields: dict[str, Any], **options: Any) -> str:
+    """Strict JSON, which lacks NaN, whatever the values are: no line must vanish."""
+    try:
+        return json.dumps(fields, allow_nan=False, **options)
+    except Exception:  # write each value by itself, as text if it cannot be written otherwise
+        return json.dumps({str(name): _plain(value, **options) for name, value in fields.items()})
+
+
+def _plain(value: Any, **options: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, **options))
+    except Exception:
+        return safe_repr(value)
