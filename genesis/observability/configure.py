@@ -217,8 +217,19 @@ def _tracer_provider(
                     telemetry().failed("traces", sys.exc_info()[1] or ConnectionError(lost))
             return result
 
+    class CountedProcessor(BatchSpanProcessor):
+        """Counts spans that the SDK drops because the collector is slow; the SDK only logs that."""
+
+        def on_end(self, span: Any) -> None:
+            inner = getattr(self, "_batch_processor", self)  # older versions have none
+            waiting = getattr(inner, "_queue", None) or getattr(inner, "queue", ())
+            full = waiting and len(waiting) == getattr(waiting, "maxlen", None)
+            if full and span.context.trace_flags.sampled:
+                telemetry().failed("traces", BufferError("too many spans wait for the collector"))
+            super().on_end(span)
+
     exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(CountedProcessor(exporter))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
     else:

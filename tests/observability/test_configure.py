@@ -231,6 +231,30 @@ def test_shutdown_is_bounded_without_a_collector(state: str, nothing_global: Non
         handle.tracer_provider.get_tracer("test").start_span("afterwards").end()
 
 
+def test_spans_that_a_slow_collector_makes_the_sdk_drop_are_counted(
+    nothing_global: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each span beyond those that the SDK keeps for a collector that does not reply."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+    registry = CollectorRegistry()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        handle = configure("router", otlp_endpoint=endpoint, json_logs=False, registry=registry)
+        tracer = handle.tracer_provider.get_tracer("test")
+        for _ in range(10):
+            tracer.start_span("exported").end()
+        connection, _ = listener.accept()  # the exporter has taken these
+        with connection:
+            for _ in range(13):
+                tracer.start_span("kept, but for the oldest").end()
+            lost = registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "traces"})
+            assert lost == 3
+            handle.shutdown(timeout=0.0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
