@@ -49,6 +49,7 @@ class Observability:
     handler: ThreadedStreamHandler | None
     _logger: logging.Logger  # has the handler
     _level_before: int
+    _level: int  # set by `configure`
     _shutdown_timeout: float
     _done: bool = False
 
@@ -77,7 +78,8 @@ class Observability:
         in_time = self._shut_traces(0.8 * timeout)
         if self.handler is not None:
             self._logger.removeHandler(self.handler)
-            self._logger.setLevel(self._level_before)
+            if self._logger.level == self._level:  # the application has not changed it since
+                self._logger.setLevel(self._level_before)
             in_time = self.handler.stop(max(0.0, deadline - time.monotonic())) and in_time
         return in_time
 
@@ -155,6 +157,8 @@ def configure(
     level = logging.getLevelName(log_level.upper()) if isinstance(log_level, str) else log_level
     if not isinstance(level, int) or isinstance(level, bool):
         raise ValueError(f"log_level must be a level of logging, as 'INFO', got {log_level!r}")
+    # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
+    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     instance_id = instance_id or new_instance_id()
     provider = None
     if otlp_endpoint or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES):
@@ -170,7 +174,12 @@ def configure(
         handler.setFormatter(_formatter(service_name, instance_id))
         logger.addHandler(handler)
         logger.setLevel(level)
-    return Observability(instance_id, provider, handler, logger, level_before, shutdown_timeout)
+    if provider is not None and trace.get_tracer_provider() is not provider:
+        own.warning(
+            "the process has a tracer provider already, which stays the global one; give "
+            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
+        )
+    return Observability(instance_id, provider, handler, logger, level_before, level, shutdown_timeout)
 
 
 def _tracer_provider(
@@ -191,8 +200,6 @@ def _tracer_provider(
             f"exporting traces needs the OpenTelemetry SDK and its OTLP/HTTP exporter ({error}). "
             "Install them with: pip install 'genesis-queue[otel]'"
         ) from error
-    # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
-    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     # Without a host, Jaeger takes a span that outlasts its parent (`release`) for a clock skew.
     resource = Resource({"host.name": socket.gethostname()}).merge(
         Resource.create({"service.name": service_name, "service.instance.id": instance_id})
@@ -232,11 +239,6 @@ def _tracer_provider(
     provider.add_span_processor(CountedProcessor(exporter))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
-    else:
-        logging.getLogger("genesis").warning(
-            "the process has a tracer provider already, which stays the global one; give "
-            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
-        )
     return provider
 
 

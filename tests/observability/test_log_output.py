@@ -47,6 +47,18 @@ def test_logging_that_is_there_is_joined_when_asked() -> None:
     assert (list(root.handlers), root.level, list(own.handlers), own.level) == before
 
 
+def test_a_level_that_the_application_has_set_since_stays() -> None:
+    """`shutdown` undoes only what `configure` did."""
+    own = logging.getLogger("genesis")
+    before = own.level
+    try:
+        with configure("router", json_logs=True, log_stream=io.StringIO()):
+            own.setLevel("ERROR")
+        assert own.level == logging.ERROR
+    finally:
+        own.setLevel(before)
+
+
 def test_records_of_the_application_are_json_too() -> None:
     """Plain logging, structlog over it, bound context, exceptions and spans all make one JSON line."""
     program = """
