@@ -125,7 +125,6 @@ class Instruments(Collector):
         for sink in get_args(names.Sink):
             self.telemetry_errors.labels(sink)
         if not self.in_files:
-            registry.register(self)
             _of_this_process.add(self)
 
     def describe(self) -> Iterable[Any]:
@@ -256,6 +255,10 @@ def instruments_of(
     if kept is None:
         kept = Instruments(registry, wait_buckets, clock)
         owner._genesis_instruments = kept  # type: ignore[attr-defined]
+        if not kept.in_files:
+            registry.register(
+                kept
+            )  # if it refuses, `ensure_registered` tries again, but not at each step
     else:
         kept.ensure_registered()
     return kept
