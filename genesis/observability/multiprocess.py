@@ -101,7 +101,9 @@ class SharedFiles:
         process = os.getpid()
         with self._locks.setdefault(process, threading.RLock()):
             if self._process != process:
-                self._file = MmapedDict(str(Path(self._path, f"genesis_{process}.shared")))  # type: ignore[no-untyped-call]
+                file = Path(self._path, f"genesis_{process}.shared")
+                file.unlink(missing_ok=True)  # left by a killed process with the same pid
+                self._file = MmapedDict(str(file))  # type: ignore[no-untyped-call]
                 self._process = process
             self._file.write_value(key, value, until)
 
