@@ -162,16 +162,8 @@ class ThreadedStreamHandler(logging.Handler):
                 raise
             # The arguments do not fit the text, or an extra field disturbs the formatter.
             text = f"{safe_repr(record.msg)} % {safe_repr(record.args)}: {safe_repr(error)}"
-            plain = (
-                record.name,
-                record.levelno,
-                record.pathname,
-                record.lineno,
-                text,
-                (),
-                record.exc_info,
-            )
-            return self.format(logging.LogRecord(*plain))
+            plain = logging.LogRecord(record.name, record.levelno, "", 0, text, (), record.exc_info)
+            return self.format(plain)
 
     def stop(self, timeout: float) -> bool:
         """Write the queued lines and end the thread. Returns False if `timeout` seconds pass first."""

@@ -253,12 +253,13 @@ def instruments_of(
     owner = registry if multiprocess.directory() is None else REGISTRY
     kept: Instruments | None = getattr(owner, "_genesis_instruments", None)
     if kept is None:
-        kept = Instruments(registry, wait_buckets, clock)
-        owner._genesis_instruments = kept  # type: ignore[attr-defined]
+        # Atomic: another thread's must not be replaced.
+        kept = vars(owner).setdefault(
+            "_genesis_instruments", Instruments(registry, wait_buckets, clock)
+        )
         if not kept.in_files:
-            registry.register(
-                kept
-            )  # if it refuses, `ensure_registered` tries again, but not at each step
+            # If this raises, it is tried again by `ensure_registered`, but not at each step.
+            registry.register(kept)
     else:
         kept.ensure_registered()
     return kept
