@@ -6,6 +6,7 @@ The application's own configuration is left alone: handlers, tracer provider, st
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from genesis.backends.identity import new_instance_id
-from genesis.observability.logs import ThreadedStreamHandler
+from genesis.observability.logs import ThreadedStreamHandler, safe_repr
 from genesis.observability.span_context import ids_of
 from genesis.observability.telemetry import Telemetry
 
@@ -48,6 +49,7 @@ class Observability:
     handler: ThreadedStreamHandler | None
     _logger: logging.Logger  # has the handler
     _level_before: int
+    _level: int  # set by `configure`
     _shutdown_timeout: float
     _done: bool = False
 
@@ -76,7 +78,8 @@ class Observability:
         in_time = self._shut_traces(0.8 * timeout)
         if self.handler is not None:
             self._logger.removeHandler(self.handler)
-            self._logger.setLevel(self._level_before)
+            if self._logger.level == self._level:  # the application has not changed it since
+                self._logger.setLevel(self._level_before)
             in_time = self.handler.stop(max(0.0, deadline - time.monotonic())) and in_time
         return in_time
 
@@ -154,6 +157,8 @@ def configure(
     level = logging.getLevelName(log_level.upper()) if isinstance(log_level, str) else log_level
     if not isinstance(level, int) or isinstance(level, bool):
         raise ValueError(f"log_level must be a level of logging, as 'INFO', got {log_level!r}")
+    # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
+    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     instance_id = instance_id or new_instance_id()
     provider = None
     if otlp_endpoint or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES):
@@ -169,7 +174,12 @@ def configure(
         handler.setFormatter(_formatter(service_name, instance_id))
         logger.addHandler(handler)
         logger.setLevel(level)
-    return Observability(instance_id, provider, handler, logger, level_before, shutdown_timeout)
+    if provider is not None and trace.get_tracer_provider() is not provider:
+        own.warning(
+            "the process has a tracer provider already, which stays the global one; give "
+            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
+        )
+    return Observability(instance_id, provider, handler, logger, level_before, level, shutdown_timeout)
 
 
 def _tracer_provider(
@@ -190,8 +200,6 @@ def _tracer_provider(
             f"exporting traces needs the OpenTelemetry SDK and its OTLP/HTTP exporter ({error}). "
             "Install them with: pip install 'genesis-queue[otel]'"
         ) from error
-    # OpenTelemetry's variables take precedence over arguments, because the operator sets them.
-    service_name = os.environ.get("OTEL_SERVICE_NAME") or service_name
     # Without a host, Jaeger takes a span that outlasts its parent (`release`) for a clock skew.
     resource = Resource({"host.name": socket.gethostname()}).merge(
         Resource.create({"service.name": service_name, "service.instance.id": instance_id})
@@ -216,15 +224,21 @@ def _tracer_provider(
                     telemetry().failed("traces", sys.exc_info()[1] or ConnectionError(lost))
             return result
 
+    class CountedProcessor(BatchSpanProcessor):
+        """Counts spans that the SDK drops because the collector is slow; the SDK only logs that."""
+
+        def on_end(self, span: Any) -> None:
+            inner = getattr(self, "_batch_processor", self)  # older versions have none
+            waiting = getattr(inner, "_queue", None) or getattr(inner, "queue", ())
+            full = waiting and len(waiting) == getattr(waiting, "maxlen", None)
+            if full and span.context.trace_flags.sampled:
+                telemetry().failed("traces", BufferError("too many spans wait for the collector"))
+            super().on_end(span)
+
     exporter = CountedExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(CountedProcessor(exporter))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
-    else:
-        logging.getLogger("genesis").warning(
-            "the process has a tracer provider already, which stays the global one; give "
-            "configure(...).tracer_provider to Telemetry(tracer_provider=...) to export through it"
-        )
     return provider
 
 
@@ -251,9 +265,16 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
             fields |= ids_of(trace.get_current_span().get_span_context()) or {}
         return fields
 
+    def keep_text(_: Any, __: str, fields: Any) -> Any:
+        record: logging.LogRecord = fields["_record"]
+        if record.name != "genesis" and "event" in vars(record):  # an application's own field
+            fields["message"] = fields["event"]
+        return fields
+
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.contextvars.merge_contextvars,
+            keep_text,
             # Last, so that the record's `event` replaces its text.
             structlog.stdlib.ExtraAdder(),
         ],
@@ -262,6 +283,21 @@ def _formatter(service_name: str, instance_id: str) -> logging.Formatter:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=_json),
         ],
     )
+
+
+def _json(fields: dict[str, Any], **options: Any) -> str:
+    """Strict JSON, which lacks NaN, whatever the values are: no line must vanish."""
+    try:
+        return json.dumps(fields, allow_nan=False, **options)
+    except Exception:  # write each value by itself, as text if it cannot be written otherwise
+        return json.dumps({str(name): _plain(value, **options) for name, value in fields.items()})
+
+
+def _plain(value: Any, **options: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, **options))
+    except Exception:
+        return safe_repr(value)

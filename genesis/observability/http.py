@@ -95,7 +95,7 @@ def _known_formats(accept: str) -> str:
 
 def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
     try:
-        if (path := multiprocess.directory()) is not None:
+        if (path := multiprocess.served_directory()) is not None:
             registry = CollectorRegistry()  # the given one would add this process' values twice
             multiprocess.AllProcesses(registry, path)  # type: ignore[no-untyped-call]
         encode, content_type = choose_encoder(_known_formats(accept))
@@ -163,7 +163,7 @@ class ObservabilityServer:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        multiprocess.warn_of_other_workers()
+        multiprocess.served_directory()  # logs what is wrong with it
         try:
             self._listener = _Listener(family, address, partial(self._answer, loop))
         except OSError as error:
@@ -310,7 +310,7 @@ def asgi_app(
     """
     _check_ready_timeout(ready_timeout)
     registry = REGISTRY if registry is None else registry
-    multiprocess.warn_of_other_workers()
+    multiprocess.served_directory()  # logs what is wrong with it
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         if scope["type"] == "websocket":

@@ -108,6 +108,14 @@ def _re_enabling(logger: logging.Logger) -> Callable[[int], bool]:
     return enabled
 
 
+def safe_repr(value: Any) -> str:
+    """`repr` of an application's value. Never raises."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
+
+
 class ThreadedStreamHandler(logging.Handler):
     """Writes to `stream` from its own thread, in order, because the stream might block.
 
@@ -138,13 +146,24 @@ class ThreadedStreamHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._start_if_forked()
-            self._lines.put_nowait(self.format(record))
+            self._lines.put_nowait(self._line(record))
         except Exception:
             if record.name == "genesis":
                 raise
         if record.name == "genesis" and (error := self._error) is not None:
             self._error = None
             raise error
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as error:
+            if record.name == "genesis":
+                raise
+            # The arguments do not fit the text, or an extra field disturbs the formatter.
+            text = f"{safe_repr(record.msg)} % {safe_repr(record.args)}: {safe_repr(error)}"
+            plain = logging.LogRecord(record.name, record.levelno, "", 0, text, (), record.exc_info)
+            return self.format(plain)
 
     def stop(self, timeout: float) -> bool:
         """Write the queued lines and end the thread. Returns False if `timeout` seconds pass first."""

@@ -73,7 +73,8 @@ class Instruments(Collector):
         clock: Callable[[], float],
     ) -> None:
         self.clock = clock
-        self.in_files = multiprocess.directory() is not None
+        path = multiprocess.directory()
+        self.in_files = path is not None
         self._registry = registry
         self._families: list[Family] = []  # unless they are in files
         self._next_check = 0.0
@@ -113,16 +114,17 @@ class Instruments(Collector):
         self.telemetry_errors = self._counter(
             names.TELEMETRY_ERRORS, "Failures of a sink; no call was affected.", ("sink",)
         )
-        publish = multiprocess.SharedFiles(registry).publish if self.in_files else None
+        publish = None if path is None else multiprocess.SharedFiles(path).publish
         self.up = BackendUp(publish)
         self.shared = SharedGauges(clock, self.busy, publish)
         self.known: dict[str, QueueSeries] = {}  # by label
         self._changing = threading.RLock()  # held to change `known` and its children
+        self._process = 0
+        self._clear_left_gauges()
         self._empty = list(self.collect())  # what is described
         for sink in get_args(names.Sink):
             self.telemetry_errors.labels(sink)
         if not self.in_files:
-            registry.register(self)
             _of_this_process.add(self)
 
     def describe(self) -> Iterable[Any]:
@@ -160,8 +162,19 @@ class Instruments(Collector):
             if label not in self.known and len(self.known) >= MAX_QUEUES:
                 label = names.OTHER_QUEUES
             if label not in self.known:
+                self._clear_left_gauges()
                 self.known[label] = QueueSeries(self, label)
             return self.known[label]
+
+    def _clear_left_gauges(self) -> None:
+        """Set to 0 what a killed process with this pid counted in its file. Repeated after a fork."""
+        if not self.in_files or self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        gauges = {names.WAITING: self.waiting, names.HOLDING: self.holding}
+        for name, labels in multiprocess.left_gauges():
+            if name in gauges and not self.busy(labels["queue"]):
+                gauges[name].labels(**labels).set(0)
 
     def flush(self) -> None:
         """Sort the noted values of all queues: it might be long until the next scrape."""
@@ -240,8 +253,13 @@ def instruments_of(
     owner = registry if multiprocess.directory() is None else REGISTRY
     kept: Instruments | None = getattr(owner, "_genesis_instruments", None)
     if kept is None:
-        kept = Instruments(registry, wait_buckets, clock)
-        owner._genesis_instruments = kept  # type: ignore[attr-defined]
+        # Atomic: another thread's must not be replaced.
+        kept = vars(owner).setdefault(
+            "_genesis_instruments", Instruments(registry, wait_buckets, clock)
+        )
+        if not kept.in_files:
+            # If this raises, it is tried again by `ensure_registered`, but not at each step.
+            registry.register(kept)
     else:
         kept.ensure_registered()
     return kept

@@ -7,28 +7,30 @@ returns the metrics of all workers.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, values
+from prometheus_client import values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from genesis.observability import names
 from genesis.observability.logs import own_logger
 from genesis.observability.shared import GAUGES
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_MODE: Final = "livemax"
 _NEVER = 1.0  # the expiry of an unknown value: it has always expired
-_LIVE_FILE = re.compile(r"gauge_live[a-z]+_(\d+)\.db")
+_OF_LIVE = re.compile(r"gauge_live[a-z]+_(\d+)\.db|genesis_(\d+)\.shared")  # files of live processes
+_LABELS = {name: labels for name, _, labels in GAUGES}
 
 
 def directory() -> str | None:
@@ -55,37 +57,55 @@ def directory() -> str | None:
     return path
 
 
-def warn_of_other_workers() -> None:
-    """Log an error if this looks like one of several workers and multiprocess mode is off."""
+def served_directory() -> str | None:
+    """As `directory`; logs an error, too, if this looks like one of several workers and it is None."""
+    path = directory()
     is_child = multiprocessing.parent_process() is not None
-    if (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")) and directory() is None:
+    if path is None and (is_child or "gunicorn" in os.environ.get("SERVER_SOFTWARE", "")):
         _log_once(
             "this process looks like one of several workers of a server. A scrape reads the metrics of "
             f"whichever worker answers it. Set {VARIABLE} to an empty directory before the server "
             "starts, so that each worker answers with the metrics of all.",
         )
+    return path
 
 
-@cache
+_logged: set[str] = set()
+
+
 def _log_once(text: str) -> None:
-    own_logger().error(text)
+    """Log an error as soon as there is a handler that shows it. Never raises."""
+    logger = own_logger()
+    handlers = [*logger.handlers, *(logger.root.handlers if logger.propagate else ())]
+    if text not in _logged and any(not isinstance(each, logging.NullHandler) for each in handlers):
+        _logged.add(text)
+        with suppress(Exception):  # from a handler whose stream is broken
+            logger.error(text)
 
 
 class SharedFiles:
-    """Writes the gauges of `shared` to this process's file, together with their expiry.
+    """Writes the gauges of `shared` to a file of this process, together with their expiry.
 
-    A value written before a fork is 0 in the child's file, and has expired there.
+    prometheus_client's collector knows no expiry, so the file's name is none that it reads.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._gauges = {
-            name: Gauge(name, text, labels, registry=registry, multiprocess_mode=_MODE)
-            for name, text, labels in GAUGES
-        }
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._process = 0
+        self._file: Any = None
+        self._locks: dict[int, threading.RLock] = {}  # a forked child needs its own
 
     def publish(self, name: str, labels: tuple[str, ...], value: float | None, seconds: float) -> None:
         value, until = (0.0, _NEVER) if value is None else (float(value), time.time() + seconds)
-        self._gauges[name].labels(*labels)._value.set(value, timestamp=until)
+        key = json.dumps([name, dict(zip(_LABELS[name], labels, strict=True))])
+        process = os.getpid()
+        with self._locks.setdefault(process, threading.RLock()):
+            if self._process != process:
+                file = Path(self._path, f"genesis_{process}.shared")
+                file.unlink(missing_ok=True)  # left by a killed process with the same pid
+                self._file = MmapedDict(str(file))  # type: ignore[no-untyped-call]
+                self._process = process
+            self._file.write_value(key, value, until)
 
 
 class AllProcesses(MultiProcessCollector):
@@ -98,31 +118,25 @@ class AllProcesses(MultiProcessCollector):
     def collect(self) -> Iterator[Any]:
         self._remove_dead()
         ours = {name: GaugeMetricFamily(name, text) for name, text, _ in GAUGES}
-        for metric in super().collect():  # type: ignore[no-untyped-call]
-            if metric.name not in ours:
-                yield metric
+        yield from self.merge(self._files("*.db"))  # type: ignore[no-untyped-call]
         for key, value in self._unexpired().items():
-            name, _, labels, _ = json.loads(key)
-            if name in ours:
-                ours[name].add_sample(name, labels, value)
+            name, labels = json.loads(key)
+            ours[name].add_sample(name, labels, value)
         yield from ours.values()
 
     def _remove_dead(self) -> None:
-        files = [file.name for file in Path(self._path).iterdir()]
-        for pid in {match[1] for match in map(_LIVE_FILE.fullmatch, files) if match}:
-            if not _is_alive(int(pid)):
-                try:
-                    mark_process_dead(int(pid), self._path)  # type: ignore[no-untyped-call]
-                except FileNotFoundError:
-                    continue  # another worker's scrape was faster
+        for file in Path(self._path).iterdir():
+            match = _OF_LIVE.fullmatch(file.name)
+            if match and not _is_alive(int(match[1] or match[2])):
+                file.unlink(missing_ok=True)  # another worker's scrape might be faster
 
     def _unexpired(self) -> dict[str, float]:
         """The unexpired gauges over all processes, by key: the maximum, and the minimum of `up`."""
         now = time.time()
         found: dict[str, float] = {}
-        for file in Path(self._path).glob(f"gauge_{_MODE}_*.db"):
+        for file in self._files("genesis_*.shared"):
             try:
-                entries = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+                entries = MmapedDict.read_all_values_from_file(file)  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 continue
             for key, value, until, _ in entries:
@@ -130,6 +144,22 @@ class AllProcesses(MultiProcessCollector):
                     choose = min if json.loads(key)[0] == names.BACKEND_UP else max
                     found[key] = choose(value, found.get(key, value))
         return found
+
+    def _files(self, pattern: str) -> Iterator[str]:
+        """The files, but for those that are gone meanwhile, or that a process is just creating."""
+        for file in Path(self._path).glob(pattern):
+            with suppress(FileNotFoundError):
+                if file.stat().st_size:
+                    yield str(file)
+
+
+def left_gauges() -> Iterator[tuple[str, dict[str, str]]]:
+    """Names and labels in the file of this pid, which a killed process might have left."""
+    path = Path(os.environ[VARIABLE], f"gauge_livesum_{os.getpid()}.db")
+    if path.exists() and path.stat().st_size:
+        for key, *_ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+            _, name, labels, _ = json.loads(key)
+            yield name, labels
 
 
 def _is_alive(pid: int) -> bool:

@@ -125,6 +125,14 @@ def test_one_call_sets_up_traces_and_logs(collector: Collector) -> None:
     assert granted["timestamp"].endswith("+00:00")
 
 
+def test_the_operators_name_is_in_the_traces_and_in_the_log(collector: Collector) -> None:
+    """The log lines of a service are found by the name of its traces."""
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "of-the-operator"}
+    _, stderr = run_alone(ONE_CALL, **variables)
+    logged = {json.loads(line)["service.name"] for line in stderr.splitlines()}
+    assert {collector.resource["service.name"]} == logged == {"of-the-operator"}
+
+
 @pytest.mark.parametrize("of_the_operator", ["", "pod-1"])
 def test_the_resource_names_the_host(of_the_operator: str, collector: Collector) -> None:
     """Without a host, Jaeger takes a `release` that outlasts its request for a clock skew."""
@@ -199,20 +207,20 @@ def test_the_ratio_samples_traces_that_begin_here(
 
 
 def test_a_provider_in_place_stays(collector: Collector) -> None:
-    """An application's own tracer provider is not replaced, and a warning says how to use the other."""
+    """It is not replaced, also by a second `configure`; a line of the log says how to use the other."""
     program = """
-import logging
+import genesis
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
 from genesis.observability import configure
-own = TracerProvider()
-trace.set_tracer_provider(own)
-with configure("router") as handle:
-    assert trace.get_tracer_provider() is own
-    assert handle.tracer_provider is not own
+genesis.Queue()  # gives the logger a handler that shows nothing
+with configure("router") as first:
+    pass
+with configure("router") as second:
+    assert trace.get_tracer_provider() is first.tracer_provider is not second.tracer_provider
 """
     _, stderr = run_alone(program, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
-    assert "Telemetry(tracer_provider=...)" in stderr
+    (line,) = stderr.splitlines()
+    assert "Telemetry(tracer_provider=...)" in json.loads(line)["event"]
 
 
 @pytest.mark.parametrize("state", ["refusing", "silent"])
@@ -229,6 +237,30 @@ def test_shutdown_is_bounded_without_a_collector(state: str, nothing_global: Non
         assert not handle.shutdown(timeout=0.3)
         assert time.monotonic() - began < 5.0
         handle.tracer_provider.get_tracer("test").start_span("afterwards").end()
+
+
+def test_spans_that_a_slow_collector_makes_the_sdk_drop_are_counted(
+    nothing_global: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each span beyond those that the SDK keeps for a collector that does not reply."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+    registry = CollectorRegistry()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        handle = configure("router", otlp_endpoint=endpoint, json_logs=False, registry=registry)
+        tracer = handle.tracer_provider.get_tracer("test")
+        for _ in range(10):
+            tracer.start_span("exported").end()
+        connection, _ = listener.accept()  # the exporter has taken these
+        with connection:
+            for _ in range(13):
+                tracer.start_span("kept, but for the oldest").end()
+            lost = registry.get_sample_value("genesis_telemetry_errors_total", {"sink": "traces"})
+            assert lost == 3
+            handle.shutdown(timeout=0.0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.registry import Collector
 
 from genesis import Queue, QueueTimeoutError
 from genesis.backends.protocol import EnterRequest, EnterResult, Grant
@@ -87,6 +88,29 @@ async def test_sorting_the_values_of_a_failing_registry_reaches_no_call(
         for _ in range(MAX_UNFLUSHED + 1):
             async with queue.slot("sales"):
                 pass
+
+
+async def test_a_registry_that_refuses_the_metrics_is_not_asked_at_each_step() -> None:
+    """That would cost a hundred times as much as the call."""
+    asked = 0
+
+    class Counting(CollectorRegistry):
+        def register(self, collector: Collector) -> None:
+            nonlocal asked
+            asked += 1
+            super().register(collector)
+
+    registry, now = Counting(), 1000.0
+    of_the_application = Counter(names.REFUSED, "One of these names.", registry=registry)
+    async with Queue(telemetry=Telemetry(registry, clock=lambda: now)) as queue:
+        for _ in range(10):
+            async with queue.slot("sales"):
+                pass
+        assert asked <= 3
+        registry.unregister(of_the_application)
+        now += 10.0
+        Telemetry(registry).instruments  # noqa: B018
+    assert waits(registry) == {"granted": 10}
 
 
 async def test_a_metric_that_fails_now_and_then_is_counted_each_time(
@@ -168,7 +192,8 @@ import asyncio, sys
 sys.modules["opentelemetry.sdk"] = None
 import genesis
 from genesis.observability import Telemetry
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.registry import Collector
 registry = CollectorRegistry()
 
 async def main():

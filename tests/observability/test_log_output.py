@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import logging
+import math
 import os
+from typing import Any
 
 import pytest
 import structlog
@@ -45,6 +47,18 @@ def test_logging_that_is_there_is_joined_when_asked() -> None:
     assert (list(root.handlers), root.level, list(own.handlers), own.level) == before
 
 
+def test_a_level_that_the_application_has_set_since_stays() -> None:
+    """`shutdown` undoes only what `configure` did."""
+    own = logging.getLogger("genesis")
+    before = own.level
+    try:
+        with configure("router", json_logs=True, log_stream=io.StringIO()):
+            own.setLevel("ERROR")
+        assert own.level == logging.ERROR
+    finally:
+        own.setLevel(before)
+
+
 def test_records_of_the_application_are_json_too() -> None:
     """Plain logging, structlog over it, bound context, exceptions and spans all make one JSON line."""
     program = """
@@ -77,6 +91,51 @@ except ZeroDivisionError:
     assert (structured["event"], structured["thing"]) == ("said", "<class 'object'>")
     assert (failed["event"], failed["tenant"], failed["level"]) == ("failed", "t1", "error")
     assert "ZeroDivisionError" in failed["exception"]
+
+
+class BadRepr:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+TOO_FEW = TypeError("not enough arguments for format string")
+BAD = "<BadRepr: its repr raised ZeroDivisionError>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "expected"),
+    [
+        (("paid",), {"x": math.nan, "y": 3}, {"event": "paid", "x": "nan", "y": 3}),
+        (("paid",), {"x": {b"k": 3}, "y": [3]}, {"event": "paid", "x": "{b'k': 3}", "y": [3]}),
+        (("paid",), {"x": {(1, 2): 3}}, {"event": "paid", "x": "{(1, 2): 3}"}),
+        (("paid",), {"x": CIRCLE}, {"event": "paid", "x": "[[...]]"}),
+        (("paid",), {"x": BadRepr()}, {"event": "paid", "x": BAD}),
+        (("paid",), {"event": "payment"}, {"event": "payment", "message": "paid"}),
+        (("%s %s", "x"), {}, {"event": f"'%s %s' % ('x',): {TOO_FEW!r}"}),
+        (
+            ("%s", BadRepr()),
+            {},
+            {"event": f"'%s' % {BAD.replace('BadRepr', 'tuple')}: ZeroDivisionError()"},
+        ),
+        (("paid",), {"_record": 1}, {"level": "error", "logger": "app"}),
+    ],
+)
+def test_no_line_of_the_application_vanishes(
+    arguments: tuple[Any, ...], extra: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Each is one line of strict JSON, whatever is in it; values that are not JSON are text."""
+    stream = io.StringIO()
+    with configure("router", json_logs=True, log_stream=stream) as handle:
+        assert handle.handler is not None
+        record = logging.getLogger("app").makeRecord(
+            "app", logging.ERROR, "app.py", 1, arguments[0], arguments[1:], None, extra=extra
+        )
+        handle.handler.handle(record)
+    (line,) = stream.getvalue().splitlines()
+    found = json.loads(line, parse_constant=pytest.fail)
+    assert {name: found[name] for name in expected} == expected
 
 
 async def test_a_log_stream_that_blocks_delays_no_call(nothing_global: None) -> None:

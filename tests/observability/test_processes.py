@@ -123,6 +123,46 @@ def test_a_directory_that_is_not_used_is_logged(arguments: list[str], complaint:
     assert f'{names.TELEMETRY_ERRORS}{{sink="metrics"}} 0.0' in text
 
 
+COMPLAINT = """
+import logging, sys
+from genesis.observability import asgi_app
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+class Broken(logging.Handler):
+    def emit(self, record):
+        raise BrokenPipeError
+
+if False:
+    logging.getLogger().addHandler(Broken())
+asgi_app()
+assert _metrics(REGISTRY, "").status == 200
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+for _ in range(2):
+    assert _metrics(REGISTRY, "").status == 200
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"PROMETHEUS_MULTIPROC_DIR": "/nowhere/at/all"}, "no directory that this process can write"),
+        ({"SERVER_SOFTWARE": "gunicorn/23.0"}, "looks like one of several workers"),
+    ],
+)
+def test_a_complaint_is_shown_once_logging_is_configured(
+    environment: dict[str, str], complaint: str
+) -> None:
+    """A server's worker often configures logging after the application was imported."""
+    text, _ = run_alone(COMPLAINT, **environment)
+    assert text.count(complaint) == len(text.splitlines()) == 1
+
+
+def test_a_complaint_raises_nothing() -> None:
+    """The application would not start because of its log's broken pipe."""
+    run_alone(COMPLAINT.replace("if False", "if True"), SERVER_SOFTWARE="gunicorn/23.0")
+
+
 def test_the_variable_may_be_in_lower_case(tmp_path: Path) -> None:
     """prometheus_client accepts it."""
     text, _ = worker(str(tmp_path), "prometheus_multiproc_dir").communicate(timeout=60)
@@ -155,3 +195,83 @@ def test_queues_with_different_registries_in_one_process_are_added_up(tmp_path: 
     lines = text.splitlines()
     assert f'{names.HOLDING}{{queue="sales"}} 2.0' in lines
     assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} 6.0' in lines
+
+
+FOREIGN = """
+import asyncio
+from genesis import Queue
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+def show(text):
+    found = {line.split("{")[0] for line in text.splitlines()}
+    print(*(f"genesis_{name}" in found for name in ("queue_limit", "backend_up", "queue_holding")))
+
+async def main():
+    queue = Queue()
+    async with queue.slot("sales"):
+        queue._backend._inner._report()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        show(generate_latest(registry).decode())
+        show(_metrics(REGISTRY, "").body.decode())
+
+asyncio.run(main())
+"""
+
+
+def test_a_foreign_collector_shows_no_gauge_that_expires(tmp_path: Path) -> None:
+    """prometheus_client's own would show old values for ever, and an unknown one as 0."""
+    text, _ = run_alone(FOREIGN, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert text.splitlines() == ["False False True", "True True True"]
+
+
+NAMESAKE = """
+import asyncio, os, shutil, sys
+from genesis import Queue
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+shown = ("genesis_queue_holding{", "genesis_queue_limit{")
+file = os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/gauge_livesum_{}.db"
+
+async def main(queue):
+    async with queue.slot("sales" if "again" not in sys.argv else "support"):
+        if "again" not in sys.argv:
+            queue._backend._inner._report()
+            os.execv(sys.executable, [*sys.orig_argv, "again"])  # a new program with this pid
+        lines = _metrics(REGISTRY, "").body.decode().splitlines()
+        print(*[line for line in lines if line.startswith(shown)], sep="\\n")
+
+if "fork" in sys.argv and "again" in sys.argv:
+    shutil.copy(file.format(os.getpid()), file.format("copy"))
+    queue = Queue()
+    if pid := os.fork():
+        sys.exit(os.waitpid(pid, 0)[1])
+    os.rename(file.format("copy"), file.format(os.getpid()))
+    asyncio.run(main(queue))
+else:
+    asyncio.run(main(Queue()))
+"""
+
+
+@pytest.mark.parametrize("how", ["", "fork"])
+def test_the_gauges_of_a_dead_process_with_the_same_pid_are_0(tmp_path: Path, how: str) -> None:
+    """As after the restart of a container; also if the queue was made before a fork."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", NAMESAKE, how]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.splitlines() == [
+        f'{names.HOLDING}{{queue="sales"}} 0.0',
+        f'{names.HOLDING}{{queue="support"}} 1.0',
+    ], ran.stderr
+
+
+def test_files_that_are_being_created_or_are_gone_meanwhile_are_skipped(tmp_path: Path) -> None:
+    """Creating a file and giving it its size are two steps. Before, such a scrape was a 500."""
+    for name in ("counter_1.db", "gauge_livesum_1.db", "genesis_1.shared"):
+        (tmp_path / name).touch()
+    (tmp_path / "histogram_1.db").symlink_to("gone")
+    text, _ = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR").communicate(timeout=60)
+    assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text.splitlines()
