@@ -17,6 +17,7 @@ import asyncio
 import itertools
 import time
 from asyncio import get_running_loop
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from itertools import islice
@@ -74,7 +75,9 @@ class InMemoryBackend:
         self._lines: dict[str, Line] = {}  # queues in use
         self._overrides: dict[str, int] = {}
         self._kept: dict[PlaceToken, _KeptPlace] = {}
-        self._idle: dict[str, Line] = {}  # for their mean hold; the one idle for longest comes first
+        # For their mean hold; the one idle for longest comes first. Not a dict: removing the first
+        # key of a dict takes longer with each one.
+        self._idle: OrderedDict[str, Line] = OrderedDict()
         # One counter for all queues: tokens must increase in each queue, and the state of an idle
         # queue, its own counter included, might be dropped.
         self._numbers = itertools.count(1)
@@ -266,7 +269,7 @@ class InMemoryBackend:
         line = self._idle.pop(queue_id, None)
         if line is None:
             while len(self._idle) >= _MAX_IDLE:
-                del self._idle[next(iter(self._idle))]
+                self._idle.popitem(last=False)
             line = Line()
         self._lines[queue_id] = line
         override = self._overrides.get(queue_id)

@@ -222,7 +222,7 @@ class _Listener(socketserver.ThreadingTCPServer):
         self.address_family = family
         self.answer = answer
         self._lock = threading.Lock()
-        self._open: dict[Any, float] = {}  # when each connection was accepted
+        self._open: dict[Any, float] = {}  # when each connection was accepted, in this order
         super().__init__(address, _Handler)
         self.socket.setblocking(False)  # a client that has disconnected must not block the thread
         self._stop, self._stopped = socket.socketpair()
@@ -256,6 +256,9 @@ class _Listener(socketserver.ThreadingTCPServer):
                 if time.monotonic() - accepted < _Handler.timeout:
                     return False
                 del self._open[oldest]
+                self._open[oldest] = float(
+                    "inf"
+                )  # its thread might hang in the answer, so it still counts
                 with contextlib.suppress(OSError):  # its client might have disconnected
                     oldest.shutdown(socket.SHUT_RDWR)
             self._open[request] = time.monotonic()

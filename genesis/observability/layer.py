@@ -7,6 +7,7 @@ gets what the inner backend returns or raises, and errors of a sink are only cou
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import inspect
 import sys
@@ -68,9 +69,13 @@ class ObservedBackend:
         inner.listen(self._on_event)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not is_finalizing():  # otherwise the SDK was shut down, and would print errors
-            for ticket_id in list(self._leaving):  # the loop has ended, and no `Left` can follow
-                self._left(protocol.Left(Ticket("", "", ticket_id), LeaveResult(None), confirmed=False))
+        if self._leaving and not is_finalizing():  # by then, the SDK was shut down
+            # Not in this thread: the garbage collector might have interrupted it inside a sink's lock.
+            _thread.start_new_thread(self._never_left, ())
+
+    def _never_left(self) -> None:
+        for ticket_id in list(self._leaving):  # the loop has ended, and no `Left` can follow
+            self._left(protocol.Left(Ticket("", "", ticket_id), LeaveResult(None), confirmed=False))
 
     def _expose(self, version: str) -> None:
         instruments = self._telemetry.instruments

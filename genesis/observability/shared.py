@@ -5,6 +5,7 @@ The shared gauges are those of the last snapshot. They disappear instead of goin
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import math
 import threading
@@ -80,7 +81,9 @@ class BackendUp(Collector):
                 self._reached.pop(backend, None)
             else:
                 if self._publish is not None and backend not in self._reached:
-                    finalize(backend, self.show, backend.name).atexit = False
+                    # Not in this thread, see `ObservedBackend.__del__`.
+                    show = finalize(backend, _thread.start_new_thread, self.show, (backend.name,))
+                    show.atexit = False
                 self._reached[backend] = reached
         self.show(backend.name)
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
-from genesis.exceptions import QueueFullError, QueueTimeoutError
+from genesis.exceptions import GenesisError, QueueFullError, QueueTimeoutError
 from genesis.queue.calls import Calls
 from genesis.queue.slot import Slot
 from genesis.queue.watch import Watch
@@ -70,9 +70,10 @@ class SlotRequest:
             if calls is None or calls.loop is not get_running_loop() or queue._draining:
                 calls = queue._calls_here(request)
             must_delay = calls.enter(request)
-        except BaseException:
+        except BaseException as error:
             self._stop_waiting()  # a watch that was created before must not wait for ever
-            await asyncio.sleep(0)  # a caller that retries at once must not stop the loop
+            if isinstance(error, GenesisError):
+                await asyncio.sleep(0)  # a caller that retries at once must not stop the loop
             raise
         self._calls = calls
         backend, timeout = queue._backend, request.timeout

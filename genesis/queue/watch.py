@@ -54,6 +54,7 @@ class Watch:
         self._last_at = 0.0
         self._future: asyncio.Future[WaitStatus | None] | None = None  # during `__anext__`
         self._ended = False
+        self.granted_at = math.inf  # a slot, before this watch saw a call of the item wait
 
     def __aiter__(self) -> Watch:
         return self
@@ -102,7 +103,7 @@ class Watch:
         """Yield a status, requested at `now`, if it is due; None: the item does not wait."""
         last = self._last
         if status is None:
-            if last is not None:
+            if last is not None or now >= self.granted_at:
                 self.end()
             return  # not entered yet; a request ends its own watches
         if last is not None:
@@ -170,7 +171,9 @@ class _Ticker:
     def granted(self, item_id: str) -> None:
         for watch in self._watching.get(item_id, ()):
             if watch.is_new and watch.by_id:
-                watch.end()
+                # Another call of the id might wait. The time is later than that of any poll before.
+                watch.granted_at = now = self._loop.time() + TIMER_SLACK
+                self._loop.call_soon(self._start_poll, [watch], now, context=Context())
 
     def watching(self) -> list[Watch]:
         return [watch for watches in self._watching.values() for watch in watches]
@@ -248,7 +251,7 @@ class Watches:
             ticker.entered(item_id)
 
     def granted(self, queue_id: str, item_id: str) -> None:
-        """A call of this `Queue` was granted a slot: end the watches of its id that saw no wait."""
+        """A call of this `Queue` holds a slot: a watch of its id that saw no wait might end."""
         ticker = self.tickers.get(queue_id)
         if ticker is not None and self._loop is asyncio.get_running_loop():
             ticker.granted(item_id)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from genesis import WaitStatus
+from genesis import Queue, WaitStatus
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import Ticket
 from genesis.exceptions import BackendUnavailableError, LimitMismatchError, QueueDrainingError
@@ -56,6 +56,22 @@ async def test_a_watch_by_id_ends_if_the_call_is_granted_at_once(line: Line) -> 
     assert await asyncio.wait_for(reading, 5) == []
     await wait_until(lambda: not line.queue.watches.tickers, "the ticker stops")
     await line.grants()
+
+
+async def test_a_watch_by_id_goes_on_with_the_next_call_if_the_first_is_granted(queue: Queue) -> None:
+    """Two calls have one id. The first is granted before the watch saw it wait; the other waits."""
+    requests = [queue.slot("sales", item_id="call", max_concurrent=1) for _ in range(2)]
+    async with queue.slot("sales", item_id="holder", max_concurrent=1):
+        entering = [asyncio.create_task(request.__aenter__()) for request in requests]
+        await wait_until(lambda: all(request.place_token for request in requests), "both wait")
+        watch = queue.watch("sales", "call")
+        reading = asyncio.create_task(anext(watch))
+    await entering[0]
+    status = await asyncio.wait_for(reading, 5)
+    assert status.position == 1
+    for request, entered in zip(requests, entering, strict=True):
+        await entered
+        await request.__aexit__(None, None, None)
 
 
 async def test_a_watch_of_an_item_that_holds_waits_for_it_to_enter_again(line: Line) -> None:

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.openmetrics import parser
+from prometheus_client.registry import Collector
 
 from genesis import Queue
 from genesis.observability import ObservabilityServer, Telemetry, asgi_app, http
@@ -197,6 +198,50 @@ async def test_slow_clients_do_not_keep_others_out(
         assert not any(reader.at_eof() for reader, _ in younger)
         for _, writer in slow:
             writer.close()
+
+
+async def test_threads_that_hang_in_an_answer_are_bounded(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that makes room counts until its thread has ended."""
+    clock = [1000.0]
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    let_go = threading.Event()
+    hanging: list[int] = []
+
+    class Hangs(Collector):
+        def describe(self) -> list[Metric]:
+            return []
+
+        def collect(self) -> list[Metric]:
+            hanging.append(threading.get_ident())
+            let_go.wait(60)
+            return []
+
+    registry.register(Hangs())
+    writers: list[asyncio.StreamWriter] = []
+
+    async def scrape(port: int) -> None:
+        """Until the answer hangs, or the connection is refused."""
+        before = len(hanging)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        read = asyncio.create_task(reader.read())
+        await wait_until(lambda: len(hanging) > before or read.done(), "it is seen")
+        if read.done():
+            read.exception()
+        clock[0] += 11.0
+
+    async with ObservabilityServer(registry=registry, port=0) as server:
+        try:
+            for _ in range(80):
+                await scrape(server.port)
+            assert 32 <= len(hanging) <= 64
+        finally:
+            let_go.set()
+            for writer in writers:
+                writer.close()
 
 
 MULTIPROCESS = """

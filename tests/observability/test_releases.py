@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.trace import StatusCode
@@ -17,7 +18,7 @@ from genesis.queue import InMemoryBackend
 from tests.conftest import Spans, state_of
 from tests.observability.conftest import run_alone
 from tests.support.observations import end_as, holds, of, operations
-from tests.support.waiting import quiesce
+from tests.support.waiting import quiesce, wait_until
 
 
 class RepliesLater(InMemoryBackend):
@@ -87,10 +88,44 @@ def test_a_queue_dropped_after_its_loop_ends_the_spans_of_a_release_without_a_re
     assert spans.named("release") == []
     del queue
     gc.collect()
+    asyncio.run(_until(lambda: spans.named("slot")))
     assert operations(registry, "leave", "unconfirmed") == 1
     (release,) = spans.named("release")
     assert of(release)["genesis.outcome"] == "unconfirmed"
     assert len(spans.named("slot")) == 1
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    await wait_until(condition, "the release of the dropped queue is observed")
+
+
+COLLECTED_INSIDE_A_LOCK = """
+import asyncio, gc
+from genesis import Queue
+from genesis.observability import Telemetry
+from prometheus_client import REGISTRY
+from tests.observability.test_releases import RepliesLater
+from tests.support.waiting import wait_until
+
+async def main():
+    async with queue.slot("sales"):
+        pass
+
+telemetry = Telemetry()
+queue = Queue(RepliesLater(), telemetry=telemetry)
+asyncio.run(main())
+labels = {"backend": "memory", "operation": "leave", "outcome": "unconfirmed"}
+with telemetry.instruments.operation._lock:  # prometheus_client's: not reentrant
+    del queue
+    gc.collect()
+seen = lambda: REGISTRY.get_sample_value("genesis_backend_operation_seconds_count", labels)
+asyncio.run(wait_until(seen, "the release is observed"))
+"""
+
+
+def test_a_queue_that_is_collected_inside_a_sinks_lock_does_not_wait_for_it(tmp_path: Path) -> None:
+    """The collector runs at any allocation, in any thread: the lock might be that thread's."""
+    assert run_alone(COLLECTED_INSIDE_A_LOCK, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == ("", "")
 
 
 DROPPED_AT_EXIT = """
