@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from genesis import Queue
+from genesis.backends.redis.ticket import Command
 from genesis.exceptions import BackendUnavailableError, EvictedError
 from genesis.queue import RedisBackend
 from tests.conftest import LEASE
@@ -318,3 +319,43 @@ async def test_a_redis_that_loads_its_data_is_waited_for() -> None:
 def _reload(server: RedisServer) -> None:
     with redis.Redis(port=server.port, socket_timeout=60) as client:
         client.execute_command("DEBUG", "RELOAD")
+
+
+# One outage
+
+
+async def test_a_replica_that_accepts_connections_is_one_outage(fleet: Fleet) -> None:
+    """A reconnect is no recovery: `Recovered` follows when a script has run again."""
+    queue = fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    client: Any = fleet.server.client
+    connections = client.info("stats")["total_connections_received"]
+    client.replicaof("127.0.0.1", 1)
+    await wait_until(
+        lambda: client.info("stats")["total_connections_received"] >= connections + 4,
+        "it has reconnected several times",
+    )
+    value = fleet.registry.get_sample_value
+    reasons = ("read_only", "connection", "timeout", "idle_closed", "refused", "other")
+    labels = [{"backend": "redis", "reason": reason} for reason in reasons]
+    counts = [value("genesis_backend_disruptions_total", each) or 0 for each in labels]
+    assert counts == [1, 0, 0, 0, 0, 0]
+    assert value("genesis_backend_up", {"backend": "redis"}) == 0
+    client.replicaof("no", "one")
+    await wait_until(lambda: value("genesis_backend_up", {"backend": "redis"}) == 1, "it is up")
+    await holder.leave()
+
+
+async def test_a_late_error_of_a_queue_that_was_dropped_starts_no_outage(fleet: Fleet) -> None:
+    """Nothing of that queue will ever run, and end the outage."""
+    queue = fleet.queue()
+    holder = fleet.call(queue, "holder")
+    await holder.held()
+    await holder.leave()
+    backend: Any = fleet.queues[0]._backend
+    driver = backend._inner._driver
+    dropped = driver.queues.pop(SALES)
+    sync = Command("sync", dropped.session, (), (), driver.loop.time())
+    driver.replied(dropped, sync, redis.ResponseError("NOREPLICAS Not enough good replicas to write."))
+    assert driver.down == {}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import RedisCluster
+from redis.asyncio.cluster import ClusterNode
 
+from genesis.backends.protocol import Disrupted
+from genesis.backends.redis import cluster
 from genesis.exceptions import BackendUnavailableError
 from tests.support.instances import (
     Instances,
@@ -16,6 +20,7 @@ from tests.support.instances import (
 from tests.support.load import Load
 from tests.support.redis_server import RedisServer
 from tests.support.topology import Cluster
+from tests.support.waiting import wait_until
 
 
 async def test_queues_are_spread_over_all_masters_with_one_connection_to_each(
@@ -75,3 +80,24 @@ async def test_a_server_that_is_no_cluster_is_a_clear_error(
     queue = instances.make(client=client, operation_timeout=0.5)
     with pytest.raises(BackendUnavailableError, match="cluster support disabled"):
         await queue.stats("sales")
+
+
+async def test_an_empty_node_among_the_startup_nodes_is_no_outage(
+    redis_cluster: Cluster, instances: Instances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was reset serves no slot and knows no other; the map comes from another node."""
+    lone = RedisServer("--cluster-enabled", "yes")
+    try:
+        ports = [lone.port, *(server.port for server in redis_cluster.servers)]
+        nodes = [ClusterNode("127.0.0.1", port) for port in ports]
+        monkeypatch.setattr(cluster, "_REFRESH_EVERY", 0.02)
+        queue = instances.make(client=RedisCluster(startup_nodes=nodes))
+        await queue.ping()
+        down: Any = queue._backend
+        events: list[Any] = []
+        down.listen(lambda event: events.append(event) if isinstance(event, Disrupted) else None)
+        asked = lone.calls("cluster|slots")
+        await wait_until(lambda: lone.calls("cluster|slots") >= asked + 3, "it was asked again")
+        assert events == []
+    finally:
+        lone.close()

@@ -162,6 +162,8 @@ class ClusterRouter(Router):
 
     def _not_refreshed(self, link: Link | None, reason: str, detail: str) -> None:
         """No node has sent the map. The link asks them again."""
+        if link is not None and link.untried:
+            return  # this node serves no slot; the others are asked next
         self._why_unknown = f"the map of slots: {detail}"
         self._unknown_for_good = link is not None and link.denied
         self._settings.on_down(None, reason, self._why_unknown)

@@ -160,6 +160,7 @@ class Driver:
     def replied(self, queue: LocalQueue, command: Command, reply: Any) -> None:
         if isinstance(reply, Exception):
             late = queue.link is None or command.session != queue.session
+            late = late or self.queues.get(queue.queue_id) is not queue  # nothing would end its outage
             if late or isinstance(reply, ConnectionLost) or self.redirected(queue, reply):
                 return
         else:
@@ -179,6 +180,9 @@ class Driver:
                 self._look_at(queue, self.loop.time() + pause)
         elif reason in _ELSEWHERE:
             if queue.link is not None:
+                if self.queues.get(queue.queue_id) is queue:  # until a sync or a heartbeat has run
+                    self.is_down(f"queue {queue.queue_id}", reason, self.router.redact(error))
+                    reason = "idle_closed"  # no further alarm
                 queue.link.reconnect(reason, str(error))
         else:
             return False
