@@ -109,7 +109,6 @@ class LocalQueue(QueueCore):
         session: bytes,
         arguments: tuple[bytes, ...],
         on_reply: Callable[[Any], None],
-        urgent: bool = True,
     ) -> bool:
         """See `Link.send`. Args: session, b"" for none; arguments, ARGV from the fifth on."""
         if self.link is None:
@@ -117,7 +116,7 @@ class LocalQueue(QueueCore):
         keys, driver = self.keys, self.driver
         words = (driver.head, session, *driver.tail, *arguments)
         parts = (b"EVALSHA", load(script).sha, b"%d" % len(keys), *keys, *words)
-        sent: bool = self.link.send(parts, on_reply, urgent)
+        sent: bool = self.link.send(parts, on_reply)
         return sent
 
     def first_by_item(self) -> dict[str, Any]:
@@ -132,9 +131,7 @@ class LocalQueue(QueueCore):
 
     def send(self, command: Command) -> None:
         on_reply = partial(self.driver.replied, self, command)
-        # Without waiters a release is not urgent: it is written with the next command.
-        urgent = self.crowded or command.name != "leave"
-        self.call(command.name, b"%d" % command.session, command.arguments, on_reply, urgent)
+        self.call(command.name, b"%d" % command.session, command.arguments, on_reply)
 
     def next_session(self, above: int) -> int:
         self.driver.last_session = max(self.driver.last_session, above) + 1

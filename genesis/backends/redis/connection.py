@@ -36,6 +36,7 @@ from genesis.backends.redis.errors import ConnectionLost
 
 OnReply = Callable[[Any], None]
 
+_AT_ONCE = 2  # commands per iteration of the loop: a task leaves, and enters again
 _MAX_PER_TURN = 512  # commands written, replies processed or commands failed per iteration of the loop
 _MAX_BYTES_PER_TURN = 1 << 18
 _QUIET = 1.0  # seconds
@@ -74,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._next_reply = reader.gets
         self._pending: deque[OnReply] = deque()  # sent, in the order in which replies will come
         self._outgoing: deque[bytes] = deque()  # not written yet
-        self._written = False  # a command was written in this iteration of the loop, see `send`
+        self._written = 0  # commands written at once in this iteration of the loop, see `send`
         self._flushing = False  # a flush is scheduled, or waits for the transport's buffer to drain
         self._paused = False
         self._behind = False  # received replies wait for the next iteration of the loop
@@ -121,11 +122,11 @@ class Connection(asyncio.Protocol):
             return None
         return self._time() - max(self._waiting_since, self.last_received)
 
-    def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> None:
+    def send(self, parts: Sequence[bytes], on_reply: OnReply) -> None:
         """Send a command. Its position in the order of commands is fixed before this returns.
 
-        The first urgent command of an iteration of the loop is written at once, together with a queued
-        command before it. Any other command is queued and written by the end of the iteration.
+        The first `_AT_ONCE` commands of an iteration of the loop are written at once: Redis executes
+        them while the task continues. The others are written together, in the next iteration.
 
         `on_reply` is called exactly once, never before this returns: with the reply, with a
         `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
@@ -142,13 +143,10 @@ class Connection(asyncio.Protocol):
                 self._on_busy()
         self._pending.append(on_reply)
         outgoing = self._outgoing
-        if urgent and not (self._written or self._paused) and len(outgoing) < 2:
-            # A lone command gains nothing from waiting. `_written` is reset when replies arrive, which
-            # saves a callback per iteration; a command wrongly taken for a second one waits for one
-            # iteration at most.
-            self._written = True
-            if outgoing:
-                data = outgoing.popleft() + data
+        if self._written < _AT_ONCE and not outgoing and not self._paused:
+            # `_written` is reset when replies arrive, which saves a callback per iteration. A command
+            # that is queued for this reason waits for one iteration at most.
+            self._written += 1
             self._transport.write(data)
             return
         outgoing.append(data)
@@ -191,7 +189,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._feed(data)
-        self._written = False
+        self._written = 0
         if not self._behind:
             self._take_replies()
 
@@ -211,7 +209,7 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         if self._paused or self._why_ended is not None:
             return
-        self._flushing = self._written = False
+        self._flushing, self._written = False, 0
         outgoing = self._outgoing
         if not outgoing:
             return

@@ -73,7 +73,6 @@ class QueueCore(Output):
         self.override = (0, b"")  # version, limit
         self.due = math.inf  # when to call `tick`, apart from `lease_deadline`
         self.known = self.held = self.token_sum = 0
-        self.crowded = False  # the last reply showed waiters
         self.failing = False  # a command was rejected, and the lease was not renewed since
         self._beating = False
         self._beats = 0  # since the last sync
@@ -166,7 +165,6 @@ class QueueCore(Output):
         if session != self.session or not self.up or ticket is None:
             return
         if kind == b"g":
-            self.crowded = True
             token, _, origin = rest.partition(b" ")
             self._grant(ticket, int(token), parse_member(origin) if origin else None)
         elif kind == b"e":
@@ -306,12 +304,10 @@ class QueueCore(Output):
             *effects, holders = rest
             self._take(effects, now)
         self._disagree(previous, ticket.limit)
-        self.crowded = depth > 0
         self._judged(ticket, row, depth, int(limit), holders)
 
     def _on_leave(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
-        was, depth, *effects = reply
-        self.crowded = depth > 0
+        was, _, *effects = reply
         by = parse_member(origin) if was == 1 else None  # a waiter that leaves frees no slot
         granted = self._take(effects, now, by) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)

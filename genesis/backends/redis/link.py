@@ -127,12 +127,12 @@ class Link:
         """Whether `close` has completed: no connection and no task is left."""
         return self._closing and self._connection is None and self._opening is None
 
-    def send(self, parts: Sequence[bytes], on_reply: OnReply, urgent: bool = True) -> bool:
+    def send(self, parts: Sequence[bytes], on_reply: OnReply) -> bool:
         """Send a command, see `Connection.send`. If the link is down, only return False."""
         connection = self._connection
         if connection is None or not connection.up:
             return False
-        connection.send(parts, on_reply, urgent)
+        connection.send(parts, on_reply)
         return True
 
     def redact(self, error: BaseException) -> str:
