@@ -140,7 +140,7 @@ class BackendUnavailableError(GenesisError, ConnectionError):
                     f"when the lease lapses. {cure}"
                 )
         super().__init__(
-            f"{about}the {backend} backend did not carry out {operation!r}: {cause}. {cure}"
+            f"{about}the {backend} backend did not carry out {operation!r}: {cause.rstrip('.')}. {cure}"
         )
 
 

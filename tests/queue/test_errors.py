@@ -77,3 +77,10 @@ def test_an_error_crosses_the_border_of_a_process() -> None:
 
 def _raise_a_timeout() -> None:
     raise QueueTimeoutError("sales", "call-1", 1.0)
+
+
+def test_a_cause_that_ends_with_a_full_stop_gets_no_second_one() -> None:
+    """As those of redis-py do."""
+    error = BackendUnavailableError("redis", "enter", "user is disabled.", "sales", "call-1")
+    assert "'enter': user is disabled. What the call held" in str(error)
+    assert error.cause == "user is disabled."
