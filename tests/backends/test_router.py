@@ -17,7 +17,7 @@ from genesis.backends.redis.router import Router
 from genesis.backends.redis.servers import servers_of_client, servers_of_url
 from tests.backends.linked import CHANNEL, GREETING, TIMEOUT, increment
 from tests.support.redis_server import RedisServer
-from tests.support.topology import Cluster, SentinelTrio, _cluster_port, slot_of
+from tests.support.topology import Cluster, SentinelTrio, cluster_port, slot_of
 from tests.support.waiting import wait_until
 
 PATIENCE = 60.0  # seconds; a Cluster that elects a master serves nobody
@@ -251,7 +251,7 @@ def _until_replaced(cluster: Cluster, queue: str, lost: RedisServer) -> None:
 
 
 async def test_without_any_node_the_error_names_it_and_it_recovers(own_redis: RedisServer) -> None:
-    port = _cluster_port()
+    port = cluster_port()
     calls = Calls()
     client = Cluster.client(_only(port))
     calls.router = ClusterRouter(client.nodes_manager, calls.settings())

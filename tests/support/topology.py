@@ -54,7 +54,7 @@ class Cluster:
             ]
             common += ["--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"]
             for _ in range(3 * (1 + replicas)):
-                port = _cluster_port()
+                port = cluster_port()
                 own = ["--port", "0", "--tls-port", str(port), "--tls-cluster", "yes"] if tls else []
                 self.servers.append(RedisServer(*common, *own, *options, port=port, client=client))
             self._join()
@@ -337,7 +337,7 @@ def in_step(server: RedisServer) -> bool:
     return bool(replication.get("master_link_status") == "up")
 
 
-def _cluster_port() -> int:
+def cluster_port() -> int:
     """A free port whose cluster bus, 10,000 above, is free as well."""
     while True:
         port = random.randrange(20_000, 32_000)

@@ -19,7 +19,7 @@ from tests.support.instances import (
 )
 from tests.support.load import Load
 from tests.support.redis_server import RedisServer
-from tests.support.topology import Cluster
+from tests.support.topology import Cluster, cluster_port
 from tests.support.waiting import wait_until
 
 
@@ -86,7 +86,7 @@ async def test_an_empty_node_among_the_startup_nodes_is_no_outage(
     redis_cluster: Cluster, instances: Instances, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that was reset serves no slot and knows no other; the map comes from another node."""
-    lone = RedisServer("--cluster-enabled", "yes")
+    lone = RedisServer("--cluster-enabled", "yes", port=cluster_port())
     try:
         ports = [lone.port, *(server.port for server in redis_cluster.servers)]
         nodes = [ClusterNode("127.0.0.1", port) for port in ports]
