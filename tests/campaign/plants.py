@@ -61,7 +61,7 @@ def _change(*changes: tuple[str, str, str]) -> Callable[[], None]:
     return change
 
 
-_PUSH = "      push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. origin)\n"
+_PUSH = "push(owner, 'g', row[1], ' ' .. string.format('%.0f', row[2]) .. ' ' .. (freed[i] or ''))\n"
 _PUSH_AT_ONCE = "      redis.pcall('PUBLISH', ARGV[4] .. owner, text)\n"
 _HOLD = "      redis.call('ZADD', HOLDING, number, head)\n"
 _HOLD_AT_ONCE = "    redis.call('ZADD', KEYS[3], number, head)\n"
@@ -75,9 +75,7 @@ _USED = (
     "  redis.call('ZREM', PAST, name)\n"
 )
 _FULL = "waiters >= tonumber(most)"
-_STANDS = (
-    "    redis.call('ZADD', WAITING, number, member)\n    redis.call('ZADD', TICKETS, 0, member)\n"
-)
+_STANDS = "    redis.call('ZADD', WAITING, number, member)\n"
 
 PLANTS: dict[str, Callable[[], None]] = {
     "drop-leave": _drop_leave,

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from genesis.backends.redis import core, scripts
+from genesis.backends.redis.ticket import LocalTicket
 from tests.campaign.checker import check
 from tests.campaign.conductor import Campaign, Play, play
 from tests.campaign.plants import PLANTS
@@ -63,6 +65,20 @@ async def test_a_planted_bug_is_found(company: Company, name: str) -> None:
         if rules & expected:
             return
     pytest.fail(f"{name} was not found; violated were {rules or 'no rules'}")
+
+
+@pytest.mark.parametrize("name", sorted(PLANTS))
+def test_every_planted_text_is_in_its_script(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the workers fail, and that is seen only in the slow tests."""
+    monkeypatch.setattr(scripts, "source_of", scripts.source_of)  # restored afterwards, as these are
+    monkeypatch.setattr(core.QueueCore, "leave", core.QueueCore.leave)
+    monkeypatch.setattr(LocalTicket, "listed", LocalTicket.listed)
+    try:
+        PLANTS[name]()
+        for script in scripts.INSTANCE_SCRIPTS:
+            assert scripts.load(script).source
+    finally:
+        scripts.load.cache_clear()
 
 
 def test_every_planted_bug_has_its_rule() -> None:
