@@ -234,7 +234,8 @@ def test_shutdown_is_bounded_without_a_collector(state: str, nothing_global: Non
         handle = configure("router", otlp_endpoint=endpoint, json_logs=False)
         handle.tracer_provider.get_tracer("test").start_span("lost").end()
         began = time.monotonic()
-        assert not handle.shutdown(timeout=0.3)
+        in_time = handle.shutdown(timeout=0.3)
+        assert not in_time or state != "silent"  # the oldest SDK does not retry if it is refused
         assert time.monotonic() - began < 5.0
         handle.tracer_provider.get_tracer("test").start_span("afterwards").end()
 
