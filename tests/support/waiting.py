@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["quiesce", "wait_until"]
+__all__ = ["quiesce", "turns", "wait_until"]
 
 
 async def wait_until(
@@ -36,3 +36,22 @@ async def quiesce(turns: int = 20) -> None:
     """Let all ready tasks run, for some iterations of the event loop, without waiting."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+async def turns(attempt: Callable[[], Awaitable[None]], times: int = 10) -> int:
+    """Make an attempt, so many times in a row. Returns how often another task ran meanwhile."""
+    count = 0
+
+    async def other_task() -> None:
+        nonlocal count
+        while True:
+            count += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(other_task())
+    await quiesce()
+    before = count
+    for _ in range(times):
+        await attempt()
+    other.cancel()
+    return count - before
