@@ -118,25 +118,25 @@ def test_leaving(line: Line) -> None:
     token = line.enter("a1")[0][1]
     line.enter("b1")
     line.enter("b2")
-    assert line.leave("b1") == [2, 1, [], [], -1]
-    was, depth, granted, reclaimed, look = line.leave("a1", token)
-    assert (was, depth, names(granted), reclaimed, look) == (1, 0, ["b2"], [], -1)
-    assert line.leave("a1", token) == [3, 0]
-    assert line.leave("b2") == [1, 0]
+    assert line.leave("b1") == [2, [], [], -1]
+    was, granted, reclaimed, look = line.leave("a1", token)
+    assert (was, names(granted), reclaimed, look) == (1, ["b2"], [], -1)
+    assert line.leave("a1", token) == [3]
+    assert line.leave("b2") == [1]
 
 
 def test_a_release_is_published_to_the_head_alone(line: Line, ear: Ear) -> None:
     line.enter("a1")
     line.enter("b1")
     line.enter("c1")
-    token = line.leave("a1")[2][0][1]
+    token = line.leave("a1")[1][0][1]
     assert ear.published() == [("b", f"g 1 b:0000000001 {int(token)} {member('a1')}")]
 
 
 def test_what_the_caller_is_granted_is_in_the_reply(line: Line, ear: Ear) -> None:
     line.enter("a1")
     line.enter("a2")
-    assert names(line.leave("a1")[2]) == ["a2"]
+    assert names(line.leave("a1")[1]) == ["a2"]
     assert ear.published() == []
 
 
@@ -145,7 +145,7 @@ def test_a_slot_passed_on_when_the_last_holder_turns_out_dead_has_an_expiry(line
     for ticket in ("a1", "b1", "a2", "c1"):
         line.enter(ticket, 2)
     line.let_lapse("a")
-    assert names(line.leave("b1")[2]) == ["c1"]
+    assert names(line.leave("b1")[1]) == ["c1"]
 
 
 # beat

@@ -70,7 +70,7 @@ def test_a_waiter_that_gives_up_is_not_named_as_the_one_that_freed_a_slot(
     for ticket in ("a1", "b1", "c1"):
         line.enter(ticket, limit)
     line.client.hset(line.meta, "until", 1)
-    assert len(line.leave("a1")[2]) == limit
+    assert len(line.leave("a1")[1]) == limit
     assert [text.split(" ", 4)[4] for _, text in ear.published()] == [""] * limit
 
 

@@ -245,12 +245,12 @@ class Caller:
         if reply == ("error",):
             return RuntimeError("rejected")
         if len(reply) == 1:
-            return [reply[0], 0]
+            return [*reply]
         if name == "enter":
             row, granted, look = reply
             return [self._row(row), 0, b"1", b"", *self._effects(granted, look), []]
         if name == "leave":
-            return [reply[0], 0, *self._effects(*reply[1:])]
+            return [reply[0], *self._effects(*reply[1:])]
         if name == "beat":
             _, now, look, count, tokens, override, version, granted = reply
             held = -1 if tokens is None else len(tokens)

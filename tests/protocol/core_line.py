@@ -58,7 +58,7 @@ class Line:
         sync = self.command("sync")
         self.synced(sync, [1, 1])
         self.core.leave(first, now)
-        self.core.replied(self.command("leave"), [1, 0], now)
+        self.core.replied(self.command("leave"), [1], now)
         self.verdicts()
         return self
 

@@ -304,7 +304,7 @@ def plain(name: str, reply: Any, instance: int, after: Data) -> tuple[Any, ...]:
         granted, look = (pairs(effects[0]), sign(effects[2])) if effects else ((), -1)
         return (tuple(row[: 2 if row[0] == 3 else 3]), granted, look)
     if name == "leave":
-        return (reply[0], pairs(reply[2]), sign(reply[4])) if len(reply) > 2 else (reply[0],)
+        return (reply[0], pairs(reply[1]), sign(reply[3])) if len(reply) > 1 else (reply[0],)
     if name == "beat":
         _, _, override, version, _, count, held, total, granted, _, look = reply
         tokens = None

@@ -54,7 +54,7 @@ def test_what_any_page_left_in_redis_is_removed_by_the_next_sync() -> None:
 def test_who_gets_a_slot_is_in_the_reply_to_leave(line: Line) -> None:
     held, waits = line.holding(), line.waiting()
     line.core.leave(held, 1, b"00-1")
-    reply = [1, 0, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
+    reply = [1, [[waits.member, 30]], [[b"waiting", b"b:1 0  dead"]], -1]
     line.core.replied(line.command("leave"), reply, 1)
     grant, reclaimed, left = line.verdicts()
     assert grant == ("granted", waits, CallRef("held", "a", "00-1"))
@@ -67,7 +67,7 @@ def test_a_waiter_that_gives_up_has_freed_no_slot(line: Line) -> None:
     leaves, waits, last = (line.waiting(name) for name in ("leaves", "waits", "last"))
     line.core.leave(leaves, 1)
     took = [[waits.member, 30], [last.member, 31]], [[b"holding", b"b:1 0  dead"]]
-    line.core.replied(line.command("leave"), [2, 0, *took, -1], 1)
+    line.core.replied(line.command("leave"), [2, *took, -1], 1)
     assert line.verdicts()[:2] == [
         ("granted", waits, CallRef("dead", "b", "")),
         ("granted", last, None),
@@ -88,6 +88,6 @@ def test_each_who_is_granted_a_slot_of_the_dead_learns_whose_it_was(line: Line) 
     held, *heirs = line.holding(), line.waiting("w1"), line.waiting("w2"), line.waiting("w3")
     line.core.leave(held, 1)
     took = [[it.member, 30] for it in heirs], [[b"waiting", b"b:1 0  d1"], [b"holding", b"b:2 0  d2"]]
-    line.core.replied(line.command("leave"), [1, 0, *took, -1], 1)
+    line.core.replied(line.command("leave"), [1, *took, -1], 1)
     origins = (CallRef("held", "a", ""), CallRef("d2", "b", ""), None)
     assert line.verdicts()[:3] == [("granted", *each) for each in zip(heirs, origins, strict=True)]

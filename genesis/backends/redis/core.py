@@ -307,7 +307,7 @@ class QueueCore(Output):
         self._judged(ticket, row, depth, int(limit), holders)
 
     def _on_leave(self, ticket: LocalTicket, origin: bytes, reply: Sequence[Any], now: float) -> None:
-        was, _, *effects = reply
+        was, *effects = reply
         by = parse_member(origin) if was == 1 else None  # a waiter that leaves frees no slot
         granted = self._take(effects, now, by) if effects else ()
         self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)

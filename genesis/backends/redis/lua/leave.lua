@@ -6,8 +6,8 @@
 --        8 us for which the place of a waiter is kept, '' for none   9 its place
 --        or 8 'back' if the call left before it read a reply   9 the `<kept id> <place>` it asked for
 -- Reply  {0}                                   another session is on record: sync first
---        {1 | 2 | 3, depth}                    it was holding | waiting | not in the queue
---        {1 | 2 | 3, depth, granted, reclaimed, look}
+--        {1 | 2 | 3}                           it was holding | waiting | not in the queue
+--        {1 | 2 | 3, granted, reclaimed, look}
 --
 -- Races  A waiter times out or is cancelled while it is granted: it leaves in either state, and a slot that
 --        it has just got goes to the next head in this step. A late copy from a lost connection is rejected
@@ -62,7 +62,7 @@ if waiters > 0 and not back and holders == limit - 1 and NOW >= window then
       local text = string.format('g %s %s %.0f ', session, string.match(head, '^%S+'), number) .. origin
       redis.pcall('PUBLISH', ARGV[4] .. owner, text)
     end
-    return {was, waiters - 1, {{head, number}}, {}, -1}
+    return {was, {{head, number}}, {}, -1}
   end
 end
 
@@ -70,7 +70,7 @@ if was == 1 and ARGV[6] ~= '' then
   redis.call('HSET', KEYS[1], 'holds', holds, 'mean', mean)
 end
 if waiters == 0 and not back then
-  return {was, 0}
+  return {was}
 end
 
 local instance, lease, channel = ARGV[1], tonumber(ARGV[3]), ARGV[4]
@@ -80,4 +80,4 @@ if back and was ~= 3 then
   give_back(ARGV[9], ARGV[5])
 end
 grant(origin)
-return {was, redis.call('ZCARD', WAITING), granted, reclaimed, more and 0 or -1}
+return {was, granted, reclaimed, more and 0 or -1}
