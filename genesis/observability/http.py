@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import errno
 import logging
+import math
 import re
 import selectors
 import socket
@@ -256,9 +257,7 @@ class _Listener(socketserver.ThreadingTCPServer):
                 if time.monotonic() - accepted < _Handler.timeout:
                     return False
                 del self._open[oldest]
-                self._open[oldest] = float(
-                    "inf"
-                )  # its thread might hang in the answer, so it still counts
+                self._open[oldest] = math.inf  # last, and counted until its thread has ended
                 with contextlib.suppress(OSError):  # its client might have disconnected
                     oldest.shutdown(socket.SHUT_RDWR)
             self._open[request] = time.monotonic()
