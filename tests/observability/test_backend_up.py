@@ -150,10 +150,14 @@ from genesis import Queue
 from genesis.backends.protocol import Disrupted, Recovered
 from genesis.observability.http import _metrics
 from prometheus_client import REGISTRY
+from tests.support.waiting import wait_until
+
+def lines():
+    text = _metrics(REGISTRY, "").body.decode()
+    return [line for line in text.splitlines() if line.startswith("genesis_backend_up")]
 
 def shown():
-    text = _metrics(REGISTRY, "").body.decode()
-    print(*[line for line in text.splitlines() if line.startswith("genesis_backend_up")], flush=True)
+    print(*lines(), flush=True)
 
 async def ask(queue):
     await queue.ping()
@@ -169,6 +173,7 @@ for step in sys.argv[1:]:
     elif step == "forget":
         queue = None
         gc.collect()
+        asyncio.run(wait_until(lambda: not lines(), "another thread has observed it"))
     elif step == "close":
         asyncio.run(queue.close())
     elif step == "fork":
