@@ -230,9 +230,12 @@ class Instruments(Collector):
 
 
 _of_this_process: weakref.WeakSet[Instruments] = weakref.WeakSet()
+_making = threading.RLock()  # of two threads, one makes the instruments of a registry
 
 
 def _after_fork() -> None:
+    global _making
+    _making = threading.RLock()
     for instruments in list(_of_this_process):
         instruments.reset()
 
@@ -251,15 +254,13 @@ def instruments_of(
     """
     # In multiprocess mode two metrics of one name would overwrite each other's values in the file.
     owner = registry if multiprocess.directory() is None else REGISTRY
-    kept: Instruments | None = getattr(owner, "_genesis_instruments", None)
-    if kept is None:
-        # Atomic: another thread's must not be replaced.
-        kept = vars(owner).setdefault(
-            "_genesis_instruments", Instruments(registry, wait_buckets, clock)
-        )
-        if not kept.in_files:
-            # If this raises, it is tried again by `ensure_registered`, but not at each step.
-            registry.register(kept)
-    else:
-        kept.ensure_registered()
+    with _making:
+        kept: Instruments | None = getattr(owner, "_genesis_instruments", None)
+        if kept is None:
+            kept = vars(owner)["_genesis_instruments"] = Instruments(registry, wait_buckets, clock)
+            if not kept.in_files:
+                # If this raises, it is tried again by `ensure_registered`, but not at each step.
+                registry.register(kept)
+            return kept
+    kept.ensure_registered()
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any, get_args
@@ -239,3 +240,26 @@ def test_two_queues_on_one_registry_share_their_instruments(registry: CollectorR
     Queue(telemetry=Telemetry(registry))
     assert registry.get_sample_value(names.BUILD_INFO, {"version": "x", "backend": "memory"}) is None
     assert any(line.startswith(names.BUILD_INFO) for line in series(registry))
+
+
+def test_threads_that_make_the_metrics_of_one_registry_at_once_fail_at_nothing() -> None:
+    """The second one registered them again. That error was counted, and its backend not exposed."""
+    interval, failures = sys.getswitchinterval(), 0.0
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            registry, start = CollectorRegistry(), threading.Barrier(4)
+
+            def make(registry: CollectorRegistry = registry, start: Any = start) -> None:
+                start.wait()
+                Queue(telemetry=Telemetry(registry))
+
+            threads = [threading.Thread(target=make) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            failures += registry.get_sample_value(names.TELEMETRY_ERRORS, {"sink": "metrics"}) or 0.0
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == 0
