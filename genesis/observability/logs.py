@@ -58,7 +58,7 @@ class Log:
         self._is_stdlib = isinstance(self._logger, (logging.Logger, logging.LoggerAdapter))
         self.enabled: Callable[[int], bool] = lambda _: True
         if not self._is_stdlib:
-            self._logger = _synchronous(logger)
+            _synchronous(logger)  # raises at once
         elif own is not None:
             self.enabled = _re_enabling(own)
         else:
@@ -68,8 +68,8 @@ class Log:
 
     def write(self, level: int, event: str, **fields: Any) -> None:
         logger = self._logger
-        if not self._is_stdlib:
-            logger.log(level, event, **fields)
+        if not self._is_stdlib:  # structlog might be configured after the logger was given
+            _synchronous(logger).log(level, event, **fields)
             return
         merged = structlog.contextvars.merge_contextvars(None, "", {"event": event, **fields})
         del merged["event"]

@@ -72,6 +72,25 @@ async def test_loggers_as_applications_have_them_lose_no_event(
         assert {r.__dict__["tenant"] for r in told} == {7}
 
 
+async def test_structlog_configured_after_the_telemetry_loses_no_event(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A module makes the Queue, and `main` configures AsyncBoundLogger: nothing awaited its `log`."""
+    caplog.set_level(logging.INFO, "app")
+    queue = Queue(telemetry=Telemetry(registry, logger=structlog.get_logger("app")))
+    try:
+        structlog.configure(
+            wrapper_class=structlog.stdlib.AsyncBoundLogger,
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            processors=[structlog.stdlib.render_to_log_kwargs],
+        )
+        async with queue, queue.slot("sales"):
+            pass
+    finally:
+        structlog.reset_defaults()
+    assert [r.message for r in caplog.records if r.name == "app"][:2] == ["enqueued", "granted"]
+
+
 def test_a_logger_whose_log_is_a_coroutine_is_refused() -> None:
     class Foreign:
         async def log(self, level: int, event: str, **fields: Any) -> None:
