@@ -124,8 +124,7 @@ class Instruments(Collector):
         self._empty = list(self.collect())  # what is described
         for sink in get_args(names.Sink):
             self.telemetry_errors.labels(sink)
-        if not self.in_files:
-            _of_this_process.add(self)
+        _of_this_process.add(self)
 
     def describe(self) -> Iterable[Any]:
         return self._empty
@@ -153,8 +152,9 @@ class Instruments(Collector):
         self._changing = threading.RLock()
         for each in (*self._collectors(), *self.known.values()):
             each.reset()
-        for labels in list(self.build_info._children):
-            self.build_info.labels(*labels).set(1)
+        if not self.in_files:
+            for labels in list(self.build_info._children):
+                self.build_info.labels(*labels).set(1)
 
     def series(self, label: str) -> QueueSeries:
         """The series of a queue; beyond `MAX_QUEUES`, the series that all further queues share."""

@@ -275,3 +275,34 @@ def test_files_that_are_being_created_or_are_gone_meanwhile_are_skipped(tmp_path
     (tmp_path / "histogram_1.db").symlink_to("gone")
     text, _ = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR").communicate(timeout=60)
     assert f'{names.HOLDING}{{queue="sales"}} 1.0' in text.splitlines()
+
+
+OUTAGE = """
+import asyncio, os, sys
+from genesis import Queue
+from genesis.backends.protocol import Disrupted
+from genesis.observability.http import _metrics
+from prometheus_client import REGISTRY
+
+async def use(queue):
+    async with queue.slot("sales"):
+        lines = _metrics(REGISTRY, "").body.decode().splitlines()
+    return [line for line in lines if line.startswith("genesis_backend_up")]
+
+parents = Queue()
+parents._backend._on_event(Disrupted("connection", "gone"))
+readable, writable = os.pipe()
+if pid := os.fork():
+    asyncio.run(parents.close())
+    os.write(writable, b".")
+    sys.exit(os.waitpid(pid, 0)[1])
+os.read(readable, 1)
+print(*asyncio.run(use(Queue())))
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_outage_of_the_parent_is_none_of_a_forked_child(tmp_path: Path, shared: bool) -> None:
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)} if shared else {}
+    text, _ = run_alone(OUTAGE, **environment)
+    assert text == f'{names.BACKEND_UP}{{backend="memory"}} 1.0\n'
