@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from genesis import Queue
+from genesis import BackendUnavailableError, Queue
 from genesis.backends.protocol import Disrupted, Recovered
 from genesis.observability import Telemetry, names
 from genesis.observability.layer import ObservedBackend
@@ -119,6 +119,44 @@ async def test_data_that_was_lost_is_no_outage(
         own_redis.restart_empty()
         await wait_until(lambda: registry.get_sample_value(names.DISRUPTIONS, lost), "it is told")
         assert up("redis") == 1
+
+
+@pytest.mark.parametrize(("rule", "reason"), [("-evalsha", "denied"), ("-zadd", "refused")])
+async def test_a_right_that_was_taken_away_is_an_outage(
+    own_redis: RedisServer,
+    telemetry: Telemetry,
+    registry: CollectorRegistry,
+    up: Up,
+    rule: str,
+    reason: str,
+) -> None:
+    """Heartbeats are rejected. Redis names the cause only if the script itself may not run."""
+    queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry)
+    async with queue, queue.slot("sales"):
+        own_redis.client.acl_setuser("default", enabled=True, commands=[rule])
+        await wait_until(lambda: up("redis") == 0, "it is told")
+    counted = {"backend": "redis", "reason": reason}
+    assert registry.get_sample_value(names.DISRUPTIONS, counted) == 1
+
+
+async def test_out_of_memory_is_no_outage(
+    own_redis: RedisServer, telemetry: Telemetry, registry: CollectorRegistry, up: Up
+) -> None:
+    """Heartbeats pass. The calls that cannot enter are counted as operations."""
+    queue = Queue(RedisBackend(own_redis.url, lease=LEASE), telemetry=telemetry)
+
+    def count(operation: str, outcome: str) -> float:
+        labels = {"backend": "redis", "operation": operation, "outcome": outcome}
+        return registry.get_sample_value(f"{names.OPERATION_SECONDS}_count", labels) or 0.0
+
+    async with queue, queue.slot("sales", max_concurrent=2):
+        own_redis.client.config_set("maxmemory", 1)
+        beats = count("heartbeat", "ok")
+        with pytest.raises(BackendUnavailableError):
+            await queue.slot("sales").__aenter__()
+        await wait_until(lambda: count("heartbeat", "ok") > beats + 1, "two heartbeats have passed")
+        assert up("redis") == 1
+        assert count("enter", "unavailable") == 1
 
 
 async def test_one_of_two_that_is_away_counts_until_it_is_back_or_closed_or_forgotten(

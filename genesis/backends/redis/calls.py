@@ -22,6 +22,7 @@ from genesis.backends.protocol import (
     new_tuple,
 )
 from genesis.backends.redis.core import QueueCore
+from genesis.backends.redis.errors import reason_of
 from genesis.backends.redis.members import make_member
 from genesis.backends.redis.scripts import load
 from genesis.backends.redis.ticket import Command, LocalTicket, Stage
@@ -189,4 +190,4 @@ class LocalQueue(QueueCore):
 
     def rejected(self, command: str, error: Exception) -> None:
         self.rejection = f"queue {self.queue_id!r}: {command}: {self.driver.router.redact(error)}"
-        self.driver.is_down(f"queue {self.queue_id}", "refused", self.rejection)
+        self.driver.is_down(f"queue {self.queue_id}", reason_of(error), self.rejection)
