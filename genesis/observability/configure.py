@@ -243,11 +243,12 @@ def _tracer_provider(
 
 
 def _traces_url(endpoint: str) -> str:
+    endpoint = endpoint.rstrip("/")
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         # Do not quote the URL: it might hold a password.
         raise ValueError("otlp_endpoint must be an http:// or https:// URL, as http://localhost:4318")
-    return endpoint if parts.path.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
+    return endpoint if parts.path.endswith(_TRACES_PATH) else endpoint + _TRACES_PATH
 
 
 def _formatter(service_name: str, instance_id: str) -> logging.Formatter:

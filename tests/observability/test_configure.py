@@ -172,7 +172,7 @@ def test_a_missing_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logging.getLogger("genesis").handlers == before
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/v1/traces"])
+@pytest.mark.parametrize("suffix", ["", "/", "/v1/traces", "/v1/traces/"])
 async def test_an_endpoint_may_be_given(
     suffix: str, collector: Collector, nothing_global: None
 ) -> None:
