@@ -359,3 +359,13 @@ async def test_a_late_error_of_a_queue_that_was_dropped_starts_no_outage(fleet: 
     sync = Command("sync", dropped.session, (), (), driver.loop.time())
     driver.replied(dropped, sync, redis.ResponseError("NOREPLICAS Not enough good replicas to write."))
     assert driver.down == {}
+
+
+async def test_an_outage_of_a_queue_that_is_only_looked_at_ends_with_a_reply(fleet: Fleet) -> None:
+    """This instance has no call in it, so no sync and no heartbeat would end the outage."""
+    queue = fleet.queue(lease=60.0)
+    await queue.stats(SALES)
+    fleet.server.client.script_flush()
+    await queue.stats(SALES)
+    assert fleet.disruptions() == {"scripts_lost": 1.0}
+    assert fleet.registry.get_sample_value("genesis_backend_up", {"backend": "redis"}) == 1

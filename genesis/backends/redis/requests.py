@@ -170,7 +170,8 @@ class Requests:
 
         def on_reply(queue: LocalQueue, session: int, reply: asyncio.Future[Any], answer: Any) -> None:
             if not isinstance(answer, Exception):
-                driver.is_served(queue)
+                # Without a session there is no heartbeat, whose reply would end an outage.
+                driver.is_served(queue, renewed=not queue.session)
                 if script != "entries":
                     queue.asked(script, session, arguments, answer, driver.loop.time())
                     driver.schedule(queue)
