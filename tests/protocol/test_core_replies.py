@@ -68,10 +68,26 @@ def test_a_waiter_that_gives_up_has_freed_no_slot(line: Line) -> None:
     line.core.leave(leaves, 1)
     took = [[waits.member, 30], [last.member, 31]], [[b"holding", b"b:1 0  dead"]]
     line.core.replied(line.command("leave"), [2, *took, -1], 1)
-    assert line.verdicts()[:2] == [
+    *granted, _, left = line.verdicts()
+    assert granted == [
         ("granted", waits, CallRef("dead", "b", "")),
         ("granted", last, None),
     ]
+    assert left == ("left", leaves, LeaveResult("waiting"), True)
+
+
+def test_a_release_names_only_the_call_that_got_its_slot(line: Line) -> None:
+    """Its script also passes on the slot of a dead call, which the next in line names as its source."""
+    held, first, second = line.holding(), line.waiting("first"), line.waiting("second")
+    line.core.leave(held, 1)
+    took = [[first.member, 30], [second.member, 31]], [[b"holding", b"b:1 0  dead"]]
+    line.core.replied(line.command("leave"), [1, *took, -1], 1)
+    *granted, _, left = line.verdicts()
+    assert granted == [
+        ("granted", first, CallRef("held", "a", "")),
+        ("granted", second, CallRef("dead", "b", "")),
+    ]
+    assert left == ("left", held, LeaveResult("holding", (CallRef("first", "a", ""),)), True)
 
 
 def test_who_is_granted_the_slot_of_the_dead_learns_whose_it_was(line: Line) -> None:

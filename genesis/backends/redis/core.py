@@ -310,7 +310,8 @@ class QueueCore(Output):
         was, *effects = reply
         by = parse_member(origin) if was == 1 else None  # a waiter that leaves frees no slot
         granted = self._take(effects, now, by) if effects else ()
-        self._gone(ticket, LeaveResult(_WAS[was], granted), confirmed=True)
+        # The first, as in `_take`: what else was granted was freed by others.
+        self._gone(ticket, LeaveResult(_WAS[was], granted[:1] if by else ()), confirmed=True)
 
     def _on_beat(self, command: Command, reply: Sequence[Any], now: float) -> None:
         _, redis_now, override, version, numbers, count, held, total, *effects = reply
