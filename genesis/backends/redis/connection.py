@@ -36,7 +36,7 @@ from genesis.backends.redis.errors import ConnectionLost
 
 OnReply = Callable[[Any], None]
 
-_AT_ONCE = 2  # commands per iteration of the loop: a task leaves, and enters again
+_AT_ONCE = 2  # commands until bytes arrive: a task leaves, and enters again
 _MAX_PER_TURN = 512  # commands written, replies processed or commands failed per iteration of the loop
 _MAX_BYTES_PER_TURN = 1 << 18
 _QUIET = 1.0  # seconds
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._next_reply = reader.gets
         self._pending: deque[OnReply] = deque()  # sent, in the order in which replies will come
         self._outgoing: deque[bytes] = deque()  # not written yet
-        self._written = 0  # commands written at once in this iteration of the loop, see `send`
+        self._written = 0  # commands written at once since bytes arrived, or the last flush
         self._flushing = False  # a flush is scheduled, or waits for the transport's buffer to drain
         self._paused = False
         self._behind = False  # received replies wait for the next iteration of the loop
@@ -125,8 +125,8 @@ class Connection(asyncio.Protocol):
     def send(self, parts: Sequence[bytes], on_reply: OnReply) -> None:
         """Send a command. Its position in the order of commands is fixed before this returns.
 
-        The first `_AT_ONCE` commands of an iteration of the loop are written at once: Redis executes
-        them while the task continues. The others are written together, in the next iteration.
+        The first `_AT_ONCE` commands since bytes arrived are written at once: Redis executes them while
+        the task continues. The others are written together, in the next iteration of the loop.
 
         `on_reply` is called exactly once, never before this returns: with the reply, with a
         `hiredis.ReplyError` if Redis rejects the command, or with `ConnectionLost`.
@@ -144,8 +144,7 @@ class Connection(asyncio.Protocol):
         self._pending.append(on_reply)
         outgoing = self._outgoing
         if self._written < _AT_ONCE and not outgoing and not self._paused:
-            # `_written` is reset when replies arrive, which saves a callback per iteration. A command
-            # that is queued for this reason waits for one iteration at most.
+            # Not counted per iteration, which would need a callback in each.
             self._written += 1
             self._transport.write(data)
             return
