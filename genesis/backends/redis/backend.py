@@ -55,7 +55,7 @@ class RedisBackend(Requests):
         lease: seconds after which a dead instance's waiters and holders are reaped. It is renewed
             every `lease / 3` seconds. All instances should use the same value. It may differ during a
             rollout: up to 660 s, and up to 1,980 s while no instance is cut off from Redis, no slot is
-            held twice.
+            held twice unless Redis loses its data.
         operation_timeout: seconds after which an operation without a reply raises
             `BackendUnavailableError`; by default a third of the lease, and at most the lease.
 

@@ -1,4 +1,4 @@
-"""A master behind Sentinels: looked up at each connect, and abandoned as soon as it is replaced.
+"""A master behind Sentinels: looked up at each connect, and abandoned when a Sentinel names another.
 
 When a master dies, its connections close, and the next connect asks a Sentinel. A master that is
 replaced while it is alive keeps its connections. It accepts writes, which will be discarded, until
