@@ -9,6 +9,7 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 from genesis.backends.protocol import EnterRequest
 from genesis.exceptions import LimitMismatchError
@@ -17,7 +18,7 @@ _MAX_PER_TURN = 200  # entries per iteration of the loop while entries are delay
 _MAX_BURST = 250  # net new calls until the next one is delayed
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Calls:
     """Counts the calls per queue, checks that they name one limit, and ends calls closed midway.
 
@@ -28,9 +29,9 @@ class Calls:
     loop: asyncio.AbstractEventLoop
     agreements: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     """By queue_id: the number of calls, and their limit."""
-    # Request: id of its task. A reference to the task itself would keep an abandoned task, and
-    # with it the slot, alive for ever.
-    holding: dict[object, int] = field(default_factory=dict)
+    holding: dict[object, ref[Any]] = field(default_factory=dict)
+    """By request: its task, or this object if it had none. A strong reference, even in a local variable
+    of a frame, would keep an abandoned task and its slot; an id might be that of a later task."""
     _emptied: asyncio.Future[None] | None = None  # while somebody waits for it
     _budget: int = _MAX_BURST  # calls that can still enter without a delay
     _delayed: deque[asyncio.Future[None]] = field(default_factory=deque)  # entries, in order
@@ -107,8 +108,8 @@ class Calls:
         return self._emptied
 
     def this_task_holds(self) -> bool:
-        task = task_id()
-        return any(held == task for held in self.holding.values())
+        task = asyncio.current_task(self.loop)
+        return task is not None and any(held() is task for held in self.holding.values())
 
     def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
         """Run `callback` in the loop; at once if the loop is closed.

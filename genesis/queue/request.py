@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from genesis.backends.protocol import EnterRequest, EnterResult, Ticket
 from genesis.exceptions import GenesisError, QueueFullError, QueueTimeoutError
@@ -108,7 +109,7 @@ class SlotRequest:
             if waited and isinstance(error, TimeoutError) and request.timeout is not None:
                 raise QueueTimeoutError(self.queue_id, self.item_id, request.timeout) from None
             raise
-        calls.holding[self] = id(current_task(calls.loop))
+        calls.holding[self] = ref(current_task(calls.loop) or calls)
         self.slot = slot = Slot(result.ticket, grant, backend.lapsed)
         if self.ticket is not None or self._watches is not None:
             self._stop_waiting()

@@ -84,3 +84,14 @@ async def test_a_task_that_holds_a_slot_must_not_drain(queue: Queue) -> None:
     async with queue.slot("sales"):
         pass
     assert await queue.drain() == 0
+
+
+async def test_a_new_task_does_not_inherit_the_slot_of_an_ended_one(queue: Queue) -> None:
+    """Python gives a new task the id of one that has ended, here one that entered for another."""
+    request = queue.slot("sales", max_concurrent=2)
+    await asyncio.create_task(request.__aenter__())
+    assert await asyncio.create_task(queue.drain(0)) == 1
+    with pytest.raises(QueueDrainingError):
+        await asyncio.create_task(queue.slot("sales").__aenter__())
+    await request.__aexit__(None, None, None)
+    assert await queue.drain(timeout=5) == 0
