@@ -42,6 +42,11 @@ async def until_disconnected(request: _Request) -> AsyncIterator[Client]:
     The request's body is read first, unless the application has read it; it can be read again inside
     the block. Starlette itself is not imported: any object with its `receive` and `body` works.
 
+    Do not use it in the generator of a `StreamingResponse`. Starlette has consumed the messages of the
+    body by then, so entering could wait until the client disconnects, and the cancellation could miss
+    the block. `async with queue.slot(...)` alone is right there: under uvicorn, Starlette itself
+    cancels the generator when the client disconnects.
+
     Args:
         request: a Starlette or FastAPI `Request`.
 
