@@ -6,7 +6,6 @@ README.md in this folder explains the protocol. `core` implements it without I/O
 from __future__ import annotations
 
 import asyncio
-import math
 import weakref
 from contextvars import Context
 from types import TracebackType
@@ -35,6 +34,7 @@ from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
 
 _DEFAULT_URL = "redis://localhost:6379"
+_MAX_SECONDS = 86_400  # of a lease: one day
 
 
 class RedisBackend(Requests):
@@ -61,8 +61,8 @@ class RedisBackend(Requests):
 
     Raises:
         TypeError, ValueError: a malformed url, a client of another type, both a url and a client, a
-            lease or timeout that is not a positive number, a timeout longer than the lease, or a
-            key_prefix with braces.
+            lease or timeout that is not a positive number of at most one day, a timeout longer than the
+            lease, or a key_prefix with braces.
     """
 
     name = "redis"
@@ -247,5 +247,7 @@ def _forget(driver: Driver) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be seconds, got {type(value).__name__}: {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be more than 0 seconds, and finite, got {value!r}")
+    if not 0 < value <= _MAX_SECONDS:
+        raise ValueError(
+            f"{name} must be more than 0 and at most {_MAX_SECONDS:,} s, got {value!r:.50}"
+        )
