@@ -52,7 +52,8 @@ class Watch:
         self._request = request
         self._last: WaitStatus | None = None
         self._last_at = 0.0
-        self._future: asyncio.Future[WaitStatus | None] | None = None  # during `__anext__`
+        # During `__anext__`: the status and when it was requested, or None at the end.
+        self._future: asyncio.Future[tuple[WaitStatus, float] | None] | None = None
         self._ended = False
         self.granted_at = math.inf  # a slot, before this watch saw a call of the item wait
 
@@ -68,13 +69,14 @@ class Watch:
         self._future = asyncio.get_running_loop().create_future()
         try:
             ticker.add(self)
-            status = await self._future
+            answer = await self._future
         finally:
             self._future = None
             ticker.discard(self)
-        if status is None:
+        if answer is None:
             raise StopAsyncIteration
-        return status
+        self._last, self._last_at = answer  # not before: the reader might have been cancelled
+        return answer[0]
 
     @property
     def is_new(self) -> bool:
@@ -112,16 +114,12 @@ class Watch:
             changed = status.position != last.position and passed >= self._least
             if not changed and passed < self._every:
                 return
-        if self._resolve(status):
-            self._last, self._last_at = status, now
+        self._resolve((status, now))
 
-    def _resolve(self, status: WaitStatus | None) -> bool:
-        future = self._future
-        if future is None or future.done():
-            return False
-        with suppress(RuntimeError):  # the loop is closed, so nobody reads any more
-            future.set_result(status)
-        return True
+    def _resolve(self, answer: tuple[WaitStatus, float] | None) -> None:
+        if self._future is not None and not self._future.done():
+            with suppress(RuntimeError):  # the loop is closed, so nobody reads any more
+                self._future.set_result(answer)
 
 
 def _steady(last: WaitStatus, status: WaitStatus) -> float | None:

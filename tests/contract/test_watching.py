@@ -35,6 +35,23 @@ async def test_a_watch_yields_a_status_at_once_and_ends_with_the_wait(line: Line
     await call.gone()
 
 
+async def test_a_status_that_a_cancelled_reader_missed_comes_again(line: Line) -> None:
+    """A reader that is cancelled just as a status comes might go on later."""
+    await line.call("holder")
+    await line.call("waiter")
+    watch = line.queue.watch("sales", "waiter")
+    reader = asyncio.ensure_future(watch.__anext__())
+    await asyncio.sleep(0)
+    answer = watch._future
+    assert answer is not None
+    while not answer.done():  # noqa: ASYNC110 - the reader must not run once more
+        await asyncio.sleep(0)
+    reader.cancel()
+    await asyncio.wait({reader})
+    assert reader.cancelled()
+    assert (await asyncio.wait_for(watch.__anext__(), 5)).position == 1
+
+
 async def test_a_watch_begun_before_the_call_entered(line: Line) -> None:
     """It waits for the item, and yields its first status as soon as the item has entered."""
     await line.call("holder")
