@@ -94,6 +94,10 @@ class QueueSemaphore:
 
 
 def _frame_id(frame: FrameType) -> int:
-    """The id of a coroutine's frame; 0 for others, such as a loop that runs `__aenter__` as a task."""
+    """An id of a coroutine's frame; 0 for others, such as a loop that runs `__aenter__` as a task.
+
+    The code tells a frame from an earlier one at the same address: a wrapper's `__aexit__` might get
+    the address that its `__aenter__` had.
+    """
     flags = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-    return id(frame) if frame.f_code.co_flags & flags else 0
+    return hash((id(frame), id(frame.f_code))) if frame.f_code.co_flags & flags else 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from genesis import Queue, QueueTimeoutError
+from genesis.queue import QueueSemaphore, Slot
 from tests.support.call_group import assert_free
 from tests.support.waiting import quiesce, wait_until
 
@@ -110,6 +112,34 @@ async def test_without_a_statement_a_semaphore_gives_back_the_slot_that_was_take
     await stacks[1].aclose()
     with pytest.raises(RuntimeError, match="holds no slot"):
         await sem.__aexit__(None, None, None)
+    await assert_free(queue, "support", 2)
+
+
+class Wrapper:
+    """A user's context manager around a semaphore."""
+
+    def __init__(self, semaphore: QueueSemaphore) -> None:
+        self._semaphore = semaphore
+
+    async def __aenter__(self) -> Slot:
+        return await self._semaphore.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        return await self._semaphore.__aexit__(*error)
+
+
+async def test_a_wrapper_that_is_nested_gives_back_its_own_slot(queue: Queue) -> None:
+    """Although the frame in which the inner one leaves is where that was in which the outer entered."""
+    support, busy = queue.semaphore("support", 2), queue.semaphore("busy", 1)
+    async with busy, Wrapper(support) as outer:
+        for _ in range(30):
+            other = asyncio.create_task(Wrapper(busy).__aenter__())
+            await quiesce()
+            async with Wrapper(support):
+                other.cancel()
+                await asyncio.wait({other})
+            (entry,) = await queue.entries("support")
+            assert entry.fencing_token == outer.fencing_token
     await assert_free(queue, "support", 2)
 
 
