@@ -163,8 +163,13 @@ def expected_wait() -> str:
 
 
 def limit() -> str:
-    """The last known limit, by queue: an idle queue has a limit, but reports none."""
-    return f"max by (queue) (last_over_time({series(names.LIMIT)}[{KNOWN}]))"
+    """The limit by queue, or the last known one: an idle queue has a limit, but reports none.
+
+    Where an instance has calls, its report counts: one without calls may have seen an older limit last.
+    """
+    seen = series(names.LIMIT)
+    reported = f"max by (queue) ({seen} and {series(names.DEPTH)})"
+    return f"({reported} or max by (queue) (last_over_time({seen}[{KNOWN}])))"
 
 
 def limit_of_all() -> str:

@@ -127,6 +127,17 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
     "fullest queue, and callers wait": (queries.fullest(), A_LINE, "{}", 0.251),
     "the line": (queries.depth_everywhere(), A_LINE, "{}", 5),
     "the callers of the instances": (queries.waiting_everywhere(), A_LINE, "{}", 2),
+    "a limit that was lowered is not what an instance without calls saw last": (
+        queries.occupancy(),
+        [
+            counted(names.LIMIT, "5x100 2x20", queue="sales", backend="redis"),
+            counted(names.DEPTH, "3x120", queue="sales", backend="redis"),
+            counted(names.IN_USE, "2x120", queue="sales", backend="redis"),
+            counted(names.LIMIT, "5x108 stale", queue="sales", backend="redis", instance="b"),
+        ],
+        SALES,
+        1,
+    ),
     "an idle queue has its last limit, and no slot in use": (
         queries.occupancy(),
         [
