@@ -12,7 +12,7 @@ import pytest
 from dashboards import fleet, promql, queries
 from genesis.observability import names
 from tests.dashboards.boards import Board
-from tests.support.telemetry_names import filled_in
+from tests.support.telemetry_names import RUNBOOKS, filled_in, promql_blocks
 
 
 def counted(name: str, values: str, **labels: str) -> Board:
@@ -312,6 +312,12 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         [counted(f"{names.WAIT_SECONDS}_count", "0+1x120", queue="sales", outcome="granted")],
         "{}",
         0,
+    ),
+    "the runbook counts the seconds of an outage, on an instance that is two minutes old": (
+        promql_blocks((RUNBOOKS / "GenesisBackendUnavailable.md").read_text())[0],
+        [counted(names.BACKEND_UP, "_x103 1x0 0x20", backend="redis")],
+        '{job="pbx", instance="a", backend="redis"}',
+        135,
     ),
     "faults of one kind count where the others have no series": (
         queries.faults_of_queues(),
