@@ -19,7 +19,8 @@ def log_of_queue() -> str:
 
 
 def log_of_call() -> str:
-    return f'{LINES} |= "$item_id" | json | item_id="$item_id"'
+    # Not |= "$item_id": in the JSON line a letter beyond ASCII, a quote or a backslash is escaped.
+    return f'{LINES} |= "item_id" | json | item_id="$item_id"'
 
 
 def log_number(field: str) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from dashboards.generate import as_text, dashboards
+from genesis.observability.configure import _json
 from tests.dashboards.boards import BOARDS, CALL, OVERVIEW, panel
 from tests.dashboards.linter import violations
-from tests.support.telemetry_names import complaints, panel_expressions
+from tests.support.telemetry_names import DASHBOARDS, complaints, panel_expressions
 
 
 def test_the_committed_files_are_what_the_generator_writes() -> None:
@@ -132,3 +133,16 @@ def test_who_logged_a_call_is_who_wrote_the_line() -> None:
     """`reclaimed` bears the instance_id of the dead instance, so that cannot be what is counted."""
     (target,) = panel(BOARDS[CALL], "Instances that logged it")["targets"]
     assert "sum by (service_instance_id)" in target["expr"]
+
+
+def test_a_call_is_found_in_the_log_by_any_id() -> None:
+    """In a JSON line a letter beyond ASCII is escaped, so a filter of lines must not name the id."""
+    line = _json({"event": "granted", "queue_id": "sales", "item_id": "Zo\u00eb"})
+    provisioned = (DASHBOARDS / "grafana/provisioning/datasources/genesis.yaml").read_text()
+    queries = [
+        target.get("expr", "") for each in BOARDS[CALL]["panels"] for target in each.get("targets", ())
+    ]
+    filters = [re.findall(r'\|= "(.+?)" \| json', query) for query in (*queries, provisioned)]
+    found = [text for texts in filters for text in texts]
+    assert len(found) == 6
+    assert [text for text in found if text not in line] == []
