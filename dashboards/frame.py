@@ -49,7 +49,8 @@ def queue_variable(*, several: bool) -> Json:
     return board.label_variable(
         "queue",
         "Queue",
-        "The waiting line. Only the busiest 100 have a name of their own; the others are _other.",
+        "The waiting line. The first 100 of each instance have a name of their own; its others are "
+        "_other.",
         names.WAITING,
         of='job=~"$job"',
         several=several,

@@ -138,7 +138,8 @@ def _depth() -> Json:
         Description(
             "Waiters in the line as the backend counts them, and as the instances count their own "
             "calls. "
-            "The two differ for a heartbeat at most.",
+            "The two differ for a heartbeat at most, unless some instance has more than 100 queues and "
+            "counts this one under _other.",
             bad="the line above the instances for longer: an instance that died, or that is not "
             "scraped.",
             then="reclaimed, in the log.",
