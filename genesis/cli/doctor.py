@@ -96,9 +96,13 @@ def examine(
         instances = store.instances()
         looks = store.look(queues or store.queues())
         lease = max((each.lease for each in instances), default=0.0)
-        findings += check_instances(instances, looks)
+        if any(each.code == "READ_ONLY" for each in findings):
+            unchecked.append("instances (while writes are rejected, a live one looks dead, too)")
+        else:
+            findings += check_instances(instances, looks)
         findings += check_queues(store, looks, lease, old_hold)
-        findings += check_limits(store, store.limits())
+        limits = [each for each in store.limits() if not queues or each.queue_id in queues]
+        findings += check_limits(store, limits)
         findings += check_clock(looks, instances, lease)
         findings += check_layout(looks)
     except RedisError as error:
@@ -190,7 +194,8 @@ def check_instances(instances: Sequence[Instance], looks: Sequence[QueueLook]) -
             yield critical("STALE_INSTANCE", text, fix)
         else:
             fix = "unless it was meant to end, is its process killed, stopped or cut off from Redis?"
-            yield warning("STALE_INSTANCE", f"{text}; what it had was taken back", fix)
+            left_nothing = "nothing of it is left in the queues checked"
+            yield warning("STALE_INSTANCE", f"{text}; {left_nothing}", fix)
     alive = [each for each in instances if each.alive]
     leases = {f"{each.lease:g} s": each for each in alive}
     if len(leases) > 1:

@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from genesis.backends.redis import index
 from genesis.backends.redis.scripts import INSTANCE_SCRIPTS, source_of
+from genesis.cli import doctor
 from genesis.cli.doctor import PROBES, RUNBOOKS
 from tests.cli.conftest import Line, Run
 from tests.support.fleet import Fleet
@@ -67,6 +69,9 @@ async def test_the_doctor_changes_nothing(line: Line) -> None:
 
 def test_every_runbook_exists() -> None:
     assert all((FOLDER / f"{name}.md").exists() for name in RUNBOOKS.values())
+    page = Path(doctor.__file__).with_name("README.md").read_text()
+    told = re.findall(r"^\| `([A-Z]\w+)` \|.*\| (\w*) ?\|$", page, re.MULTILINE)
+    assert {code: runbook for code, runbook in told if runbook} == RUNBOOKS
 
 
 def test_every_command_of_the_scripts_is_probed() -> None:
@@ -203,6 +208,29 @@ async def test_stale_instance_that_nobody_takes_back(line: Line) -> None:
         assert (await only(line, "STALE_INSTANCE"))["severity"] == "warning"
 
 
+async def test_what_an_instance_left_in_a_queue_that_was_not_checked_is_not_told(line: Line) -> None:
+    async with Worker(line.server.url, 2.0, "alone") as worker:
+        worker.enter("doomed")
+        await worker.event("granted", "doomed")
+        await wait_until(lambda: line.server.client.zcard(INSTANCES) == 4, "it is listed")
+        worker.kill()
+        found = await only(line, "STALE_INSTANCE", "sales")
+        assert found["message"].endswith("; nothing of it is left in the queues checked")
+        await line.queues[0].stats("alone")
+
+
+async def test_an_instance_that_cannot_write_is_not_called_dead(line: Line) -> None:
+    """Out of memory: leases are renewed, and the index is not written."""
+    client: Any = line.server.client
+    seconds, _ = client.time()
+    client.config_set("maxmemory", 1)
+    await wait_until(lambda: client.time()[0] > seconds + 4, "the index is older than a lease")
+    result = await line.doctor()
+    client.config_set("maxmemory", 0)
+    assert not line.calls[0].lost
+    assert (result.codes, len(result.json["unchecked"])) == (["READ_ONLY"], 1)
+
+
 async def test_an_instance_that_was_closed_is_no_finding(line: Line) -> None:
     await line.queues[2].close()
     assert line.server.client.zcard(INSTANCES) == 2
@@ -289,6 +317,7 @@ async def test_limits_differ(line: Line) -> None:
     found = await only(line, "LIMITS_DIFFER")
     assert "1, 2" in found["message"]
     assert found["runbook"] == "GenesisLimitDisagreement"
+    assert (await line.doctor("support")).codes == []  # of that queue alone
     line.calls.append(call)
 
 
