@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from genesis.cli.store import QueueLook
@@ -18,6 +20,28 @@ _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 def clean(text: str) -> str:
     """`text` without control characters, which an id might contain: safe to print."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _width(text: str) -> int:
+    """The cells of a terminal that `text` takes: two for a wide letter, none for a mark on another."""
+    if text.isascii():
+        return len(text)
+    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(char) in "FW" for char in text)
+
+
+def _cut(text: str, width: int, end: str = "") -> str:
+    """`text`, or as much of it as fits into so many cells together with `end`."""
+    if _width(text) <= width:
+        return text
+    text = text[:width]
+    while _width(text + end) > width:
+        text = text[:-1]
+    return text + end
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
 
 
 def span(seconds: float | None) -> str:
@@ -43,17 +67,19 @@ def table(head: Sequence[str], *rows: Sequence[object], left: int = 1, most: int
         head: the names of the columns.
         rows: the cells. A float is shown as a duration, None as `-`.
         left: the number of columns that are aligned left; the others are aligned right.
-        most: the maximum number of characters of a cell.
+        most: the maximum width of a cell.
     """
 
     def text(cell: object) -> str:
         shown = span(cell) if cell is None or isinstance(cell, float) else str(cell)
-        return shown if len(shown) <= most else shown[: most - 1] + "…"
+        return _cut(shown, most, "…")
 
     cells = [[text(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    aligned = [f"{'<' if i < left else '>'}{width}" for i, width in enumerate(widths)]
-    return ["  ".join(map(format, row, aligned)).rstrip() for row in cells]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        [*map(_pad, row[:left], widths), *map(str.rjust, row[left:], widths[left:])] for row in cells
+    ]
+    return ["  ".join(line).rstrip() for line in lines]
 
 
 def queue_cells(look: QueueLook) -> tuple[object, ...]:
@@ -73,10 +99,10 @@ def frame(looks: Sequence[QueueLook], title: str, columns: int, rows: int, color
     shown = ordered if len(ordered) <= room else ordered[: max(1, room - 1)]  # one for "... and N more"
     head = "QUEUE", "WAIT", "IN USE", "LIMIT", "OLDEST", "HELD", "EXPECT"
     lines = table(head, *map(queue_cells, shown), most=32)
-    width = max(map(len, lines)) + 2
+    width = max(map(_width, lines)) + 2
     bars = ["SLOTS # in use, > waiting", *(_bar(look, max(10, columns - width)) for look in shown)]
-    lines = [title, *(f"{line:{width}}{bar}" for line, bar in zip(lines, bars, strict=True))]
-    lines = [clean(line)[:columns] for line in lines]
+    lines = [title, *(_pad(line, width) + bar for line, bar in zip(lines, bars, strict=True))]
+    lines = [_cut(clean(line), columns) for line in lines]
     if color:
         colors = [_BOLD, "", *map(_color, shown)]
         lines = [code + line + _PLAIN for code, line in zip(colors, lines, strict=True)]
@@ -109,6 +135,7 @@ def live(picture: Callable[[int, int, bool], list[str]], interval: float) -> Non
     import tty
 
     color = "NO_COLOR" not in os.environ
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # past `finally`
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)

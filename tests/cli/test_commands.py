@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -173,9 +174,29 @@ def test_top_fits_the_terminal(own_redis: RedisServer, queues: int, last: str) -
     assert lines[-1].startswith(last)
 
 
-@pytest.mark.parametrize(("key", "interval"), [(b"q", "30"), (b"\x03", "3")])
-async def test_top_in_a_terminal_quits_and_puts_it_back(line: Line, key: bytes, interval: str) -> None:
-    """A signal that comes just before the wait for a key is noticed after it, so that wait is short."""
+@pytest.mark.parametrize("columns", [40, 120])
+def test_top_fits_the_terminal_with_wide_letters(own_redis: RedisServer, columns: int) -> None:
+    """Each takes two cells: a line that wraps would move the title out of the picture."""
+    with contextlib.closing(connect(own_redis.url, 5.0)) as client:
+        looks = Store(client, KEY_PREFIX).look(["sales", "\u6771\u4eac", 20 * "\u5927\u962a"])
+    looks = [look._replace(waiting=50, in_use=1) for look in looks]
+    _, _, *lines = frame(looks, "title", columns, 24, color=False)
+    cells = [line.replace("\u2026", ".").encode("gbk") for line in lines]  # two bytes for such a letter
+    assert max(map(len, cells)) <= columns
+    if columns == 120:
+        assert len({line.index(b"[#") for line in cells[1:]} | {cells[0].index(b"SLOTS")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "interval", "expected"), [(b"q", "30", 0), (b"\x03", "3", 0), (b"", "30", 143)]
+)
+async def test_top_in_a_terminal_quits_and_puts_it_back(
+    line: Line, key: bytes, interval: str, expected: int
+) -> None:
+    """A signal that comes just before the wait for a key is noticed after it, so that wait is short.
+
+    Without a key it is ended by SIGTERM, as by `timeout`.
+    """
 
     def play() -> tuple[int, bytes, bool]:
         master, slave = pty.openpty()
@@ -192,16 +213,20 @@ async def test_top_in_a_terminal_quits_and_puts_it_back(line: Line, key: bytes, 
         deadline = time.monotonic() + 30
         while b"q quits" not in shown and time.monotonic() < deadline:
             shown += os.read(master, 65536)
-        os.write(master, key)
+        if key:
+            os.write(master, key)
+        else:
+            process.terminate()
         code = process.wait(20)
-        shown += os.read(master, 65536)
+        while select.select([master], [], [], 0)[0]:
+            shown += os.read(master, 65536)
         same = subprocess.check_output(["stty", "-a"], stdin=slave) == before
         os.close(slave)
         os.close(master)
         return code, shown, same
 
     code, shown, same = await asyncio.to_thread(play)
-    assert (code, same) == (0, True)
+    assert (code, same) == (expected, True)
     assert b"sales" in shown
     assert shown.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")
 
