@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis import Redis, RedisCluster
+from redis import ConnectionPool, Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
@@ -41,21 +41,22 @@ def connect(url: str, timeout: float) -> Redis | RedisCluster:
 
 
 def _connect(url: str, timeout: float) -> Redis | RedisCluster:
-    settings: dict[str, Any] = {
-        "protocol": 2,  # redis-py's replies to RESP3 depend on its version
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-    }
+    settings: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    # Whatever the url says. redis-py's replies to RESP3 depend on its version.
+    fixed: dict[str, Any] = {"protocol": 2, "decode_responses": False}
     once = Retry(NoBackoff(), 0)
     parts = urlsplit(url)
     transport, _, kind = parts.scheme.partition("+")
     if not kind:
-        return Redis.from_url(url, retry=once, **settings)
+        pool = ConnectionPool.from_url(url, retry=once, **settings)
+        pool.connection_kwargs |= fixed
+        return Redis.from_pool(pool)
     if transport not in ("redis", "rediss") or kind not in ("sentinel", "cluster"):
         raise ValueError("unknown scheme")
     # redis-py reads the user, the password and the options, but no list of hosts.
     login, at, hosts = parts.netloc.rpartition("@")
     settings |= parse_url(f"{transport}://{login}{at}?{parts.query}")  # type: ignore[no-untyped-call]
+    settings |= fixed
     if settings.pop("connection_class", None):
         settings["ssl"] = True
     if kind == "cluster":

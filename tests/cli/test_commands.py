@@ -322,6 +322,13 @@ async def test_a_wrong_password_is_exit_code_4(line: Line) -> None:
     assert (result.code, "hidden" in result.err) == (4, False)
 
 
+async def test_options_of_a_url_that_the_application_uses_too(line: Line) -> None:
+    """As `RedisBackend`, it needs no decoded replies, and reads those of its own protocol."""
+    for options in ("decode_responses=true", "protocol=3"):
+        result = await line.run("status", "--json", "--url", f"{line.server.url}?{options}")
+        assert (result.code, result.json["queues"][0]["waiting"]) == (0, 2)
+
+
 def test_both_ways_to_call_it(own_redis: RedisServer) -> None:
     script = f"{os.path.dirname(sys.executable)}/genesis"  # noqa: PTH120
     for command in ([sys.executable, "-m", "genesis"], [script]):
