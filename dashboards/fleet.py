@@ -6,6 +6,8 @@ missing data must not look the same.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dashboards.promql import PROCESS, RECENT, SHOWN, STEP, happened, series, summed
 from genesis.observability import names
 
@@ -38,18 +40,19 @@ def down_count() -> str:
 
 
 BACKEND_UNUSED, BACKEND_FINE, BACKEND_DISRUPTED, BACKEND_AWAY = -1, 0, 1, 2
-SHARE_THAT_FAILS = 0.05  # of the operations, on all of the chosen instances; as the alert has it
+SHARE_THAT_FAILS = 0.05  # of the operations of one instance, as the alert has it
 
 
-def backend_state(by: str = "") -> str:
+def backend_state(by: Literal["", "instance"] = "") -> str:
     """The state of the backend.
 
-    2 while an instance does not reach it, or many operations fail; 1 if it was away, refused something
-    or lost data within five minutes; else 0, or -1 if no instance has needed it yet.
+    2 while an instance does not reach it, or many of its operations fail; 1 if it was away, refused
+    something or lost data within five minutes; else 0, or -1 if no instance has needed it yet.
     """
     reached = series(names.BACKEND_UP, of=PROCESS)
     cut_off = summed(by, f"{reached} == bool 0")
-    failing = f"{operations(by, FAILED)} / {operations(by, WAITS_BY_DESIGN)}"
+    share = f"{operations('instance', FAILED)} / {operations('instance', WAITS_BY_DESIGN)}"
+    failing = share if by else f"max({share})"
     away = f"{BACKEND_AWAY} * ({cut_off} > bool 0) > 0"
     fails = f"{BACKEND_AWAY} * ({failing} > bool {SHARE_THAT_FAILS:g}) > 0"
     touched = f"{BACKEND_DISRUPTED} * ({disruptions(by, RECENT)} > bool 0.5) > 0"

@@ -182,7 +182,7 @@ def backend() -> Json:
         "Redis",
         Description(
             "Whether the instances reach the backend, also while nobody calls: 'fails' while one of "
-            "them does not, or while more than a twentieth of the operations fail; 'disrupted' if it "
+            "them does not, or while more than a twentieth of its operations fail; 'disrupted' if it "
             "was out of reach, refused something or lost its data within the last five minutes; "
             "'unused' if nobody has called yet.",
             bad="red: new calls get an error, and after a lease those who wait do, too.",

@@ -198,6 +198,24 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         "{}",
         fleet.BACKEND_AWAY,
     ),
+    "all operations of one instance fail, beside a busy one": (
+        fleet.backend_state(),
+        [
+            *ONE_UP,
+            REACHED,
+            *FAILING,
+            counted(
+                f"{names.OPERATION_SECONDS}_count",
+                "0+300x120",
+                instance="b",
+                backend="redis",
+                operation="enter",
+                outcome="ok",
+            ),
+        ],
+        "{}",
+        fleet.BACKEND_AWAY,
+    ),
     "Redis was disrupted": (
         fleet.backend_state(),
         [
