@@ -38,6 +38,7 @@ class QueueSeries:
             self.gauges = instruments.waiting.labels(label), instruments.holding.labels(label)
             for gauge in self.gauges:
                 gauge.set(0)  # a killed process with the same pid might have left a value
+            instruments.hold.labels(label, "lost")  # an alert counts its first one
         else:
             for family, outcomes in (
                 (instruments.wait, names.WaitOutcome),

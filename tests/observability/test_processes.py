@@ -108,6 +108,18 @@ def test_the_gauges_of_a_killed_worker_are_gone(tmp_path: Path) -> None:
     assert f'{names.WAIT_SECONDS}_count{{outcome="granted",queue="sales"}} 2.0' in lines
 
 
+def test_a_rare_event_is_exposed_at_0_before_it_happens(tmp_path: Path) -> None:
+    """Prometheus' `increase` does not see the value with which a series appears."""
+    shown, _ = worker(str(tmp_path), "PROMETHEUS_MULTIPROC_DIR").communicate(timeout=30)
+    for series in (
+        'genesis_queue_hold_seconds_count{outcome="lost",queue="sales"}',
+        'genesis_queue_reclaimed_total{queue="sales",state="holding"}',
+        'genesis_queue_limit_disagreements_total{queue="sales"}',
+        'genesis_backend_disruptions_total{backend="memory",reason="data_lost"}',
+    ):
+        assert f"{series} 0.0\n" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
