@@ -148,6 +148,8 @@ def check_rights(store: Store, user: str | None) -> Iterator[Finding]:
         yield critical("ACL_MISSING", f"{who} must not use: {', '.join(missing)}", fix)
     if rejected:
         fix = "connect to the master (Sentinel or Cluster url), or fix what the server names"
+        if rejected.startswith("OutOfMemory"):
+            fix = "raise `maxmemory`, or free memory"
         yield critical("READ_ONLY", f"the server rejects writes: {rejected}", fix)
 
 

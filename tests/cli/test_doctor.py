@@ -229,6 +229,7 @@ async def test_an_instance_that_cannot_write_is_not_called_dead(line: Line) -> N
     client.config_set("maxmemory", 0)
     assert not line.calls[0].lost
     assert (result.codes, len(result.json["unchecked"])) == (["READ_ONLY"], 1)
+    assert result.json["findings"][0]["fix"] == "raise `maxmemory`, or free memory"
 
 
 async def test_an_instance_that_was_closed_is_no_finding(line: Line) -> None:
