@@ -163,13 +163,13 @@ def expected_wait() -> str:
 
 
 def limit() -> str:
-    """The limit by queue, or the last known one: an idle queue has a limit, but reports none.
+    """The limit by queue, or the last known one: an idle queue has a limit, but reports none."""
+    return f"({_reported_limit()} or max by (queue) (last_over_time({series(names.LIMIT)}[{KNOWN}])))"
 
-    Where an instance has calls, its report counts: one without calls may have seen an older limit last.
-    """
-    seen = series(names.LIMIT)
-    reported = f"max by (queue) ({seen} and {series(names.DEPTH)})"
-    return f"({reported} or max by (queue) (last_over_time({seen}[{KNOWN}])))"
+
+def _reported_limit() -> str:
+    """By queue, of instances that have calls in it: others may have seen an older limit last."""
+    return f"max by (queue) ({series(names.LIMIT)} and {series(names.DEPTH)})"
 
 
 def limit_of_all() -> str:
@@ -216,7 +216,7 @@ OLD_SECONDS = 3600  # as in the alert GenesisOldHold and in `genesis doctor`
 
 def paused() -> str:
     """Queues whose limit is 0."""
-    return f"{shared(names.LIMIT)} == 0"
+    return f"({_reported_limit()} or {shared(names.LIMIT)}) == 0"
 
 
 def stuck() -> str:

@@ -138,6 +138,17 @@ ANSWERS: dict[str, tuple[str, list[Board], str, float]] = {
         SALES,
         1,
     ),
+    "a pause is seen at once, beside an instance without calls": (
+        queries.how_many(queries.paused()),
+        [
+            *ONE_UP,
+            counted(names.LIMIT, "5x108 0x12", queue="sales", backend="redis"),
+            counted(names.DEPTH, "3x120", queue="sales", backend="redis"),
+            counted(names.LIMIT, "5x120", queue="sales", backend="redis", instance="b"),
+        ],
+        "{}",
+        1,
+    ),
     "an idle queue has its last limit, and no slot in use": (
         queries.occupancy(),
         [
