@@ -84,7 +84,7 @@ class ObservedBackend:
             instruments.disruptions.labels(self.name, reason)  # at 0, see metrics
         instruments.up.show(self.name)  # a dead process with the same pid might have left a value
         if not instruments.in_files:  # at 0, too
-            instruments.operation.labels(self.name, "enter", "unavailable", all_buckets=False)
+            instruments.operation.labels(self.name, "enter", "unavailable")
 
     @property
     def instance_id(self) -> str:

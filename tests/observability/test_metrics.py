@@ -155,6 +155,8 @@ async def test_what_may_happen_to_a_queue_is_exposed_at_0_before_it_happens(
             assert value(names.DISRUPTIONS, backend="memory", reason=reason) == 0
         failed = {"backend": "memory", "operation": "enter", "outcome": "unavailable"}
         assert value(f"{names.OPERATION_SECONDS}_count", **failed) == 0
+        # With +Inf alone, the first would be the increase of no other bucket, and last an hour.
+        assert value(f"{names.OPERATION_SECONDS}_bucket", **failed, le="5.0") == 0
 
 
 async def test_an_outcome_that_never_came_costs_no_buckets(registry: CollectorRegistry) -> None:
