@@ -21,10 +21,11 @@ from genesis.cli.store import KEY_PREFIX, Store
 from genesis.queue.arguments import check_id, check_limit
 from genesis.version import VERSION
 
-OK, FOUND, USAGE, UNREACHABLE, DENIED = 0, 1, 2, 3, 4
+OK, FOUND, USAGE, UNREACHABLE, DENIED, UNWRITTEN = 0, 1, 2, 3, 4, 5
 _URL = "redis://localhost:6379"
 _CODES = """exit codes: 0 done, healthy; 1 doctor has findings, or nothing was found; 2 wrong arguments;
-3 Redis is out of reach or gave an error; 4 it denied access. See genesis/cli/README.md."""
+3 Redis is out of reach or gave an error; 4 it denied access; 5 the output cannot be
+written. See genesis/cli/README.md."""
 
 _DENIALS = exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError
 
@@ -43,11 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, document, lines = _run(options)
         lines = [json.dumps(document, indent=2)] if options.json else map(clean, lines)
         stream = sys.stderr if "error" in document and not options.json else sys.stdout
+        if stream is None:
+            return UNWRITTEN  # `genesis doctor >&-`
         stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
-    except BrokenPipeError:  # `genesis status | head`
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        if isinstance(error, BrokenPipeError):  # `genesis status | head`
+            return OK
+        sys.stderr.write(f"genesis {options.command}: the output cannot be written: {error}\n")
+        return UNWRITTEN
     except KeyboardInterrupt:
         return 130
     return code
@@ -120,7 +126,7 @@ def _top(store: Store, options: argparse.Namespace) -> Result:
         counts = f"{len(looks)} queues, {waiting} waiting, {in_use} in use, {alive} instances"
         return frame(looks, f"genesis {store.key_prefix}: {counts}", columns, rows, color)
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return OK, {}, picture(100, 0, False)
     live(picture, options.interval)
     return OK, {}, []

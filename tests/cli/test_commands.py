@@ -390,3 +390,15 @@ async def test_sentinels_by_their_url(run: Run) -> None:
             assert (result.code, "hidden" in result.err) == (code, False)
     finally:
         trio.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("command", ["doctor", "status --json", "top"])
+def test_output_that_cannot_be_written_has_an_exit_code_of_its_own(
+    own_redis: RedisServer, command: str, output: str
+) -> None:
+    """Exit code 1 would mean findings."""
+    line = f"{sys.executable} -m genesis {command} --url {own_redis.url} {output} <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
