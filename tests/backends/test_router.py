@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from genesis.backends.redis.cluster import ClusterRouter, guard_key
 from genesis.backends.redis.link import Link, LinkSettings
 from genesis.backends.redis.router import Router
-from genesis.backends.redis.servers import servers_of_client, servers_of_url
+from genesis.backends.redis.servers import servers_of
 from tests.backends.linked import CHANNEL, GREETING, TIMEOUT, increment
 from tests.support.redis_server import RedisServer
 from tests.support.topology import Cluster, SentinelTrio, cluster_port, slot_of
@@ -97,7 +97,7 @@ def trio() -> Iterator[SentinelTrio]:
 
 async def test_a_single_server_serves_every_key(own_redis: RedisServer) -> None:
     calls = Calls()
-    calls.router = servers_of_url(own_redis.url)[1](calls.settings())
+    calls.router = servers_of(own_redis.url, None)[1](calls.settings())
     assert await calls.increment("a") == 1
     assert await calls.increment("b") == 1
     assert own_redis.connections() == 1
@@ -294,7 +294,7 @@ async def test_a_cancellation_of_all_tasks_ends_no_look(cluster: Cluster) -> Non
 async def test_a_master_that_is_replaced_while_it_lives_is_left_at_once(trio: SentinelTrio) -> None:
     calls = Calls()
     client = trio.client()
-    calls.router = servers_of_client(client)[1](calls.settings())
+    calls.router = servers_of("", client)[1](calls.settings())
     link = next(iter(calls.router.links()))
     await wait_until(lambda: link.up, "the link is up")
     router: Any = calls.router
@@ -323,7 +323,7 @@ async def test_a_user_that_may_not_subscribe_to_a_sentinel_reaches_the_master(
             asked.execute_command("ACL SETUSER asks on >x ~* +@all -subscribe")
     calls = Calls()
     client = trio.client(sentinel_kwargs={"username": "asks", "password": "x"})
-    calls.router = servers_of_client(client)[1](calls.settings())
+    calls.router = servers_of("", client)[1](calls.settings())
     assert await calls.increment("a") > 0
     router: Any = calls.router
     assert router._sentinel_link.up

@@ -28,7 +28,7 @@ from genesis.backends.redis.core import BEATS_PER_LEASE
 from genesis.backends.redis.driver import BEFORE, CLOSE_WITHIN, Driver
 from genesis.backends.redis.keys import check_key_prefix
 from genesis.backends.redis.requests import Requests
-from genesis.backends.redis.servers import servers_of_client, servers_of_url
+from genesis.backends.redis.servers import servers_of
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
 from genesis.exceptions import BackendUnavailableError, EvictedError
@@ -87,7 +87,7 @@ class RedisBackend(Requests):
         check_key_prefix(key_prefix)
         if client is not None and url is not _DEFAULT_URL:
             raise ValueError("url and client were given; give the one or the other")
-        name, self._new_router = servers_of_url(url) if client is None else servers_of_client(client)
+        name, self._new_router = servers_of(url, client)
         self._identity = Identity()
         self.heartbeat_interval = lease / BEATS_PER_LEASE
         self.store = f"redis {name} {key_prefix}"

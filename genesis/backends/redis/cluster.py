@@ -60,7 +60,6 @@ class ClusterRouter(Router):
         self._loop = asyncio.get_running_loop()
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._known = {*self._seeds}  # masters and replicas
-        self._links: dict[Address, Link] = {}
         self._map_link: Link | None = None  # while the map is being read: to any node
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # by loop.time(): when the timer fires
@@ -84,9 +83,6 @@ class ClusterRouter(Router):
             # The map might be outdated, and name a node that is away: while it is not up, poll the map.
             self._refresh_in(_REFRESH_DOWN)
         return link
-
-    def links(self) -> Sequence[Link]:
-        return tuple(self._links.values())
 
     def redirected(self, key: bytes, error: BaseException) -> bool:
         kind, _, rest = str(error).partition(" ")

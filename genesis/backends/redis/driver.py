@@ -47,7 +47,7 @@ class Driver:
     """See the module docstring.
 
     Args:
-        new_router: creates the router, which starts to connect.
+        new_router: creates the router.
         instance_id, key_prefix: the backend's.
         lease, timeout: seconds; for a reply.
         emit: passes an event to the listener.

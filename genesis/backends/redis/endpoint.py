@@ -83,12 +83,14 @@ class Endpoint:
         return text
 
 
-def pool_of_url(url: str) -> ConnectionPool:
+def pool_of_url(url: object) -> ConnectionPool:
     """Parse a URL as redis-py does.
 
     Raises:
-        ValueError: it is malformed. Neither the message nor a chained exception contains the URL.
+        TypeError, ValueError: it is no str, or malformed. No message or chained exception contains it.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, got {type(url).__name__}")  # it might hold a password
     try:
         return ConnectionPool.from_url(url)
     except ValueError:

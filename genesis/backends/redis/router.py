@@ -16,9 +16,10 @@ _CLUSTERED = (
 
 
 class Router:
-    """Belongs to the event loop that runs when it is created. `endpoint` leads to one of its servers.
+    """One link for all queues; the routers of Sentinel and Cluster derive from this one.
 
-    It calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
+    Belongs to the event loop that runs when it is created. `endpoint` leads to one of its servers. It
+    calls `LinkSettings.on_moved` when the result of `link` might have changed for any queue, or when
     the servers are known again. Links that `links` no longer returns are closed then.
     """
 
@@ -27,17 +28,20 @@ class Router:
     def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._made: list[Link] = []
+        self._links: dict[Any, Link] = {}  # in use, by server
+        self._made: list[Link] = []  # also those that are closing
         self._why_unknown = ""  # why `link` returns None, if it does
         self._unknown_for_good = False  # see `denied`
 
-    def link(self, key: bytes) -> Link | None:
+    def link(self, key: bytes) -> Link | None:  # noqa: ARG002
         """The link to the server that serves `key`, up or down; None while no server is known."""
-        raise NotImplementedError
+        if not self._links:
+            self._links[None] = self._connect(self._endpoint)
+        return self._links[None]
 
     def links(self) -> Sequence[Link]:
         """The links in use."""
-        raise NotImplementedError
+        return tuple(self._links.values())
 
     def redirected(self, key: bytes, error: BaseException) -> bool:  # noqa: ARG002
         """Whether `error` means that another server serves `key`, or none for now.
@@ -80,17 +84,3 @@ class Router:
         link = Link(endpoints, self._settings._replace(**changes))
         self._made.append(link)
         return link
-
-
-class SingleRouter(Router):
-    """One link for all queues."""
-
-    def __init__(self, endpoint: Endpoint, settings: LinkSettings) -> None:
-        super().__init__(endpoint, settings)
-        self._link = self._connect(endpoint)
-
-    def link(self, key: bytes) -> Link | None:  # noqa: ARG002
-        return self._link
-
-    def links(self) -> Sequence[Link]:
-        return (self._link,)

@@ -16,10 +16,10 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from genesis.backends.redis.endpoint import Endpoint
 from genesis.backends.redis.errors import ConnectionLost, NoMasterError
 from genesis.backends.redis.link import Link, LinkSettings, ignore
-from genesis.backends.redis.router import SingleRouter
+from genesis.backends.redis.router import Router
 
 
-class SentinelRouter(SingleRouter):
+class SentinelRouter(Router):
     """A link to the master. It reconnects when a Sentinel names another master."""
 
     is_master = True  # redis-py's connection reads these two
@@ -47,6 +47,7 @@ class SentinelRouter(SingleRouter):
             on_down=self._sentinel_down,
             on_push=self._ask,
         )
+        self._link = self._links[None] = self._connect(master)
 
     async def get_master_address(self) -> tuple[str, int]:
         """Called by each new connection to the master."""
