@@ -49,6 +49,7 @@ from genesis.exceptions import BackendUnavailableError, EvictedError
 
 _WAS_HOLDING, _WAS_WAITING, _HAD_NOTHING = map(LeaveResult, ("holding", "waiting", None))
 _MAX_IDLE = 1_000  # queues whose mean hold is remembered
+_MAX_PER_TURN = 500  # queues reported per iteration of the event loop
 _HOLDERS_SHOWN = 5
 
 
@@ -325,10 +326,19 @@ class InMemoryBackend:
         now = self._clock()
         for token in [token for token, kept in self._kept.items() if kept.until <= now]:
             del self._kept[token]
-        for queue_id, line in self._lines.items():
-            self._emit(Snapshot(queue_id, line.stats(now)))
+        self._show(self._moves, [*self._lines])
         if self._lines or self._kept:
             self._arm()
+
+    def _show(self, moves: int, queue_ids: list[str]) -> None:
+        if moves != self._moves:
+            return
+        now = self._clock()
+        for queue_id in queue_ids[:_MAX_PER_TURN]:
+            if (line := self._lines.get(queue_id)) is not None:
+                self._emit(Snapshot(queue_id, line.stats(now)))
+        if rest := queue_ids[_MAX_PER_TURN:]:
+            get_running_loop().call_soon(self._show, moves, rest, context=Context())
 
     def _arm(self) -> None:
         # An empty context: the timers would keep the context of the first call, and everything in it,

@@ -224,7 +224,10 @@ class OverrideChanged(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A queue's shared state, emitted with every heartbeat."""
+    """A queue's shared state, emitted with every heartbeat.
+
+    At most some hundred are emitted in one iteration of the event loop.
+    """
 
     queue_id: str
     stats: QueueStats

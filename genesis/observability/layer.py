@@ -25,7 +25,6 @@ from genesis.observability import names
 from genesis.observability.histogram import MAX_UNFLUSHED, appender
 from genesis.observability.logs import DEBUG, ERROR, INFO, WARNING
 from genesis.observability.recorder import CallRecorder, wait_outcome
-from genesis.observability.shared import Spread
 from genesis.observability.span_context import context_of, end, ids_of
 from genesis.observability.spans import Tracing
 from genesis.observability.telemetry import Telemetry
@@ -61,7 +60,6 @@ class ObservedBackend:
             step: partial(self._count_operation, step, "ok") for step in ("enter", "wait", "leave")
         }
         self._unflushed = 0  # steps since the values were sorted
-        self._snapshots = Spread(partial(telemetry.guarded, "metrics", self._show))
         self._listener: protocol.Listener | None = None
         tracing = telemetry.guarded("traces", Tracing, telemetry.tracer_provider, version, inner)
         self._tracing = tracing or Tracing(NoOpTracerProvider(), version, inner)
@@ -285,7 +283,7 @@ class ObservedBackend:
         # An empty context: the backend emits events from tasks and timers that run in the context of
         # some call, and a log event would contain that call's trace and variables.
         if isinstance(event, Snapshot):
-            self._snapshots.take(event)
+            self._telemetry.guarded("metrics", self._show, event)
         else:
             Context().run(self._telemetry.guarded, "metrics", self._record, event)
         if self._listener is not None:

@@ -6,12 +6,10 @@ The shared gauges are those of the last snapshot. They disappear instead of goin
 from __future__ import annotations
 
 import _thread
-import asyncio
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import Context
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, finalize
 
@@ -19,14 +17,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from genesis.backends.estimate import expected_wait
-from genesis.backends.protocol import QueueStats, Snapshot
+from genesis.backends.protocol import QueueStats
 from genesis.observability import names
 
 STALE_HEARTBEATS = 3
 LIMIT_SECONDS = 60.0  # a limit rarely changes, so it is shown longer than the other numbers
 _MAX_EXACT = 64
 _MAX_FORGOTTEN = 500
-_SNAPSHOTS_A_TURN = 500
 
 SHARED = (
     (names.DEPTH, "Waiters in the queue, over all instances."),
@@ -101,36 +98,6 @@ class BackendUp(Collector):
         for backend, reached in self._reached.items():
             values[backend.name] = min(float(reached), values.get(backend.name, 1.0))
         return values
-
-
-class Spread:
-    """Shows snapshots, at most `_SNAPSHOTS_A_TURN` per iteration of the event loop.
-
-    A process might have 20,000 queues, whose heartbeats come at once.
-    """
-
-    def __init__(self, show: Callable[[Snapshot], None]) -> None:
-        self._show = show
-        self._later: dict[str, Snapshot] = {}
-        self._shown = 0  # in this iteration
-
-    def take(self, snapshot: Snapshot) -> None:
-        if self._later or self._shown >= _SNAPSHOTS_A_TURN:
-            self._later[snapshot.queue_id] = snapshot
-            return
-        if not self._shown and (loop := asyncio._get_running_loop()) is not None:
-            loop.call_soon(self._show_more, context=Context())
-            self._shown = 1
-        elif self._shown:
-            self._shown += 1
-        self._show(snapshot)
-
-    def _show_more(self) -> None:
-        count = self._shown = min(len(self._later), _SNAPSHOTS_A_TURN)
-        if count:
-            asyncio.get_running_loop().call_soon(self._show_more, context=Context())
-        for _ in range(count):
-            self._show(self._later.popitem()[1])
 
 
 class _Report(NamedTuple):

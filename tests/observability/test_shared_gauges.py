@@ -13,13 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from genesis import Queue
 from genesis.backends.protocol import (
     QueueStats,
-    Snapshot,
 )
 from genesis.observability import Telemetry, names
-from genesis.observability.layer import ObservedBackend
 from genesis.observability.shared import SharedGauges
-from genesis.queue import InMemoryBackend
-from tests.support.waiting import quiesce
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
@@ -69,21 +65,6 @@ def test_many_queues_are_reported_without_a_sweep() -> None:
     assert (found[names.DEPTH], found[names.OLDEST_WAIT]) == (20_000, 19_999.0)
     now += 60.1
     assert shown(gauges) == {}
-
-
-async def test_snapshots_that_come_at_once_are_spread_over_turns(
-    registry: CollectorRegistry,
-) -> None:
-    """20,000 heartbeats in one iteration of the loop are shown over the following iterations."""
-    inner = InMemoryBackend()
-    ObservedBackend(inner, Telemetry(registry), "1")
-    for number in range(20_000):
-        inner._emit(Snapshot(f"q{number}", QueueStats(1, 0, 1, 0.0)))
-    count = value(registry, names.DEPTH, queue=names.OTHER_QUEUES, backend="memory")
-    assert count is not None
-    assert count < 1_000
-    await quiesce(60)
-    assert value(registry, names.DEPTH, queue=names.OTHER_QUEUES, backend="memory") == 19_900
 
 
 class Line(str, Enum):

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from genesis import Queue, QueueTimeoutError
-from genesis.backends.protocol import EnterRequest, EnterResult
+from genesis.backends.protocol import BackendEvent, EnterRequest, EnterResult, Snapshot
 from genesis.exceptions import (
     BackendUnavailableError,
 )
@@ -212,3 +212,16 @@ async def test_the_turns_for_which_an_entry_is_held_up_count_for_its_timeout(
             async with passage as slot:
                 assert slot.waited == 0
     assert (await queue.stats("sales"))[:2] == (0, 0)
+
+
+async def test_the_heartbeat_of_many_queues_is_spread_over_iterations_of_the_loop() -> None:
+    """The memory backend reports at most 500 queues at once, and none that is idle by then."""
+    backend, events = InMemoryBackend(), list[BackendEvent]()
+    backend.listen(events.append)
+    entered = [await backend.enter(EnterRequest(f"q{n}", "call")) for n in range(1_200)]
+    backend._report()
+    assert len(events) == 500
+    backend.leave(entered[-1].ticket)
+    await wait_until(lambda: len(events) == 1_199, "the other queues are reported")
+    assert {type(event) for event in events} == {Snapshot}
+    await backend.close()
