@@ -28,33 +28,6 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from genesis.backends.places import encode
 
-__all__ = [
-    "BackendEvent",
-    "CallRef",
-    "Disrupted",
-    "EnterRequest",
-    "EnterResult",
-    "Grant",
-    "Heartbeat",
-    "LeaveResult",
-    "Left",
-    "LimitDisagreement",
-    "Listener",
-    "OverrideChanged",
-    "QueueBackend",
-    "QueueEntry",
-    "QueueStats",
-    "Reclaimed",
-    "Recovered",
-    "SlotLost",
-    "Snapshot",
-    "State",
-    "Ticket",
-    "WaitStatus",
-    "ONE_REPLY",
-    "new_tuple",
-]
-
 State: TypeAlias = Literal["waiting", "holding"]
 
 ONE_REPLY = 1.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-__all__: list[str] = []  # imported as a module: `names.WAIT_SECONDS`
-
 # Metrics -------------------------------------------------------------------------------------------
 WAIT_SECONDS: Final = "genesis_queue_wait_seconds"
 HOLD_SECONDS: Final = "genesis_queue_hold_seconds"
