@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from asyncio import get_running_loop
 from functools import partial
-from types import TracebackType
 
 from genesis.backends.memory import InMemoryBackend
 from genesis.backends.protocol import EnterRequest, QueueBackend, QueueEntry, QueueStats, new_tuple
@@ -332,12 +331,7 @@ class Queue:
     async def __aenter__(self) -> Queue:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _calls_here(self, request: EnterRequest) -> Calls:

@@ -7,7 +7,6 @@ from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -117,12 +116,7 @@ class SlotRequest:
             queue.watches.granted(request.queue_id, request.item_id)
         return slot
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         slot, calls = self.slot, self._calls
         if slot is None or calls is None:
             if not self._entered:

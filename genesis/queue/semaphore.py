@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NamedTuple
 
 from genesis.queue.calls import task_id
@@ -55,12 +55,7 @@ class QueueSemaphore:
         self._held.setdefault(use.task, []).append(use)
         return slot
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         request = self._take(sys._getframe(1), isinstance(error, GeneratorExit))
         await request.__aexit__(kind, error, traceback)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextvars import Context
-from types import TracebackType
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -183,12 +182,7 @@ class RedisBackend(Requests):
     async def __aenter__(self) -> RedisBackend:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _join(self, operation: str, queue_id: str = "", item_id: str = "") -> Driver:
