@@ -128,20 +128,8 @@ class Queue:
         if keep_place is not _ZERO:
             keep_place = check_seconds(f"queue {queue_id!r}: keep_place", keep_place)
         token = "" if place_token is None else check_place_token(queue_id, place_token)
-        request = new_tuple(
-            EnterRequest,
-            (
-                queue_id,
-                item_id,
-                max_concurrent,
-                "",
-                max_waiting,
-                head_start,
-                token,
-                timeout,
-            ),
-        )
-        return SlotRequest(self, request, keep_place)
+        fields = (queue_id, item_id, max_concurrent, "", max_waiting, head_start, token, timeout)
+        return SlotRequest(self, new_tuple(EnterRequest, fields), keep_place)
 
     def semaphore(
         self,
@@ -169,7 +157,7 @@ class Queue:
             keep_place=keep_place,
         )
         slot(item_id="any")  # check the arguments now
-        return QueueSemaphore(queue_id, max_concurrent, timeout, slot)
+        return QueueSemaphore(queue_id, slot)
 
     def watch(
         self, queue_id: str, item_id: str, *, every: float = 30.0, at_least: float = 10.0

@@ -36,8 +36,6 @@ class QueueSemaphore:
     """
 
     queue_id: str
-    max_concurrent: int | None
-    timeout: float | None
     _slot: Callable[..., SlotRequest]  # `Queue.slot` with the arguments of this semaphore
     # Slots held through this handle, by the id of the task that entered, oldest first. A reference
     # to the task itself would keep an abandoned task alive for ever.

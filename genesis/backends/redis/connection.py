@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -43,6 +44,12 @@ _QUIET = 1.0  # seconds
 _NO_REPLY_YET = object()
 _SUBSCRIBED = (b"subscribe", b"ssubscribe")  # pushes that are the reply to a command
 _DISCARD = struct.pack("ii", 1, 0)  # SO_LINGER of 0: closing discards unsent data and sends a reset
+
+
+def resolve(future: asyncio.Future[Any], reply: Any) -> None:
+    """Pass on a reply, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(reply)
 
 
 class Connection(asyncio.Protocol):
@@ -156,12 +163,7 @@ class Connection(asyncio.Protocol):
     def request(self, parts: Sequence[bytes]) -> asyncio.Future[Any]:
         """Send a command. The future resolves with what `on_reply` would get, errors included."""
         future = self._loop.create_future()
-
-        def on_reply(reply: Any) -> None:
-            if not future.done():
-                future.set_result(reply)
-
-        self.send(parts, on_reply)
+        self.send(parts, partial(resolve, future))
         return future
 
     def abort(self, reason: str, detail: str) -> None:

@@ -382,19 +382,15 @@ class Driver:
         if not self.loop.is_closed():
             self._stop()
             self.router.abort()
-        self._end()
+        for call in list(self.calls.values()):  # the reply to its `leave` will never come
+            if call.observed:
+                self.emit(Left(call.ticket, LeaveResult(None), False))
+        self.calls.clear()
+        if not self.loop.is_closed():
+            self._notify()
 
     def _stop(self) -> None:
         self.closing = True
         self.index.stop()
         if self._timer is not None:
             self._timer.cancel()
-
-    def _end(self) -> None:
-        """The last connection has ended: a `leave` without a reply will never get one."""
-        for call in list(self.calls.values()):
-            if call.observed:
-                self.emit(Left(call.ticket, LeaveResult(None), False))
-        self.calls.clear()
-        if not self.loop.is_closed():
-            self._notify()

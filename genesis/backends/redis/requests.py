@@ -17,6 +17,7 @@ from typing import Any
 from genesis.backends.estimate import expected_wait
 from genesis.backends.protocol import QueueEntry, QueueStats, Ticket, WaitStatus
 from genesis.backends.redis.calls import LocalQueue, unavailable
+from genesis.backends.redis.connection import resolve
 from genesis.backends.redis.driver import Driver
 from genesis.backends.redis.errors import ConnectionLost
 from genesis.backends.redis.members import parse_member, stats_of
@@ -132,7 +133,7 @@ class Requests:
             replies = []
             for link in links:
                 replies.append(driver.loop.create_future())
-                link.send((b"PING",), partial(_resolve, replies[-1]))
+                link.send((b"PING",), partial(resolve, replies[-1]))
             answers = [await self._within("ping", "", reply, deadline, "") for reply in replies]
             errors = [answer for answer in answers if isinstance(answer, Exception)]
             if not errors:
@@ -175,13 +176,13 @@ class Requests:
                 if script != "entries":
                     queue.asked(script, session, arguments, answer, driver.loop.time())
                     driver.schedule(queue)
-            _resolve(reply, answer)
+            resolve(reply, answer)
 
         while True:
             queue = driver.open(queue_id)  # each time: an idle queue might have been dropped meanwhile
             reply = driver.loop.create_future()
-            resolve = partial(on_reply, queue, queue.session, reply)
-            if not queue.call(script, b"", arguments, resolve):
+            callback = partial(on_reply, queue, queue.session, reply)
+            if not queue.call(script, b"", arguments, callback):
                 await self._until_changed(operation, queue, deadline)
                 continue
             answer = await self._within(operation, queue_id, reply, deadline, lost)
@@ -226,8 +227,3 @@ class Requests:
         if not done:
             raise unavailable(operation, _NO_ANSWER + lost, queue_id)
         return reply.result()
-
-
-def _resolve(reply: asyncio.Future[Any], answer: Any) -> None:
-    if not reply.done():
-        reply.set_result(answer)
