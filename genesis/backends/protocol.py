@@ -257,8 +257,9 @@ class QueueBackend(Protocol):
     """The interface that `Queue` needs.
 
     All methods except `lapsed` are called from one event loop. A coroutine can be cancelled at any
-    await point; the docstrings state what holds then. The backend enforces the limit and the order, and
-    ends every ticket exactly once.
+    await point; the docstrings state what holds then. Every coroutine but `flush` and
+    `close` raises `BackendUnavailableError` if the backend does not reply in time or was closed. The
+    backend enforces the limit and the order, and ends every ticket exactly once.
     """
 
     @property
@@ -288,9 +289,6 @@ class QueueBackend(Protocol):
         """Take a slot if one is free and nobody waits, otherwise a place in the line.
 
         If this raises or is cancelled, the ticket has ended and gives back what it got.
-
-        Raises:
-            BackendUnavailableError: the backend did not reply in time, or was closed.
         """
 
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
@@ -336,8 +334,7 @@ class QueueBackend(Protocol):
     async def set_limit(self, queue_id: str, limit: int | None) -> None:
         """Override the limit of a queue for all instances; None ends the override.
 
-        Raises:
-            BackendUnavailableError: closed, or no reply in time; the limit might have been set.
+        If this raises, the limit might have been set.
         """
 
     async def stats(self, queue_id: str) -> QueueStats:
@@ -361,16 +358,11 @@ class QueueBackend(Protocol):
     async def evict(self, queue_id: str, item_id: str) -> int:
         """Remove all tickets of `item_id` from the queue. Returns their number.
 
-        Raises:
-            BackendUnavailableError: closed, or no reply in time; the item might have been evicted.
+        If this raises, the item might have been evicted.
         """
 
     async def ping(self) -> None:
-        """Return if the backend replies.
-
-        Raises:
-            BackendUnavailableError: it does not reply in time, or was closed.
-        """
+        """Return if the backend replies."""
 
     async def close(self) -> None:
         """Give back everything this instance has, and stop. Waiters get `BackendUnavailableError`."""

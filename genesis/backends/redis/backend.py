@@ -1,7 +1,4 @@
-"""`RedisBackend`: the public class of the Redis backend.
-
-README.md in this folder explains the protocol. `core` implements it without I/O, and `driver` runs it.
-"""
+"""`RedisBackend`: the public class of the Redis backend."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from genesis.backends.redis.requests import Requests
 from genesis.backends.redis.servers import servers_of
 from genesis.backends.redis.ticket import Stage
 from genesis.backends.waiting import until_granted
-from genesis.exceptions import BackendUnavailableError, EvictedError
+from genesis.exceptions import BackendUnavailableError
 
 _DEFAULT_URL = "redis://localhost:6379"
 _MAX_SECONDS = 86_400  # of a lease: one day
@@ -130,9 +127,7 @@ class RedisBackend(Requests):
     async def wait(self, ticket: Ticket, timeout: float | None) -> Grant:
         call = self._call(ticket)
         if call is None or call.granted is None:
-            if self._closed:
-                raise unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
-            raise EvictedError(ticket.queue_id, ticket.item_id)
+            raise unavailable("wait", BackendUnavailableError.CLOSED, *ticket[:2])
         return await until_granted(call.granted, timeout)
 
     def leave(self, ticket: Ticket, context: str = "", keep_place: float = 0.0) -> LeaveResult | None:

@@ -11,9 +11,6 @@ first writes. But if a *declared* key is missing, Redis rejects the script befor
 Cluster every script therefore declares one more key, `guard_key`, which never exists. During a
 migration both nodes reject the scripts of the slot completely, and its queues pause until it ends. ASK
 is therefore never followed.
-
-The slot map is read at the start, when a link is down or silent, when a slot has moved, and once a
-minute.
 """
 
 from __future__ import annotations

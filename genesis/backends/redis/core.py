@@ -1,15 +1,7 @@
 """The state of one queue of one instance: a protocol without I/O.
 
 No socket, no clock, no task. Events go in as method calls, with the time where it matters. Commands to
-send and results of tickets come out as calls of the methods of `Output`. See README.md:
-
-1. No step of a call is ever sent twice. An instance that is not sure what Redis knows sends `sync`, the
-   list of its tickets.
-2. Every command carries the session of the last `sync`. Replies and messages of another session are
-   ignored, because the reply to the `sync` restores the state of every ticket.
-3. A grant is valid only while the lease runs. The lease deadline counts from the time at which the
-   renewal was sent, and it is checked before anything received is processed.
-4. No caller waits for the reply to `leave`. If it is lost, the next `sync` does not list the ticket.
+send and results of tickets come out as calls of the methods of `Output`. README.md has the rules.
 
 Stages of a ticket, as Redis has confirmed them; `wanted` is false once the call has left:
 
