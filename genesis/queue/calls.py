@@ -101,11 +101,11 @@ class Calls:
     def count(self) -> int:
         return sum(calls for calls, _ in self.agreements.values())
 
-    def when_empty(self) -> asyncio.Future[None]:
-        """A future that completes when the last call leaves. Shared: it must not be cancelled."""
-        if self._emptied is None:
-            self._emptied = self.loop.create_future()
-        return self._emptied
+    async def until_empty(self) -> None:
+        """Wait until the last call has left."""
+        if self.agreements:
+            self._emptied = self._emptied or self.loop.create_future()
+            await asyncio.wait({self._emptied})  # shared by those who wait, so it is never cancelled
 
     def this_task_holds(self) -> bool:
         task = asyncio.current_task(self.loop)

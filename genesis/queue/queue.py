@@ -279,8 +279,7 @@ class Queue:
         """
         timeout = check_timeout("drain: timeout", timeout)
         calls = self._calls
-        loop = get_running_loop()
-        if calls is not None and calls.loop is not loop:
+        if calls is not None and calls.loop is not get_running_loop():
             if calls.agreements and not calls.loop.is_closed():
                 raise RuntimeError("this Queue has calls in another event loop; drain it there")
             calls = None
@@ -293,18 +292,16 @@ class Queue:
         self._draining = True
         if calls is None:
             return 0
-        deadline = None if timeout is None else loop.time() + timeout
-        if calls.agreements:
-            await asyncio.wait({calls.when_empty()}, timeout=timeout)
-        if calls.agreements:
-            return calls.count
-        flushed = asyncio.ensure_future(self._backend.flush())
+        drained = asyncio.ensure_future(self._until_drained(calls))
         try:
-            rest = None if deadline is None else max(0.0, deadline - loop.time())
-            await asyncio.wait({flushed}, timeout=rest)
+            await asyncio.wait({drained}, timeout=timeout)
         finally:
-            flushed.cancel()
+            drained.cancel()
         return calls.count
+
+    async def _until_drained(self, calls: Calls) -> None:
+        await calls.until_empty()
+        await self._backend.flush()
 
     async def close(self) -> None:
         """Give everything back and close the backend; waiters get `BackendUnavailableError`.
