@@ -38,6 +38,8 @@ __all__ = ["Call", "NoAgentError", "handle_call"]
 
 PLACE = "genesis_place"
 """The channel variable with the place token: FreeSWITCH passes it to the next instance."""
+SINCE = "genesis_since"
+"""The channel variable with FreeSWITCH's time, in microseconds, at which the call came to wait."""
 MAX_HEAD_START = 86_400.0
 LEAST_MUSIC = 1.0
 """Minimum seconds between two starts of the music, so that a missing file causes no busy loop."""
@@ -72,6 +74,7 @@ class Call:
         self._stopping = stopping
         self._now = asyncio.get_running_loop().time
         self._began = self._now()  # when it started to wait, perhaps on another instance
+        self._since = 0
         self._waited_before = False
         self._music: Execution | None = None
         self._request: SlotRequest | None = None  # while it waits
@@ -91,6 +94,7 @@ class Call:
                 esl.send("myevents plain"),
                 # First: if this process dies, FreeSWITCH must continue with the next `socket` action.
                 esl.execute("set", "socket_resume=true"),
+                esl.execute("set", f"{SINCE}={self._since}"),
                 esl.execute("set", "playback_terminators=none"),  # `*` would end the music
                 esl.execute("answer"),
             )
@@ -106,20 +110,20 @@ class Call:
     def _resume(self, channel: Mapping[str, str]) -> str | None:
         """Compute how long the call has waited on earlier instances. Returns its place token.
 
-        Both times are FreeSWITCH's, so no instance's clock counts. A call is answered when it starts to
-        wait, so this also works if the previous instance died.
+        All times are FreeSWITCH's, so no instance's clock counts. Each transfer gives the call a new
+        profile: a call that comes back waits anew.
         """
-        if channel.get("variable_socket_resume") == "true":
-            answered, now = (
-                int(text) if text.isdecimal() else 0
-                for text in (
-                    channel.get("Caller-Channel-Answered-Time", ""),
-                    channel.get("Event-Date-Timestamp", ""),
-                )
+        profile, since, now = (
+            int(text) if text.isdecimal() else 0
+            for text in (
+                channel.get("Caller-Profile-Created-Time", ""),
+                channel.get(f"variable_{SINCE}", ""),
+                channel.get("Event-Date-Timestamp", ""),
             )
-            if 0 < answered < now:  # microseconds
-                self._waited_before = True
-                self._began -= min((now - answered) / 1e6, MAX_HEAD_START)
+        )
+        self._waited_before = since > 0 and profile <= since <= now
+        self._since = since if self._waited_before else now
+        self._began -= min((now - self._since) / 1e6, MAX_HEAD_START)
         _log("connected", self._esl.uuid, waited=round(self._now() - self._began, 3))
         return channel.get(f"variable_{PLACE}")
 

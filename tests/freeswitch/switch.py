@@ -88,6 +88,7 @@ class Channel:
         self.commands: list[str] = []
         self.connections = 0
         self.answered = 0
+        self.profile = EPOCH  # when its last transfer was, or when it came
         self.answer_state = "ringing"
         self.cause = ""
         self.talks_with = ""
@@ -224,6 +225,7 @@ class Channel:
         lines = ["Event-Name: CHANNEL_DATA", f"Unique-ID: {self.uuid}"]
         lines += [f"Answer-State: {self.answer_state}", f"Event-Date-Timestamp: {self.clock}"]
         lines += [f"Caller-Channel-Answered-Time: {self.answered}"]
+        lines += [f"Caller-Profile-Created-Time: {self.profile}"]
         lines += [f"Caller-Destination-Number: {self.extension or '5000'}"]
         lines += [f"variable_{key}: {quote(value)}" for key, value in self.variables.items()]
         lines += ["Content-Type: command/reply", "Reply-Text: %2BOK%0A"]

@@ -137,6 +137,31 @@ async def test_callers_of_a_dead_instance_keep_their_place(world: World) -> None
         channel.hang_up()
 
 
+@pytest.mark.parametrize("before", ["another application", "an earlier wait"])
+async def test_time_outside_the_line_is_no_head_start(before: str, world: World) -> None:
+    """Neither a menu that answered the call, nor a wait that a transfer had ended."""
+    dead, other = await world.instance(), await world.instance()
+    async with world.queue.slot("agents", max_concurrent=1):
+        older = world.call("older", other)
+        await stand(world.queue, waiting=1, in_use=1)
+        channel = world.call("late", dead, other)
+        channel.clock += 120_000_000
+        if before == "another application":
+            channel.answered, channel.answer_state = channel.clock - 60_000_000, "answered"
+        else:
+            channel.variables[call.SINCE] = str(channel.clock - 60_000_000)
+            channel.profile = channel.clock - 30_000_000
+        await stand(world.queue, waiting=2, in_use=1)
+        await wait_until(lambda: channel.music_plays, "music")
+        assert await world.queue.position("agents", "late") == 2
+        channel.lose_handler()
+        await wait_until(lambda: channel.connections == 2, "the other instance has it")
+        await stand(world.queue, waiting=2, in_use=1)
+        assert await world.queue.position("agents", "late") == 2
+        older.hang_up()
+        channel.hang_up()
+
+
 @pytest.mark.parametrize("end", ["too long", "stopped", "killed"])
 async def test_who_hears_the_announcement_is_not_in_line_again(end: str, world: World) -> None:
     """FreeSWITCH plays it to its end and hangs up, whether or not this instance waits for that."""

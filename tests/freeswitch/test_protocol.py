@@ -34,7 +34,7 @@ CHANNEL_DATA = (
     "variable_current_application_data: 127.0.0.1%3A9696%20async%20full\n"
     "Content-Type: command/reply\nReply-Text: %2BOK%0A\nSocket-Mode: async\nControl: full\n\n"
 )
-SET_UP = 5  # commands after `connect`, before the line is entered
+SET_UP = 6  # commands after `connect`, before the line is entered
 
 
 def reply(text: str = "+OK") -> bytes:
@@ -283,8 +283,9 @@ async def test_a_refused_command_ends_the_call(refused: int, call: Call, waiting
     """An -ERR to any command of the beginning closes the connection without a wait."""
     peer = await call("caller")
     await peer.connect()
-    for number in range(SET_UP):
+    for _ in range(SET_UP):  # all are sent before the first reply
         await peer.receive()
+    for number in range(SET_UP):
         peer.send(reply("-ERR no such channel" if number == refused else "+OK"))
     await peer.closed()
     await stand(waiting_line, waiting=0, in_use=0)

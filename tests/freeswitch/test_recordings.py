@@ -219,7 +219,7 @@ class Replay:
     async def start(self) -> None:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.obeying = asyncio.ensure_future(self._obey())
-        await wait_until(lambda: len(self.commands) >= 7, "the call is set up")
+        await wait_until(lambda: len(self.commands) >= 8, "the call is set up")
 
     async def _obey(self) -> None:
         while True:
