@@ -10,13 +10,16 @@ place:
 
     <extension name="agents">
       <condition field="destination_number" expression="^5000$">
+        <action application="set" data="socket_resume=true"/>
         <action application="socket" data="10.0.0.1:9696 async full"/>
         <action application="socket" data="10.0.0.2:9696 async full"/>
         <action application="hangup" data="NORMAL_TEMPORARY_FAILURE"/>
       </condition>
     </extension>
 
-If there is only one instance, name it in the second `socket` action too: it might be up again by then.
+Without `socket_resume`, a caller whose instance dies before it has read the connection hears nothing,
+for ever. If there is only one instance, name it in the second `socket` action too: it might be up again
+by then.
 
 On SIGTERM it hands over the waiting callers, lets conversations finish (for at most `--drain` seconds),
 and stops. A second signal stops it at once.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import re
 from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from examples import freeswitch_outbound
 from examples.freeswitch import call
 from examples.freeswitch_outbound import serve
 from genesis import Queue
@@ -160,6 +163,21 @@ async def test_time_outside_the_line_is_no_head_start(before: str, world: World)
         assert await world.queue.position("agents", "late") == 2
         older.hang_up()
         channel.hang_up()
+
+
+async def test_a_call_whose_instance_died_before_it_spoke_goes_on(world: World) -> None:
+    """Because of the dialplan: no handler has set anything on this call."""
+    dialplan = re.findall(r'application="(\w+)" data="(.*)"', freeswitch_outbound.__doc__ or "")
+    dead = await asyncio.start_server(lambda _, writer: writer.transport.abort(), "127.0.0.1", 0)
+    channel = world.call("caller", dead.sockets[0].getsockname()[1], await world.instance())
+    for _, argument in itertools.takewhile(lambda action: action[0] == "set", dialplan):
+        name, _, value = argument.partition("=")
+        channel.variables[name] = value
+    await talks(channel)
+    assert channel.connections == 2
+    channel.hang_up()
+    await channel.over()
+    dead.close()
 
 
 @pytest.mark.parametrize("end", ["too long", "stopped", "killed"])
