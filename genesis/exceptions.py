@@ -6,19 +6,6 @@ an operator sees.
 
 from __future__ import annotations
 
-from typing import Any
-
-__all__ = [
-    "BackendUnavailableError",
-    "EvictedError",
-    "GenesisError",
-    "LimitMismatchError",
-    "QueueDrainingError",
-    "QueueFullError",
-    "QueueTimeoutError",
-    "SlotLostError",
-]
-
 
 class GenesisError(Exception):
     """The base of all errors. They survive pickle and copy, with message and attributes.
@@ -26,7 +13,7 @@ class GenesisError(Exception):
     Each of the others has the attributes `queue_id` and `item_id`.
     """
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # By default, pickle calls __init__ with the message instead of the original arguments.
         return self.__new__, (type(self),), {**self.__dict__, "args": self.args}
 

@@ -22,7 +22,7 @@ def until_granted(future: asyncio.Future[Grant], timeout: float | None) -> Await
 
 
 async def _granted_within(timeout: float, future: asyncio.Future[Grant]) -> Grant:
-    timer = future.get_loop().call_later(timeout, _expire, future)
+    timer = future.get_loop().call_later(timeout, fail, future, TimeoutError())
     try:
         return await future
     finally:
@@ -34,7 +34,3 @@ def fail(future: asyncio.Future[Grant], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # a cancelled task never retrieves it: suppress asyncio's warning
-
-
-def _expire(future: asyncio.Future[Grant]) -> None:
-    fail(future, TimeoutError())

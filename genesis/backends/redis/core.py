@@ -98,7 +98,9 @@ class QueueCore(Output):
         if ticket.stage is Stage.ENDED or not ticket.sent:
             self._gone(ticket, LeaveResult(None), confirmed=True)
             return
-        ticket.leaves(now + keep if keep else 0.0, back)
+        # A slot might be granted while the call is being cancelled.
+        ticket.keep_until = now + keep if keep and ticket.place else 0.0
+        ticket.back = back and ticket.kept != b""
         if self.up:
             ticket.left = self.session
             words = ticket.leave_arguments(context, now)

@@ -99,7 +99,10 @@ class Index:
             if disagreements:
                 self._add(self._limits_key, [(facts, KEEP) for facts in disagreements])
         if queues:
-            rows = [(name.encode(), _keep(queue)) for name, queue in queues.items()]
+            rows = [
+                (name.encode(), KEEP_OVERRIDDEN if queue.override[1] else KEEP)
+                for name, queue in queues.items()
+            ]
             self._add(self._queues_key, rows)
         self.due = self._next_full
 
@@ -139,11 +142,6 @@ class Index:
             "started": now,
         }
         return _pack(facts)
-
-
-def _keep(queue: LocalQueue) -> float:
-    """Seconds for which a queue is listed."""
-    return KEEP_OVERRIDDEN if queue.override[1] else KEEP
 
 
 def _pack(facts: dict[str, Any]) -> bytes:

@@ -56,11 +56,6 @@ class LocalTicket:
         """Whether the reply names the holders if it must wait, because it has a trace context."""
         return self.member.split(b" ", 3)[2] != b""
 
-    def leaves(self, keep_until: float, back: bool) -> None:
-        """Set what happens to its place. A slot might be granted while the call is being cancelled."""
-        self.keep_until = keep_until if self.place else 0.0
-        self.back = back and self.kept != b""
-
     def leave_arguments(self, context: bytes, now: float) -> tuple[bytes, ...]:
         """The arguments of leave.lua."""
         holds = self.stage is Stage.HOLDING and not self.keep_until
