@@ -117,7 +117,7 @@ class Service:
         if not self._stopping.done():
             self._stopping.set_result(None)
         await self._queue.drain(seconds)
-        if self._calls:  # callers who hear an announcement have left the line
+        if self._calls:  # who hears an announcement, or was transferred
             await asyncio.wait(self._calls, timeout=max(0.0, deadline - loop.time()))
         return len(self._calls)
 

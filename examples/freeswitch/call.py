@@ -284,9 +284,8 @@ class Call:
             cause = event.get("variable_originate_disposition", "")
             _log("agent not reached", esl.uuid, agent=agent, cause=cause)
             return False
-        # If the call has not ended now, the caller was transferred: a hang-up would end a call that is
-        # no longer ours.
         _log("talked", esl.uuid, agent=agent)
+        esl.let_go()  # if the call has not ended now, the caller was transferred
         return True
 
     async def _break_music(self) -> None:
@@ -337,7 +336,9 @@ async def handle_call(
                 esl.end(str(outcome))
             elif isinstance(outcome, Exception):
                 logger.error("the call failed", exc_info=outcome, extra={"item_id": esl.uuid})
-            if esl.hung_up:
+            if esl.elsewhere:
+                await _first_of(reading, esl.hung_up)
+            if esl.hung_up.done():
                 await asyncio.wait({reading}, timeout=settings.linger_seconds)
         finally:
             reading.cancel()

@@ -125,7 +125,9 @@ class EslConnection:
     Attributes:
         ended: resolves with the reason as soon as the call is over for this side: the caller or the
             connection is gone, or the call went on to another extension.
-        hung_up: whether the caller hung up, and FreeSWITCH has more to report about it.
+        hung_up: resolves when the caller hangs up; FreeSWITCH has more to report about it.
+        elsewhere: whether the call went on to another extension. If this connection is closed then,
+            FreeSWITCH ends the `socket` or `park` there. It must stay open until the hang-up.
         bridged: whether the caller has talked to an agent.
         key: the digit that is accepted now; none if empty.
         key_pressed: resolves when the caller presses `key`.
@@ -146,7 +148,8 @@ class EslConnection:
         self.key_pressed: asyncio.Future[None] = loop.create_future()
         self.key = ""
         self.bridged = False
-        self.hung_up = False
+        self.hung_up: asyncio.Future[None] = loop.create_future()
+        self.elsewhere = False
         self.uuid = ""
 
     async def connect(self) -> Mapping[str, str]:
@@ -219,6 +222,17 @@ class EslConnection:
         if not self.ended.done():
             self.ended.set_result(reason)
 
+    def let_go(self) -> None:
+        """The call goes on without this side, unless it has ended."""
+        if not self.ended.done():
+            self.elsewhere = True
+            self.end("the call went on to another extension")
+
+    def _hang_up(self, reason: str) -> None:
+        if not self.hung_up.done():
+            self.hung_up.set_result(None)
+        self.end(reason)
+
     async def read(self) -> None:
         """Read frames until the connection ends, or until FreeSWITCH has reported the call's end."""
         reason = "the connection was given up"
@@ -243,8 +257,7 @@ class EslConnection:
             return self._take_event(frame.headers)
         elif frame.kind == "text/disconnect-notice":
             # With `linger`, this notice comes before or after the events of the hang-up.
-            self.hung_up = True
-            self.end("disconnected")
+            self._hang_up("disconnected")
             return frame.headers.get("Content-Disposition") != "linger"
         elif frame.kind == "text/rude-rejection":
             raise EslError("FreeSWITCH refused the connection (its ACL)")
@@ -266,15 +279,14 @@ class EslConnection:
             # A transfer ends what is running, and then `socket`. From the first of these events on the
             # call is not ours, and gets no more commands.
             if event.get("Application") == "socket" or _extension(event) != self._extension:
-                self.end("the call went on to another extension")  # a no-op after a hang-up
+                self.let_go()
         elif name == "CHANNEL_BRIDGE":
             self.bridged = True
         elif name == "DTMF":
             if self.key and event.get("DTMF-Digit") == self.key and not self.key_pressed.done():
                 self.key_pressed.set_result(None)
         elif name in ("CHANNEL_HANGUP", "CHANNEL_HANGUP_COMPLETE"):
-            self.hung_up = True
-            self.end(f"hung up ({event.get('Hangup-Cause', 'no cause')})")
+            self._hang_up(f"hung up ({event.get('Hangup-Cause', 'no cause')})")
         return name == "CHANNEL_HANGUP_COMPLETE"
 
     async def close(self) -> None:

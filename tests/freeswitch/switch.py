@@ -246,7 +246,7 @@ class Channel:
                 break
         if self.extension:  # runs elsewhere, and the old socket is told
             await self._execute(Application("x\nexecute-app-name: answer"))
-            while not self.cause:
+            while not (self.cause or self.dead):  # a `park` there ends when the old socket is closed
                 await self._sleep(None)
         self.hang_up("NORMAL_TEMPORARY_FAILURE")
         self.event("CHANNEL_HANGUP_COMPLETE")

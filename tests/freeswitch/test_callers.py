@@ -170,7 +170,7 @@ async def test_a_full_line_sends_newcomers_elsewhere(overflow: str, world: World
         second = world.call("second", service)
         if overflow:
             await wait_until(lambda: second.extension == "6000", "the call is elsewhere")
-            await wait_until(lambda: second.dead, "the handler lets go of it")
+            await second.settled()
             assert not second.cause
         else:
             assert await second.over() == "USER_BUSY"

@@ -39,7 +39,7 @@ from tests.support.waiting import wait_until
 
 @pytest.mark.parametrize("when", ["talking", "waiting"])
 async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None:
-    """Its slot or place is free at once; the call goes on and is not hung up."""
+    """Its slot or place is free at once; the call goes on, and the connection with it."""
     service = await world.instance()
     other = world.call("other", service) if when == "waiting" else None
     if other is not None:
@@ -47,9 +47,12 @@ async def test_a_transferred_call_is_left_alone(when: str, world: World) -> None
     channel = world.call("caller", service)
     await (talks(channel) if when == "talking" else waits(channel))
     channel.transfer("6000")
-    await wait_until(lambda: channel.dead, "the handler lets go of it")
     await stand(world.queue, waiting=0, in_use=0 if other is None else 1)
+    await channel.settled()
+    assert not channel.dead
     assert not channel.cause
+    channel.hang_up()
+    await channel.over()
     assert not any("hangup\n" in command for command in channel.commands)
     if other is not None:
         other.hang_up()
@@ -64,8 +67,8 @@ async def test_a_call_that_is_transferred_while_a_phone_rings_is_left_alone(worl
     await wait_until(lambda: world.phones.calls["user/1"] == 1, "the phone rings")
     sent = len(channel.commands)
     channel.transfer("6000")
-    await wait_until(lambda: channel.dead, "the handler lets go of it")
     await stand(world.queue, waiting=0, in_use=0)
+    await channel.settled()
     assert channel.commands[sent:] == []
 
 
@@ -81,8 +84,8 @@ async def test_a_call_that_is_transferred_hears_no_more_of_our_music(
         await channel.settled()
         sent = len(channel.commands)
         channel.transfer("6000")
-        await wait_until(lambda: channel.dead, "the handler lets go of it")
         await stand(world.queue, waiting=0, in_use=1)
+        await channel.settled()
         assert channel.commands[sent:] == []
 
 
