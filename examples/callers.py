@@ -44,27 +44,27 @@ async def call(url: str, queue_id: str) -> None:
         f"GET /call/{uuid.uuid4()}?queue={queue_id}&seconds={talk:.3f} HTTP/1.1\r\n"
         f"Host: {site.netloc}\r\nConnection: close\r\n\r\n"
     )
-    reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
     try:
-        writer.write(request.encode())
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(reader.read(), patience)
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        reader, writer = await asyncio.open_connection(site.hostname, site.port or 80)
+        try:
+            writer.write(request.encode())
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(reader.read(), patience)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+    except OSError as error:
+        print(f"{queue_id}: {error}", file=sys.stderr)
 
 
 async def keep_calling(urls: list[str], callers: Callers) -> None:
     calls: set[asyncio.Task[None]] = set()
     while True:
         await asyncio.sleep(random.expovariate(1 / callers.between))
-        calls.add(asyncio.create_task(call(random.choice(urls), callers.queue_id)))
-        ended = {each for each in calls if each.done()}
-        calls -= ended
-        for each in ended:
-            if (error := each.exception()) is not None:
-                print(f"{callers.queue_id}: {error}", file=sys.stderr)
+        task = asyncio.create_task(call(random.choice(urls), callers.queue_id))
+        calls.add(task)
+        task.add_done_callback(calls.discard)
 
 
 async def main(urls: list[str]) -> None:

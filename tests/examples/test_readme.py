@@ -103,3 +103,22 @@ async def test_what_serves_starts_and_stops(name: str, ready: str, tmp_path: Pat
             process.kill()
             await process.wait()
     assert "Traceback" not in log.read_text()
+
+
+async def test_callers_without_a_server_end_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOAD", "500")  # a call every few milliseconds
+    log = tmp_path / "log"
+    words = [sys.executable, "examples/callers.py", f"http://localhost:{free_port()}"]
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, stdout=output, stderr=output)
+    try:
+        await wait_until(lambda: "sales: [Errno" in log.read_text(), "a call has failed", 60.0)
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), 20)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert "Traceback" not in log.read_text()
