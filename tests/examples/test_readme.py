@@ -110,7 +110,7 @@ async def test_callers_without_a_server_end_without_a_traceback(
 ) -> None:
     monkeypatch.setenv("LOAD", "500")  # a call every few milliseconds
     log = tmp_path / "log"
-    words = [sys.executable, "examples/callers.py", f"http://localhost:{free_port()}"]
+    words = [sys.executable, "examples/callers.py", f"http://127.0.0.1:{free_port()}"]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, stdout=output, stderr=output)
     try:
