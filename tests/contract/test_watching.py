@@ -139,9 +139,9 @@ async def test_a_watch_yields_changes_but_not_too_often(line: Line) -> None:
     await wait_until(lambda: len(seen) >= 2, "the second")
     await wait_until(lambda: len(seen) >= 3, "the third, without a change")
     assert [status.position for status in seen[:3]] == [4, 2, 2]
-    # Measured at the reply: on a busy machine a status might be delivered late.
-    assert seen[1].waited - seen[0].waited >= 0.09
-    assert 0.29 <= seen[2].waited - seen[1].waited < 5
+    # `waited` is measured at the reply, the pause from the request: on a busy machine they differ.
+    assert seen[1].waited - seen[0].waited >= 0.05
+    assert 0.2 <= seen[2].waited - seen[1].waited < 5
     line.calls = calls[1:]
     await line.grants()
     await asyncio.wait_for(reader, 5)
